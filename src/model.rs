@@ -1,0 +1,16 @@
+//! What a run is, and what happens next: ids, releases, hosts, events, the fold and the decision.
+//!
+//! Architecture invariant: nothing here reads a clock, a file or the network, and nothing awaits. `next` folds an event into
+//! a run and is the same code live and at recovery; `decide` says what to do now and when to ask again.
+
+pub mod canonical;
+pub mod cause;
+pub mod decide;
+pub mod event;
+pub mod host;
+pub mod ids;
+pub mod next;
+pub mod pipeline;
+pub mod release;
+pub mod run;
+pub mod step;

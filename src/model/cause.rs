@@ -1,0 +1,44 @@
+//! Why something ended or waits: a stable code, a sentence for people, and the facts.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// `{"code": "...", "message": "...", ...facts}`. The code is for machines and never changes its meaning; the message says what
+/// happened, where, and what to do next.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cause {
+    /// A stable slug, `exit`, `timeout`, `unreachable`.
+    pub code: String,
+    /// One or more sentences for a person.
+    pub message: String,
+    /// Numbers and names behind the message; empty mostly.
+    #[serde(flatten)]
+    pub facts: Map<String, Value>,
+}
+
+impl Cause {
+    /// A cause without facts.
+    #[must_use]
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Cause { code: code.to_owned(), message: message.into(), facts: Map::new() }
+    }
+
+    /// The same with one more fact.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.facts.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Codes of a host that could not be reached, as against one that was reached and failed.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self.code.as_str(), "unreachable" | "connect_timeout" | "connection_lost")
+    }
+}
+
+impl std::fmt::Display for Cause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.message, self.code)
+    }
+}

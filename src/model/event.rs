@@ -1,0 +1,272 @@
+//! The facts of a run, as its journal holds them. A format: names and meanings stay.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    cause::Cause,
+    host::Host,
+    ids::{Digest, EnvironmentName, Epoch, HostId, ProjectName, RunId},
+    pipeline::Pipeline,
+    release::Release,
+    run::{DeploymentState, RunState, Trigger, Waiting},
+    step::{CallKey, Outcome, StepKey},
+};
+use crate::time::Stamp;
+
+/// One line of a run's journal. An event over 16 KiB is stored as a blob and the line names it; readers never see the difference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// When.
+    pub at: Stamp,
+    /// The controller that wrote it.
+    pub by: Arc<str>,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The first record: what the run is. Everything a fold needs that is not in later records.
+    Started(Box<Header>),
+    /// The commit was found and fetched.
+    Resolved {
+        /// What ships.
+        release: Box<Release>,
+        /// What was live in the run's last environment before, as a commit and release id; for `release.previous`.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        previous: Option<Box<Release>>,
+    },
+    /// The commit could not be had, or is stale.
+    Unresolved {
+        /// `superseded` ends the run as such; every other code fails it.
+        cause: Cause,
+    },
+    /// The checkout is in place.
+    CheckedOut {
+        /// Its directory, the same after a restart.
+        dir: String,
+    },
+    /// There is no checkout.
+    CheckoutFailed {
+        /// Why.
+        cause: Cause,
+    },
+    /// A function was called.
+    Call {
+        /// Which call.
+        key: CallKey,
+        /// The function's path in the code.
+        function: String,
+        /// The plain data it got, as they were then.
+        input: Value,
+    },
+    /// An attempt of a step is about to begin: nothing of it has happened before this record is on disk.
+    Begin {
+        /// Which step.
+        key: StepKey,
+        /// From 1.
+        attempt: u32,
+        /// `sha256(run | key | attempt)`.
+        token: Digest,
+        /// What the author wrote, canonical.
+        args: Value,
+    },
+    /// An attempt ended.
+    Done {
+        /// Which step.
+        key: StepKey,
+        /// Which attempt.
+        attempt: u32,
+        /// How.
+        outcome: Outcome,
+        /// Whether this is what Lua gets; otherwise another attempt follows.
+        last: bool,
+    },
+    /// A call ended.
+    Return {
+        /// Which call.
+        key: CallKey,
+        /// How.
+        result: CallResult,
+    },
+    /// An environment is about to be deployed to.
+    DeploymentCreated {
+        /// From 1 within the run.
+        deployment: u32,
+        /// Where.
+        environment: EnvironmentName,
+    },
+    /// Something is in the way, or no longer.
+    Blocked {
+        /// Which deployment.
+        deployment: u32,
+        /// By what; `None` = the way is free.
+        waiting: Option<Waiting>,
+    },
+    /// The environment is ours.
+    LeaseGranted {
+        /// Which deployment.
+        deployment: u32,
+        /// The fencing number that goes with every command.
+        epoch: Epoch,
+    },
+    /// The environment is not ours any more.
+    LeaseLost {
+        /// Which deployment.
+        deployment: u32,
+    },
+    /// The hosts, in the order of the rollout, and the budgets as numbers: stored before the first host is touched.
+    Planned {
+        /// Which deployment.
+        deployment: u32,
+        /// Every host, in order.
+        hosts: Vec<Host>,
+        /// Failed hosts that do not stop it.
+        max_failures: usize,
+        /// Unreachable hosts that do not stop it.
+        max_unreachable: usize,
+    },
+    /// The hosts could not be found out.
+    PlanFailed {
+        /// Which deployment.
+        deployment: u32,
+        /// Why.
+        cause: Cause,
+    },
+    /// A host's health is being watched.
+    HealthBegan {
+        /// Which deployment.
+        deployment: u32,
+        /// Which host.
+        host: HostId,
+    },
+    /// The watch ended.
+    HealthVerdict {
+        /// Which deployment.
+        deployment: u32,
+        /// Which host.
+        host: HostId,
+        /// `None` = healthy.
+        unhealthy: Option<Cause>,
+        /// What was seen last, one line a check.
+        evidence: Vec<String>,
+    },
+    /// A call's own limit passed.
+    DeadlineHit {
+        /// Which call.
+        key: CallKey,
+    },
+    /// Somebody wants the run to end.
+    StopRequested {
+        /// Who, as the audit names them.
+        by: String,
+        /// Also end what hosts in flight do, after their running step.
+        now: bool,
+        /// In their words.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        reason: Option<String>,
+    },
+    /// The daemon was gone while the run was not over.
+    Interrupted,
+    /// A deployment ended.
+    DeploymentEnded {
+        /// Which.
+        deployment: u32,
+        /// A final state.
+        state: DeploymentState,
+        /// Why, unless it succeeded.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        cause: Option<Cause>,
+    },
+    /// The last record.
+    End {
+        /// A final state.
+        state: RunState,
+        /// Why, unless it succeeded.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        cause: Option<Cause>,
+    },
+}
+
+/// What a run is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// The journal's format, 1.
+    pub format: u32,
+    /// The daemon that began it.
+    pub version: String,
+    /// Its id.
+    pub run: RunId,
+    /// Whose.
+    pub project: ProjectName,
+    /// The pinned code.
+    pub code: Digest,
+    /// What the code describes.
+    pub pipeline: Pipeline,
+    /// Makes `math.random` the same on replay.
+    pub seed: u64,
+    /// The fencing number of the journal.
+    pub epoch: Epoch,
+    /// What was asked for.
+    pub request: Request,
+}
+
+/// A press of the button, as control queued it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// What pressed it.
+    pub trigger: Trigger,
+    /// Who, as the audit names them: `uid 0`, `token ci`, `github`.
+    pub by: String,
+    /// In their words.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// Which commit.
+    pub wanted: Wanted,
+    /// No further than this environment.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub environment: Option<EnvironmentName>,
+    /// Wall time, ms.
+    pub requested_at_ms: i64,
+}
+
+/// What a run was asked to take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wanted {
+    /// The head of the project's branch.
+    Head,
+    /// Exactly this commit, the head that a push or poll saw: it must still be (or, under `queue = "all"`, be an ancestor of) the head.
+    Pushed(super::ids::Sha),
+    /// A branch, tag or hash as a person wrote it; must be reachable from the branch or match `tags`.
+    Named(String),
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CallResult {
+    /// It returned.
+    Returned(Value),
+    /// It raised.
+    Raised(Cause),
+    /// It was ended from outside: `stopped`, `timeout`, a limit, `interrupted`.
+    Ended(Cause),
+}
+
+impl CallResult {
+    /// Why it did not return.
+    #[must_use]
+    pub fn cause(&self) -> Option<&Cause> {
+        match self {
+            CallResult::Returned(_) => None,
+            CallResult::Raised(cause) | CallResult::Ended(cause) => Some(cause),
+        }
+    }
+}

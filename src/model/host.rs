@@ -1,0 +1,84 @@
+//! A deploy target and how to reach it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::HostId;
+
+/// A host as discovery gave it, `ssh` of its environment already merged in (the host's own values win).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// The provider's id; the identity of the host.
+    pub id: HostId,
+    /// What people call it; its place in the order of a rollout.
+    pub name: String,
+    /// Where its sshd listens: a name or an address.
+    pub address: String,
+    /// Free facts of discovery, shown to Lua.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Its failure domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// How to get in.
+    pub ssh: Ssh,
+}
+
+/// How to reach a host by SSH. Times are milliseconds, so that a record is plain numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ssh {
+    /// The user to log in as; the daemon's own user name when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// 22 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The secret that holds the private key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<SecretRef>,
+    /// The known_hosts file to hold the host against.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known_hosts: Option<String>,
+    /// A bastion, `[user@]host[:port]`; its key is checked against the same file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jump: Option<String>,
+    /// TCP, key exchange and authentication together; 10 s when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect_timeout_ms: Option<u64>,
+    /// `PATH` of commands on the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Where the command protocol keeps its files on the host; `/var/tmp/phased-<uid>` when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+}
+
+impl Ssh {
+    /// `self` with what `own` says instead, value by value.
+    #[must_use]
+    pub fn overlaid(&self, own: &Ssh) -> Ssh {
+        let (own, base) = (own.clone(), self.clone());
+        Ssh {
+            user: own.user.or(base.user),
+            port: own.port.or(base.port),
+            key: own.key.or(base.key),
+            known_hosts: own.known_hosts.or(base.known_hosts),
+            jump: own.jump.or(base.jump),
+            connect_timeout_ms: own.connect_timeout_ms.or(base.connect_timeout_ms),
+            path: own.path.or(base.path),
+            base: own.base.or(base.base),
+        }
+    }
+}
+
+/// A secret by name, never by value: `{"$secret": "deploy_key"}`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRef {
+    /// The name under the secrets directory; may contain `/`.
+    #[serde(rename = "$secret")]
+    pub name: String,
+}

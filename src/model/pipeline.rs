@@ -1,0 +1,223 @@
+//! What the engine knows of a project: everything of its Lua file but the functions themselves, which are named by path.
+//!
+//! Recorded in the header of every run, so that a fold needs no Lua. Times are milliseconds.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    host::{Host, SecretRef, Ssh},
+    ids::{EnvironmentName, StageName},
+};
+
+/// A project's description.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pipeline {
+    /// Where commits come from.
+    pub source: Source,
+    /// What happens to pushes while one is being tested.
+    pub queue: Queue,
+    /// Test stages in order.
+    pub stages: Vec<Stage>,
+    /// Environments in order.
+    pub environments: Vec<Environment>,
+    /// Who is told.
+    pub notify: Notify,
+}
+
+/// The repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// URL as given to git: `https://`, `ssh://`, `user@host:path`, `file://`.
+    pub git: String,
+    /// The branch that is deployed.
+    pub branch: String,
+    /// How often the head is asked for; absent = only at start.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub poll_ms: Option<u64>,
+    /// The secrets that sign webhooks; empty = there is no webhook endpoint. Two during a rotation.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub webhook: Vec<SecretRef>,
+    /// User name for `https://`; `x-access-token` when absent and there is a `token`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub user: Option<String>,
+    /// Password or token for `https://`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub token: Option<SecretRef>,
+    /// Private key for `ssh://`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key: Option<SecretRef>,
+    /// known_hosts file for `ssh://`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub known_hosts: Option<String>,
+}
+
+/// `queue = "latest" | "all"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Queue {
+    /// A newer push supersedes those still queued.
+    #[default]
+    Latest,
+    /// Every accepted push is a run.
+    All,
+}
+
+/// A test stage. Functions: `test/<name>/setup`, `/run`, `/cleanup`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stage {
+    /// Its name.
+    pub name: StageName,
+    /// Has `setup`.
+    pub setup: bool,
+    /// Has `cleanup`.
+    pub cleanup: bool,
+    /// The limit of each of its calls.
+    pub timeout_ms: u64,
+}
+
+/// An environment. Functions: `environments/<name>/deploy`, `/verify`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Its name.
+    pub name: EnvironmentName,
+    /// Where its hosts come from, in the order written.
+    pub hosts: Vec<HostSource>,
+    /// Merged under every host's own values.
+    pub ssh: Ssh,
+    /// How it is rolled out.
+    pub rollout: Rollout,
+    /// When a host is healthy; `None` = `health = "none"`, on purpose.
+    pub health: Option<Health>,
+    /// Has `verify`.
+    pub verify: bool,
+    /// The limit of each of its calls.
+    pub timeout_ms: u64,
+}
+
+/// One source of hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostSource {
+    /// Written in the file; `ssh` holds the host's own values only.
+    Static(Vec<Host>),
+    /// A discovery plugin's value; its function is `discovery/<environment>/<index from 1>`, its options are in the code.
+    Plugin {
+        /// The plugin's `name`.
+        name: String,
+        /// The function's path.
+        function: String,
+    },
+}
+
+/// The numbers of a rollout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// Hosts updated at the same moment.
+    pub max_parallel: u32,
+    /// Failed hosts that do not stop the rollout: it stops when this is exceeded.
+    pub max_failures: Budget,
+    /// The same for unreachable hosts.
+    pub max_unreachable: Budget,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Rollout { max_parallel: 1, max_failures: Budget::Count(0), max_unreachable: Budget::Count(0) }
+    }
+}
+
+/// A number of hosts, or a part of them that is rounded down and may be 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Budget {
+    /// So many.
+    Count(u32),
+    /// Hundredths of the hosts at plan time.
+    Percent(u32),
+}
+
+impl Budget {
+    /// The absolute number for `hosts` hosts.
+    #[must_use]
+    pub fn of(self, hosts: usize) -> usize {
+        match self {
+            Budget::Count(n) => n as usize,
+            Budget::Percent(p) => hosts * p as usize / 100,
+        }
+    }
+}
+
+/// When a host is healthy: every check good, without a break, for `min_healthy_time_ms`, before `healthy_deadline_ms`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// All of them; at least one.
+    pub checks: Vec<Check>,
+    /// 10 s by default.
+    pub min_healthy_time_ms: u64,
+    /// 2 m by default.
+    pub healthy_deadline_ms: u64,
+    /// Between looks; 1 s by default.
+    pub interval_ms: u64,
+    /// Of one look; 5 s by default.
+    pub timeout_ms: u64,
+}
+
+/// One thing to look at on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Check {
+    /// GET; good is a status from 200 to 299. `":8080/path"` is the host's own loopback through its session, a full URL is asked from here.
+    Http(String),
+    /// `":5432"`: something listens on the host's own loopback, asked through its session; `"host:port"`: dialled by the host.
+    Tcp(String),
+    /// Shell text on the host; good is exit code 0.
+    Command(String),
+}
+
+/// Who is told: channels are functions `notify/bad/<n>`, `notify/good/<n>` of the code, counted from 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Notify {
+    /// For every bad end and `recovered`; the plugin names, in order.
+    pub bad: Vec<String>,
+    /// For good ends.
+    pub good: Vec<String>,
+}
+
+/// Options of a step that the engine reads; the rest is the verb's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct StepOptions {
+    /// Shown instead of `sh#1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Of one attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<crate::time::Span>,
+    /// Further attempts after a failure.
+    pub retries: u32,
+    /// Before the next attempt; doubles each time, at most 5 m.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<crate::time::Span>,
+    /// `"fail"` (default) or `"retry"`; a function is the program's own business and absent here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_unknown: Option<OnUnknown>,
+}
+
+/// What to do when nobody can tell whether a step happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnUnknown {
+    /// The step fails.
+    Fail,
+    /// Another attempt, even without `retries`.
+    Retry,
+}
+
+impl StepOptions {
+    /// Reads the engine's options out of a step's arguments; the loader has validated them.
+    #[must_use]
+    pub fn of(args: &Value) -> Self {
+        serde_json::from_value(args.clone()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,76 @@
+//! The output of commands: framed logs beside the journal, redacted before they get here.
+
+use crate::model::{
+    ids::RunId,
+    step::{CallKey, StepKey},
+};
+
+/// Which stream a frame is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+    /// A line of the pipeline (`run:log`) or of phased itself (gap markers, why something ended).
+    Note,
+}
+
+/// A piece of output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// Whose.
+    pub step: StepKey,
+    /// Which attempt of it.
+    pub attempt: u32,
+    /// Which stream.
+    pub stream: Stream,
+    /// Where the raw bytes began in the command's stream.
+    pub offset: u64,
+    /// How many raw bytes it stands for (more or fewer than `bytes` where a secret was redacted).
+    pub raw_len: u64,
+    /// Wall time it was received, ms.
+    pub wall_ms: i64,
+    /// Redacted bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// Where to go on reading a run's output: the position after the last frame read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Position(pub u64);
+
+/// The output logs of all runs, `out/<call>.log` in each run's directory.
+pub trait Outputs: Send + Sync {
+    /// Appends a frame; per attempt and stream the first and last 5 MiB are kept with a visible gap between. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn append(&self, run: &RunId, frame: Frame) -> std::io::Result<()>;
+
+    /// The attempt is over: what was held back of its tail is written. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn finish(&self, run: &RunId, step: &StepKey, attempt: u32) -> std::io::Result<()>;
+
+    /// The calls of `run` that have output, in the order they began to print.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn calls(&self, run: &RunId) -> std::io::Result<Vec<CallKey>>;
+
+    /// Up to about `limit` bytes of frames of one call from `from`, and where to go on. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn read(
+        &self,
+        run: &RunId,
+        call: &CallKey,
+        from: Position,
+        limit: usize,
+    ) -> std::io::Result<(Vec<Frame>, Position)>;
+
+    /// Changes whenever a frame of any run was appended: followers look again.
+    fn changed(&self) -> tokio::sync::watch::Receiver<u64>;
+}

@@ -1,0 +1,32 @@
+//! Logs of the daemon itself: fields first, then a sentence.
+
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// How log lines look on stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// One readable line.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Installs the process-wide subscriber. `filter` is in `tracing`'s syntax, for example `info,phased::ssh=debug`.
+///
+/// # Errors
+/// The filter's own parse error. A second call changes nothing.
+pub fn init(format: Format, filter: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
+    let filter = EnvFilter::builder().parse(filter)?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let _already_installed = match format {
+        Format::Text => {
+            registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false)).try_init()
+        }
+        Format::Json => registry
+            .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr))
+            .try_init(),
+    };
+    Ok(())
+}
