@@ -1,0 +1,242 @@
+//! The engine as the API sees it. Cheap to clone; every method may be called from any task.
+
+use crate::model::{
+    cause::Cause,
+    ids::{EnvironmentName, ProjectName, RunId},
+    run::RunState,
+};
+
+use super::view::{EventView, LogLine, Page, Plan, ProjectStatus, RunView, Status, TokenView};
+
+/// Why a request was not done. Each has one HTTP status and one stable code.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Refusal {
+    /// 404 `project_unknown`.
+    #[error("there is no project {0:?}; see `phased status` for those there are")]
+    ProjectUnknown(String),
+    /// 404 `run_unknown`.
+    #[error("there is no run {0:?}; see `phased runs`")]
+    RunUnknown(String),
+    /// 404 `environment_unknown`.
+    #[error("project {project} has no environment {environment:?}; it has {known}")]
+    EnvironmentUnknown {
+        /// Whose.
+        project: ProjectName,
+        /// What was asked for.
+        environment: String,
+        /// Those it has.
+        known: String,
+    },
+    /// 404 `token_unknown`.
+    #[error("there is no token {0:?}; see `phased token list`")]
+    TokenUnknown(String),
+    /// 404 `hook_unknown`: no such project, or it has no webhook secret; the two are not told apart.
+    #[error("there is no such hook")]
+    HookUnknown,
+    /// 401 `hook_signature`, always the same text.
+    #[error("the signature is missing or wrong")]
+    HookSignature,
+    /// 400 `hook_body`.
+    #[error("{0}")]
+    HookBody(String),
+    /// 409 `nothing_to_stop`.
+    #[error("{0}")]
+    NothingToStop(String),
+    /// 422 `ref_not_allowed`, `ref_unknown` or `ref_invalid`, from the forge.
+    #[error("{}", .0.message)]
+    Ref(Cause),
+    /// 502, the forge's code: `git_unreachable`, `git_auth`, ...
+    #[error("{}", .0.message)]
+    Forge(Cause),
+    /// 422 `bad_value`.
+    #[error("{0}")]
+    Value(String),
+    /// 409 `idempotency_in_flight`: the first request with this key is not answered yet.
+    #[error("a request with this Idempotency-Key is being answered; ask again in a moment")]
+    InFlight,
+    /// 422 `idempotency_mismatch`.
+    #[error("this Idempotency-Key was used with another request; use a new key")]
+    KeyReused,
+    /// 422 `projects_invalid`: the new set was refused, the old one stays. The text is the rendered diagnostics.
+    #[error("the projects were not reloaded, what was loaded stays:\n{0}")]
+    ProjectsInvalid(String),
+    /// 503 `stopping`.
+    #[error("the daemon is going down; ask again when it is back")]
+    Stopping,
+    /// 503 `queue_full`, with Retry-After.
+    #[error("{0}")]
+    QueueFull(String),
+    /// 503 `degraded`: the journal cannot be written, nothing that changes anything is done.
+    #[error("the daemon is degraded and changes nothing: {0}")]
+    Degraded(String),
+}
+
+/// The body of `POST /v1/projects/{p}/start`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Start {
+    /// A branch, tag or commit; the branch's head when absent.
+    pub reference: Option<String>,
+    /// No further than this.
+    pub environment: Option<String>,
+    /// Why, in the caller's words.
+    pub reason: Option<String>,
+    /// Also when it is live already.
+    pub redeploy: bool,
+    /// Tests run again though this release passed them under the same code.
+    pub retest: bool,
+}
+
+/// The answer to a start.
+#[derive(Debug, Clone)]
+pub enum Started {
+    /// 202: a run, perhaps queued.
+    Run(Box<RunView>),
+    /// 200 `already_live`.
+    AlreadyLive(Box<ProjectStatus>),
+}
+
+/// The answer to a hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hooked {
+    /// 200: it was a ping.
+    Pong,
+    /// 202: on disk; the run.
+    Accepted(RunId),
+    /// 200: seen before; its run.
+    Duplicate(RunId),
+    /// 200: genuine and of no interest; why.
+    Ignored(String),
+}
+
+/// Which runs.
+#[derive(Debug, Clone, Default)]
+pub struct RunsQuery {
+    /// Of one project.
+    pub project: Option<ProjectName>,
+    /// In one state.
+    pub state: Option<RunState>,
+    /// At most so many, 1 to 500.
+    pub limit: usize,
+    /// Where the last page ended.
+    pub cursor: Option<String>,
+}
+
+/// Which output.
+#[derive(Debug, Clone, Default)]
+pub struct LogQuery {
+    /// Steps whose key starts with this.
+    pub step: Option<String>,
+    /// Of one host, by id.
+    pub host: Option<String>,
+    /// Only the last so many lines of what is there.
+    pub tail: Option<usize>,
+    /// Go on until the run has ended.
+    pub follow: bool,
+}
+
+/// A secret shown once: the token's text and its description.
+#[derive(Debug, Clone)]
+pub struct NewToken {
+    /// `phd_<id>_<43 characters>`.
+    pub text: String,
+    /// Without the secret.
+    pub token: TokenView,
+}
+
+/// Output, piece by piece.
+pub trait LogStream: Send {
+    /// The next lines; `None` at the end. Cancel safe.
+    fn next(&mut self) -> futures_util::future::BoxFuture<'_, Option<Result<Vec<LogLine>, Refusal>>>;
+}
+
+/// Events from a point on.
+pub struct EventStream {
+    /// What happened since the id asked for, or nothing.
+    pub backlog: Vec<std::sync::Arc<EventView>>,
+    /// The id asked for is not known any more: send `reset` and the whole state first.
+    pub reset: bool,
+    /// What happens from now on. Lagging behind = send `reset` again.
+    pub live: tokio::sync::broadcast::Receiver<std::sync::Arc<EventView>>,
+}
+
+/// An earlier answer under an `Idempotency-Key`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct KeptAnswer {
+    /// HTTP status.
+    pub status: u16,
+    /// `Location`, if any.
+    pub location: Option<String>,
+    /// The body as sent.
+    pub body: String,
+    /// Its content type.
+    pub content_type: String,
+}
+
+/// What the API does with the engine.
+#[async_trait::async_trait]
+pub trait Engine: Send + Sync {
+    /// The button. Returns once the request is on disk.
+    async fn start(&self, project: &str, start: Start, by: &str) -> Result<Started, Refusal>;
+    /// Takes a forge's delivery; returns once the event is on disk. `header` gives every value of a header, by lower-case name.
+    async fn hook(
+        &self,
+        provider: &str,
+        project: &str,
+        headers: &[(String, String)],
+        body: &[u8],
+    ) -> Result<Hooked, Refusal>;
+    /// Asks the project's running and queued runs to end; returns them once that is on disk.
+    async fn stop_project(
+        &self,
+        project: &str,
+        now: bool,
+        reason: Option<String>,
+        by: &str,
+    ) -> Result<Vec<RunView>, Refusal>;
+    /// Asks one run to end.
+    async fn stop_run(&self, run: &str, now: bool, reason: Option<String>, by: &str) -> Result<RunView, Refusal>;
+    /// Everything.
+    async fn status(&self) -> Result<Status, Refusal>;
+    /// One project.
+    async fn project_status(&self, project: &str) -> Result<ProjectStatus, Refusal>;
+    /// Who would get what. Runs discovery.
+    async fn plan(&self, project: &str, environment: Option<EnvironmentName>) -> Result<Plan, Refusal>;
+    /// A page of runs, newest first, without stages, deployments and hosts.
+    async fn runs(&self, query: RunsQuery) -> Result<Page<RunView>, Refusal>;
+    /// One run, whole.
+    async fn run(&self, run: &str) -> Result<RunView, Refusal>;
+    /// Waits until the run has left the queue (`finished = false`) or ended, or `limit` has passed; then as [`Engine::run`]. Cancel safe.
+    async fn wait(&self, run: &str, finished: bool, limit: std::time::Duration) -> Result<RunView, Refusal>;
+    /// A run's output.
+    async fn log(&self, run: &str, query: LogQuery) -> Result<Box<dyn LogStream>, Refusal>;
+    /// Events after `after` (a `Last-Event-ID`), or from now on.
+    fn events(&self, after: Option<&str>) -> EventStream;
+    /// Loads the projects anew; returns their names.
+    async fn reload(&self) -> Result<Vec<ProjectName>, Refusal>;
+    /// Sends a test message through every channel of `project` (of all when `None`); each channel with `None` or why it failed.
+    async fn test_alerts(&self, project: Option<&str>) -> Result<Vec<(String, Option<Cause>)>, Refusal>;
+    /// Whether everything needed is there; each check with `None` or what is wrong.
+    fn ready(&self) -> Vec<(&'static str, Option<String>)>;
+
+    /// Makes a token. `scopes`: `read`, `deploy`, `admin`.
+    async fn create_token(
+        &self,
+        name: &str,
+        scopes: Vec<String>,
+        projects: Vec<String>,
+        ttl: Option<std::time::Duration>,
+        by: &str,
+    ) -> Result<NewToken, Refusal>;
+    /// All tokens.
+    fn tokens(&self) -> Vec<TokenView>;
+    /// Makes a token useless.
+    async fn revoke_token(&self, id: &str, by: &str) -> Result<(), Refusal>;
+    /// The token of this text, if it is genuine and not expired; compared in constant time.
+    fn authenticate(&self, text: &str) -> Option<TokenView>;
+
+    /// Claims an `Idempotency-Key` (`scope` = token or uid, method and path; `body` = sha256 of the body): `Ok(None)` = go on and call
+    /// [`Engine::keep`], `Ok(Some)` = answer this again.
+    fn claim(&self, scope: &str, key: &str, body: &str) -> Result<Option<KeptAnswer>, Refusal>;
+    /// Keeps the answer for 24 h; `None` gives the claim back (the request was not done).
+    async fn keep(&self, scope: &str, key: &str, body: &str, answer: Option<KeptAnswer>) -> Result<(), Refusal>;
+}

@@ -1,0 +1,343 @@
+//! What the API shows: documents folded from journals and control, as they are stored in the index and sent as JSON.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::model::{
+    cause::Cause,
+    run::{DeploymentState, HostState, RunState, Trigger},
+};
+
+/// Why something ended or waits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CauseView {
+    /// A stable slug.
+    #[schema(example = "exit")]
+    pub code: String,
+    /// What happened, where, and what to do next.
+    pub message: String,
+    /// Numbers and names behind the message.
+    #[serde(flatten)]
+    #[schema(value_type = Object)]
+    pub facts: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Documents stay under 4 KiB: the longest text in one, in characters.
+const LONGEST_TEXT: usize = 1000;
+
+/// `text`, cut at [`LONGEST_TEXT`] characters with a mark.
+#[must_use]
+pub fn shortened(text: &str) -> String {
+    match text.char_indices().nth(LONGEST_TEXT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+impl From<&Cause> for CauseView {
+    fn from(cause: &Cause) -> Self {
+        let small = |value: &serde_json::Value| value.to_string().len() <= LONGEST_TEXT;
+        CauseView {
+            code: cause.code.clone(),
+            message: shortened(&cause.message),
+            facts: cause.facts.iter().filter(|(_, v)| small(v)).take(8).map(|(k, v)| (k.clone(), v.clone())).collect(),
+        }
+    }
+}
+
+/// What ships.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ReleaseView {
+    /// 12 hex digits of the commit.
+    #[schema(example = "a1b2c3d4e5f6")]
+    pub id: String,
+    /// The full commit hash.
+    pub revision: String,
+    /// The branch it came by.
+    pub branch: Option<String>,
+    /// The tag it came by.
+    pub tag: Option<String>,
+    /// `Name <mail>`.
+    pub author: String,
+    /// The commit message, at most 1,000 characters.
+    pub message: String,
+}
+
+/// What something waits for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct WaitingView {
+    /// `queue`, `lease`.
+    pub code: String,
+    /// Who is in the way.
+    pub holder: String,
+    /// Until when at the latest, RFC 3339.
+    pub until: Option<String>,
+}
+
+/// One press of the button.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RunView {
+    /// A lower-case ULID.
+    pub id: String,
+    /// Whose.
+    pub project: String,
+    /// Where it stands.
+    #[schema(value_type = String, example = "testing")]
+    pub state: RunState,
+    /// Why it ended, unless it succeeded.
+    pub cause: Option<CauseView>,
+    /// What pressed the button.
+    #[schema(value_type = String, example = "hook")]
+    pub trigger: Trigger,
+    /// Who pressed it.
+    pub by: String,
+    /// In their words.
+    pub reason: Option<String>,
+    /// What ships; absent until the commit is found.
+    pub release: Option<ReleaseView>,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// When its turn came.
+    pub started_at: Option<String>,
+    /// When it ended.
+    pub finished_at: Option<String>,
+    /// What it waits for.
+    pub waiting: Option<WaitingView>,
+    /// Test stages in order. Empty in lists.
+    #[serde(default)]
+    pub stages: Vec<StageView>,
+    /// Deployments in order. Empty in lists.
+    #[serde(default)]
+    pub deployments: Vec<DeploymentView>,
+}
+
+/// A test stage's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StageState {
+    /// Its turn has not come.
+    Pending,
+    /// It runs.
+    Running,
+    /// Every test passed.
+    Succeeded,
+    /// A test failed.
+    Failed,
+    /// Ended from outside.
+    Stopped,
+    /// Never ran: an earlier one failed, or the release passed it before.
+    Skipped,
+}
+
+/// A test stage of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct StageView {
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub state: StageState,
+    /// Why it did not succeed.
+    pub cause: Option<CauseView>,
+    /// RFC 3339.
+    pub started_at: Option<String>,
+    /// RFC 3339.
+    pub finished_at: Option<String>,
+}
+
+/// One attempt to put a release on an environment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DeploymentView {
+    /// `<run>.<n>`.
+    pub id: String,
+    /// Where.
+    pub environment: String,
+    /// Where it stands.
+    #[schema(value_type = String, example = "rolling")]
+    pub state: DeploymentState,
+    /// Why it ended, unless it succeeded.
+    pub cause: Option<CauseView>,
+    /// The deployment it undoes.
+    pub rollback_of: Option<String>,
+    /// The release it puts there.
+    pub release: String,
+    /// What it waits for.
+    pub waiting: Option<WaitingView>,
+    /// RFC 3339.
+    pub started_at: Option<String>,
+    /// RFC 3339.
+    pub finished_at: Option<String>,
+    /// Hosts in the order of the rollout. Empty in lists.
+    #[serde(default)]
+    pub hosts: Vec<HostView>,
+}
+
+/// One host of a deployment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HostView {
+    /// The provider's id.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// Where its sshd listens.
+    pub address: String,
+    /// Where it stands.
+    #[schema(value_type = String, example = "healthy")]
+    pub state: HostState,
+    /// Why it is not healthy.
+    pub cause: Option<CauseView>,
+    /// The release it was last given by this deployment.
+    pub release: Option<String>,
+}
+
+/// What is live in an environment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LiveView {
+    /// Which environment.
+    pub environment: String,
+    /// The release, absent before the first success.
+    pub release: Option<ReleaseView>,
+    /// Since when, RFC 3339.
+    pub since: Option<String>,
+    /// By which run.
+    pub run: Option<String>,
+    /// Who holds the environment's lease now.
+    pub lease: Option<WaitingView>,
+    /// What is wrong there: how the last deployment ended, unless it succeeded.
+    pub trouble: Option<CauseView>,
+}
+
+/// A project now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ProjectStatus {
+    /// Its name.
+    pub project: String,
+    /// The repository.
+    pub source: String,
+    /// The branch.
+    pub branch: String,
+    /// What runs or waits, oldest first, stages, deployments and hosts included.
+    pub running: Vec<RunView>,
+    /// The last run that ended.
+    pub last: Option<RunView>,
+    /// Every environment in order.
+    pub environments: Vec<LiveView>,
+    /// What is wrong with the project itself: the remote cannot be asked, for example.
+    pub trouble: Option<CauseView>,
+}
+
+/// The daemon and all its projects.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// Since when it runs, RFC 3339.
+    pub since: String,
+    /// What is wrong with the daemon itself.
+    pub trouble: Vec<CauseView>,
+    /// Every project by name.
+    pub projects: Vec<ProjectStatus>,
+}
+
+/// Who would get what, in which order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Plan {
+    /// Whose.
+    pub project: String,
+    /// Test stages that would run, in order.
+    pub stages: Vec<String>,
+    /// Environments in order.
+    pub environments: Vec<EnvironmentPlan>,
+}
+
+/// One environment's part of a plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EnvironmentPlan {
+    /// Which.
+    pub environment: String,
+    /// The release that is live there now.
+    pub current: Option<ReleaseView>,
+    /// Hosts in the order of the rollout.
+    pub hosts: Vec<PlannedHost>,
+    /// Why the hosts could not be found out.
+    pub cause: Option<CauseView>,
+    /// Hosts at the same moment.
+    pub max_parallel: u32,
+    /// Failed hosts that do not stop it, and how that number came about: `0`, `10% of 25 hosts = 2`.
+    pub max_failures: String,
+    /// The same for unreachable hosts.
+    pub max_unreachable: String,
+    /// Who holds the environment now.
+    pub lease: Option<WaitingView>,
+}
+
+/// A host in a plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PlannedHost {
+    /// The provider's id.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// Where its sshd listens.
+    pub address: String,
+    /// Its failure domain.
+    pub zone: Option<String>,
+}
+
+/// A piece of a run's output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LogLine {
+    /// RFC 3339.
+    pub at: String,
+    /// Whose output: `test/unit/run/-/sh#1`.
+    pub step: String,
+    /// `out`, `err` or `note`.
+    pub stream: String,
+    /// The host's id, for steps on hosts.
+    pub host: Option<String>,
+    /// One line without its end, redacted; bytes that are no UTF-8 are replaced.
+    pub text: String,
+}
+
+/// Something that happened, as `/v1/events` tells it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EventView {
+    /// `<start>-<n>`: resumable within one life of the daemon.
+    pub id: String,
+    /// `run.queued`, `run.testing`, `run.ended`, `stage.succeeded`, `deployment.rolling`, `host.healthy`, ...
+    pub event: String,
+    /// RFC 3339.
+    pub at: String,
+    /// Whose.
+    pub project: String,
+    /// Which run.
+    pub run: String,
+    /// What it is about: the run, stage, deployment or host as it is now.
+    #[schema(value_type = Object)]
+    pub data: serde_json::Value,
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    /// At most `limit`.
+    pub items: Vec<T>,
+    /// Give it back as `cursor` for the next page; `null` at the end.
+    pub next_cursor: Option<String>,
+}
+
+/// A bearer token without its secret.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TokenView {
+    /// Its id, part of the token's text.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// `read`, `deploy`, `admin`.
+    pub scopes: Vec<String>,
+    /// Projects it may be used for; empty = all.
+    pub projects: Vec<String>,
+    /// RFC 3339.
+    pub created_at: String,
+    /// RFC 3339; absent = never.
+    pub expires_at: Option<String>,
+}
