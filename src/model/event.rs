@@ -38,9 +38,12 @@ pub enum Event {
     Resolved {
         /// What ships.
         release: Box<Release>,
-        /// What was live in the run's last environment before, as a commit and release id; for `release.previous`.
+        /// The run in which this release passed the tests under the same code, if one did: they are not repeated.
         #[serde(skip_serializing_if = "Option::is_none", default)]
-        previous: Option<Box<Release>>,
+        passed: Option<RunId>,
+        /// Environments where it is live already, put there by the same code: they are not repeated.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        live: Vec<EnvironmentName>,
     },
     /// The commit could not be had, or is stale.
     Unresolved {
@@ -101,6 +104,9 @@ pub enum Event {
         deployment: u32,
         /// Where.
         environment: EnvironmentName,
+        /// What is live there now; for `release.previous` and `release:changed`.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        previous: Option<Box<Release>>,
     },
     /// Something is in the way, or no longer.
     Blocked {
@@ -127,6 +133,9 @@ pub enum Event {
         deployment: u32,
         /// Every host, in order.
         hosts: Vec<Host>,
+        /// Paths that differ from what is live there; `None` = nothing is, or it cannot be told.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        changed_paths: Option<Vec<String>>,
         /// Failed hosts that do not stop it.
         max_failures: usize,
         /// Unreachable hosts that do not stop it.
@@ -232,6 +241,12 @@ pub struct Request {
     /// No further than this environment.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub environment: Option<EnvironmentName>,
+    /// Deploy also where the release is live already.
+    #[serde(default)]
+    pub redeploy: bool,
+    /// Test also a release that passed.
+    #[serde(default)]
+    pub retest: bool,
     /// Wall time, ms.
     pub requested_at_ms: i64,
 }

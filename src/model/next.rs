@@ -1,1 +1,288 @@
-//! (next)
+//! The fold: one event into one run. The same code live and at recovery, so what a restart finds is what was.
+
+use super::{
+    event::{Event, Record},
+    ids::{HostId, Seq},
+    run::{Budgets, Call, CallEnd, Checkout, Deployment, HealthRun, HostRun, Progress, Run, StageRun, Step, Stop},
+    step::{CallKey, Outcome, Place, StepKey},
+};
+use crate::time::Stamp;
+
+/// An event that cannot follow what was before it. Live it is a mistake in phased, in a journal it is damage.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+#[error("{event} cannot follow: {why}")]
+pub struct Illegal {
+    event: &'static str,
+    why: String,
+}
+
+fn illegal<T>(event: &'static str, why: impl Into<String>) -> Result<T, Illegal> {
+    Err(Illegal { event, why: why.into() })
+}
+
+/// The journal's formats this version reads.
+pub const FORMAT: u32 = 1;
+
+impl Run {
+    /// The run its first record describes.
+    ///
+    /// # Errors
+    /// [`Illegal`] for any other record, or one of a format this version does not know.
+    pub fn begin(record: &Record) -> Result<Run, Illegal> {
+        let Event::Started(header) = &record.event else {
+            return illegal("the first record", "it is not `started`");
+        };
+        if header.format != FORMAT {
+            return illegal("started", format!("format {} is not {FORMAT}: written by phased {}", header.format, header.version));
+        }
+        Ok(Run {
+            stages: vec![StageRun::default(); header.pipeline.stages.len()],
+            header: (**header).clone(),
+            started_at: record.at.clone(),
+            release: None,
+            unresolved: None,
+            passed: None,
+            live: Vec::new(),
+            checkout: Checkout::Due,
+            deployments: Vec::new(),
+            calls: std::collections::BTreeMap::new(),
+            stop: None,
+            interrupted: false,
+            end: None,
+        })
+    }
+
+    /// Folds a whole journal.
+    ///
+    /// # Errors
+    /// [`Illegal`] with the number of the record, or when there is none.
+    pub fn fold<'a>(records: impl IntoIterator<Item = (Seq, &'a Record)>) -> Result<Run, Illegal> {
+        let mut records = records.into_iter();
+        let Some((_, first)) = records.next() else { return illegal("nothing", "the journal is empty") };
+        let mut run = Run::begin(first)?;
+        for (seq, record) in records {
+            run.next(record)
+                .map_err(|e| Illegal { event: e.event, why: format!("{} (record {})", e.why, seq.0) })?;
+        }
+        Ok(run)
+    }
+
+    /// Folds one more record; a refused one changes nothing.
+    ///
+    /// # Errors
+    /// [`Illegal`].
+    pub fn next(&mut self, record: &Record) -> Result<(), Illegal> {
+        let at = &record.at;
+        if self.end.is_some() {
+            return illegal("a record", "the run has ended");
+        }
+        match &record.event {
+            Event::Started(_) => return illegal("started", "the run has started"),
+            Event::Resolved { release, passed, live } => {
+                if self.release.is_some() {
+                    return illegal("resolved", "the commit is known");
+                }
+                self.release = Some((**release).clone());
+                self.passed.clone_from(passed);
+                self.live.clone_from(live);
+            }
+            Event::Unresolved { cause } => self.unresolved = Some(cause.clone()),
+            Event::CheckedOut { dir } => self.checkout = Checkout::At(dir.clone()),
+            Event::CheckoutFailed { cause } => self.checkout = Checkout::Failed(cause.clone()),
+            Event::Call { key, .. } => self.called(key, at)?,
+            Event::Begin { key, attempt, args, .. } => self.begun(key, *attempt, args, at)?,
+            Event::Done { key, attempt, outcome, last } => self.done(key, *attempt, outcome, *last, at)?,
+            Event::Return { key, result } => self.returned(key, result.into(), at)?,
+            Event::DeploymentCreated { deployment, environment, previous } => {
+                if *deployment as usize != self.deployments.len() + 1 {
+                    return illegal("deployment_created", format!("number {deployment} is out of order"));
+                }
+                self.deployments.push(Deployment {
+                    n: *deployment,
+                    environment: environment.clone(),
+                    previous: previous.as_deref().cloned(),
+                    changed_paths: None,
+                    waiting: None,
+                    lease: None,
+                    lease_lost: false,
+                    budgets: None,
+                    plan_failed: None,
+                    hosts: Vec::new(),
+                    verify: Progress::Due,
+                    created_at: at.clone(),
+                    end: None,
+                });
+            }
+            Event::Blocked { deployment, waiting } => {
+                self.deployment_mut("blocked", *deployment)?.waiting.clone_from(waiting);
+            }
+            Event::LeaseGranted { deployment, epoch } => {
+                let deployment = self.deployment_mut("lease_granted", *deployment)?;
+                deployment.lease = Some(*epoch);
+                deployment.waiting = None;
+            }
+            Event::LeaseLost { deployment } => self.deployment_mut("lease_lost", *deployment)?.lease_lost = true,
+            Event::Planned { deployment, hosts, changed_paths, max_failures, max_unreachable } => {
+                let deployment = self.deployment_mut("planned", *deployment)?;
+                if deployment.budgets.is_some() {
+                    return illegal("planned", "the plan is made");
+                }
+                deployment.budgets =
+                    Some(Budgets { max_failures: *max_failures, max_unreachable: *max_unreachable });
+                deployment.changed_paths.clone_from(changed_paths);
+                deployment.hosts = hosts
+                    .iter()
+                    .map(|host| HostRun {
+                        host: host.clone(),
+                        deploy: Progress::Due,
+                        touched: false,
+                        health: HealthRun::Due,
+                    })
+                    .collect();
+            }
+            Event::PlanFailed { deployment, cause } => {
+                self.deployment_mut("plan_failed", *deployment)?.plan_failed = Some(cause.clone());
+            }
+            Event::HealthBegan { deployment, host } => {
+                self.host_mut("health_began", *deployment, host)?.health = HealthRun::Watching(at.clone());
+            }
+            Event::HealthVerdict { deployment, host, unhealthy, .. } => {
+                let host = self.host_mut("health_verdict", *deployment, host)?;
+                host.health = unhealthy.clone().map_or(HealthRun::Healthy, HealthRun::Unhealthy);
+            }
+            Event::DeadlineHit { key } => match self.calls.get_mut(key) {
+                Some(call) => call.over = true,
+                None => return illegal("deadline_hit", format!("call {key} is not open")),
+            },
+            Event::StopRequested { by, now, reason } => {
+                // A second wish only sharpens the first.
+                let now = *now || self.stop.as_ref().is_some_and(|s| s.now);
+                self.stop = Some(Stop { by: by.clone(), now, reason: reason.clone() });
+            }
+            Event::Interrupted => {
+                self.interrupted = true;
+                self.calls.values_mut().for_each(|call| call.cut = true);
+                for host in self.deployments.iter_mut().filter(|d| d.end.is_none()).flat_map(|d| &mut d.hosts) {
+                    if matches!(host.health, HealthRun::Watching(_)) {
+                        host.health = HealthRun::Cut;
+                    }
+                }
+            }
+            Event::DeploymentEnded { deployment, state, cause } => {
+                let deployment = self.deployment_mut("deployment_ended", *deployment)?;
+                if deployment.end.is_some() {
+                    return illegal("deployment_ended", "it has ended");
+                }
+                deployment.waiting = None;
+                deployment.end = Some((*state, cause.clone(), at.clone()));
+            }
+            Event::End { state, cause } => self.end = Some((*state, cause.clone(), at.clone())),
+        }
+        Ok(())
+    }
+
+    fn called(&mut self, key: &CallKey, at: &Stamp) -> Result<(), Illegal> {
+        let progress = self.progress_mut(key).ok_or_else(|| Illegal {
+            event: "call",
+            why: format!("{key} names nothing of this run"),
+        })?;
+        if *progress != Progress::Due {
+            return illegal("call", format!("{key} was called before"));
+        }
+        *progress = Progress::Open;
+        if let Some(stage) = self.stage_mut(key) {
+            stage.started_at.get_or_insert_with(|| at.clone());
+        }
+        let call = Call { begun: at.clone(), steps: std::collections::BTreeMap::new(), over: false, cut: false };
+        self.calls.insert(key.clone(), call);
+        Ok(())
+    }
+
+    fn begun(&mut self, key: &StepKey, attempt: u32, args: &serde_json::Value, at: &Stamp) -> Result<(), Illegal> {
+        let Some(call) = self.calls.get_mut(&key.call()) else {
+            return illegal("begin", format!("the call of {key} is not open"));
+        };
+        match call.steps.get(key) {
+            None if attempt == 1 => {}
+            Some(step) if step.failed.is_some() && attempt == step.attempt + 1 => {}
+            _ => return illegal("begin", format!("attempt {attempt} of {key} is out of order")),
+        }
+        call.steps.insert(key.clone(), Step { attempt, begun: at.clone(), args: args.clone(), failed: None });
+        Ok(())
+    }
+
+    fn done(&mut self, key: &StepKey, attempt: u32, outcome: &Outcome, last: bool, at: &Stamp) -> Result<(), Illegal> {
+        let call_key = key.call();
+        let step = self.calls.get_mut(&call_key).and_then(|call| call.steps.get_mut(key));
+        let Some(step) = step.filter(|step| step.attempt == attempt && (step.failed.is_none() || last)) else {
+            return illegal("done", format!("attempt {attempt} of {key} is not open"));
+        };
+        if let (false, Some(cause)) = (last, outcome.cause()) {
+            step.failed = Some((at.clone(), cause.clone()));
+        } else if let Some(call) = self.calls.get_mut(&call_key) {
+            call.steps.remove(key);
+        }
+        // What could not even be begun because the host was not reached has not touched it.
+        let reached = outcome.cause().is_none_or(|cause| !cause.is_unreachable());
+        if let (true, Some(Place::Host { deployment, host, .. })) = (reached, call_key.place()) {
+            self.host_mut("done", deployment, &host)?.touched = true;
+        }
+        Ok(())
+    }
+
+    fn returned(&mut self, key: &CallKey, end: CallEnd, at: &Stamp) -> Result<(), Illegal> {
+        if self.calls.remove(key).is_none() {
+            return illegal("return", format!("call {key} is not open"));
+        }
+        if let Some(stage) = self.stage_mut(key) {
+            stage.touched_at = Some(at.clone());
+        }
+        if let Some(progress) = self.progress_mut(key) {
+            *progress = Progress::Ended(end);
+        }
+        Ok(())
+    }
+
+    fn stage_mut(&mut self, key: &CallKey) -> Option<&mut StageRun> {
+        let Some(Place::Stage { stage, .. }) = key.place() else { return None };
+        let index = self.header.pipeline.stages.iter().position(|s| s.name.as_str() == stage)?;
+        self.stages.get_mut(index)
+    }
+
+    fn progress_mut(&mut self, key: &CallKey) -> Option<&mut Progress> {
+        match key.place()? {
+            Place::Stage { function, .. } => {
+                let stage = self.stage_mut(key)?;
+                match function.as_str() {
+                    "setup" => Some(&mut stage.setup),
+                    "run" => Some(&mut stage.run),
+                    "cleanup" => Some(&mut stage.cleanup),
+                    _ => None,
+                }
+            }
+            Place::Deployment { deployment, function } if function == "verify" => {
+                Some(&mut self.deployment_mut("call", deployment).ok()?.verify)
+            }
+            Place::Host { deployment, host, function } if function == "deploy" => {
+                Some(&mut self.host_mut("call", deployment, &host).ok()?.deploy)
+            }
+            Place::Deployment { .. } | Place::Host { .. } => None,
+        }
+    }
+
+    fn deployment_mut(&mut self, event: &'static str, n: u32) -> Result<&mut Deployment, Illegal> {
+        let index = (n as usize).checked_sub(1);
+        match index.and_then(|i| self.deployments.get_mut(i)) {
+            Some(deployment) => Ok(deployment),
+            None => illegal(event, format!("there is no deployment {n}")),
+        }
+    }
+
+    fn host_mut(&mut self, event: &'static str, n: u32, id: &HostId) -> Result<&mut HostRun, Illegal> {
+        let deployment = self.deployment_mut(event, n)?;
+        match deployment.hosts.iter_mut().find(|h| h.host.id == *id) {
+            Some(host) => Ok(host),
+            None => illegal(event, format!("deployment {n} has no host {id}")),
+        }
+    }
+}

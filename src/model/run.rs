@@ -1,6 +1,20 @@
 //! A run as folded from its events.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    cause::Cause,
+    event::{CallResult, Header},
+    host::Host,
+    ids::{EnvironmentName, Epoch, HostId, RunId},
+    pipeline::Environment,
+    release::Release,
+    step::{CallKey, StepKey},
+};
+use crate::time::Stamp;
 
 /// A run's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,4 +145,300 @@ pub struct Waiting {
     /// Until when at the latest, wall ms.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub until_ms: Option<i64>,
+}
+
+/// How a call ended, without what it returned.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CallEnd {
+    /// It returned.
+    Returned,
+    /// It raised.
+    Raised(Cause),
+    /// It was ended from outside.
+    Ended(Cause),
+}
+
+impl CallEnd {
+    /// Why it did not return.
+    #[must_use]
+    pub fn cause(&self) -> Option<&Cause> {
+        match self {
+            CallEnd::Returned => None,
+            CallEnd::Raised(cause) | CallEnd::Ended(cause) => Some(cause),
+        }
+    }
+}
+
+impl From<&CallResult> for CallEnd {
+    fn from(result: &CallResult) -> Self {
+        match result {
+            CallResult::Returned(_) => CallEnd::Returned,
+            CallResult::Raised(cause) => CallEnd::Raised(cause.clone()),
+            CallResult::Ended(cause) => CallEnd::Ended(cause.clone()),
+        }
+    }
+}
+
+/// One call's way: not called, open, or ended.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Progress {
+    /// Not called yet.
+    #[default]
+    Due,
+    /// Called and not ended.
+    Open,
+    /// Ended.
+    Ended(CallEnd),
+}
+
+impl Progress {
+    /// Why it ended other than by returning.
+    #[must_use]
+    pub fn cause(&self) -> Option<&Cause> {
+        match self {
+            Progress::Ended(end) => end.cause(),
+            Progress::Due | Progress::Open => None,
+        }
+    }
+}
+
+/// A run, folded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// What it is.
+    pub header: Header,
+    /// When its turn came.
+    pub started_at: Stamp,
+    /// The commit, once found.
+    pub release: Option<Release>,
+    /// Why it was not found.
+    pub unresolved: Option<Cause>,
+    /// The run in which this release passed the tests under the same code.
+    pub passed: Option<RunId>,
+    /// Environments where the release is live already.
+    pub live: Vec<EnvironmentName>,
+    /// The checkout.
+    pub checkout: Checkout,
+    /// Its test stages, as the pipeline has them.
+    pub stages: Vec<StageRun>,
+    /// Its deployments, in order; number n is at n - 1.
+    pub deployments: Vec<Deployment>,
+    /// Calls that have not ended.
+    pub calls: BTreeMap<CallKey, Call>,
+    /// Somebody wants it to end.
+    pub stop: Option<Stop>,
+    /// The daemon was gone.
+    pub interrupted: bool,
+    /// How it ended, and when.
+    pub end: Option<(RunState, Option<Cause>, Stamp)>,
+}
+
+/// The run's directory.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Checkout {
+    /// Not yet.
+    #[default]
+    Due,
+    /// Here.
+    At(String),
+    /// It could not be made.
+    Failed(Cause),
+}
+
+/// A wish to end a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// Whose.
+    pub by: String,
+    /// Also what hosts in flight do.
+    pub now: bool,
+    /// In their words.
+    pub reason: Option<String>,
+}
+
+/// A test stage of a run.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct StageRun {
+    /// Its `setup`.
+    pub setup: Progress,
+    /// Its `run`.
+    pub run: Progress,
+    /// Its `cleanup`.
+    pub cleanup: Progress,
+    /// When the first of them was called.
+    pub started_at: Option<Stamp>,
+    /// When the last of them ended so far.
+    pub touched_at: Option<Stamp>,
+}
+
+/// A deployment of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Deployment {
+    /// Its number in the run, from 1.
+    pub n: u32,
+    /// Where.
+    pub environment: EnvironmentName,
+    /// What was live there.
+    pub previous: Option<Release>,
+    /// Paths that differ from that.
+    pub changed_paths: Option<Vec<String>>,
+    /// What it waits for.
+    pub waiting: Option<Waiting>,
+    /// Its fencing number, while the environment is ours.
+    pub lease: Option<Epoch>,
+    /// The lease was taken away.
+    pub lease_lost: bool,
+    /// The budgets, once planned.
+    pub budgets: Option<Budgets>,
+    /// Why it was not planned.
+    pub plan_failed: Option<Cause>,
+    /// Its hosts in order.
+    pub hosts: Vec<HostRun>,
+    /// Its `verify`.
+    pub verify: Progress,
+    /// When it was created.
+    pub created_at: Stamp,
+    /// How it ended, and when.
+    pub end: Option<(DeploymentState, Option<Cause>, Stamp)>,
+}
+
+/// Budgets as absolute numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budgets {
+    /// Failed hosts that do not stop it.
+    pub max_failures: usize,
+    /// Unreachable hosts that do not stop it.
+    pub max_unreachable: usize,
+}
+
+/// One host of a deployment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostRun {
+    /// The host as planned.
+    pub host: Host,
+    /// Its `deploy`.
+    pub deploy: Progress,
+    /// Something of `deploy` may have happened on it.
+    pub touched: bool,
+    /// Its health after `deploy`.
+    pub health: HealthRun,
+}
+
+/// The watch over a host.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum HealthRun {
+    /// Not yet.
+    #[default]
+    Due,
+    /// Since then.
+    Watching(Stamp),
+    /// Healthy.
+    Healthy,
+    /// Not healthy in time.
+    Unhealthy(Cause),
+    /// The watch was cut off.
+    Cut,
+}
+
+/// An open call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Call {
+    /// When it was called.
+    pub begun: Stamp,
+    /// Its open steps.
+    pub steps: BTreeMap<StepKey, Step>,
+    /// Its own limit has passed.
+    pub over: bool,
+    /// It was open when the daemon was gone.
+    pub cut: bool,
+}
+
+/// An open step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// The attempt that began last, from 1.
+    pub attempt: u32,
+    /// When.
+    pub begun: Stamp,
+    /// Its arguments.
+    pub args: Value,
+    /// That attempt ended and another one is to follow: when and why it ended.
+    pub failed: Option<(Stamp, Cause)>,
+}
+
+impl Run {
+    /// Where it stands.
+    #[must_use]
+    pub fn state(&self) -> RunState {
+        match &self.end {
+            Some((state, ..)) => *state,
+            None if self.deployments.is_empty() => RunState::Testing,
+            None => RunState::Deploying,
+        }
+    }
+
+    /// The deployment numbered `n`.
+    #[must_use]
+    pub fn deployment(&self, n: u32) -> Option<&Deployment> {
+        self.deployments.get((n as usize).checked_sub(1)?)
+    }
+
+    /// The pipeline's description of `environment`.
+    #[must_use]
+    pub fn environment(&self, environment: &EnvironmentName) -> Option<&Environment> {
+        self.header.pipeline.environments.iter().find(|e| e.name == *environment)
+    }
+}
+
+impl Deployment {
+    /// Where it stands.
+    #[must_use]
+    pub fn state(&self) -> DeploymentState {
+        match (&self.end, &self.budgets) {
+            (Some((state, ..)), _) => *state,
+            (None, None) => DeploymentState::Planned,
+            (None, Some(_)) => DeploymentState::Rolling,
+        }
+    }
+
+    /// The environment's own host of this id.
+    #[must_use]
+    pub fn host(&self, id: &HostId) -> Option<&HostRun> {
+        self.hosts.iter().find(|h| h.host.id == *id)
+    }
+
+    /// How many hosts are in `state`.
+    #[must_use]
+    pub fn count(&self, state: HostState) -> usize {
+        self.hosts.iter().filter(|h| h.state(self.end.is_some()) == state).count()
+    }
+}
+
+impl HostRun {
+    /// Where it stands; `over` = its deployment has ended.
+    #[must_use]
+    pub fn state(&self, over: bool) -> HostState {
+        match (&self.deploy, &self.health) {
+            (Progress::Due, _) if over => HostState::Skipped,
+            (Progress::Due, _) => HostState::Pending,
+            (Progress::Ended(CallEnd::Raised(cause) | CallEnd::Ended(cause)), _) if cause.is_unreachable() => {
+                HostState::Unreachable
+            }
+            (Progress::Ended(CallEnd::Raised(_) | CallEnd::Ended(_)), _) | (_, HealthRun::Unhealthy(_)) => {
+                HostState::Failed
+            }
+            (_, HealthRun::Healthy) => HostState::Healthy,
+            (_, HealthRun::Cut) => HostState::Unknown,
+            (Progress::Open, _) | (Progress::Ended(CallEnd::Returned), _) => HostState::Running,
+        }
+    }
+
+    /// Why it is not healthy.
+    #[must_use]
+    pub fn cause(&self) -> Option<&Cause> {
+        match &self.health {
+            HealthRun::Unhealthy(cause) => Some(cause),
+            _ => self.deploy.cause(),
+        }
+    }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     cause::Cause,
-    ids::{Digest, RunId},
+    ids::{Digest, HostId, RunId},
 };
 
 /// One Lua function called for one purpose: `test/unit/run`, `production#1/i-0ab/deploy`, `production#1/verify`.
@@ -43,16 +43,23 @@ impl CallKey {
         &self.0
     }
 
-    /// Whether this is a call of a test stage (its steps run on the integration server).
+    /// Takes the key apart; `None` for a text that is no call key.
     #[must_use]
-    pub fn is_stage(&self) -> bool {
-        self.0.starts_with("test/")
-    }
-
-    /// The last part: which function.
-    #[must_use]
-    pub fn function(&self) -> &str {
-        self.0.rsplit('/').next().unwrap_or("")
+    pub fn place(&self) -> Option<Place> {
+        let parts: Vec<&str> = self.0.split('/').collect();
+        let deployment = |part: &str| part.rsplit_once('#').and_then(|(_, n)| n.parse().ok());
+        match parts.as_slice() {
+            ["test", stage, function] => Some(Place::Stage { stage: decode(stage), function: decode(function) }),
+            [deployed, function] => {
+                Some(Place::Deployment { deployment: deployment(deployed)?, function: decode(function) })
+            }
+            [deployed, host, function] => Some(Place::Host {
+                deployment: deployment(deployed)?,
+                host: decode(host).parse().ok()?,
+                function: decode(function),
+            }),
+            _ => None,
+        }
     }
 }
 
@@ -65,6 +72,34 @@ impl fmt::Debug for CallKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", &*self.0)
     }
+}
+
+/// Where in a run a call belongs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// To a test stage.
+    Stage {
+        /// Which.
+        stage: String,
+        /// `setup`, `run` or `cleanup`.
+        function: String,
+    },
+    /// To a deployment as a whole.
+    Deployment {
+        /// Its number in the run.
+        deployment: u32,
+        /// `verify`.
+        function: String,
+    },
+    /// To one host of a deployment.
+    Host {
+        /// The deployment's number in the run.
+        deployment: u32,
+        /// Which host.
+        host: HostId,
+        /// `deploy`.
+        function: String,
+    },
 }
 
 /// One step of a call: `<call>/<branch>/<verb>#<n>`; n counts this verb in this branch from 1.
@@ -305,6 +340,10 @@ mod tests {
         let step = StepKey::new(&call, &Branch::top(), "sh", 2);
         assert_eq!(step.as_str(), "production#1/i-0ab%2F%C3%A9%20x/deploy/-/sh#2");
         assert_eq!(step.call(), call);
+        let place = Place::Host { deployment: 1, host: "i-0ab/é x".parse().unwrap(), function: "deploy".into() };
+        assert_eq!(call.place(), Some(place));
+        let place = Place::Deployment { deployment: 2, function: "verify".into() };
+        assert_eq!(CallKey::deployment("a b", 2, "verify").place(), Some(place));
         assert_eq!(
             StepKey::new(&CallKey::stage("unit", "run"), &Branch::top().child("a b").child("-"), "exec", 1).as_str(),
             "test/unit/run/a%20b:%2D/exec#1"
