@@ -33,7 +33,10 @@ impl Run {
             return illegal("the first record", "it is not `started`");
         };
         if header.format != FORMAT {
-            return illegal("started", format!("format {} is not {FORMAT}: written by phased {}", header.format, header.version));
+            return illegal(
+                "started",
+                format!("format {} is not {FORMAT}: written by phased {}", header.format, header.version),
+            );
         }
         Ok(Run {
             stages: vec![StageRun::default(); header.pipeline.stages.len()],
@@ -61,8 +64,7 @@ impl Run {
         let Some((_, first)) = records.next() else { return illegal("nothing", "the journal is empty") };
         let mut run = Run::begin(first)?;
         for (seq, record) in records {
-            run.next(record)
-                .map_err(|e| Illegal { event: e.event, why: format!("{} (record {})", e.why, seq.0) })?;
+            run.next(record).map_err(|e| Illegal { event: e.event, why: format!("{} (record {})", e.why, seq.0) })?;
         }
         Ok(run)
     }
@@ -127,8 +129,7 @@ impl Run {
                 if deployment.budgets.is_some() {
                     return illegal("planned", "the plan is made");
                 }
-                deployment.budgets =
-                    Some(Budgets { max_failures: *max_failures, max_unreachable: *max_unreachable });
+                deployment.budgets = Some(Budgets { max_failures: *max_failures, max_unreachable: *max_unreachable });
                 deployment.changed_paths.clone_from(changed_paths);
                 deployment.hosts = hosts
                     .iter()
@@ -182,10 +183,9 @@ impl Run {
     }
 
     fn called(&mut self, key: &CallKey, at: &Stamp) -> Result<(), Illegal> {
-        let progress = self.progress_mut(key).ok_or_else(|| Illegal {
-            event: "call",
-            why: format!("{key} names nothing of this run"),
-        })?;
+        let progress = self
+            .progress_mut(key)
+            .ok_or_else(|| Illegal { event: "call", why: format!("{key} names nothing of this run") })?;
         if *progress != Progress::Due {
             return illegal("call", format!("{key} was called before"));
         }
