@@ -247,15 +247,19 @@ pub struct Request {
     /// Test also a release that passed.
     #[serde(default)]
     pub retest: bool,
+    /// The commit that was requested last before this one; for pushes that come twice or late.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub after: Option<super::ids::Sha>,
     /// Wall time, ms.
     pub requested_at_ms: i64,
 }
 
 /// What a run was asked to take.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Wanted {
     /// The head of the project's branch.
+    #[default]
     Head,
     /// Exactly this commit, the head that a push or poll saw: it must still be (or, under `queue = "all"`, be an ancestor of) the head.
     Pushed(super::ids::Sha),

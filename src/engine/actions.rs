@@ -1,0 +1,307 @@
+//! What decisions ask of the world, each in a task of its own, each ending in facts for the owner.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{end, hosts, ledger, owner::Message, sessions::Sessions, world::World};
+use crate::{
+    model::{
+        cause::Cause,
+        decide::{self, Action},
+        event::{Event, Wanted},
+        health::{Verdict, Watch},
+        host::Host,
+        pipeline::{Check, Environment, Health, Queue},
+        release::{Commit, Release},
+        run::{Run, Waiting},
+    },
+    ports::{journal::Ticket, leases::Acquired},
+};
+
+/// What an action works with.
+pub(super) struct Context {
+    pub(super) world: Arc<World>,
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) name: String,
+    pub(super) sender: mpsc::Sender<Message>,
+    /// The run does not want it any more.
+    pub(super) cancel: CancellationToken,
+    /// The last record before it.
+    pub(super) ticket: Option<Ticket>,
+}
+
+/// An action with what it needs of the run, as it was when it was decided.
+pub(super) enum Job {
+    Resolve(Box<Run>),
+    Checkout(Box<Run>),
+    Lease { run: Box<Run>, deployment: u32 },
+    Plan { run: Box<Run>, deployment: u32, environment: Box<Environment> },
+    Watch { deployment: u32, host: Box<Host>, health: Health },
+    Finish(Box<Run>),
+}
+
+impl Job {
+    /// `None` for actions the owner does itself.
+    pub(super) fn of(run: &Run, action: Action) -> Option<Job> {
+        let whole = || Box::new(run.clone());
+        Some(match action {
+            Action::Resolve => Job::Resolve(whole()),
+            Action::Checkout => Job::Checkout(whole()),
+            Action::Lease { deployment } => Job::Lease { run: whole(), deployment },
+            Action::Plan { deployment } => {
+                let environment = run.environment(&run.deployment(deployment)?.environment)?.clone();
+                Job::Plan { run: whole(), deployment, environment: Box::new(environment) }
+            }
+            Action::Watch { deployment, host } => {
+                let of = run.deployment(deployment)?;
+                let health = run.environment(&of.environment)?.health.clone()?;
+                Job::Watch { deployment, host: Box::new(of.host(&host)?.host.clone()), health }
+            }
+            Action::Finish => Job::Finish(whole()),
+            Action::Append(_) | Action::Call { .. } | Action::Retry(_) | Action::EndCall { .. } => return None,
+        })
+    }
+}
+
+/// Does `job` and sends its facts. Never fails: a failure is a fact.
+pub(super) async fn perform(context: Context, job: Job) {
+    let stopping = context.world.tasks.stopping();
+    let work = async {
+        match job {
+            Job::Resolve(run) => context.last(resolve(&context, &run).await).await,
+            Job::Checkout(run) => context.last(checkout(&context, &run).await).await,
+            Job::Lease { run, deployment } => lease(&context, &run, deployment).await,
+            Job::Plan { run, deployment, environment } => {
+                let fact = plan(&context, &run, deployment, &environment).await;
+                context.last(fact).await;
+            }
+            Job::Watch { deployment, host, health } => {
+                let fact = watch(&context, deployment, &host, &health).await;
+                context.last(fact).await;
+            }
+            Job::Finish(run) => {
+                if end::finish(&context.world, &run, context.ticket.as_ref()).await {
+                    let _owner_gone = context.sender.send(Message::Finished).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = stopping.cancelled() => {}
+        () = work => {}
+        // The action is over without a fact: the decision that follows the wish knows what to do.
+        () = context.cancel.cancelled() => context.facts(Vec::new(), true).await,
+    }
+}
+
+impl Context {
+    async fn facts(&self, events: Vec<Event>, over: bool) {
+        let _owner_gone = self.sender.send(Message::Facts { action: self.name.clone(), events, over }).await;
+    }
+
+    async fn last(&self, event: Event) {
+        self.facts(vec![event], true).await;
+    }
+}
+
+/// Finds and fetches the commit; a push that is not the head any more ends as superseded.
+async fn resolve(context: &Context, run: &Run) -> Event {
+    let world = &context.world;
+    let (header, pipeline) = (&run.header, &run.header.pipeline);
+    let project = &header.project;
+    let found = match world.forge.resolve(project, &pipeline.source, &header.request.wanted).await {
+        Ok(found) => found,
+        Err(cause) if cause.code == "ref_unknown" && matches!(header.request.wanted, Wanted::Pushed(_)) => {
+            let message = format!("the pushed commit is not on {} any more; its successor is deployed instead", pipeline.source.branch);
+            return Event::Unresolved { cause: Cause::new("superseded", message) };
+        }
+        Err(cause) => return Event::Unresolved { cause },
+    };
+    if let (Wanted::Pushed(_), false) = (&header.request.wanted, found.is_head) {
+        let seen_before = match (&header.request.after, pipeline.queue) {
+            (_, Queue::Latest) => true,
+            (None, Queue::All) => false,
+            (Some(after), Queue::All) => {
+                world.forge.is_ancestor(project, &found.commit.sha, after).await.unwrap_or(true)
+            }
+        };
+        if seen_before {
+            let message = format!("{} has a newer head than the pushed commit", pipeline.source.branch);
+            return Event::Unresolved { cause: Cause::new("superseded", message) };
+        }
+    }
+    if found.is_head {
+        ledger::saw_head(world, run, &found.commit.sha);
+    }
+    resolved(world, run, found.commit, found.tag)
+}
+
+fn resolved(world: &World, run: &Run, commit: Commit, tag: Option<String>) -> Event {
+    let header = &run.header;
+    let release = Release {
+        id: crate::model::ids::ReleaseId::first_build(&commit.sha),
+        commit,
+        branch: Some(header.pipeline.source.branch.clone()),
+        tag,
+    };
+    let passed = ledger::passed(&*world.control, &header.project, &release.id, &header.code);
+    let live = header.pipeline.environments.iter().map(|e| &e.name);
+    let live = live
+        .filter(|name| {
+            ledger::live(&*world.control, &header.project, name)
+                .is_some_and(|live| live.release.id == release.id && live.code == header.code)
+        })
+        .cloned()
+        .collect();
+    Event::Resolved { release: Box::new(release), passed, live }
+}
+
+async fn checkout(context: &Context, run: &Run) -> Event {
+    let world = &context.world;
+    let project = &run.header.project;
+    let Some(release) = &run.release else {
+        return Event::CheckoutFailed { cause: Cause::new("internal", "there is no commit to check out") };
+    };
+    let dir = world.forge.work_dir(project).join(run.header.run.as_str());
+    let owner = match (world.job_user)(project) {
+        Ok(owner) => owner,
+        Err(error) => {
+            let message = format!("the job user of project {project} cannot be had: {error}");
+            return Event::CheckoutFailed { cause: Cause::new("job_user", message) };
+        }
+    };
+    match world.forge.checkout(project, &release.commit.sha, &dir, owner).await {
+        Ok(()) => Event::CheckedOut { dir: dir.to_string_lossy().into_owned() },
+        Err(cause) => Event::CheckoutFailed { cause },
+    }
+}
+
+/// The lease of an environment.
+pub(super) fn lease_name(run: &Run, deployment: u32) -> Option<String> {
+    Some(format!("{}/{}", run.header.project, run.deployment(deployment)?.environment))
+}
+
+/// Waits for the environment; says who is in the way each time that changes.
+async fn lease(context: &Context, run: &Run, deployment: u32) {
+    let Some(name) = lease_name(run, deployment) else { return };
+    let holder = decide::holder(run, deployment);
+    let reason = run.release.as_ref().map_or_else(String::new, |r| format!("deployment of {}", r.id));
+    let leases = &context.world.leases;
+    let mut changed = leases.changed();
+    let mut told: Option<String> = None;
+    loop {
+        changed.mark_unchanged();
+        match leases.acquire(&name, &holder, &reason) {
+            Ok(Acquired::Granted(epoch, ticket)) => {
+                // Granted is what the disk knows: otherwise another start could grant it to somebody else.
+                if ticket.synced().await.is_ok() {
+                    return context.last(Event::LeaseGranted { deployment, epoch }).await;
+                }
+            }
+            Ok(Acquired::Held(other)) => {
+                if told.as_ref() != Some(&other.holder) {
+                    told = Some(other.holder.clone());
+                    let waiting = Waiting { code: "lease".to_owned(), holder: other.holder, until_ms: other.until_ms };
+                    context.facts(vec![Event::Blocked { deployment, waiting: Some(waiting) }], false).await;
+                }
+            }
+            Err(error) => tracing::error!(lease = name, %error, "a lease cannot be asked for"),
+        }
+        tokio::select! {
+            _ = changed.changed() => {}
+            () = context.world.clock.sleep(Duration::from_secs(10)) => {}
+        }
+    }
+}
+
+/// Finds out the hosts and puts the numbers down before the first host is touched.
+async fn plan(context: &Context, run: &Run, deployment: u32, environment: &Environment) -> Event {
+    let world = &context.world;
+    let found = hosts::of(world, &run.header.project, &run.header.code, environment).await;
+    let hosts = match found {
+        Ok(hosts) => hosts,
+        Err(cause) => return Event::PlanFailed { deployment, cause },
+    };
+    let changed_paths = match (run.deployment(deployment).and_then(|d| d.previous.as_ref()), &run.release) {
+        (Some(previous), Some(release)) => {
+            world.forge.changed(&run.header.project, &previous.commit.sha, &release.commit.sha).await.ok()
+        }
+        _ => None,
+    };
+    let count = hosts.len();
+    Event::Planned {
+        deployment,
+        hosts,
+        changed_paths,
+        max_failures: environment.rollout.max_failures.of(count),
+        max_unreachable: environment.rollout.max_unreachable.of(count),
+    }
+}
+
+/// Looks at a host until there is a verdict.
+async fn watch(context: &Context, deployment: u32, host: &Host, health: &Health) -> Event {
+    let clock = &context.world.clock;
+    let began = clock.now();
+    let mut watch = Watch::new(health);
+    loop {
+        let (evidence, bad) = look(context, host, health).await;
+        let elapsed = clock.now().since(&began);
+        let verdict = |unhealthy| Event::HealthVerdict {
+            deployment,
+            host: host.id.clone(),
+            unhealthy,
+            evidence: evidence.clone(),
+        };
+        match watch.see(elapsed, bad) {
+            Verdict::Open => {}
+            Verdict::Healthy => {
+                context.sessions.forget(&host.id).await;
+                return verdict(None);
+            }
+            Verdict::Unhealthy(cause) => {
+                context.sessions.forget(&host.id).await;
+                return verdict(Some(on_host(cause, host)));
+            }
+        }
+        clock.sleep(Duration::from_millis(health.interval_ms)).await;
+    }
+}
+
+fn on_host(cause: Cause, host: &Host) -> Cause {
+    let message = format!("{} on {}", cause.message, host.name);
+    Cause { message, ..cause }.with("host", host.id.as_str())
+}
+
+/// One round over every check; what each saw, and the first that was bad.
+async fn look(context: &Context, host: &Host, health: &Health) -> (Vec<String>, Option<String>) {
+    let limit = Duration::from_millis(health.timeout_ms);
+    let mut evidence = Vec::new();
+    let mut bad = None;
+    let link = match context.sessions.link(host).await {
+        Ok(link) => link,
+        Err(error) => {
+            let seen = format!("the host cannot be reached: {}", error.cause.message);
+            return (vec![seen.clone()], Some(seen));
+        }
+    };
+    for check in &health.checks {
+        let sight = context.world.probe.look(&*link, check, limit).await;
+        let seen = format!("{}: {}", check_name(check), sight.seen);
+        if !sight.good && bad.is_none() {
+            bad = Some(seen.clone());
+        }
+        evidence.push(seen);
+    }
+    (evidence, bad)
+}
+
+fn check_name(check: &Check) -> String {
+    match check {
+        Check::Http(url) => format!("http {url}"),
+        Check::Tcp(address) => format!("tcp {address}"),
+        Check::Command(_) => "command".to_owned(),
+    }
+}

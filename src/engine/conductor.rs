@@ -1,0 +1,506 @@
+//! The daemon's projects, queue and running runs: what the API calls.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    handle::Refusal,
+    ledger,
+    owner::{Begin, Left, Message, Owner, Progress},
+    view::RunView,
+    views::{self, Views},
+    world::World,
+};
+use crate::{
+    model::{
+        cause::Cause,
+        event::{Event, Header, Record, Request, Wanted},
+        ids::{Epoch, ProjectName, RunId, Seq, Sha},
+        next,
+        pipeline::Queue,
+        run::{Run, RunState, Trigger},
+    },
+    ports::{
+        control::{Commit, CommitError},
+        journal::Ticket,
+        program::Loaded,
+    },
+    time::Stamp,
+};
+
+/// A request as control keeps it from the 202 until the run's end is known.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Requested {
+    pub(super) project: ProjectName,
+    pub(super) request: Request,
+}
+
+/// A run with an owner.
+pub(super) struct Running {
+    pub(super) project: ProjectName,
+    pub(super) sender: mpsc::Sender<Message>,
+    pub(super) progress: watch::Receiver<Progress>,
+}
+
+/// The engine. Cheap to clone.
+#[derive(Clone)]
+pub struct Conductor {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) world: Arc<World>,
+    pub(super) views: Views,
+    pub(super) projects: RwLock<BTreeMap<ProjectName, Arc<Loaded>>>,
+    pub(super) runs: Mutex<BTreeMap<RunId, Running>>,
+    /// The queue has something to look at.
+    pub(super) nudge: Notify,
+    /// What is wrong, by where: `journal`, `index`, `project <name>`.
+    pub(super) trouble: Mutex<BTreeMap<String, Cause>>,
+    pub(super) since: Stamp,
+    /// Ends the polls of the set of projects that is loaded.
+    pub(super) polls: Mutex<CancellationToken>,
+    /// Idempotency keys whose first request is not answered yet.
+    pub(super) claims: Mutex<BTreeSet<String>>,
+    /// Unfinished runs have been taken up: the queue may start others.
+    pub(super) recovered: watch::Sender<bool>,
+}
+
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Conductor {
+    /// An engine over `world` whose `views` are fed by its journals. Nothing runs before [`Conductor::start`].
+    #[must_use]
+    pub fn new(world: Arc<World>, views: Views) -> Self {
+        let since = world.clock.now();
+        Conductor {
+            inner: Arc::new(Inner {
+                world,
+                views,
+                projects: RwLock::default(),
+                runs: Mutex::default(),
+                nudge: Notify::new(),
+                trouble: Mutex::default(),
+                since,
+                polls: Mutex::default(),
+                claims: Mutex::default(),
+                recovered: watch::channel(false).0,
+            }),
+        }
+    }
+
+    /// Takes up what an earlier life left, then begins to work: the queue, the polls, the outbox.
+    pub async fn start(&self, projects: Vec<Loaded>) -> std::io::Result<()> {
+        self.install(projects).await?;
+        super::recovery::recover(self).await?;
+        let world = &self.inner.world;
+        self.inner.recovered.send_replace(true);
+        let queue = self.clone();
+        world.tasks.spawn("queue", async move { queue.work().await });
+        world.tasks.spawn("outbox", super::outbox::deliver(Arc::clone(world)));
+        world.tasks.spawn("sweep", super::sweep::sweep(Arc::clone(world)));
+        self.poll_all();
+        Ok(())
+    }
+
+    /// Makes `projects` the ones that new runs use; their code is pinned first.
+    pub(super) async fn install(&self, projects: Vec<Loaded>) -> std::io::Result<()> {
+        let programs = Arc::clone(&self.inner.world.programs);
+        let projects = tokio::task::spawn_blocking(move || {
+            projects.iter().try_for_each(|loaded| programs.pin(loaded))?;
+            std::io::Result::Ok(projects)
+        })
+        .await
+        .map_err(std::io::Error::other)??;
+        let projects = projects.into_iter().map(|loaded| (loaded.name.clone(), Arc::new(loaded))).collect();
+        *self.inner.projects.write().unwrap_or_else(PoisonError::into_inner) = projects;
+        Ok(())
+    }
+
+    /// Polls every project of the loaded set, and none of an earlier one.
+    pub(super) fn poll_all(&self) {
+        let token = CancellationToken::new();
+        std::mem::replace(&mut *locked(&self.inner.polls), token.clone()).cancel();
+        for loaded in self.all() {
+            let conductor = self.clone();
+            let token = token.clone();
+            self.inner.world.tasks.spawn(format!("poll {}", loaded.name), super::poll::poll(conductor, loaded, token));
+        }
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Loaded>> {
+        self.inner.projects.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub(super) fn project(&self, name: &str) -> Result<Arc<Loaded>, Refusal> {
+        let projects = self.inner.projects.read().unwrap_or_else(PoisonError::into_inner);
+        projects.get(name).cloned().ok_or_else(|| Refusal::ProjectUnknown(name.to_owned()))
+    }
+
+    pub(super) fn trouble(&self, place: &str, cause: Option<Cause>) {
+        let mut trouble = locked(&self.inner.trouble);
+        match cause {
+            Some(cause) => trouble.insert(place.to_owned(), cause),
+            None => trouble.remove(place),
+        };
+    }
+
+    /// Nothing that changes anything is taken while the daemon goes down or cannot write.
+    pub(super) fn writable(&self) -> Result<(), Refusal> {
+        if self.inner.world.tasks.stopping().is_cancelled() {
+            return Err(Refusal::Stopping);
+        }
+        match locked(&self.inner.trouble).get("journal") {
+            Some(cause) => Err(Refusal::Degraded(cause.message.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// What control refused, as an answer.
+    pub(super) fn refused(&self, error: &CommitError) -> Refusal {
+        if let CommitError::Broken(_) = error {
+            self.trouble("journal", Some(Cause::new("degraded", error.to_string())));
+        }
+        Refusal::Degraded(error.to_string())
+    }
+
+    /// Waits for a ticket; a journal that cannot be written degrades the daemon.
+    pub(super) async fn synced(&self, ticket: &Ticket) -> Result<(), Refusal> {
+        ticket.synced().await.map_err(|error| {
+            self.trouble("journal", Some(Cause::new("degraded", error.to_string())));
+            Refusal::Degraded(error.to_string())
+        })
+    }
+
+    /// Puts a run into the queue: one record, with what else must be true together with it. Returns once it is on disk.
+    pub(super) async fn request(
+        &self,
+        project: &ProjectName,
+        trigger: Trigger,
+        by: String,
+        ask: Ask,
+        also: Vec<(String, Option<Value>)>,
+    ) -> Result<RunView, Refusal> {
+        self.writable()?;
+        let world = &self.inner.world;
+        let waiting = self.queued(project).len();
+        if waiting >= world.limits.max_queued {
+            return Err(Refusal::QueueFull(format!("project {project} has {waiting} queued runs; ask again later")));
+        }
+        let now = world.clock.now();
+        let id = RunId::new(now.wall_ms, world.random_u128());
+        let after = ledger::head(&*world.control, project).map(|head| head.sha);
+        let request = Request {
+            trigger,
+            by,
+            reason: ask.reason,
+            wanted: ask.wanted,
+            environment: ask.environment,
+            redeploy: ask.redeploy,
+            retest: ask.retest,
+            after,
+            requested_at_ms: now.wall_ms,
+        };
+        let requested = Requested { project: project.clone(), request };
+        let mut puts = vec![(ledger::run_key(&id), Some(json!(requested)))];
+        if let Some(sha) = ask.head {
+            puts.push((ledger::head_key(project), Some(json!(ledger::Head { sha, run: Some(id.clone()) }))));
+        }
+        // Keys that name this run get its id.
+        puts.extend(also.into_iter().map(|(key, value)| (key, value.or_else(|| Some(json!({ "run": id, "at_ms": now.wall_ms }))))));
+        let ticket = world.control.commit(Commit::RunRequested, &[], puts).map_err(|e| self.refused(&e))?;
+        self.synced(&ticket).await?;
+        let view = views::queued(&id, project, &requested.request, self.testing(project).as_ref());
+        self.inner.views.queued(view.clone());
+        self.inner.nudge.notify_one();
+        tracing::info!(%project, run = %id, by = requested.request.by, "a run was requested");
+        Ok(view)
+    }
+
+    /// The run that holds the project's testing slot.
+    fn testing(&self, project: &ProjectName) -> Option<RunId> {
+        let runs = locked(&self.inner.runs);
+        runs.iter().find(|(_, r)| r.project == *project && *r.progress.borrow() == Progress::Testing).map(|(id, _)| id.clone())
+    }
+
+    /// Requests of a project that have no owner, oldest first.
+    pub(super) fn queued(&self, project: &ProjectName) -> Vec<(RunId, Requested)> {
+        self.requests().into_iter().filter(|(_, requested)| requested.project == *project).collect()
+    }
+
+    fn requests(&self) -> Vec<(RunId, Requested)> {
+        let runs = locked(&self.inner.runs);
+        let entries = self.inner.world.control.scan("run/");
+        let parsed = entries.into_iter().filter_map(|entry| {
+            let id: RunId = entry.key.strip_prefix("run/")?.parse().ok()?;
+            Some((id, serde_json::from_value::<Requested>(entry.value).ok()?))
+        });
+        parsed.filter(|(id, _)| !runs.contains_key(id)).collect()
+    }
+
+    /// The queue: one commit of a project is tested at a time; under `latest` the newest request supersedes the others.
+    async fn work(&self) {
+        let stopping = self.inner.world.tasks.stopping();
+        loop {
+            let mut by_project: BTreeMap<ProjectName, Vec<(RunId, Requested)>> = BTreeMap::new();
+            for (id, requested) in self.requests() {
+                by_project.entry(requested.project.clone()).or_default().push((id, requested));
+            }
+            for (project, mut queued) in by_project {
+                if self.testing(&project).is_some() {
+                    continue;
+                }
+                let Ok(loaded) = self.project(project.as_str()) else {
+                    self.drop_requests(&project, &queued);
+                    continue;
+                };
+                if loaded.pipeline.queue == Queue::Latest && queued.len() > 1 {
+                    let rest = queued.split_off(queued.len() - 1);
+                    let newest = rest[0].0.clone();
+                    for (id, requested) in std::mem::replace(&mut queued, rest) {
+                        self.supersede(&loaded, &id, requested, &newest);
+                    }
+                }
+                if let Some((id, requested)) = queued.into_iter().next() {
+                    self.begin(&loaded, id, requested);
+                }
+            }
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = self.inner.nudge.notified() => {}
+            }
+        }
+    }
+
+    /// Requests of a project that is not there any more.
+    fn drop_requests(&self, project: &ProjectName, queued: &[(RunId, Requested)]) {
+        tracing::error!(%project, "requests of a project that is not loaded any more are dropped");
+        let puts = queued.iter().map(|(id, _)| (ledger::run_key(id), None)).collect();
+        if let Err(error) = self.inner.world.control.commit(Commit::RunEnded, &[], puts) {
+            tracing::error!(%error, "control cannot be written");
+        }
+    }
+
+    fn header(&self, loaded: &Loaded, id: &RunId, requested: Requested) -> Header {
+        let world = &self.inner.world;
+        let epoch = u64::try_from(world.clock.now().wall_ms).unwrap_or(1);
+        Header {
+            format: next::FORMAT,
+            version: world.version.to_owned(),
+            run: id.clone(),
+            project: requested.project,
+            code: loaded.code.clone(),
+            pipeline: loaded.pipeline.clone(),
+            // JSON numbers are exact up to 2^53 everywhere.
+            seed: u64::try_from(world.random_u128() & ((1 << 53) - 1)).unwrap_or(0),
+            epoch: Epoch(epoch),
+            request: requested.request,
+        }
+    }
+
+    fn record(&self, event: Event) -> Record {
+        let world = &self.inner.world;
+        Record { at: world.clock.now(), by: Arc::clone(&world.controller), event }
+    }
+
+    /// Ends a queued run whose place a newer one took; it has a journal as every run has.
+    fn supersede(&self, loaded: &Loaded, id: &RunId, requested: Requested, by: &RunId) {
+        let header = self.header(loaded, id, requested);
+        let epoch = header.epoch;
+        let cause = Cause::new("superseded", format!("run {by} took its place in the queue")).with("by", by.as_str());
+        let records = vec![
+            self.record(Event::Started(Box::new(header))),
+            self.record(Event::End { state: RunState::Superseded, cause: Some(cause) }),
+        ];
+        let world = Arc::clone(&self.inner.world);
+        match world.journals.append(id, epoch, Seq(0), records) {
+            Ok(ticket) => {
+                let id = id.clone();
+                // Off the list at once, so that the queue does not see it again.
+                let puts = vec![(ledger::run_key(&id), None)];
+                world.tasks.clone().spawn(format!("run {id} superseded"), async move {
+                    if ticket.synced().await.is_ok() {
+                        world.journals.close(&id);
+                    }
+                });
+                if let Err(error) = self.inner.world.control.commit(Commit::RunEnded, &[], puts) {
+                    tracing::error!(%error, "control cannot be written");
+                }
+            }
+            Err(error) => self.trouble("journal", Some(Cause::new("degraded", error.to_string()))),
+        }
+    }
+
+    /// Begins a run: its journal, its program, its owner.
+    fn begin(&self, loaded: &Loaded, id: RunId, requested: Requested) {
+        let header = self.header(loaded, &id, requested);
+        let epoch = header.epoch;
+        let first = self.record(Event::Started(Box::new(header)));
+        let run = match Run::begin(&first) {
+            Ok(run) => run,
+            Err(error) => return tracing::error!(run = %id, %error, "a run cannot begin"),
+        };
+        match self.inner.world.journals.append(&id, epoch, Seq(0), vec![first]) {
+            Ok(ticket) => self.own(run, ticket.seq(), epoch, Some(ticket), false),
+            Err(error) => self.trouble("journal", Some(Cause::new("degraded", error.to_string()))),
+        }
+    }
+
+    /// Gives a run an owner; `interrupted` = it was cut off by the end of an earlier life.
+    pub(super) fn own(&self, run: Run, seq: Seq, epoch: Epoch, ticket: Option<Ticket>, interrupted: bool) {
+        let world = Arc::clone(&self.inner.world);
+        let (id, project) = (run.header.run.clone(), run.header.project.clone());
+        let channel = mpsc::channel(1024);
+        let turns = channel.0.clone();
+        let sink = Box::new(move |key: &_, turn| {
+            // On the program's own thread: waiting there is what bounds the queue.
+            let _owner_gone = turns.blocking_send(Message::Turn(Clone::clone(key), turn));
+        });
+        let program = match world.programs.open(&run.header.code, &project, run.header.seed, sink) {
+            Ok(program) => program,
+            Err(cause) => {
+                tracing::error!(run = %id, %cause, "the pinned code of a run cannot be opened");
+                let record = self.record(Event::End { state: RunState::Damaged, cause: Some(cause) });
+                self.bury(run, seq, epoch, record);
+                return;
+            }
+        };
+        let (progress_tx, progress) = watch::channel(Progress::Testing);
+        let sender = channel.0.clone();
+        let mut owner =
+            Owner::new(Begin { world: Arc::clone(&world), run, seq, epoch, program, channel, progress: progress_tx, ticket });
+        if interrupted {
+            owner.interrupt();
+        }
+        locked(&self.inner.runs).insert(id.clone(), Running { project, sender, progress: progress.clone() });
+        let conductor = self.clone();
+        let mut watched = progress;
+        world.tasks.spawn(format!("run {id}"), async move {
+            let mut owned = std::pin::pin!(owner.run());
+            let left = loop {
+                tokio::select! {
+                    biased;
+                    left = &mut owned => break left,
+                    // The testing slot is free: the next commit's verdict does not wait for this one's rollout.
+                    changed = watched.changed() => if changed.is_ok() { conductor.inner.nudge.notify_one() },
+                }
+            };
+            conductor.left(&id, left);
+        });
+    }
+
+    /// A run whose code is gone: its end is all that can still be written.
+    fn bury(&self, mut run: Run, seq: Seq, epoch: Epoch, record: Record) {
+        let world = Arc::clone(&self.inner.world);
+        if run.next(&record).is_err() {
+            return;
+        }
+        let id = run.header.run.clone();
+        match world.journals.append(&id, epoch, seq, vec![record]) {
+            Ok(ticket) => {
+                world.tasks.clone().spawn(format!("run {id} damaged"), async move {
+                    super::end::finish(&world, &run, Some(&ticket)).await;
+                });
+            }
+            Err(error) => tracing::error!(run = %id, %error, "its end cannot be written"),
+        }
+    }
+
+    fn left(&self, id: &RunId, left: Left) {
+        match left {
+            Left::Finished => {
+                self.inner.world.journals.close(id);
+                locked(&self.inner.runs).remove(id);
+            }
+            Left::Broken(why) => {
+                // It stays on the list: its project must not start another run over it.
+                self.trouble("journal", Some(Cause::new("degraded", format!("run {id} stands still: {why}; restart the daemon once the disk is well"))));
+            }
+            Left::Stopping => {}
+        }
+        self.inner.nudge.notify_one();
+    }
+
+    /// Asks a run's owner to end it; `Ok(false)` = it has ended already.
+    pub(super) async fn stop(&self, id: &RunId, now: bool, reason: Option<String>, by: &str) -> Result<bool, Refusal> {
+        self.writable()?;
+        let sender = locked(&self.inner.runs).get(id).map(|running| running.sender.clone());
+        if let Some(sender) = sender {
+            let (reply, answer) = oneshot::channel();
+            let message = Message::Stop { by: by.to_owned(), now, reason, reply };
+            if sender.send(message).await.is_err() {
+                return Ok(false);
+            }
+            return match answer.await {
+                Ok(Ok(())) => Ok(true),
+                Ok(Err(_)) | Err(_) => Ok(false),
+            };
+        }
+        // Still in the queue: it never begins.
+        let queued = self.requests().into_iter().find(|(queued, _)| queued == id);
+        let Some((_, requested)) = queued else { return Ok(false) };
+        let loaded = self.project(requested.project.as_str())?;
+        let header = self.header(&loaded, id, requested);
+        let epoch = header.epoch;
+        let why = reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
+        let cause = Cause::new("stopped", format!("stopped in the queue by {by}{why}")).with("by", by);
+        let records = vec![
+            self.record(Event::Started(Box::new(header))),
+            self.record(Event::StopRequested { by: by.to_owned(), now, reason }),
+            self.record(Event::End { state: RunState::Stopped, cause: Some(cause) }),
+        ];
+        let world = &self.inner.world;
+        let ticket = world
+            .journals
+            .append(id, epoch, Seq(0), records)
+            .map_err(|error| Refusal::Degraded(error.to_string()))?;
+        self.synced(&ticket).await?;
+        let puts = vec![(ledger::run_key(id), None)];
+        let ticket = world.control.commit(Commit::RunEnded, &[], puts).map_err(|e| self.refused(&e))?;
+        self.synced(&ticket).await?;
+        world.journals.close(id);
+        Ok(true)
+    }
+
+    /// Runs of a project that are not over, oldest first.
+    pub(super) fn active(&self, project: &ProjectName) -> Vec<RunId> {
+        let mut ids: Vec<RunId> = {
+            let runs = locked(&self.inner.runs);
+            let over = |r: &Running| *r.progress.borrow() == Progress::Over;
+            runs.iter().filter(|(_, r)| r.project == *project && !over(r)).map(|(id, _)| id.clone()).collect()
+        };
+        ids.extend(self.queued(project).into_iter().map(|(id, _)| id));
+        ids.sort();
+        ids
+    }
+
+    /// Waits at most `limit` for the views to change.
+    pub(super) async fn changed(&self, version: &mut watch::Receiver<u64>, limit: Duration) -> bool {
+        let changed = async {
+            let _board_lives_as_long_as_we = version.changed().await;
+        };
+        crate::time::within(&*self.inner.world.clock, limit, changed).await.is_some()
+    }
+}
+
+/// What a run is asked for.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ask {
+    pub(super) wanted: Wanted,
+    pub(super) environment: Option<crate::model::ids::EnvironmentName>,
+    pub(super) reason: Option<String>,
+    pub(super) redeploy: bool,
+    pub(super) retest: bool,
+    /// The head this request is for, if it is known: no poll asks for it again.
+    pub(super) head: Option<Sha>,
+}

@@ -1,0 +1,504 @@
+//! The one task that owns a run: it takes messages, appends facts, folds them, resumes the call concerned and asks `decide`.
+//! It never waits for work: each action waits in a task of its own for its record to be on disk.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{actions, sessions::Sessions, steps, world::World};
+use crate::{
+    model::{
+        canonical,
+        cause::Cause,
+        decide::{self, Action, decide},
+        event::{CallResult, Event, Record},
+        ids::{Epoch, Seq},
+        run::Run,
+        step::{Branch, CallKey, Outcome, Request, StepKey, Verb},
+    },
+    ports::{
+        journal::Ticket,
+        outputs::{Frame, Stream},
+        program::{Program, Turn},
+    },
+};
+
+/// What reaches an owner. The queue is bounded; whoever sends waits.
+pub(super) enum Message {
+    /// A call had its turn.
+    Turn(CallKey, Turn),
+    /// An action of this name brought forth these facts.
+    Facts { action: String, events: Vec<Event>, over: bool },
+    /// An attempt of a step ended.
+    StepDone { key: StepKey, attempt: u32, outcome: Outcome },
+    /// Somebody wants the run to end; answered once that is on disk.
+    Stop { by: String, now: bool, reason: Option<String>, reply: oneshot::Sender<Result<(), String>> },
+    /// Everything is done: control knows of the end.
+    Finished,
+}
+
+/// A step as the owner holds it: whose answer it is, and how to end it.
+struct OpenStep {
+    branch: Branch,
+    request: Request,
+    /// The attempt under way; `None` between attempts.
+    running: Option<CancellationToken>,
+}
+
+/// How an owner ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Left {
+    /// The run is over and control knows.
+    Finished,
+    /// The journal cannot be written, or a fact was refused: nothing was done after that.
+    Broken(String),
+    /// The daemon goes down.
+    Stopping,
+}
+
+pub(super) struct Owner {
+    world: Arc<World>,
+    run: Run,
+    seq: Seq,
+    epoch: Epoch,
+    program: Box<dyn Program>,
+    inbox: mpsc::Receiver<Message>,
+    sender: mpsc::Sender<Message>,
+    sessions: Arc<Sessions>,
+    /// Actions under way, by name.
+    busy: BTreeMap<String, CancellationToken>,
+    open: BTreeMap<StepKey, OpenStep>,
+    /// Calls being ended from outside, why, and whether running steps are ended too.
+    ending: BTreeMap<CallKey, (Cause, bool)>,
+    last_ticket: Option<Ticket>,
+    broken: Option<String>,
+    finished: bool,
+    /// Tells who waits for slots how far the run is.
+    progress: tokio::sync::watch::Sender<Progress>,
+}
+
+/// How far a run is, for the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Progress {
+    /// It holds the project's testing slot.
+    Testing,
+    /// It is past it.
+    Deploying,
+    /// It is over.
+    Over,
+}
+
+/// What an owner starts from.
+pub(super) struct Begin {
+    pub(super) world: Arc<World>,
+    pub(super) run: Run,
+    /// The number of the journal's last record.
+    pub(super) seq: Seq,
+    pub(super) epoch: Epoch,
+    pub(super) program: Box<dyn Program>,
+    pub(super) channel: (mpsc::Sender<Message>, mpsc::Receiver<Message>),
+    pub(super) progress: tokio::sync::watch::Sender<Progress>,
+    /// The ticket of the records that were written before.
+    pub(super) ticket: Option<Ticket>,
+}
+
+impl Owner {
+    pub(super) fn new(begin: Begin) -> Self {
+        let Begin { world, run, seq, epoch, program, channel: (sender, inbox), progress, ticket } = begin;
+        Owner {
+            sessions: Arc::new(Sessions::new(Arc::clone(&world), run.header.project.clone())),
+            world,
+            run,
+            seq,
+            epoch,
+            program,
+            inbox,
+            sender,
+            busy: BTreeMap::new(),
+            open: BTreeMap::new(),
+            ending: BTreeMap::new(),
+            last_ticket: ticket,
+            broken: None,
+            finished: false,
+            progress,
+        }
+    }
+
+    /// Runs until the run is over, the journal fails, or the daemon goes down.
+    pub(super) async fn run(mut self) -> Left {
+        let stopping = self.world.tasks.stopping();
+        let clock = Arc::clone(&self.world.clock);
+        let left = loop {
+            let wake = self.settle();
+            self.report_progress();
+            if let Some(why) = self.broken.take() {
+                break Left::Broken(why);
+            }
+            if self.finished {
+                break Left::Finished;
+            }
+            let wake = wake.unwrap_or(Duration::from_secs(3600));
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => break Left::Stopping,
+                message = self.inbox.recv() => match message {
+                    Some(message) => self.handle(message),
+                    None => break Left::Stopping,
+                },
+                () = clock.sleep(wake) => {}
+            }
+        };
+        // What still waits here is let go of. Running steps are not cancelled: that would stop their commands.
+        self.busy.values().for_each(CancellationToken::cancel);
+        self.sessions.close().await;
+        left
+    }
+
+    fn report_progress(&mut self) {
+        let progress = match (&self.run.end, self.run.deployments.is_empty()) {
+            (Some(_), _) => Progress::Over,
+            (None, false) => Progress::Deploying,
+            (None, true) => Progress::Testing,
+        };
+        self.progress.send_if_modified(|p| std::mem::replace(p, progress) != progress);
+    }
+
+    /// Does what is to be done until nothing more follows; says when to look again.
+    fn settle(&mut self) -> Option<Duration> {
+        loop {
+            if self.broken.is_some() {
+                return None;
+            }
+            let decision = decide(&self.run, &self.world.clock.now());
+            let mut changed = false;
+            for action in decision.actions {
+                changed |= self.act(action);
+                if self.broken.is_some() {
+                    return None;
+                }
+            }
+            if !changed {
+                return decision.wake_in;
+            }
+        }
+    }
+
+    /// Starts an action; true when the run changed by it at once.
+    fn act(&mut self, action: Action) -> bool {
+        let name = action.name();
+        if name.as_ref().is_some_and(|name| self.busy.contains_key(name)) {
+            return false;
+        }
+        match action {
+            Action::Append(event) => {
+                let event = self.completed(event);
+                self.append(event);
+                true
+            }
+            Action::Call { key, function, input } => {
+                self.append(Event::Call { key: key.clone(), function: function.clone(), input: input.clone() });
+                if self.broken.is_none() {
+                    self.program.call(&key, &function, input);
+                }
+                true
+            }
+            Action::Retry(key) => self.retry(&key),
+            Action::EndCall { key, cause, kill } => self.end_call(&key, cause, kill),
+            action @ (Action::Resolve | Action::Checkout | Action::Lease { .. } | Action::Plan { .. } | Action::Watch { .. } | Action::Finish) => {
+                let Some(name) = name else { return false };
+                let Some(job) = actions::Job::of(&self.run, action) else { return false };
+                let cancel = CancellationToken::new();
+                self.busy.insert(name.clone(), cancel.clone());
+                let context = actions::Context {
+                    world: Arc::clone(&self.world),
+                    sessions: Arc::clone(&self.sessions),
+                    name: name.clone(),
+                    sender: self.sender.clone(),
+                    cancel,
+                    ticket: self.last_ticket.clone(),
+                };
+                let task = format!("run {} {name}", self.run.header.run);
+                self.world.tasks.spawn(task, actions::perform(context, job));
+                false
+            }
+        }
+    }
+
+    /// What only the engine can add to a decision.
+    fn completed(&self, event: Event) -> Event {
+        match event {
+            Event::DeploymentCreated { deployment, environment, .. } => {
+                let previous = super::ledger::live(&*self.world.control, &self.run.header.project, &environment)
+                    .map(|live| Box::new(live.release));
+                Event::DeploymentCreated { deployment, environment, previous }
+            }
+            other => other,
+        }
+    }
+
+    /// Appends and folds a fact. A refused one breaks the run: what the disk does not know has not happened.
+    fn append(&mut self, event: Event) -> Option<Ticket> {
+        let record = Record { at: self.world.clock.now(), by: Arc::clone(&self.world.controller), event };
+        if let Err(illegal) = self.run.next(&record) {
+            tracing::error!(run = %self.run.header.run, %illegal, "a decision made a fact that cannot follow; the run is left alone");
+            self.broken = Some(illegal.to_string());
+            return None;
+        }
+        let ended = match &record.event {
+            Event::DeploymentEnded { deployment, .. } => Some(*deployment),
+            _ => None,
+        };
+        match self.world.journals.append(&self.run.header.run, self.epoch, self.seq, vec![record]) {
+            Ok(ticket) => {
+                self.seq = ticket.seq();
+                self.last_ticket = Some(ticket.clone());
+                if ended.is_some() {
+                    let (world, run, ticket) = (Arc::clone(&self.world), self.run.clone(), ticket.clone());
+                    let task = format!("run {} ledger", run.header.run);
+                    self.world.tasks.spawn(task, async move { super::ledger::deployment_ended(&world, &run, &ticket).await });
+                }
+                Some(ticket)
+            }
+            Err(error) => {
+                tracing::error!(run = %self.run.header.run, %error, "the run stands still: its journal cannot be written");
+                self.broken = Some(error.to_string());
+                None
+            }
+        }
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Turn(key, turn) => self.turn(&key, turn),
+            Message::Facts { action, events, over } => {
+                for event in events {
+                    self.append(event);
+                }
+                if over {
+                    self.busy.remove(&action);
+                }
+            }
+            Message::StepDone { key, attempt, outcome } => self.step_done(&key, attempt, outcome),
+            Message::Stop { by, now, reason, reply } => {
+                if self.run.end.is_some() {
+                    let _gone = reply.send(Err("the run has ended".to_owned()));
+                    return;
+                }
+                // An action that waits for the world (a fetch, a lease, discovery) is not worth finishing any more.
+                let ticket = self.append(Event::StopRequested { by, now, reason });
+                for (name, cancel) in &self.busy {
+                    if ["resolve", "checkout", "lease ", "plan "].iter().any(|p| name.starts_with(p)) {
+                        cancel.cancel();
+                    }
+                }
+                self.world.tasks.spawn("stop acknowledged", async move {
+                    let answer = match ticket {
+                        Some(ticket) => ticket.synced().await.map_err(|e| e.to_string()),
+                        None => Err("the journal cannot be written".to_owned()),
+                    };
+                    let _gone = reply.send(answer);
+                });
+            }
+            Message::Finished => self.finished = true,
+        }
+    }
+
+    fn turn(&mut self, key: &CallKey, turn: Turn) {
+        if !self.run.calls.contains_key(key) {
+            // The call was ended from outside while its turn was on the way here.
+            return;
+        }
+        match turn {
+            Turn::Requests(requests) => requests.into_iter().for_each(|request| self.request(key, request)),
+            Turn::Return(value) => self.returned(key, CallResult::Returned(value)),
+            Turn::Raised(cause) => self.returned(key, CallResult::Raised(cause)),
+            Turn::Ended(cause) => {
+                if self.open.keys().any(|step| step.call() == *key) {
+                    self.end_call(key, cause, true);
+                } else {
+                    self.returned(key, CallResult::Ended(cause));
+                }
+            }
+        }
+    }
+
+    fn returned(&mut self, key: &CallKey, result: CallResult) {
+        self.ending.remove(key);
+        let mut result = result;
+        if let CallResult::Raised(cause) | CallResult::Ended(cause) = &mut result {
+            *cause = self.sessions.redact_cause(cause);
+        }
+        self.append(Event::Return { key: key.clone(), result });
+    }
+
+    fn request(&mut self, call: &CallKey, request: Request) {
+        let key = StepKey::new(call, &request.branch, request.verb.as_str(), request.n);
+        if request.verb == Verb::Log {
+            self.log(&key, &request.args);
+            return self.program.resume(call, &request.branch, &Outcome::Ok(Value::Null));
+        }
+        if self.ending.contains_key(call) {
+            // Nothing new is begun in a call that is being ended.
+            return;
+        }
+        let args = request.args.clone();
+        self.open.insert(key.clone(), OpenStep { branch: request.branch.clone(), request, running: None });
+        self.begin(&key, 1, args);
+    }
+
+    fn log(&self, key: &StepKey, args: &Value) {
+        let mut bytes = steps::values::bytes_of(args.get("text").unwrap_or(&Value::Null));
+        bytes.push(b'\n');
+        let bytes = self.sessions.redact_bytes(&bytes);
+        let wall_ms = self.world.clock.now().wall_ms;
+        let raw_len = bytes.len() as u64;
+        let frame = Frame { step: key.clone(), attempt: 1, stream: Stream::Note, offset: 0, raw_len, wall_ms, bytes };
+        if let Err(error) = self.world.outputs.append(&self.run.header.run, frame) {
+            tracing::warn!(run = %self.run.header.run, %error, "a line of the pipeline's log was not stored");
+        }
+    }
+
+    /// Begins an attempt: first the record, then, once it is on disk, the effect.
+    fn begin(&mut self, key: &StepKey, attempt: u32, args: Value) {
+        let token = key.token(&self.run.header.run, attempt);
+        let canonical: Value = serde_json::from_str(&canonical::to_string(&args)).unwrap_or(args);
+        let Some(ticket) =
+            self.append(Event::Begin { key: key.clone(), attempt, token: token.clone(), args: canonical })
+        else {
+            return;
+        };
+        let Some(open) = self.open.get_mut(key) else { return };
+        let cancel = CancellationToken::new();
+        open.running = Some(cancel.clone());
+        let job = steps::Job {
+            world: Arc::clone(&self.world),
+            sessions: Arc::clone(&self.sessions),
+            run: self.run.header.run.clone(),
+            project: self.run.header.project.clone(),
+            key: key.clone(),
+            attempt,
+            token,
+            request: open.request.clone(),
+            place: steps::Place::of(&self.run, key, &open.request),
+            stop: cancel,
+        };
+        let sender = self.sender.clone();
+        let stopping = self.world.tasks.stopping();
+        let key = key.clone();
+        self.world.tasks.spawn(format!("run {} {key}", self.run.header.run), async move {
+            if ticket.synced().await.is_err() {
+                // The record is not on disk, so nothing may happen; the owner learns of the journal by its next append.
+                return;
+            }
+            tokio::select! {
+                biased;
+                // The daemon goes down: the command goes on, and the next start finds it.
+                () = stopping.cancelled() => {}
+                outcome = steps::perform(job) => {
+                    let _owner_gone = sender.send(Message::StepDone { key, attempt, outcome }).await;
+                }
+            }
+        });
+    }
+
+    fn retry(&mut self, key: &StepKey) -> bool {
+        let step = self.run.calls.get(&key.call()).and_then(|call| call.steps.get(key));
+        let Some((attempt, args)) = step.map(|step| (step.attempt + 1, step.args.clone())) else { return false };
+        self.begin(key, attempt, args);
+        true
+    }
+
+    fn step_done(&mut self, key: &StepKey, attempt: u32, outcome: Outcome) {
+        let call = key.call();
+        let Some(open) = self.open.get_mut(key) else { return };
+        open.running = None;
+        let last = decide::is_last(&open.request.args, attempt, &outcome) || self.ending.contains_key(&call);
+        self.append(Event::Done { key: key.clone(), attempt, outcome: outcome.clone(), last });
+        if !last {
+            return;
+        }
+        let branch = self.open.remove(key).map(|open| open.branch);
+        if self.ending.contains_key(&call) {
+            self.finish_ending(&call);
+        } else if let Some(branch) = branch {
+            self.program.resume(&call, &branch, &outcome);
+        }
+    }
+
+    /// Ends a call from outside; its running steps are ended first, or finished.
+    fn end_call(&mut self, key: &CallKey, cause: Cause, kill: bool) -> bool {
+        if self.ending.get(key).is_some_and(|(_, killing)| *killing || !kill) {
+            return false;
+        }
+        self.ending.insert(key.clone(), (cause, kill));
+        if kill {
+            for (_, open) in self.open.iter().filter(|(step, _)| step.call() == *key) {
+                if let Some(running) = &open.running {
+                    running.cancel();
+                }
+            }
+        }
+        self.finish_ending(key)
+    }
+
+    /// Completes the end of a call once none of its steps runs any more.
+    fn finish_ending(&mut self, key: &CallKey) -> bool {
+        let steps: Vec<StepKey> = self.open.keys().filter(|step| step.call() == *key).cloned().collect();
+        if steps.iter().any(|step| self.open.get(step).is_some_and(|open| open.running.is_some())) {
+            return false;
+        }
+        let Some((cause, _)) = self.ending.remove(key) else { return false };
+        for step in steps {
+            // Between two attempts: the next one never begins.
+            self.open.remove(&step);
+            let attempt = self.run.calls.get(key).and_then(|call| call.steps.get(&step)).map(|step| step.attempt);
+            if let Some(attempt) = attempt {
+                let outcome = Outcome::Cut { cause: cause.clone() };
+                self.append(Event::Done { key: step, attempt, outcome, last: true });
+            }
+        }
+        self.program.abandon(key);
+        self.returned(key, CallResult::Ended(cause));
+        true
+    }
+
+    /// After a crash: every step that had begun and not ended is resolved on its machine (stopped, or forbidden to begin), and its call
+    /// ends. This is all that recovery does in this version; the run is ended as `interrupted` by the decision.
+    pub(super) fn interrupt(&mut self) {
+        let open: Vec<(StepKey, u32, Value, bool)> = self
+            .run
+            .calls
+            .values()
+            .flat_map(|call| &call.steps)
+            .map(|(key, step)| (key.clone(), step.attempt, step.args.clone(), step.failed.is_some()))
+            .collect();
+        self.append(Event::Interrupted);
+        for (key, attempt, args, between) in open {
+            let Some(request) = steps::Place::recovered_request(&key, args) else { continue };
+            let cancel = CancellationToken::new();
+            let running = (!between).then(|| cancel.clone());
+            let job = steps::Job {
+                world: Arc::clone(&self.world),
+                sessions: Arc::clone(&self.sessions),
+                run: self.run.header.run.clone(),
+                project: self.run.header.project.clone(),
+                key: key.clone(),
+                attempt,
+                token: key.token(&self.run.header.run, attempt),
+                place: steps::Place::of(&self.run, &key, &request),
+                request: request.clone(),
+                stop: cancel,
+            };
+            self.open.insert(key.clone(), OpenStep { branch: request.branch.clone(), request, running });
+            if !between {
+                let sender = self.sender.clone();
+                self.world.tasks.spawn(format!("run {} resolve {key}", self.run.header.run), async move {
+                    let outcome = steps::resolve(job).await;
+                    let _owner_gone = sender.send(Message::StepDone { key, attempt, outcome }).await;
+                });
+            }
+        }
+    }
+}

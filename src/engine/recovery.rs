@@ -1,0 +1,99 @@
+//! What an earlier life of the daemon left: views are folded, half-written ends completed, unfinished runs taken up.
+
+use super::{
+    conductor::{Conductor, Requested},
+    end, ledger,
+};
+use crate::{
+    model::{
+        cause::Cause,
+        event::Record,
+        ids::{Epoch, RunId, Seq},
+        run::{Run, RunState},
+    },
+    ports::{control::Commit, journal::Found},
+};
+
+/// Takes up every journal there is. Returns when every unfinished run has its owner again.
+///
+/// # Errors
+/// The disk's, when the journals cannot be listed.
+pub(super) async fn recover(conductor: &Conductor) -> std::io::Result<()> {
+    let world = &conductor.inner.world;
+    let journals = std::sync::Arc::clone(&world.journals);
+    let runs = tokio::task::spawn_blocking(move || journals.runs()).await.map_err(std::io::Error::other)??;
+    for id in runs {
+        if let Err(why) = take_up(conductor, &id).await {
+            damaged(conductor, &id, &why);
+        }
+    }
+    let views = conductor.inner.views.clone();
+    tokio::task::spawn_blocking(move || views.barrier()).await.map_err(std::io::Error::other)
+}
+
+async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), String> {
+    let world = &conductor.inner.world;
+    let views = &conductor.inner.views;
+    let open = world.control.get(&ledger::run_key(id)).is_some();
+    let known = views.head(id).ok().flatten().is_some_and(|view| view.state.is_end());
+    if !open && known {
+        // Its end is in control and the index describes it: nothing to read. A document that lies is found by `rebuild`.
+        return Ok(());
+    }
+    let (journals, run_id) = (std::sync::Arc::clone(&world.journals), id.clone());
+    let found = tokio::task::spawn_blocking(move || journals.read(&run_id)).await;
+    let found = found.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+    if let Some(damage) = found.damage {
+        return Err(damage);
+    }
+    if found.records.is_empty() {
+        // Killed between making the file and its first record: the request is still queued.
+        return Ok(());
+    }
+    let run = fold(&found)?;
+    if run.end.is_some() {
+        views.recover(id, found.records, true);
+        if open {
+            tracing::info!(run = %id, "its end is completed");
+            end::finish(world, &run, None).await;
+        }
+        return Ok(());
+    }
+    let epoch = Epoch(run.header.epoch.0.max(u64::try_from(world.clock.now().wall_ms).unwrap_or(0)) + 1);
+    let (journals, run_id) = (std::sync::Arc::clone(&world.journals), id.clone());
+    let found = tokio::task::spawn_blocking(move || journals.reopen(&run_id, epoch)).await;
+    let found = found.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+    let run = fold(&found)?;
+    let last = found.records.last().map_or(Seq(0), |(seq, ..)| *seq);
+    views.recover(id, found.records, false);
+    tracing::warn!(run = %id, project = %run.header.project, "it was cut off; what it had begun is ended");
+    conductor.own(run, last, epoch, None, true);
+    Ok(())
+}
+
+fn fold(found: &Found) -> Result<Run, String> {
+    let records = found.records.iter().map(|(seq, _, record): &(Seq, u32, Record)| (*seq, record));
+    Run::fold(records).map_err(|e| e.to_string())
+}
+
+/// A journal that cannot be trusted: nobody continues the run, an operator decides.
+fn damaged(conductor: &Conductor, id: &RunId, why: &str) {
+    let world = &conductor.inner.world;
+    let key = ledger::run_key(id);
+    let requested = world.control.get(&key).and_then(|entry| serde_json::from_value::<Requested>(entry.value).ok());
+    let cause = Cause::new("damaged", format!("the journal of run {id} is damaged ({why}); it is not continued. Look at {}/journal/runs/{id} and at its hosts", world.data_dir.display()));
+    tracing::error!(run = %id, %cause, "a run is damaged");
+    conductor.trouble(&format!("run {id}"), Some(cause.clone()));
+    let Some(requested) = requested else { return };
+    let mut view = super::views::queued(id, &requested.project, &requested.request, None);
+    view.state = RunState::Damaged;
+    view.cause = Some((&cause).into());
+    conductor.inner.views.replace(view);
+    let mut puts = vec![(key, None)];
+    if let Ok(loaded) = conductor.project(requested.project.as_str()) {
+        puts.extend(super::message::damaged(world, &loaded, id, &cause));
+    }
+    if let Err(error) = world.control.commit(Commit::RunEnded, &[], puts) {
+        tracing::error!(%error, "control cannot be written");
+    }
+}

@@ -1,0 +1,520 @@
+//! Folds synced records into the documents people read, and tells followers. Fed by the journals' writer, on a thread of its own:
+//! views may be behind the decisions, never ahead of the disk.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+};
+
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::{broadcast, watch};
+
+use super::view::{
+    CauseView, DeploymentView, EventView, HostView, ReleaseView, RunView, StageState, StageView, WaitingView, shortened,
+};
+use crate::{
+    model::{
+        decide,
+        event::{Event, Record, Request},
+        ids::{DeploymentId, HostId, ProjectName, RunId, Seq},
+        release::Release,
+        run::{Deployment, HostRun, Progress, Run, RunState, StageRun, Waiting},
+        step::{CallKey, Place},
+    },
+    ports::{
+        index::{Batch, Index, IndexError},
+        journal::Feed,
+    },
+    time::rfc3339,
+};
+
+/// Events kept for followers that come back.
+const RING: usize = 4096;
+
+impl From<&Release> for ReleaseView {
+    fn from(release: &Release) -> Self {
+        ReleaseView {
+            id: release.id.to_string(),
+            revision: release.commit.sha.to_string(),
+            branch: release.branch.clone(),
+            tag: release.tag.clone(),
+            author: shortened(&release.commit.author),
+            message: shortened(&release.commit.message),
+        }
+    }
+}
+
+impl From<&Waiting> for WaitingView {
+    fn from(waiting: &Waiting) -> Self {
+        WaitingView {
+            code: waiting.code.clone(),
+            holder: waiting.holder.clone(),
+            until: waiting.until_ms.map(rfc3339),
+        }
+    }
+}
+
+/// A run that waits for its turn: all that is known is what was asked.
+#[must_use]
+pub(super) fn queued(id: &RunId, project: &ProjectName, request: &Request, holder: Option<&RunId>) -> RunView {
+    RunView {
+        id: id.to_string(),
+        project: project.to_string(),
+        state: RunState::Queued,
+        cause: None,
+        trigger: request.trigger,
+        by: request.by.clone(),
+        reason: request.reason.as_deref().map(shortened),
+        release: None,
+        created_at: rfc3339(request.requested_at_ms),
+        started_at: None,
+        finished_at: None,
+        waiting: holder.map(|run| WaitingView { code: "queue".to_owned(), holder: run.to_string(), until: None }),
+        stages: Vec::new(),
+        deployments: Vec::new(),
+    }
+}
+
+fn head(run: &Run) -> RunView {
+    let header = &run.header;
+    let (cause, finished_at) = match &run.end {
+        Some((_, cause, at)) => (cause.as_ref().map(CauseView::from), Some(at.rfc3339())),
+        None => (None, None),
+    };
+    let waiting = run.deployments.last().and_then(|d| d.waiting.as_ref()).map(WaitingView::from);
+    RunView {
+        state: run.state(),
+        cause,
+        release: run.release.as_ref().map(ReleaseView::from),
+        started_at: Some(run.started_at.rfc3339()),
+        finished_at,
+        waiting,
+        ..queued(&header.run, &header.project, &header.request, None)
+    }
+}
+
+fn stage(run: &Run, index: usize) -> Option<StageView> {
+    let spec = run.header.pipeline.stages.get(index)?;
+    let stage: &StageRun = run.stages.get(index)?;
+    let cause = decide::stage_outcome(stage, spec.name.as_str());
+    let open = [&stage.setup, &stage.run, &stage.cleanup].into_iter().any(|p| *p == Progress::Open);
+    let cleaned = !spec.cleanup || matches!(stage.cleanup, Progress::Ended(_));
+    let tried = matches!(stage.run, Progress::Ended(_)) || cause.is_some();
+    let over = tried && cleaned && !open;
+    let state = match (&cause, stage.started_at.is_some()) {
+        (_, false) if run.end.is_some() || run.passed.is_some() => StageState::Skipped,
+        (_, false) => StageState::Pending,
+        (_, true) if !over => StageState::Running,
+        (Some(cause), true) if matches!(cause.code.as_str(), "stopped" | "interrupted") => StageState::Stopped,
+        (Some(_), true) => StageState::Failed,
+        (None, true) => StageState::Succeeded,
+    };
+    Some(StageView {
+        name: spec.name.to_string(),
+        state,
+        cause: cause.as_ref().map(CauseView::from),
+        started_at: stage.started_at.as_ref().map(crate::time::Stamp::rfc3339),
+        finished_at: stage.touched_at.as_ref().filter(|_| over).map(crate::time::Stamp::rfc3339),
+    })
+}
+
+fn deployment(run: &Run, deployment: &Deployment) -> DeploymentView {
+    let (cause, finished_at) = match &deployment.end {
+        Some((_, cause, at)) => (cause.as_ref().map(CauseView::from), Some(at.rfc3339())),
+        None => (None, None),
+    };
+    DeploymentView {
+        id: DeploymentId { run: run.header.run.clone(), n: deployment.n }.to_string(),
+        environment: deployment.environment.to_string(),
+        state: deployment.state(),
+        cause,
+        rollback_of: None,
+        release: run.release.as_ref().map(|r| r.id.to_string()).unwrap_or_default(),
+        waiting: deployment.waiting.as_ref().map(WaitingView::from),
+        started_at: Some(deployment.created_at.rfc3339()),
+        finished_at,
+        hosts: Vec::new(),
+    }
+}
+
+fn host(run: &Run, deployment: &Deployment, host: &HostRun) -> HostView {
+    HostView {
+        id: host.host.id.to_string(),
+        name: host.host.name.clone(),
+        address: host.host.address.clone(),
+        state: host.state(deployment.end.is_some()),
+        cause: host.cause().map(CauseView::from),
+        release: host.touched.then(|| run.release.as_ref().map(|r| r.id.to_string())).flatten(),
+    }
+}
+
+/// Documents of one run, by what they are about. Keys sort in the order of the pipeline.
+fn head_key(run: &RunId) -> String {
+    format!("runs/{run}")
+}
+
+fn project_key(project: &ProjectName, run: &RunId) -> String {
+    format!("project/{project}/{run}")
+}
+
+fn stage_key(run: &RunId, index: usize) -> String {
+    format!("run/{run}/stage/{index:04}")
+}
+
+fn deployment_key(run: &RunId, n: u32) -> String {
+    format!("run/{run}/deployment/{n:04}")
+}
+
+fn host_key(run: &RunId, n: u32, index: usize) -> String {
+    format!("run/{run}/host/{n:04}/{index:06}")
+}
+
+/// What one record may have changed in what people see.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Head,
+    Stage(usize),
+    Deployment(u32),
+    Host(u32, HostId),
+    /// Every host of a deployment: it was planned or has ended.
+    Hosts(u32),
+}
+
+fn parts(run: &Run, event: &Event) -> Vec<Part> {
+    let of_call = |key: &CallKey| match key.place() {
+        Some(Place::Stage { stage, .. }) => {
+            run.header.pipeline.stages.iter().position(|s| s.name.as_str() == stage).map(Part::Stage).into_iter().collect()
+        }
+        Some(Place::Host { deployment, host, .. }) => vec![Part::Host(deployment, host)],
+        Some(Place::Deployment { deployment, .. }) => vec![Part::Deployment(deployment)],
+        None => Vec::new(),
+    };
+    let stages = || (0..run.stages.len()).map(Part::Stage);
+    match event {
+        Event::Started(_) | Event::Resolved { .. } => [Part::Head].into_iter().chain(stages()).collect(),
+        Event::Unresolved { .. } | Event::CheckoutFailed { .. } | Event::StopRequested { .. } => vec![Part::Head],
+        Event::CheckedOut { .. } | Event::Begin { .. } | Event::DeadlineHit { .. } => Vec::new(),
+        Event::Call { key, .. } | Event::Return { key, .. } => of_call(key),
+        Event::Done { key, .. } => of_call(&key.call()),
+        Event::DeploymentCreated { deployment, .. } | Event::Blocked { deployment, .. } | Event::LeaseGranted { deployment, .. } => {
+            vec![Part::Head, Part::Deployment(*deployment)]
+        }
+        Event::LeaseLost { deployment } | Event::PlanFailed { deployment, .. } => vec![Part::Deployment(*deployment)],
+        Event::Planned { deployment, .. } => vec![Part::Deployment(*deployment), Part::Hosts(*deployment)],
+        Event::HealthBegan { deployment, host } | Event::HealthVerdict { deployment, host, .. } => {
+            vec![Part::Host(*deployment, host.clone())]
+        }
+        Event::DeploymentEnded { deployment, .. } => {
+            vec![Part::Head, Part::Deployment(*deployment), Part::Hosts(*deployment)]
+        }
+        Event::Interrupted | Event::End { .. } => [Part::Head].into_iter().chain(stages()).collect(),
+    }
+}
+
+/// A document and the event it makes when it changed.
+struct Document {
+    key: String,
+    json: Value,
+    event: String,
+}
+
+fn document<T: Serialize>(key: String, kind: &str, state: impl Serialize, view: &T) -> Option<Document> {
+    let json = serde_json::to_value(view).ok()?;
+    let state = serde_json::to_value(state).ok()?;
+    Some(Document { key, json, event: format!("{kind}.{}", state.as_str().unwrap_or("changed")) })
+}
+
+fn documents(run: &Run, part: &Part) -> Vec<Document> {
+    let id = &run.header.run;
+    match part {
+        Part::Head => {
+            let view = head(run);
+            document(head_key(id), "run", view.state, &view).into_iter().collect()
+        }
+        Part::Stage(index) => {
+            stage(run, *index).and_then(|view| document(stage_key(id, *index), "stage", view.state, &view)).into_iter().collect()
+        }
+        Part::Deployment(n) => run
+            .deployment(*n)
+            .map(|d| deployment(run, d))
+            .and_then(|view| document(deployment_key(id, *n), "deployment", view.state, &view))
+            .into_iter()
+            .collect(),
+        Part::Host(n, host_id) => {
+            let Some(d) = run.deployment(*n) else { return Vec::new() };
+            let Some(index) = d.hosts.iter().position(|h| h.host.id == *host_id) else { return Vec::new() };
+            host_document(run, d, index).into_iter().collect()
+        }
+        Part::Hosts(n) => {
+            let Some(d) = run.deployment(*n) else { return Vec::new() };
+            (0..d.hosts.len()).filter_map(|index| host_document(run, d, index)).collect()
+        }
+    }
+}
+
+fn host_document(run: &Run, of: &Deployment, index: usize) -> Option<Document> {
+    let view = host(run, of, of.hosts.get(index)?);
+    document(host_key(&run.header.run, of.n, index), "host", view.state, &view)
+}
+
+/// The runs a view thread follows, and what it wrote of them last.
+struct Folding {
+    index: Arc<dyn Index>,
+    runs: BTreeMap<RunId, (Run, HashMap<String, Value>)>,
+    board: Arc<Board>,
+}
+
+impl Folding {
+    fn fold(&mut self, id: &RunId, records: &[(Seq, u32, Record)], quiet: bool) {
+        let mut puts: BTreeMap<String, Option<Vec<u8>>> = BTreeMap::new();
+        let mut over = false;
+        for (_, _, record) in records {
+            let run = match self.runs.get_mut(id) {
+                Some((run, _)) => match run.next(record) {
+                    Ok(()) => run,
+                    Err(illegal) => {
+                        tracing::error!(run = %id, %illegal, "a view cannot follow its journal");
+                        return;
+                    }
+                },
+                None => match Run::begin(record) {
+                    Ok(run) => {
+                        puts.insert(project_key(&run.header.project, id), Some(Vec::new()));
+                        &mut self.runs.entry(id.clone()).or_insert((run, HashMap::new())).0
+                    }
+                    Err(illegal) => {
+                        tracing::error!(run = %id, %illegal, "a view cannot follow its journal");
+                        return;
+                    }
+                },
+            };
+            over |= run.end.is_some();
+            let changed: Vec<Document> = parts(run, &record.event).iter().flat_map(|part| documents(run, part)).collect();
+            let project = run.header.project.to_string();
+            let Some((_, written)) = self.runs.get_mut(id) else { return };
+            for Document { key, json, event } in changed {
+                if written.get(&key) == Some(&json) {
+                    continue;
+                }
+                puts.insert(key.clone(), serde_json::to_vec(&json).ok());
+                if !quiet {
+                    self.board.tell(event, &record.at.rfc3339(), &project, id, json.clone());
+                }
+                written.insert(key, json);
+            }
+        }
+        let position = records.last().map(|(seq, crc, _)| (id.clone(), *seq, *crc));
+        if let Err(error) = self.index.apply(Batch { run: position, puts: puts.into_iter().collect() }) {
+            tracing::error!(run = %id, %error, "what people see of this run is behind");
+        }
+        if over {
+            self.runs.remove(id);
+        }
+        self.board.version.send_modify(|version| *version += 1);
+    }
+}
+
+/// What followers look at: recent events, and a number that grows with every change.
+pub(super) struct Board {
+    start: String,
+    ring: Mutex<(u64, VecDeque<Arc<EventView>>)>,
+    live: broadcast::Sender<Arc<EventView>>,
+    /// Grows with every change of any view.
+    pub(super) version: watch::Sender<u64>,
+}
+
+impl Board {
+    fn tell(&self, event: String, at: &str, project: &str, run: &RunId, data: Value) {
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        ring.0 += 1;
+        let event = Arc::new(EventView {
+            id: format!("{}-{}", self.start, ring.0),
+            event,
+            at: at.to_owned(),
+            project: project.to_owned(),
+            run: run.to_string(),
+            data,
+        });
+        if ring.1.len() == RING {
+            ring.1.pop_front();
+        }
+        ring.1.push_back(Arc::clone(&event));
+        let _nobody_follows = self.live.send(event);
+    }
+
+    /// Events after `after`, and those to come.
+    pub(super) fn follow(&self, after: Option<&str>) -> super::handle::EventStream {
+        // Under the ring's lock, so that nothing falls between the backlog and the subscription.
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = self.live.subscribe();
+        let Some(after) = after else { return super::handle::EventStream { backlog: Vec::new(), reset: false, live } };
+        let number = after.strip_prefix(&self.start).and_then(|n| n.strip_prefix('-')).and_then(|n| n.parse::<u64>().ok());
+        let oldest = ring.0 - ring.1.len() as u64;
+        match number {
+            Some(n) if (oldest..=ring.0).contains(&n) => {
+                let skip = usize::try_from(n - oldest).unwrap_or(0);
+                let backlog = ring.1.iter().skip(skip).cloned().collect();
+                super::handle::EventStream { backlog, reset: false, live }
+            }
+            _ => super::handle::EventStream { backlog: Vec::new(), reset: true, live },
+        }
+    }
+}
+
+enum Fed {
+    Records(RunId, Vec<(Seq, u32, Record)>),
+    /// Told before, by an earlier life.
+    Recovered(RunId, Vec<(Seq, u32, Record)>),
+    Queued(Box<RunView>),
+    Replaced(Box<RunView>),
+    Barrier(mpsc::SyncSender<()>),
+}
+
+/// The views of one daemon. Cheap to clone.
+#[derive(Clone)]
+pub struct Views {
+    feed: mpsc::SyncSender<Fed>,
+    pub(super) board: Arc<Board>,
+    index: Arc<dyn Index>,
+}
+
+impl Feed for Views {
+    fn synced(&self, run: &RunId, records: &[(Seq, u32, Record)]) {
+        // A full queue holds the journals' writer back for a moment: views lag, they do not lose.
+        let _thread_gone = self.feed.send(Fed::Records(run.clone(), records.to_vec()));
+    }
+}
+
+impl Views {
+    /// Starts the thread. `start` tells this life of the daemon from others, in event ids.
+    ///
+    /// # Errors
+    /// The system's, when there can be no thread.
+    pub fn start(index: Arc<dyn Index>, start: String) -> std::io::Result<Views> {
+        let (feed, fed) = mpsc::sync_channel(4096);
+        let board = Arc::new(Board {
+            start,
+            ring: Mutex::new((0, VecDeque::new())),
+            live: broadcast::channel(1024).0,
+            version: watch::channel(0).0,
+        });
+        let mut folding = Folding { index: Arc::clone(&index), runs: BTreeMap::new(), board: Arc::clone(&board) };
+        std::thread::Builder::new().name("views".to_owned()).spawn(move || {
+            for fed in fed {
+                match fed {
+                    Fed::Records(run, records) => folding.fold(&run, &records, false),
+                    Fed::Recovered(run, records) => folding.fold(&run, &records, true),
+                    Fed::Queued(view) => folding.queued(&view),
+                    Fed::Replaced(view) => folding.put(&view),
+                    Fed::Barrier(reached) => {
+                        let _asker_gone = reached.send(());
+                    }
+                }
+            }
+        })?;
+        Ok(Views { feed, board, index })
+    }
+
+    /// A run was requested and is on disk.
+    pub(super) fn queued(&self, view: RunView) {
+        let _thread_gone = self.feed.send(Fed::Queued(Box::new(view)));
+    }
+
+    /// A run whose journal cannot be folded is shown like this.
+    pub(super) fn replace(&self, view: RunView) {
+        let _thread_gone = self.feed.send(Fed::Replaced(Box::new(view)));
+    }
+
+    /// Waits until everything fed so far can be read. Blocks.
+    pub(super) fn barrier(&self) {
+        let (reached, wait) = mpsc::sync_channel(1);
+        if self.feed.send(Fed::Barrier(reached)).is_ok() {
+            let _thread_gone = wait.recv();
+        }
+    }
+
+    /// Takes up a journal that was there before: its documents are made anew unless the index describes this very journal.
+    /// Unfinished runs are kept for what follows. Blocks.
+    pub(super) fn recover(&self, run: &RunId, records: Vec<(Seq, u32, Record)>, finished: bool) {
+        let last = records.last().map(|(seq, crc, _)| (*seq, *crc));
+        if finished && last.is_some() && self.index.position(run).ok().flatten() == last {
+            return;
+        }
+        let _thread_gone = self.feed.send(Fed::Recovered(run.clone(), records));
+    }
+
+    /// One run, whole.
+    pub(super) fn run(&self, id: &RunId) -> Result<Option<RunView>, IndexError> {
+        let Some(mut view) = self.read::<RunView>(&head_key(id))? else { return Ok(None) };
+        view.stages = self.scan(&format!("run/{id}/stage/"))?;
+        view.deployments = self.scan(&format!("run/{id}/deployment/"))?;
+        for (i, deployment) in view.deployments.iter_mut().enumerate() {
+            deployment.hosts = self.scan(&format!("run/{id}/host/{:04}/", i + 1))?;
+        }
+        Ok(Some(view))
+    }
+
+    /// One run without its parts.
+    pub(super) fn head(&self, id: &RunId) -> Result<Option<RunView>, IndexError> {
+        self.read(&head_key(id))
+    }
+
+    /// Runs, newest first, of one project or of all.
+    pub(super) fn runs(
+        &self,
+        project: Option<&ProjectName>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<RunView>, IndexError> {
+        match project {
+            None => {
+                let after = after.map(|run| format!("runs/{run}"));
+                let found = self.index.scan("runs/", after.as_deref(), limit, true)?;
+                Ok(found.iter().filter_map(|(_, bytes)| serde_json::from_slice(bytes).ok()).collect())
+            }
+            Some(project) => {
+                let prefix = format!("project/{project}/");
+                let after = after.map(|run| format!("{prefix}{run}"));
+                let found = self.index.scan(&prefix, after.as_deref(), limit, true)?;
+                let ids = found.iter().filter_map(|(key, _)| key.strip_prefix(&prefix)?.parse::<RunId>().ok());
+                ids.filter_map(|id| self.head(&id).transpose()).collect()
+            }
+        }
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, IndexError> {
+        let bytes = self.index.get(key)?;
+        bytes.map(|bytes| serde_json::from_slice(&bytes).map_err(|e| IndexError(format!("{key}: {e}")))).transpose()
+    }
+
+    fn scan<T: serde::de::DeserializeOwned>(&self, prefix: &str) -> Result<Vec<T>, IndexError> {
+        let found = self.index.scan(prefix, None, usize::MAX, false)?;
+        found
+            .into_iter()
+            .map(|(key, bytes)| serde_json::from_slice(&bytes).map_err(|e| IndexError(format!("{key}: {e}"))))
+            .collect()
+    }
+}
+
+impl Folding {
+    fn queued(&mut self, view: &RunView) {
+        let Ok(id) = view.id.parse::<RunId>() else { return };
+        // The run may have started while this was on the way.
+        if !self.runs.contains_key(&id) && self.index.position(&id).ok().flatten().is_none() {
+            self.put(view);
+            let json = serde_json::to_value(view).unwrap_or_default();
+            self.board.tell("run.queued".to_owned(), &view.created_at, &view.project, &id, json);
+        }
+    }
+
+    fn put(&mut self, view: &RunView) {
+        let (Ok(id), Ok(project)) = (view.id.parse::<RunId>(), view.project.parse::<ProjectName>()) else { return };
+        let puts =
+            vec![(head_key(&id), serde_json::to_vec(view).ok()), (project_key(&project, &id), Some(Vec::new()))];
+        if let Err(error) = self.index.apply(Batch { run: None, puts }) {
+            tracing::error!(run = %id, %error, "what people see of this run is behind");
+        }
+        self.board.version.send_modify(|version| *version += 1);
+    }
+}

@@ -1,0 +1,94 @@
+//! Everything the engine reaches, in one place.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use crate::{
+    lifecycle::Tasks,
+    ports::{
+        blobs::Blobs, control::Control, forge::{Forge, Hooks}, http::Http, index::Index, journal::Journals, leases::Leases, link::Links,
+        mail::Mail, outputs::Outputs, probe::Probe, program::Programs, secrets::Secrets,
+    },
+    time::Clock,
+};
+
+/// Limits of the daemon that are no project's business.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Unread output of one command before it is ended, bytes.
+    pub max_output: u64,
+    /// How long a cut connection is tried again beyond a step's own deadline.
+    pub reconnect: Duration,
+    /// Queued runs of one project.
+    pub max_queued: usize,
+    /// `PATH` of local commands.
+    pub path: String,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_output: 256 * 1024 * 1024,
+            reconnect: Duration::from_secs(300),
+            max_queued: 1000,
+            path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+        }
+    }
+}
+
+/// The ports, and what else a world has. Handed in by `app`, or by a simulation.
+pub struct World {
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Tasks.
+    pub tasks: Tasks,
+    /// The truth about runs.
+    pub journals: Arc<dyn Journals>,
+    /// The truth about what outlives runs.
+    pub control: Arc<dyn Control>,
+    /// Environments.
+    pub leases: Arc<dyn Leases>,
+    /// Artifacts and large values.
+    pub blobs: Arc<dyn Blobs>,
+    /// What views are read from.
+    pub index: Arc<dyn Index>,
+    /// Output of commands.
+    pub outputs: Arc<dyn Outputs>,
+    /// Ways to machines.
+    pub links: Arc<dyn Links>,
+    /// Users' code.
+    pub programs: Arc<dyn Programs>,
+    /// Git.
+    pub forge: Arc<dyn Forge>,
+    /// Webhook dialects by provider.
+    pub hooks: BTreeMap<String, Arc<dyn Hooks>>,
+    /// HTTP from here.
+    pub http: Arc<dyn Http>,
+    /// Mail.
+    pub mail: Arc<dyn Mail>,
+    /// Health looks.
+    pub probe: Arc<dyn Probe>,
+    /// Secrets by name.
+    pub secrets: Arc<dyn Secrets>,
+    /// Limits.
+    pub limits: Limits,
+    /// Who writes: the controller's name in every record.
+    pub controller: Arc<str>,
+    /// The uid and gid of a project's local commands, when they have one of their own; for the owner of its checkouts.
+    pub job_user: Arc<dyn Fn(&crate::model::ids::ProjectName) -> std::io::Result<Option<(u32, u32)>> + Send + Sync>,
+    /// Randomness for ids and tokens: fills the buffer.
+    pub random: Arc<dyn Fn(&mut [u8]) + Send + Sync>,
+    /// Where run directories lie when they are no checkout's; for messages.
+    pub data_dir: PathBuf,
+    /// The address people reach the daemon at, for commands in messages.
+    pub version: &'static str,
+}
+
+impl World {
+    /// A random number.
+    #[must_use]
+    pub fn random_u128(&self) -> u128 {
+        let mut bytes = [0; 16];
+        (self.random)(&mut bytes);
+        u128::from_le_bytes(bytes)
+    }
+}
