@@ -115,7 +115,10 @@ async fn resolve(context: &Context, run: &Run) -> Event {
     let found = match world.forge.resolve(project, &pipeline.source, &header.request.wanted).await {
         Ok(found) => found,
         Err(cause) if cause.code == "ref_unknown" && matches!(header.request.wanted, Wanted::Pushed(_)) => {
-            let message = format!("the pushed commit is not on {} any more; its successor is deployed instead", pipeline.source.branch);
+            let message = format!(
+                "the pushed commit is not on {} any more; its successor is deployed instead",
+                pipeline.source.branch
+            );
             return Event::Unresolved { cause: Cause::new("superseded", message) };
         }
         Err(cause) => return Event::Unresolved { cause },

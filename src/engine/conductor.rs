@@ -217,7 +217,10 @@ impl Conductor {
             puts.push((ledger::head_key(project), Some(json!(ledger::Head { sha, run: Some(id.clone()) }))));
         }
         // Keys that name this run get its id.
-        puts.extend(also.into_iter().map(|(key, value)| (key, value.or_else(|| Some(json!({ "run": id, "at_ms": now.wall_ms }))))));
+        puts.extend(
+            also.into_iter()
+                .map(|(key, value)| (key, value.or_else(|| Some(json!({ "run": id, "at_ms": now.wall_ms }))))),
+        );
         let ticket = world.control.commit(Commit::RunRequested, &[], puts).map_err(|e| self.refused(&e))?;
         self.synced(&ticket).await?;
         let view = views::queued(&id, project, &requested.request, self.testing(project).as_ref());
@@ -230,7 +233,9 @@ impl Conductor {
     /// The run that holds the project's testing slot.
     fn testing(&self, project: &ProjectName) -> Option<RunId> {
         let runs = locked(&self.inner.runs);
-        runs.iter().find(|(_, r)| r.project == *project && *r.progress.borrow() == Progress::Testing).map(|(id, _)| id.clone())
+        runs.iter()
+            .find(|(_, r)| r.project == *project && *r.progress.borrow() == Progress::Testing)
+            .map(|(id, _)| id.clone())
     }
 
     /// Requests of a project that have no owner, oldest first.
@@ -377,8 +382,16 @@ impl Conductor {
         };
         let (progress_tx, progress) = watch::channel(Progress::Testing);
         let sender = channel.0.clone();
-        let mut owner =
-            Owner::new(Begin { world: Arc::clone(&world), run, seq, epoch, program, channel, progress: progress_tx, ticket });
+        let mut owner = Owner::new(Begin {
+            world: Arc::clone(&world),
+            run,
+            seq,
+            epoch,
+            program,
+            channel,
+            progress: progress_tx,
+            ticket,
+        });
         if interrupted {
             owner.interrupt();
         }
@@ -424,7 +437,13 @@ impl Conductor {
             }
             Left::Broken(why) => {
                 // It stays on the list: its project must not start another run over it.
-                self.trouble("journal", Some(Cause::new("degraded", format!("run {id} stands still: {why}; restart the daemon once the disk is well"))));
+                self.trouble(
+                    "journal",
+                    Some(Cause::new(
+                        "degraded",
+                        format!("run {id} stands still: {why}; restart the daemon once the disk is well"),
+                    )),
+                );
             }
             Left::Stopping => {}
         }
@@ -460,10 +479,8 @@ impl Conductor {
             self.record(Event::End { state: RunState::Stopped, cause: Some(cause) }),
         ];
         let world = &self.inner.world;
-        let ticket = world
-            .journals
-            .append(id, epoch, Seq(0), records)
-            .map_err(|error| Refusal::Degraded(error.to_string()))?;
+        let ticket =
+            world.journals.append(id, epoch, Seq(0), records).map_err(|error| Refusal::Degraded(error.to_string()))?;
         self.synced(&ticket).await?;
         let puts = vec![(ledger::run_key(id), None)];
         let ticket = world.control.commit(Commit::RunEnded, &[], puts).map_err(|e| self.refused(&e))?;

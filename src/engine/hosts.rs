@@ -45,7 +45,8 @@ pub(super) async fn of(
     let mut hosts: Vec<Host> =
         hosts.into_values().map(|host| Host { ssh: environment.ssh.overlaid(&host.ssh), ..host }).collect();
     if hosts.is_empty() {
-        let message = format!("environment {} has no hosts: nothing would be deployed, and that is no success", environment.name);
+        let message =
+            format!("environment {} has no hosts: nothing would be deployed, and that is no success", environment.name);
         return Err(Cause::new("no_hosts", message));
     }
     hosts.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
@@ -94,7 +95,21 @@ fn record(item: &Value) -> Result<Host, String> {
         Some(Value::Number(n)) => Ok(Some(n.to_string())),
         Some(other) => Err(format!("{key} is {}, not a text", kind(other))),
     };
-    let known = ["id", "name", "address", "port", "user", "zone", "labels", "key", "known_hosts", "jump", "base", "path", "connect_timeout"];
+    let known = [
+        "id",
+        "name",
+        "address",
+        "port",
+        "user",
+        "zone",
+        "labels",
+        "key",
+        "known_hosts",
+        "jump",
+        "base",
+        "path",
+        "connect_timeout",
+    ];
     if let Some(key) = map.keys().find(|key| !known.contains(&key.as_str())) {
         return Err(format!("{key:?} is not known; a host has {}", known.join(", ")));
     }
@@ -102,7 +117,9 @@ fn record(item: &Value) -> Result<Host, String> {
     let id = text("id")?.unwrap_or_else(|| address.clone());
     let port = match text("port")? {
         None => None,
-        Some(port) => Some(port.parse::<u16>().ok().filter(|p| *p > 0).ok_or(format!("port {port:?} is not 1 to 65535"))?),
+        Some(port) => {
+            Some(port.parse::<u16>().ok().filter(|p| *p > 0).ok_or(format!("port {port:?} is not 1 to 65535"))?)
+        }
     };
     let connect_timeout_ms = match text("connect_timeout")? {
         None => None,
@@ -114,7 +131,8 @@ fn record(item: &Value) -> Result<Host, String> {
     let key = match map.get("key") {
         None | Some(Value::Null) => None,
         Some(secret) => Some(
-            serde_json::from_value::<SecretRef>(secret.clone()).map_err(|_| "key is not a phased.secret(...)".to_owned())?,
+            serde_json::from_value::<SecretRef>(secret.clone())
+                .map_err(|_| "key is not a phased.secret(...)".to_owned())?,
         ),
     };
     let labels = match map.get("labels") {

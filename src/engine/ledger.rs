@@ -97,7 +97,12 @@ pub(super) fn saw_head(world: &World, run: &Run, sha: &Sha) {
 }
 
 /// The run in which `release` passed all stages under `code`.
-pub(super) fn passed(control: &dyn Control, project: &ProjectName, release: &ReleaseId, code: &Digest) -> Option<RunId> {
+pub(super) fn passed(
+    control: &dyn Control,
+    project: &ProjectName,
+    release: &ReleaseId,
+    code: &Digest,
+) -> Option<RunId> {
     let entry = control.get(&format!("passed/{project}/{release}"))?;
     let same = entry.value.get("code").and_then(Value::as_str) == Some(code.as_str());
     same.then(|| entry.value.get("run").and_then(Value::as_str)?.parse().ok()).flatten()
@@ -109,7 +114,10 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
     let mut puts = Vec::new();
     let Some(release) = &run.release else { return puts };
     if run.passed.is_none() && !run.deployments.is_empty() {
-        puts.push((format!("passed/{project}/{}", release.id), Some(json!({ "code": header.code, "run": header.run }))));
+        puts.push((
+            format!("passed/{project}/{}", release.id),
+            Some(json!({ "code": header.code, "run": header.run })),
+        ));
     }
     for deployment in &run.deployments {
         let Some((state, cause, at)) = &deployment.end else { continue };

@@ -70,7 +70,9 @@ async fn attempt(world: &World, entry: Entry, mut letter: Letter) {
             }
         }
     };
-    if let Err(error) = world.control.commit(Commit::Outbox, &[(entry.key.clone(), entry.revision)], vec![(entry.key, value)]) {
+    if let Err(error) =
+        world.control.commit(Commit::Outbox, &[(entry.key.clone(), entry.revision)], vec![(entry.key, value)])
+    {
         tracing::error!(%error, "the outbox cannot be written; the message may come twice");
     }
 }

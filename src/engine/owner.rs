@@ -206,7 +206,12 @@ impl Owner {
             }
             Action::Retry(key) => self.retry(&key),
             Action::EndCall { key, cause, kill } => self.end_call(&key, cause, kill),
-            action @ (Action::Resolve | Action::Checkout | Action::Lease { .. } | Action::Plan { .. } | Action::Watch { .. } | Action::Finish) => {
+            action @ (Action::Resolve
+            | Action::Checkout
+            | Action::Lease { .. }
+            | Action::Plan { .. }
+            | Action::Watch { .. }
+            | Action::Finish) => {
                 let Some(name) = name else { return false };
                 let Some(job) = actions::Job::of(&self.run, action) else { return false };
                 let cancel = CancellationToken::new();
@@ -257,7 +262,9 @@ impl Owner {
                 if ended.is_some() {
                     let (world, run, ticket) = (Arc::clone(&self.world), self.run.clone(), ticket.clone());
                     let task = format!("run {} ledger", run.header.run);
-                    self.world.tasks.spawn(task, async move { super::ledger::deployment_ended(&world, &run, &ticket).await });
+                    self.world
+                        .tasks
+                        .spawn(task, async move { super::ledger::deployment_ended(&world, &run, &ticket).await });
                 }
                 Some(ticket)
             }
@@ -376,7 +383,6 @@ impl Owner {
             world: Arc::clone(&self.world),
             sessions: Arc::clone(&self.sessions),
             run: self.run.header.run.clone(),
-            project: self.run.header.project.clone(),
             key: key.clone(),
             attempt,
             token,
@@ -483,7 +489,6 @@ impl Owner {
                 world: Arc::clone(&self.world),
                 sessions: Arc::clone(&self.sessions),
                 run: self.run.header.run.clone(),
-                project: self.run.header.project.clone(),
                 key: key.clone(),
                 attempt,
                 token: key.token(&self.run.header.run, attempt),

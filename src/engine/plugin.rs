@@ -58,7 +58,8 @@ pub(super) async fn run(
         }
     };
     let done = crate::time::within(&*world.clock, LIMIT, work).await;
-    let done = done.unwrap_or_else(|| Err(Cause::new("timeout", format!("{function} took longer than {}", Span(LIMIT)))));
+    let done =
+        done.unwrap_or_else(|| Err(Cause::new("timeout", format!("{function} took longer than {}", Span(LIMIT)))));
     done.map_err(|cause| redactor.cause(&cause))
 }
 
@@ -74,7 +75,8 @@ async fn blocking(
         };
         (turn, plugin)
     });
-    turn.await.map_err(|_| Cause::new("lua_internal", "the plugin's thread ended unexpectedly; this is a bug of phased"))
+    turn.await
+        .map_err(|_| Cause::new("lua_internal", "the plugin's thread ended unexpectedly; this is a bug of phased"))
 }
 
 async fn perform(world: &World, project: &ProjectName, request: &PluginRequest, redactor: &mut Redactor) -> Outcome {
@@ -184,4 +186,3 @@ async fn smtp(world: &World, args: &Resolved) -> Result<Value, Cause> {
     world.mail.send(message).await?;
     Ok(Value::Null)
 }
-

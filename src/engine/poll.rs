@@ -4,8 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{conductor::{Ask, Conductor}, ledger};
-use crate::{model::{event::Wanted, run::Trigger}, ports::program::Loaded};
+use super::{
+    conductor::{Ask, Conductor},
+    ledger,
+};
+use crate::{
+    model::{event::Wanted, run::Trigger},
+    ports::program::Loaded,
+};
 
 /// How soon a remote that could not be asked at start is asked again, where there is no `poll`.
 const RETRY: Duration = Duration::from_secs(60);

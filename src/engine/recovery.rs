@@ -81,7 +81,13 @@ fn damaged(conductor: &Conductor, id: &RunId, why: &str) {
     let world = &conductor.inner.world;
     let key = ledger::run_key(id);
     let requested = world.control.get(&key).and_then(|entry| serde_json::from_value::<Requested>(entry.value).ok());
-    let cause = Cause::new("damaged", format!("the journal of run {id} is damaged ({why}); it is not continued. Look at {}/journal/runs/{id} and at its hosts", world.data_dir.display()));
+    let cause = Cause::new(
+        "damaged",
+        format!(
+            "the journal of run {id} is damaged ({why}); it is not continued. Look at {}/journal/runs/{id} and at its hosts",
+            world.data_dir.display()
+        ),
+    );
     tracing::error!(run = %id, %cause, "a run is damaged");
     conductor.trouble(&format!("run {id}"), Some(cause.clone()));
     let Some(requested) = requested else { return };

@@ -15,10 +15,14 @@ pub(super) async fn sweep(world: Arc<World>) {
     let stopping = world.tasks.stopping();
     loop {
         let now = world.clock.now().wall_ms;
-        let age = |entry: &crate::ports::control::Entry| entry.value.get("at_ms").and_then(serde_json::Value::as_i64).map(|at| now - at);
-        let old = [("delivery/", SEEN_MS), ("signature/", SEEN_MS), ("idem/", KEPT_MS)].into_iter().flat_map(|(prefix, keep)| {
-            world.control.scan(prefix).into_iter().filter(move |entry| age(entry).is_some_and(|age| age > keep))
-        });
+        let age = |entry: &crate::ports::control::Entry| {
+            entry.value.get("at_ms").and_then(serde_json::Value::as_i64).map(|at| now - at)
+        };
+        let old = [("delivery/", SEEN_MS), ("signature/", SEEN_MS), ("idem/", KEPT_MS)].into_iter().flat_map(
+            |(prefix, keep)| {
+                world.control.scan(prefix).into_iter().filter(move |entry| age(entry).is_some_and(|age| age > keep))
+            },
+        );
         // A record has a size limit; the rest goes next time.
         let puts: Vec<_> = old.take(200).map(|entry| (entry.key, None)).collect();
         if !puts.is_empty()

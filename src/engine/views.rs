@@ -47,11 +47,7 @@ impl From<&Release> for ReleaseView {
 
 impl From<&Waiting> for WaitingView {
     fn from(waiting: &Waiting) -> Self {
-        WaitingView {
-            code: waiting.code.clone(),
-            holder: waiting.holder.clone(),
-            until: waiting.until_ms.map(rfc3339),
-        }
+        WaitingView { code: waiting.code.clone(), holder: waiting.holder.clone(), until: waiting.until_ms.map(rfc3339) }
     }
 }
 
@@ -183,9 +179,15 @@ enum Part {
 
 fn parts(run: &Run, event: &Event) -> Vec<Part> {
     let of_call = |key: &CallKey| match key.place() {
-        Some(Place::Stage { stage, .. }) => {
-            run.header.pipeline.stages.iter().position(|s| s.name.as_str() == stage).map(Part::Stage).into_iter().collect()
-        }
+        Some(Place::Stage { stage, .. }) => run
+            .header
+            .pipeline
+            .stages
+            .iter()
+            .position(|s| s.name.as_str() == stage)
+            .map(Part::Stage)
+            .into_iter()
+            .collect(),
         Some(Place::Host { deployment, host, .. }) => vec![Part::Host(deployment, host)],
         Some(Place::Deployment { deployment, .. }) => vec![Part::Deployment(deployment)],
         None => Vec::new(),
@@ -197,7 +199,9 @@ fn parts(run: &Run, event: &Event) -> Vec<Part> {
         Event::CheckedOut { .. } | Event::Begin { .. } | Event::DeadlineHit { .. } => Vec::new(),
         Event::Call { key, .. } | Event::Return { key, .. } => of_call(key),
         Event::Done { key, .. } => of_call(&key.call()),
-        Event::DeploymentCreated { deployment, .. } | Event::Blocked { deployment, .. } | Event::LeaseGranted { deployment, .. } => {
+        Event::DeploymentCreated { deployment, .. }
+        | Event::Blocked { deployment, .. }
+        | Event::LeaseGranted { deployment, .. } => {
             vec![Part::Head, Part::Deployment(*deployment)]
         }
         Event::LeaseLost { deployment } | Event::PlanFailed { deployment, .. } => vec![Part::Deployment(*deployment)],
@@ -232,9 +236,10 @@ fn documents(run: &Run, part: &Part) -> Vec<Document> {
             let view = head(run);
             document(head_key(id), "run", view.state, &view).into_iter().collect()
         }
-        Part::Stage(index) => {
-            stage(run, *index).and_then(|view| document(stage_key(id, *index), "stage", view.state, &view)).into_iter().collect()
-        }
+        Part::Stage(index) => stage(run, *index)
+            .and_then(|view| document(stage_key(id, *index), "stage", view.state, &view))
+            .into_iter()
+            .collect(),
         Part::Deployment(n) => run
             .deployment(*n)
             .map(|d| deployment(run, d))
@@ -290,7 +295,8 @@ impl Folding {
                 },
             };
             over |= run.end.is_some();
-            let changed: Vec<Document> = parts(run, &record.event).iter().flat_map(|part| documents(run, part)).collect();
+            let changed: Vec<Document> =
+                parts(run, &record.event).iter().flat_map(|part| documents(run, part)).collect();
             let project = run.header.project.to_string();
             let Some((_, written)) = self.runs.get_mut(id) else { return };
             for Document { key, json, event } in changed {
@@ -349,7 +355,8 @@ impl Board {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let live = self.live.subscribe();
         let Some(after) = after else { return super::handle::EventStream { backlog: Vec::new(), reset: false, live } };
-        let number = after.strip_prefix(&self.start).and_then(|n| n.strip_prefix('-')).and_then(|n| n.parse::<u64>().ok());
+        let number =
+            after.strip_prefix(&self.start).and_then(|n| n.strip_prefix('-')).and_then(|n| n.parse::<u64>().ok());
         let oldest = ring.0 - ring.1.len() as u64;
         match number {
             Some(n) if (oldest..=ring.0).contains(&n) => {
@@ -510,8 +517,7 @@ impl Folding {
 
     fn put(&mut self, view: &RunView) {
         let (Ok(id), Ok(project)) = (view.id.parse::<RunId>(), view.project.parse::<ProjectName>()) else { return };
-        let puts =
-            vec![(head_key(&id), serde_json::to_vec(view).ok()), (project_key(&project, &id), Some(Vec::new()))];
+        let puts = vec![(head_key(&id), serde_json::to_vec(view).ok()), (project_key(&project, &id), Some(Vec::new()))];
         if let Err(error) = self.index.apply(Batch { run: None, puts }) {
             tracing::error!(run = %id, %error, "what people see of this run is behind");
         }

@@ -5,8 +5,19 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use crate::{
     lifecycle::Tasks,
     ports::{
-        blobs::Blobs, control::Control, forge::{Forge, Hooks}, http::Http, index::Index, journal::Journals, leases::Leases, link::Links,
-        mail::Mail, outputs::Outputs, probe::Probe, program::Programs, secrets::Secrets,
+        blobs::Blobs,
+        control::Control,
+        forge::{Forge, Hooks},
+        http::Http,
+        index::Index,
+        journal::Journals,
+        leases::Leases,
+        link::Links,
+        mail::Mail,
+        outputs::Outputs,
+        probe::Probe,
+        program::Programs,
+        secrets::Secrets,
     },
     time::Clock,
 };

@@ -49,6 +49,13 @@ fn resolved(secrets: &dyn Secrets, value: &Value, redactor: &mut Redactor) -> Re
 }
 
 impl Resolved {
+    /// The same with `key` set to `value`.
+    pub(in crate::engine) fn with(&self, key: &str, value: Value) -> Resolved {
+        let mut args = self.0.clone();
+        args[key] = value;
+        Resolved(args)
+    }
+
     /// The value as it is.
     pub(in crate::engine) fn raw(&self, key: &str) -> Option<&Value> {
         self.0.get(key).filter(|v| !v.is_null())

@@ -1,0 +1,395 @@
+//! What the API asks, answered.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use serde_json::json;
+
+use super::{
+    conductor::{Ask, Conductor, Requested, locked},
+    handle::{
+        Engine, EventStream, Hooked, KeptAnswer, LogQuery, LogStream, NewToken, Refusal, RunsQuery, Start, Started,
+    },
+    hooks, hosts, idempotency, ledger, log, plugin, tokens,
+    view::{
+        CauseView, EnvironmentPlan, LiveView, Page, Plan, PlannedHost, ProjectStatus, RunView, Status, TokenView,
+        WaitingView,
+    },
+    views,
+};
+use crate::{
+    model::{
+        cause::Cause,
+        event::Wanted,
+        ids::{EnvironmentName, ProjectName, RunId},
+        pipeline::{Budget, Environment},
+        run::Trigger,
+    },
+    ports::{index::IndexError, program::Loaded},
+    time::rfc3339,
+};
+
+/// The longest a request waits for a run.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+
+fn unreadable(error: &IndexError) -> Refusal {
+    Refusal::Degraded(error.to_string())
+}
+
+fn run_id(text: &str) -> Result<RunId, Refusal> {
+    text.parse().map_err(|_| Refusal::RunUnknown(text.to_owned()))
+}
+
+/// A forge's refusal: the caller's reference, or the remote's state.
+fn forge(cause: Cause) -> Refusal {
+    if cause.code.starts_with("ref_") { Refusal::Ref(cause) } else { Refusal::Forge(cause) }
+}
+
+fn environment(loaded: &Loaded, name: &str) -> Result<EnvironmentName, Refusal> {
+    let environments = &loaded.pipeline.environments;
+    environments.iter().find(|e| e.name.as_str() == name).map(|e| e.name.clone()).ok_or_else(|| {
+        Refusal::EnvironmentUnknown {
+            project: loaded.name.clone(),
+            environment: name.to_owned(),
+            known: environments.iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", "),
+        }
+    })
+}
+
+impl Conductor {
+    fn view(&self, id: &RunId) -> Result<RunView, Refusal> {
+        if let Some(view) = self.inner.views.run(id).map_err(|e| unreadable(&e))? {
+            return Ok(view);
+        }
+        // On disk and not in the index yet.
+        let entry = self.inner.world.control.get(&ledger::run_key(id));
+        let requested = entry.and_then(|entry| serde_json::from_value::<Requested>(entry.value).ok());
+        let requested = requested.ok_or_else(|| Refusal::RunUnknown(id.to_string()))?;
+        Ok(views::queued(id, &requested.project, &requested.request, None))
+    }
+
+    fn lease(&self, project: &ProjectName, environment: &EnvironmentName) -> Option<WaitingView> {
+        self.inner.world.leases.holder(&format!("{project}/{environment}")).map(|held| WaitingView {
+            code: "lease".to_owned(),
+            holder: held.holder,
+            until: held.until_ms.map(rfc3339),
+        })
+    }
+
+    fn live(&self, loaded: &Loaded, environment: &Environment) -> LiveView {
+        let control = &*self.inner.world.control;
+        let live = ledger::live(control, &loaded.name, &environment.name);
+        let last = ledger::last(control, &loaded.name, &environment.name);
+        LiveView {
+            environment: environment.name.to_string(),
+            since: live.as_ref().map(|live| rfc3339(live.since_ms)),
+            run: live.as_ref().map(|live| live.run.to_string()),
+            release: live.as_ref().map(|live| (&live.release).into()),
+            lease: self.lease(&loaded.name, &environment.name),
+            trouble: last.and_then(|last| last.cause.as_ref().map(CauseView::from)),
+        }
+    }
+
+    fn status_of(&self, loaded: &Loaded) -> Result<ProjectStatus, Refusal> {
+        let running = self.active(&loaded.name).iter().map(|id| self.view(id)).collect::<Result<Vec<_>, _>>()?;
+        let recent = self.inner.views.runs(Some(&loaded.name), None, 20).map_err(|e| unreadable(&e))?;
+        let trouble = locked(&self.inner.trouble).get(&format!("project {}", loaded.name)).map(CauseView::from);
+        Ok(ProjectStatus {
+            project: loaded.name.to_string(),
+            source: loaded.pipeline.source.git.clone(),
+            branch: loaded.pipeline.source.branch.clone(),
+            last: recent
+                .into_iter()
+                .find(|run| run.state.is_end() && run.state != crate::model::run::RunState::Superseded),
+            running,
+            environments: loaded.pipeline.environments.iter().map(|e| self.live(loaded, e)).collect(),
+            trouble,
+        })
+    }
+
+    /// Whether every environment asked for has this very commit, and nothing is under way that would change that.
+    fn already_live(&self, loaded: &Loaded, last: Option<&EnvironmentName>, sha: &crate::model::ids::Sha) -> bool {
+        let environments = &loaded.pipeline.environments;
+        let count = last
+            .and_then(|last| environments.iter().position(|e| e.name == *last))
+            .map_or(environments.len(), |i| i + 1);
+        let control = &*self.inner.world.control;
+        count > 0
+            && self.active(&loaded.name).is_empty()
+            && environments.iter().take(count).all(|e| {
+                let last_was_bad = ledger::last(control, &loaded.name, &e.name)
+                    .is_some_and(|last| last.state != crate::model::run::DeploymentState::Succeeded);
+                !last_was_bad
+                    && ledger::live(control, &loaded.name, &e.name).is_some_and(|live| live.release.commit.sha == *sha)
+            })
+    }
+
+    async fn plan_of(&self, loaded: &Loaded, environment: &Environment) -> EnvironmentPlan {
+        let world = &self.inner.world;
+        let found = hosts::of(world, &loaded.name, &loaded.code, environment).await;
+        let (hosts, cause) = match found {
+            Ok(hosts) => (hosts, None),
+            Err(cause) => (Vec::new(), Some(CauseView::from(&cause))),
+        };
+        let count = hosts.len();
+        let budget = |budget: Budget| match budget {
+            Budget::Count(n) => n.to_string(),
+            Budget::Percent(p) => format!("{p}% of {count} hosts = {}", budget.of(count)),
+        };
+        EnvironmentPlan {
+            environment: environment.name.to_string(),
+            current: ledger::live(&*world.control, &loaded.name, &environment.name).map(|live| (&live.release).into()),
+            hosts: hosts
+                .into_iter()
+                .map(|h| PlannedHost { id: h.id.to_string(), name: h.name, address: h.address, zone: h.zone })
+                .collect(),
+            cause,
+            max_parallel: environment.rollout.max_parallel,
+            max_failures: budget(environment.rollout.max_failures),
+            max_unreachable: budget(environment.rollout.max_unreachable),
+            lease: self.lease(&loaded.name, &environment.name),
+        }
+    }
+}
+
+#[async_trait]
+impl Engine for Conductor {
+    async fn start(&self, project: &str, start: Start, by: &str) -> Result<Started, Refusal> {
+        self.writable()?;
+        let loaded = self.project(project)?;
+        let last = start.environment.as_deref().map(|name| environment(&loaded, name)).transpose()?;
+        let source = &loaded.pipeline.source;
+        let remote = &self.inner.world.forge;
+        // Asked before the answer: a wrong reference is the caller's to mend, now.
+        let (wanted, sha, head) = match &start.reference {
+            Some(reference) => {
+                let wanted = Wanted::Named(reference.clone());
+                let found = remote.resolve(&loaded.name, source, &wanted).await.map_err(forge)?;
+                let sha = found.commit.sha;
+                (wanted, sha.clone(), found.is_head.then_some(sha))
+            }
+            None => {
+                let sha = remote.head(&loaded.name, source).await.map_err(forge)?;
+                (Wanted::Head, sha.clone(), Some(sha))
+            }
+        };
+        if !start.redeploy && !start.retest && self.already_live(&loaded, last.as_ref(), &sha) {
+            return Ok(Started::AlreadyLive(Box::new(self.status_of(&loaded)?)));
+        }
+        let ask = Ask {
+            wanted,
+            environment: last,
+            reason: start.reason,
+            redeploy: start.redeploy,
+            retest: start.retest,
+            head,
+        };
+        let view = self.request(&loaded.name, Trigger::Api, by.to_owned(), ask, Vec::new()).await?;
+        Ok(Started::Run(Box::new(view)))
+    }
+
+    async fn hook(
+        &self,
+        provider: &str,
+        project: &str,
+        headers: &[(String, String)],
+        body: &[u8],
+    ) -> Result<Hooked, Refusal> {
+        hooks::take(self, provider, project, headers, body).await
+    }
+
+    async fn stop_project(
+        &self,
+        project: &str,
+        now: bool,
+        reason: Option<String>,
+        by: &str,
+    ) -> Result<Vec<RunView>, Refusal> {
+        let loaded = self.project(project)?;
+        let mut stopped = Vec::new();
+        for id in self.active(&loaded.name) {
+            if self.stop(&id, now, reason.clone(), by).await? {
+                stopped.push(self.view(&id)?);
+            }
+        }
+        if stopped.is_empty() {
+            return Err(Refusal::NothingToStop(format!("nothing of project {project} runs or waits")));
+        }
+        Ok(stopped)
+    }
+
+    async fn stop_run(&self, run: &str, now: bool, reason: Option<String>, by: &str) -> Result<RunView, Refusal> {
+        let id = run_id(run)?;
+        let view = self.view(&id)?;
+        if !self.stop(&id, now, reason, by).await? {
+            return Err(Refusal::NothingToStop(format!("run {run} of {} has ended", view.project)));
+        }
+        self.view(&id)
+    }
+
+    async fn status(&self) -> Result<Status, Refusal> {
+        let projects = self.all().iter().map(|loaded| self.status_of(loaded)).collect::<Result<Vec<_>, _>>()?;
+        let trouble = locked(&self.inner.trouble);
+        let own = trouble.iter().filter(|(place, _)| !place.starts_with("project "));
+        Ok(Status {
+            version: self.inner.world.version.to_owned(),
+            since: self.inner.since.rfc3339(),
+            trouble: own.map(|(_, cause)| CauseView::from(cause)).collect(),
+            projects,
+        })
+    }
+
+    async fn project_status(&self, project: &str) -> Result<ProjectStatus, Refusal> {
+        self.status_of(&*self.project(project)?)
+    }
+
+    async fn plan(&self, project: &str, only: Option<EnvironmentName>) -> Result<Plan, Refusal> {
+        let loaded = self.project(project)?;
+        if let Some(only) = &only {
+            environment(&loaded, only.as_str())?;
+        }
+        let mut environments = Vec::new();
+        for environment in
+            loaded.pipeline.environments.iter().filter(|e| only.as_ref().is_none_or(|only| e.name == *only))
+        {
+            environments.push(self.plan_of(&loaded, environment).await);
+        }
+        let stages = loaded.pipeline.stages.iter().map(|stage| stage.name.to_string()).collect();
+        Ok(Plan { project: loaded.name.to_string(), stages, environments })
+    }
+
+    async fn runs(&self, query: RunsQuery) -> Result<Page<RunView>, Refusal> {
+        let limit = query.limit.clamp(1, 500);
+        let mut items: Vec<RunView> = Vec::new();
+        let mut after = query.cursor;
+        // With a state asked for, pages of the index are read until this one is full.
+        let next_cursor = loop {
+            let found =
+                self.inner.views.runs(query.project.as_ref(), after.as_deref(), limit).map_err(|e| unreadable(&e))?;
+            let last_page = found.len() < limit;
+            after = found.last().map(|run| run.id.clone());
+            let mut wanted = found.into_iter().filter(|run| query.state.is_none_or(|state| run.state == state));
+            items.extend(wanted.by_ref().take(limit - items.len()));
+            let more_here = wanted.next().is_some();
+            if items.len() == limit && (more_here || !last_page) {
+                break items.last().map(|run| run.id.clone());
+            }
+            if last_page {
+                break None;
+            }
+        };
+        Ok(Page { items, next_cursor })
+    }
+
+    async fn run(&self, run: &str) -> Result<RunView, Refusal> {
+        self.view(&run_id(run)?)
+    }
+
+    async fn wait(&self, run: &str, finished: bool, limit: Duration) -> Result<RunView, Refusal> {
+        let id = run_id(run)?;
+        let clock = Arc::clone(&self.inner.world.clock);
+        let began = clock.now();
+        let limit = limit.min(LONGEST_WAIT);
+        let mut version = self.inner.views.board.version.subscribe();
+        loop {
+            version.mark_unchanged();
+            let view = self.view(&id)?;
+            let there = if finished { view.state.is_end() } else { view.state != crate::model::run::RunState::Queued };
+            let left = limit.saturating_sub(clock.now().since(&began));
+            if there || left.is_zero() || !self.changed(&mut version, left).await {
+                return if there { Ok(view) } else { self.view(&id) };
+            }
+        }
+    }
+
+    async fn log(&self, run: &str, query: LogQuery) -> Result<Box<dyn LogStream>, Refusal> {
+        let id = run_id(run)?;
+        self.view(&id)?;
+        Ok(Box::new(log::Reader::new(self.clone(), id, query)))
+    }
+
+    fn events(&self, after: Option<&str>) -> EventStream {
+        self.inner.views.board.follow(after)
+    }
+
+    async fn reload(&self) -> Result<Vec<ProjectName>, Refusal> {
+        let programs = Arc::clone(&self.inner.world.programs);
+        let loaded = tokio::task::spawn_blocking(move || programs.load()).await;
+        let loaded = loaded.map_err(|e| Refusal::ProjectsInvalid(e.to_string()))?.map_err(|found| {
+            let line = |d: &crate::ports::program::Diagnostic| {
+                let help = d.help.as_ref().map(|h| format!(" ({h})")).unwrap_or_default();
+                format!("{}:{}:{}: error: {}{help}", d.file.display(), d.line, d.column, d.message)
+            };
+            Refusal::ProjectsInvalid(found.iter().map(line).collect::<Vec<_>>().join("\n"))
+        })?;
+        let names = loaded.iter().map(|l| l.name.clone()).collect();
+        self.install(loaded).await.map_err(|e| Refusal::Degraded(e.to_string()))?;
+        self.poll_all();
+        self.inner.nudge.notify_one();
+        Ok(names)
+    }
+
+    async fn test_alerts(&self, project: Option<&str>) -> Result<Vec<(String, Option<Cause>)>, Refusal> {
+        let projects = match project {
+            Some(project) => vec![self.project(project)?],
+            None => self.all(),
+        };
+        let mut answers = Vec::new();
+        for loaded in projects {
+            let notify = &loaded.pipeline.notify;
+            for (kind, channels) in [("bad", &notify.bad), ("good", &notify.good)] {
+                for (i, channel) in channels.iter().enumerate() {
+                    let message = json!({
+                        "event": "test", "project": loaded.name, "run": "", "state": "test", "output": "",
+                        "title": format!("{}: this is a test of phased", loaded.name),
+                        "text": "Nothing happened. Had something gone wrong, it would be told here.",
+                        "command": format!("phased status {}", loaded.name),
+                    });
+                    let function = format!("notify/{kind}/{}", i + 1);
+                    let input = json!({ "message": message });
+                    let sent = plugin::run(&self.inner.world, &loaded.name, &loaded.code, &function, input).await;
+                    answers.push((format!("{} {kind}: {channel}", loaded.name), sent.err()));
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    fn ready(&self) -> Vec<(&'static str, Option<String>)> {
+        let trouble = locked(&self.inner.trouble);
+        let of = |place: &str| trouble.get(place).map(|cause| cause.message.clone());
+        let recovering = (!*self.inner.recovered.borrow()).then(|| "unfinished runs are being taken up".to_owned());
+        vec![("journal", of("journal")), ("index", of("index")), ("recovery", recovering)]
+    }
+
+    async fn create_token(
+        &self,
+        name: &str,
+        scopes: Vec<String>,
+        projects: Vec<String>,
+        ttl: Option<Duration>,
+        by: &str,
+    ) -> Result<NewToken, Refusal> {
+        tokens::create(self, name, scopes, projects, ttl, by).await
+    }
+
+    fn tokens(&self) -> Vec<TokenView> {
+        tokens::list(self)
+    }
+
+    async fn revoke_token(&self, id: &str, by: &str) -> Result<(), Refusal> {
+        tokens::revoke(self, id, by).await
+    }
+
+    fn authenticate(&self, text: &str) -> Option<TokenView> {
+        tokens::authenticate(self, text)
+    }
+
+    fn claim(&self, scope: &str, key: &str, body: &str) -> Result<Option<KeptAnswer>, Refusal> {
+        idempotency::claim(self, scope, key, body)
+    }
+
+    async fn keep(&self, scope: &str, key: &str, body: &str, answer: Option<KeptAnswer>) -> Result<(), Refusal> {
+        idempotency::keep(self, scope, key, body, answer).await
+    }
+}

@@ -1,0 +1,90 @@
+//! A forge's delivery: genuine, new, for our branch; on disk before it is answered.
+
+use serde_json::Value;
+
+use super::{
+    conductor::{Ask, Conductor},
+    handle::{Hooked, Refusal},
+    ledger,
+};
+use crate::{
+    model::{
+        event::Wanted,
+        ids::{Digest, RunId},
+        run::Trigger,
+    },
+    ports::forge::{Delivery, HookError},
+};
+
+/// Takes a delivery.
+pub(super) async fn take(
+    conductor: &Conductor,
+    provider: &str,
+    project: &str,
+    headers: &[(String, String)],
+    body: &[u8],
+) -> Result<Hooked, Refusal> {
+    let world = &conductor.inner.world;
+    // No such project, no such forge and no secret look the same from outside.
+    let loaded = conductor.project(project).map_err(|_| Refusal::HookUnknown)?;
+    let dialect = world.hooks.get(provider).ok_or(Refusal::HookUnknown)?;
+    let source = &loaded.pipeline.source;
+    if source.webhook.is_empty() {
+        return Err(Refusal::HookUnknown);
+    }
+    let mut secrets = Vec::new();
+    for reference in &source.webhook {
+        match world.secrets.get(&reference.name) {
+            Ok(secret) => secrets.push(secret),
+            Err(error) => {
+                tracing::error!(%project, %error, "a webhook secret cannot be read; deliveries it signs are refused")
+            }
+        }
+    }
+    if secrets.is_empty() {
+        return Err(Refusal::HookUnknown);
+    }
+    let header = |name: &str| -> Vec<String> {
+        headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.clone()).collect()
+    };
+    let (delivery, id, signature) = dialect.read(&header, body, &secrets).map_err(|error| match error {
+        HookError::Signature => Refusal::HookSignature,
+        HookError::Body(..) => Refusal::HookBody(error.to_string()),
+    })?;
+    let (after, pusher) = match delivery {
+        Delivery::Ping => return Ok(Hooked::Pong),
+        Delivery::Other(event) => return Ok(Hooked::Ignored(format!("{event} starts nothing here"))),
+        Delivery::Delete { reference } => return Ok(Hooked::Ignored(format!("{reference} was deleted"))),
+        Delivery::Push { reference, after, pusher, .. } => {
+            if reference != format!("refs/heads/{}", source.branch) {
+                return Ok(Hooked::Ignored(format!("{reference} is not the branch {}", source.branch)));
+            }
+            (after, pusher)
+        }
+    };
+    // The body is signed, the delivery id is not: a replay comes with a new id and the same signature.
+    let signature_key = format!("signature/{}", Digest::of(format!("{project}|{signature}").as_bytes()));
+    let delivery_key = id.map(|id| format!("delivery/{provider}/{}", Digest::of(format!("{project}|{id}").as_bytes())));
+    let mut keys: Vec<String> = vec![signature_key];
+    keys.extend(delivery_key);
+    let seen = keys.iter().find_map(|key| run_of(&world.control.get(key)?.value));
+    if let Some(run) = seen {
+        return Ok(Hooked::Duplicate(run));
+    }
+    if let Some(ledger::Head { sha, run: Some(run) }) = ledger::head(&*world.control, &loaded.name)
+        && sha == after
+    {
+        // A poll was faster, or the forge sends the same push twice in two forms.
+        return Ok(Hooked::Duplicate(run));
+    }
+    let also = keys.into_iter().map(|key| (key, None)).collect();
+    let by = pusher.map_or_else(|| provider.to_owned(), |pusher| format!("{provider} {pusher}"));
+    let ask = Ask { wanted: Wanted::Pushed(after.clone()), head: Some(after), ..Ask::default() };
+    let view = conductor.request(&loaded.name, Trigger::Hook, by, ask, also).await?;
+    let run = view.id.parse().map_err(|_| Refusal::Degraded("a run without an id".to_owned()))?;
+    Ok(Hooked::Accepted(run))
+}
+
+fn run_of(value: &Value) -> Option<RunId> {
+    value.get("run").and_then(Value::as_str)?.parse().ok()
+}

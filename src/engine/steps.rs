@@ -1,0 +1,248 @@
+//! Performs steps: one attempt each, ending in an outcome and never in an error of ours.
+
+mod command;
+mod http;
+pub(super) mod plain;
+mod sink;
+mod transfer;
+pub(super) mod values;
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use self::values::Resolved;
+use super::{
+    command::{EpochCheck, Session, Verdict},
+    redact::Redactor,
+    sessions::Sessions,
+    world::World,
+};
+use crate::{
+    model::{
+        cause::Cause,
+        host::Host,
+        ids::{Digest, RunId},
+        input,
+        pipeline::StepOptions,
+        run::{Checkout, Run},
+        step::{self, Branch, Outcome, Request, StepKey, Target, Verb},
+    },
+    time::Span,
+};
+
+/// Of commands on hosts.
+const ON_HOSTS: Duration = Duration::from_secs(600);
+/// Of commands in stages.
+const IN_STAGES: Duration = Duration::from_secs(1800);
+
+/// One attempt of one step.
+pub(super) struct Job {
+    pub(super) world: Arc<World>,
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) run: RunId,
+    pub(super) key: StepKey,
+    pub(super) attempt: u32,
+    pub(super) token: Digest,
+    pub(super) request: Request,
+    pub(super) place: Place,
+    /// The owner wants it to end.
+    pub(super) stop: CancellationToken,
+}
+
+/// Where a step acts, as the run knew it when the step began.
+#[derive(Clone)]
+pub(super) struct Place {
+    /// `None`: on this machine.
+    host: Option<Host>,
+    /// The target is a host the plan does not have.
+    unknown_host: Option<String>,
+    /// The run's directory.
+    dir: Option<String>,
+    variables: Vec<(String, String)>,
+    epoch: Option<EpochCheck>,
+    in_stage: bool,
+}
+
+impl Place {
+    pub(super) fn of(run: &Run, key: &StepKey, request: &Request) -> Self {
+        let place = key.call().place();
+        let number = match &place {
+            Some(step::Place::Deployment { deployment, .. } | step::Place::Host { deployment, .. }) => {
+                Some(*deployment)
+            }
+            _ => None,
+        };
+        let deployment = number.and_then(|n| run.deployment(n));
+        let (mut host, mut unknown_host) = (None, None);
+        if let Target::Host(id) = &request.target {
+            host = deployment.and_then(|d| d.host(id)).map(|h| h.host.clone());
+            unknown_host = host.is_none().then(|| id.to_string());
+        }
+        let name = StepOptions::of(&request.args).name;
+        let epoch = deployment.filter(|_| host.is_some()).and_then(|d| {
+            Some(EpochCheck {
+                project: run.header.project.clone(),
+                environment: d.environment.clone(),
+                epoch: d.lease?,
+            })
+        });
+        Place {
+            host,
+            unknown_host,
+            dir: match &run.checkout {
+                Checkout::At(dir) => Some(dir.clone()),
+                Checkout::Due | Checkout::Failed(_) => None,
+            },
+            variables: input::variables(run, key, name.as_deref()),
+            epoch,
+            in_stage: matches!(place, Some(step::Place::Stage { .. })),
+        }
+    }
+
+    /// The request of a step that a journal holds without the program that made it.
+    pub(super) fn recovered_request(key: &StepKey, args: Value) -> Option<Request> {
+        let verb: Verb = key.short().split('#').next()?.parse().ok()?;
+        let target = match key.call().place()? {
+            step::Place::Host { host, .. } => Target::Host(host),
+            _ => Target::Local,
+        };
+        Some(Request { branch: Branch::top(), verb, n: 1, target, args, at: String::new() })
+    }
+
+    /// What people call the machine.
+    fn name(&self) -> &str {
+        self.host.as_ref().map_or("the integration server", |host| host.name.as_str())
+    }
+}
+
+impl Job {
+    fn session(&self) -> Arc<Session> {
+        match &self.place.host {
+            Some(host) => self.sessions.host(host),
+            None => self.sessions.local(),
+        }
+    }
+
+    fn timeout(&self, args: &Resolved, other: Duration) -> Duration {
+        args.span("timeout").unwrap_or(other)
+    }
+
+    /// A command's time-out when the author gave none.
+    fn command_timeout(&self, args: &Resolved) -> Duration {
+        self.timeout(args, if self.place.in_stage { IN_STAGES } else { ON_HOSTS })
+    }
+
+    /// The step's name for messages.
+    fn name(&self) -> String {
+        StepOptions::of(&self.request.args).name.unwrap_or_else(|| self.key.short().to_owned())
+    }
+
+    /// Adds to a cause which step it was and where it stands in the code.
+    fn placed(&self, cause: Cause) -> Cause {
+        let cause = Cause { message: format!("{}: {}", self.name(), cause.message), ..cause };
+        let cause = cause.with("step", self.key.as_str());
+        if self.request.at.is_empty() { cause } else { cause.with("at", self.request.at.as_str()) }
+    }
+
+    /// A verdict that is no exit code, as an outcome.
+    fn outcome(&self, verdict: &Verdict, timeout: Duration, value: Value) -> Outcome {
+        let Some(cause) = verdict.cause(self.place.name(), timeout).map(|cause| self.placed(cause)) else {
+            return Outcome::Ok(value);
+        };
+        match verdict {
+            Verdict::Stopped { .. } | Verdict::Void => Outcome::Cut { cause },
+            verdict if verdict.is_unknown() => Outcome::Unknown { cause },
+            _ => Outcome::Failed { cause, value },
+        }
+    }
+}
+
+/// Performs one attempt. Cancelling `job.stop` ends it; the outcome says what is known.
+pub(super) async fn perform(job: Job) -> Outcome {
+    if let Some(id) = &job.place.unknown_host {
+        return Outcome::failed(job.placed(Cause::new("host_unknown", format!("{id} is no host of this deployment"))));
+    }
+    let mut redactor = Redactor::default();
+    let args = match values::resolve(&*job.world.secrets, &job.request.args, &mut redactor) {
+        Ok(args) => args,
+        Err(cause) => return Outcome::failed(job.placed(cause)),
+    };
+    job.sessions.learn(&redactor);
+    let outcome = match job.request.verb {
+        Verb::Sh | Verb::Exec | Verb::Service => command::perform(&job, &args).await,
+        Verb::Write => transfer::write(&job, &args).await,
+        Verb::Upload => transfer::upload(&job, &args).await,
+        Verb::Download => transfer::download(&job, &args).await,
+        Verb::Http => unless_stopped(&job, http::request(&job, &args)).await,
+        Verb::Wait => unless_stopped(&job, http::wait(&job, &args)).await,
+        Verb::Sleep => {
+            let span = args.span("duration").unwrap_or_default();
+            let clock = Arc::clone(&job.world.clock);
+            unless_stopped(&job, async move {
+                clock.sleep(span).await;
+                Outcome::Ok(Value::Null)
+            })
+            .await
+        }
+        Verb::Now => {
+            let now = job.world.clock.now();
+            Outcome::Ok(json!({ "ms": now.wall_ms, "text": now.rfc3339() }))
+        }
+        Verb::Log => Outcome::Ok(Value::Null),
+    };
+    redacted(&job.sessions.redactor(), outcome)
+}
+
+/// For effects that are only here: a stop ends them at once.
+async fn unless_stopped(job: &Job, work: impl Future<Output = Outcome>) -> Outcome {
+    tokio::select! {
+        biased;
+        outcome = work => outcome,
+        () = job.stop.cancelled() => Outcome::Cut { cause: job.placed(Cause::new("stopped", "stopped")) },
+    }
+}
+
+/// Causes may quote what a host said; values were redacted as they came in.
+fn redacted(redactor: &Redactor, outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Ok(value) => Outcome::Ok(value),
+        Outcome::Failed { cause, value } => Outcome::Failed { cause: redactor.cause(&cause), value },
+        Outcome::Unknown { cause } => Outcome::Unknown { cause: redactor.cause(&cause) },
+        Outcome::Cut { cause } => Outcome::Cut { cause: redactor.cause(&cause) },
+    }
+}
+
+/// After a crash: ends what the attempt began on its machine, or forbids it to begin, and says what became of it.
+pub(super) async fn resolve(job: Job) -> Outcome {
+    let interrupted = |message: String| Outcome::Cut { cause: job.placed(Cause::new("interrupted", message)) };
+    if job.place.unknown_host.is_some() {
+        return interrupted("its host is not known any more".to_owned());
+    }
+    match job.request.verb {
+        Verb::Sh | Verb::Exec | Verb::Service | Verb::Write | Verb::Upload => {}
+        // Nothing of these outlives the daemon.
+        Verb::Download | Verb::Http | Verb::Wait | Verb::Sleep | Verb::Now | Verb::Log => {
+            return interrupted("the daemon was gone before it ended".to_owned());
+        }
+    }
+    let user = job.request.args.get("user").and_then(Value::as_str);
+    const LIMIT: Duration = Duration::from_secs(120);
+    match job.session().resolve(&job.token, user, LIMIT).await {
+        Verdict::Exited { code, duration_ms } => {
+            let message =
+                format!("it had ended with exit code {code} after {}", Span(Duration::from_millis(duration_ms)));
+            interrupted(message)
+        }
+        Verdict::Void => interrupted("it had not begun, and never will".to_owned()),
+        Verdict::Stopped { .. } | Verdict::TimedOut { .. } | Verdict::OutputUnread => {
+            interrupted("it was still running and was ended".to_owned())
+        }
+        verdict => {
+            let cause = verdict.cause(job.place.name(), LIMIT);
+            let cause = cause.unwrap_or_else(|| Cause::new("lost", "nobody can tell what became of it"));
+            Outcome::Unknown { cause: job.placed(cause) }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! `sh`, `exec` and `service`.
+
+use serde_json::json;
+
+use super::{
+    Job,
+    sink::LogSink,
+    values::{self, Resolved},
+};
+use crate::{
+    engine::command::{CommandSpec, Shell, Verdict, What},
+    model::{
+        cause::Cause,
+        step::{Outcome, Verb},
+    },
+};
+
+/// Lines of output a failure quotes in its message.
+const QUOTED: usize = 3;
+
+pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
+    let timeout = job.command_timeout(args);
+    let what = match job.request.verb {
+        Verb::Exec => What::Exec { argv: args.list("argv") },
+        Verb::Service => What::Exec { argv: service(args) },
+        _ => What::Sh {
+            text: args.bytes("command").unwrap_or_default(),
+            shell: if args.text("shell").as_deref() == Some("bash") { Shell::Bash } else { Shell::Sh },
+        },
+    };
+    let mut spec = CommandSpec::new(job.token.clone(), what, timeout);
+    spec.env = job.place.variables.iter().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect();
+    spec.env.extend(args.map("env"));
+    spec.path = match &job.place.host {
+        Some(host) => host.ssh.path.clone(),
+        None => Some(job.world.limits.path.clone()),
+    };
+    spec.cwd = match (args.text("cwd"), &job.place.host, &job.place.dir) {
+        (Some(cwd), Some(_), _) => Some(cwd),
+        (Some(cwd), None, Some(dir)) => Some(std::path::Path::new(dir).join(cwd).to_string_lossy().into_owned()),
+        (cwd, None, dir) => cwd.or_else(|| dir.clone()),
+        (None, Some(_), _) => None,
+    };
+    spec.stdin = args.bytes("stdin");
+    spec.user = args.text("user");
+    spec.max_output = job.world.limits.max_output;
+    spec.reconnect = job.world.limits.reconnect;
+    spec.epoch = job.place.epoch.clone();
+
+    let mut sink = LogSink::new(job);
+    let verdict = job.session().run(&spec, &mut sink, &job.stop).await;
+    let (stdout, stderr, truncated) = sink.finish();
+    let (code, duration_ms) = match verdict {
+        Verdict::Exited { code, duration_ms } => (Some(code), duration_ms),
+        Verdict::TimedOut { duration_ms } | Verdict::Stopped { duration_ms } => (None, duration_ms),
+        _ => (None, 0),
+    };
+    let value = json!({
+        "stdout": values::lua_bytes(&stdout), "stderr": values::lua_bytes(&stderr), "code": code,
+        "duration_ms": duration_ms, "truncated": truncated,
+    });
+    match verdict {
+        Verdict::Exited { code: 0, .. } => Outcome::Ok(value),
+        Verdict::Exited { code, .. } => Outcome::Failed { cause: exit(job, args, code, &stdout, &stderr), value },
+        verdict => job.outcome(&verdict, timeout, value),
+    }
+}
+
+/// Exactly what one line of sudoers allows.
+fn service(args: &Resolved) -> Vec<Vec<u8>> {
+    let (unit, action) = (args.text("unit").unwrap_or_default(), args.text("action").unwrap_or_default());
+    let unit = if unit.contains('.') { unit } else { format!("{unit}.service") };
+    ["sudo", "-n", "systemctl", &action, &unit].map(|word| word.as_bytes().to_vec()).to_vec()
+}
+
+/// A command that failed: where, how, and what it said last.
+fn exit(job: &Job, args: &Resolved, code: u32, stdout: &[u8], stderr: &[u8]) -> Cause {
+    let said = if stderr.iter().any(|b| !b.is_ascii_whitespace()) { stderr } else { stdout };
+    let text = String::from_utf8_lossy(said);
+    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let last = lines[lines.len().saturating_sub(QUOTED)..].join("\n");
+    let last: String = last.chars().take(600).collect();
+    let verdict = Verdict::Exited { code, duration_ms: 0 };
+    let cause = verdict.cause(job.place.name(), std::time::Duration::ZERO);
+    let mut cause = cause.unwrap_or_else(|| Cause::new("exit", "it failed"));
+    if !last.is_empty() {
+        cause.message = format!("{}: {last}", cause.message);
+    }
+    if job.request.verb == Verb::Service && text.contains("sudo:") {
+        let command =
+            service(args).iter().skip(2).map(|w| String::from_utf8_lossy(w).into_owned()).collect::<Vec<_>>().join(" ");
+        let user = job.place.host.as_ref().and_then(|h| h.ssh.user.clone()).unwrap_or_else(|| "USER".to_owned());
+        cause.code = "sudo_refused".to_owned();
+        cause.message = format!(
+            "{}\nAllow it on {} with this line in /etc/sudoers.d/phased: {user} ALL=(root) NOPASSWD: /usr/bin/{command}",
+            cause.message,
+            job.place.name(),
+        );
+    }
+    job.placed(cause)
+}

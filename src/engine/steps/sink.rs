@@ -1,0 +1,86 @@
+//! Takes a command's output: redacted once, then to the log and, its last part, to Lua.
+
+use std::collections::VecDeque;
+
+use async_trait::async_trait;
+
+use super::Job;
+use crate::{
+    engine::{command::OutputSink, redact},
+    ports::outputs::{Frame, Stream},
+};
+
+/// What Lua gets of each stream.
+const FOR_LUA: usize = 1024 * 1024;
+
+/// One stream on its way.
+struct Flow {
+    redact: redact::Stream,
+    kept: VecDeque<u8>,
+    total: u64,
+}
+
+/// The sink of one attempt.
+pub(super) struct LogSink<'a> {
+    job: &'a Job,
+    out: Flow,
+    err: Flow,
+    /// The disk refused a frame; said once.
+    failed: bool,
+}
+
+impl<'a> LogSink<'a> {
+    pub(super) fn new(job: &'a Job) -> Self {
+        let redactor = job.sessions.redactor();
+        let flow = || Flow { redact: redactor.stream(), kept: VecDeque::new(), total: 0 };
+        LogSink { job, out: flow(), err: flow(), failed: false }
+    }
+
+    fn store(&mut self, stream: Stream, pieces: Vec<redact::Piece>) {
+        for piece in pieces {
+            let flow = if stream == Stream::Out { &mut self.out } else { &mut self.err };
+            flow.total += piece.bytes.len() as u64;
+            flow.kept.extend(&piece.bytes);
+            let excess = flow.kept.len().saturating_sub(FOR_LUA);
+            flow.kept.drain(..excess);
+            let job = self.job;
+            let frame = Frame {
+                step: job.key.clone(),
+                attempt: job.attempt,
+                stream,
+                offset: piece.offset,
+                raw_len: piece.raw_len,
+                wall_ms: job.world.clock.now().wall_ms,
+                bytes: piece.bytes,
+            };
+            if let Err(error) = job.world.outputs.append(&job.run, frame)
+                && !std::mem::replace(&mut self.failed, true)
+            {
+                tracing::error!(run = %job.run, step = %job.key, %error, "output is not stored");
+            }
+        }
+    }
+
+    /// Everything has come: what was held back is let go, the log is closed. `(stdout, stderr, truncated)` for Lua.
+    pub(super) fn finish(mut self) -> (Vec<u8>, Vec<u8>, bool) {
+        let held = self.out.redact.flush();
+        self.store(Stream::Out, held);
+        let held = self.err.redact.flush();
+        self.store(Stream::Err, held);
+        let job = self.job;
+        if let Err(error) = job.world.outputs.finish(&job.run, &job.key, job.attempt) {
+            tracing::error!(run = %job.run, step = %job.key, %error, "the end of its output is not stored");
+        }
+        let truncated = [&self.out, &self.err].iter().any(|flow| flow.total > flow.kept.len() as u64);
+        (Vec::from(self.out.kept), Vec::from(self.err.kept), truncated)
+    }
+}
+
+#[async_trait]
+impl OutputSink for LogSink<'_> {
+    async fn output(&mut self, stream: Stream, _offset: u64, bytes: &[u8]) {
+        let flow = if stream == Stream::Out { &mut self.out } else { &mut self.err };
+        let pieces = flow.redact.push(bytes);
+        self.store(stream, pieces);
+    }
+}
