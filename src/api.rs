@@ -30,7 +30,7 @@ mod strict;
 pub mod text;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use auth::AuthConfig;
 

@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn bodies_of_no_use_are_refused() {
-        let code = |r: Result<Fields, Problem>| r.map(|_| ()).unwrap_err().code;
+        let code = |r: Result<Fields, Problem>| r.map(|_| ()).unwrap_err().code.clone();
         assert_eq!(code(json("[1]")), "bad_json");
         assert_eq!(code(json("{\"a\":")), "bad_json");
         assert_eq!(code(json("ref=a")), "bad_json");

@@ -9,9 +9,14 @@ use utoipa::ToSchema;
 
 use crate::engine::handle::Refusal;
 
-/// An error answer.
+/// An error answer. Boxed, because every handler's `Result` has room for one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Problem(Box<Members>);
+
+/// What a problem says.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Problem {
+pub struct Members {
     /// `urn:phased:problem:<code>`.
     #[serde(rename = "type")]
     pub kind: String,
@@ -41,6 +46,31 @@ pub struct Problem {
     headers: Vec<(header::HeaderName, HeaderValue)>,
 }
 
+impl std::ops::Deref for Problem {
+    type Target = Members;
+    fn deref(&self) -> &Members {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Problem {
+    fn deref_mut(&mut self) -> &mut Members {
+        &mut self.0
+    }
+}
+
+impl utoipa::PartialSchema for Problem {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        Members::schema()
+    }
+}
+
+impl ToSchema for Problem {
+    fn schemas(schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>) {
+        Members::schemas(schemas);
+    }
+}
+
 /// One field that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldError {
@@ -54,7 +84,7 @@ impl Problem {
     /// A problem of `status` with a stable `code`.
     #[must_use]
     pub fn new(status: StatusCode, code: &str, detail: impl Into<String>) -> Self {
-        Problem {
+        Problem(Box::new(Members {
             kind: format!("urn:phased:problem:{code}"),
             title: status.canonical_reason().unwrap_or("Error").to_owned(),
             status: status.as_u16(),
@@ -65,7 +95,7 @@ impl Problem {
             errors: Vec::new(),
             run: None,
             headers: Vec::new(),
-        }
+        }))
     }
 
     /// 400.
@@ -91,7 +121,7 @@ impl Problem {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
-        response.headers_mut().extend(self.headers.into_iter().map(|(name, value)| (Some(name), value)));
+        response.headers_mut().extend(self.0.headers.into_iter().map(|(name, value)| (Some(name), value)));
         response
     }
 }

@@ -145,18 +145,19 @@ fn headline(run: &RunView, now_ms: i64) -> String {
     let by = one_line(&run.by, 60);
     let by = if by.is_empty() { word(&run.trigger) } else { format!("{} by {by}", word(&run.trigger)) };
     if run.state.is_end() {
-        let when = ago(run.finished_at.as_ref(), now_ms);
-        return format!("run {id} {} {when}:{ships} ({by})", ended(run.state));
+        let when = match run.finished_at.as_ref().map(|at| age(at, now_ms)).as_deref() {
+            None => String::new(),
+            Some("0s") => " just now".to_owned(),
+            Some(age) => format!(" {age} ago"),
+        };
+        return format!("run {id} {}{when}:{ships} ({by})", ended(run.state));
     }
     let since = run.started_at.as_ref().unwrap_or(&run.created_at);
-    let doing = if run.waiting.is_some() && run.state != RunState::Queued {
-        "waiting with"
-    } else {
-        match run.state {
-            RunState::Queued => "queued",
-            RunState::Testing => "testing",
-            _ => "deploying",
-        }
+    let doing = match run.state {
+        RunState::Queued => "queued",
+        _ if run.waiting.is_some() => "waiting with",
+        RunState::Testing => "testing",
+        _ => "deploying",
     };
     format!("run {id} is {doing}{ships}, for {} ({by})", age(since, now_ms))
 }
