@@ -1,1 +1,303 @@
-//! cli
+//! The command line: `phased VERB [PROJECT [ENVIRONMENT]]`.
+//!
+//! Verbs that work offline (`serve check init demo rebuild`) only have their arguments here; `main.rs` hands them on. All others speak
+//! the HTTP API and nothing else. stdout is data, stderr is progress and hints.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::time::Span;
+
+mod client;
+mod exit;
+mod output;
+mod progress;
+mod verbs;
+mod wait;
+
+#[cfg(test)]
+mod tests;
+
+/// Continuous deployment for a fleet of plain Linux servers: tested, in phases, watched, rolled back by itself.
+#[derive(Debug, Parser)]
+#[command(name = "phased", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Where the daemon is and how its answers are shown.
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 ok, 1 error, 2 usage, 3 run failed (also halted, stopped, damaged, rollback failed), 4 rolled back, \
+5 paused or inconclusive, 6 timed out waiting, 7 not authorised, 8 not found, 9 conflict or superseded, 10 daemon unreachable, \
+130 interrupted while waiting (the run goes on).\n\nEnvironment: PHASED_ADDR, PHASED_TOKEN, NO_COLOR.";
+
+/// What every verb that asks the daemon takes.
+#[derive(Debug, Clone, Args)]
+pub struct ClientArgs {
+    /// The daemon: unix:///path/of/socket or http://host:port (with PHASED_TOKEN)
+    #[arg(
+        long,
+        global = true,
+        env = "PHASED_ADDR",
+        default_value = "unix:///run/phased/phased.sock",
+        value_name = "ADDRESS"
+    )]
+    pub addr: String,
+    /// Print JSON, as the HTTP API answers it
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon
+    Serve(ServeArgs),
+    /// Check the configuration and all projects, offline, and show every error at once
+    Check(CheckArgs),
+    /// Write a configuration and an example project to start from
+    Init(InitArgs),
+    /// Show all of it on this machine: a repository, a daemon, a handful of hosts, three commits
+    Demo(DemoArgs),
+    /// Rebuild the index from the journals, offline
+    Rebuild(RebuildArgs),
+    /// A verb that asks the daemon.
+    #[command(flatten)]
+    Client(ClientCommand),
+}
+
+/// Of `serve`.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// The configuration file
+    #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
+    pub config: PathBuf,
+    /// Go into the background, for classic init systems
+    #[arg(long)]
+    pub daemonize: bool,
+    /// Where the background process writes its id
+    #[arg(long, requires = "daemonize", value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Become this user before anything else
+    #[arg(long, requires = "daemonize", value_name = "NAME")]
+    pub user: Option<String>,
+}
+
+/// How `check` shows errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum CheckFormat {
+    /// As a compiler does, with the line in question
+    #[default]
+    Long,
+    /// One `file:line:column: text` a line, for editors
+    Short,
+    /// One JSON object a line
+    Json,
+}
+
+/// Of `check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// The configuration file
+    #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
+    pub config: PathBuf,
+    /// How errors are shown; --json is `json`
+    #[arg(long, value_enum, default_value_t)]
+    pub format: CheckFormat,
+}
+
+/// Of `init`.
+#[derive(Debug, Clone, Args)]
+pub struct InitArgs {
+    /// The directory to write into; nothing that exists is overwritten
+    #[arg(default_value = ".", value_name = "DIRECTORY")]
+    pub directory: PathBuf,
+}
+
+/// Of `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// End after the three commits; exit code 0 only if all went as described
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// Of `rebuild`.
+#[derive(Debug, Clone, Args)]
+pub struct RebuildArgs {
+    /// The configuration file
+    #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// Verbs that ask the daemon.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ClientCommand {
+    /// The button: test a commit and, only if every test passes, deploy it
+    Start(StartArgs),
+    /// End what a project runs and has queued, or one run
+    Stop(StopArgs),
+    /// What runs, what is live where, since when, and what is wrong
+    Status {
+        /// Only this project
+        project: Option<String>,
+    },
+    /// What a run's steps printed
+    Log(LogArgs),
+    /// Who would get what, in which order
+    Plan {
+        /// The project
+        project: String,
+        /// Only this environment
+        environment: Option<String>,
+    },
+    /// Runs, newest first
+    Runs {
+        /// Only this project's
+        project: Option<String>,
+        /// Only those in this state: queued, testing, deploying, succeeded, failed, rolled_back, ...
+        #[arg(long)]
+        state: Option<String>,
+        /// At most so many, 1 to 500
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=500), value_name = "N")]
+        limit: u64,
+    },
+    /// Who may use the HTTP API over TCP
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Load the projects anew: all of them, or the old ones stay
+    Reload,
+    /// Whether bad news would arrive
+    #[command(subcommand)]
+    Alert(AlertCommand),
+    /// What happens, as it happens
+    Events {
+        /// Only this project's
+        project: Option<String>,
+    },
+}
+
+/// Of `start`.
+#[derive(Debug, Clone, Args)]
+pub struct StartArgs {
+    /// The project
+    pub project: String,
+    /// No further than this environment
+    #[arg(conflicts_with = "no_further")]
+    pub environment: Option<String>,
+    /// A branch, tag or commit [default: the branch's head]
+    #[arg(long = "ref", value_name = "REF")]
+    pub reference: Option<String>,
+    /// The same as the second argument
+    #[arg(long = "environment", id = "no_further", value_name = "ENVIRONMENT")]
+    pub no_further: Option<String>,
+    /// Why, for those who look later
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Also when it is live already
+    #[arg(long)]
+    pub redeploy: bool,
+    /// Run tests again though this release passed them
+    #[arg(long)]
+    pub retest: bool,
+    /// Show progress and end with the run; the exit code says how it went
+    #[arg(long)]
+    pub wait: bool,
+    /// Wait no longer than this: 90s, 10m, 2h
+    #[arg(long, requires = "wait", value_name = "DURATION")]
+    pub timeout: Option<Span>,
+}
+
+/// Of `stop`.
+#[derive(Debug, Clone, Args)]
+pub struct StopArgs {
+    /// A project, or a run's id
+    #[arg(value_name = "PROJECT|RUN")]
+    pub target: String,
+    /// End hosts in flight after their running step instead of letting them finish
+    #[arg(long)]
+    pub now: bool,
+    /// Why, for those who look later
+    #[arg(long)]
+    pub reason: Option<String>,
+}
+
+/// Of `log`.
+#[derive(Debug, Clone, Args)]
+pub struct LogArgs {
+    /// A project (its newest run), or a run's id
+    #[arg(value_name = "PROJECT|RUN")]
+    pub target: String,
+    /// Go on until the run has ended
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only steps whose key starts with this: test/unit, production#1
+    #[arg(long)]
+    pub step: Option<String>,
+    /// Only this host, by id
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Only the last so many lines of what is there
+    #[arg(long, value_name = "N")]
+    pub tail: Option<u64>,
+}
+
+/// Of `token`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token; its text is shown this once
+    Create {
+        /// Who or what it is for
+        #[arg(long)]
+        name: String,
+        /// read, deploy (also start and stop), admin (everything); more than once for several
+        #[arg(long, default_value = "read", value_delimiter = ',', value_parser = ["read", "deploy", "admin"])]
+        scope: Vec<String>,
+        /// Only for this project; more than once for several [default: all]
+        #[arg(long, value_delimiter = ',')]
+        project: Vec<String>,
+        /// How long it works: 90d [default: for ever]
+        #[arg(long, value_name = "DURATION")]
+        ttl: Option<Span>,
+    },
+    /// All tokens
+    List,
+    /// Make a token useless
+    Revoke {
+        /// Its id, the middle part of its text
+        id: String,
+    },
+}
+
+/// Of `alert`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum AlertCommand {
+    /// Send a test message through every channel
+    Test {
+        /// Only this project's channels
+        project: Option<String>,
+    },
+}
+
+/// Reads the command line; on a wrong one says what is wrong and ends the process with 2.
+#[must_use]
+pub fn parse() -> Cli {
+    Cli::parse()
+}
+
+/// Does a verb that asks the daemon; everything it has to say is said when it returns.
+#[must_use]
+pub fn run(command: &ClientCommand, args: &ClientArgs) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::complain(&format!("cannot start: {error}"));
+            return exit::Code::Error.into();
+        }
+    };
+    runtime.block_on(verbs::run(command, args)).into()
+}

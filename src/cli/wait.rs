@@ -1,0 +1,134 @@
+//! Waiting for a run's end, over restarts of the daemon.
+
+use std::{sync::Arc, time::Duration};
+
+use http_body_util::BodyExt as _;
+use tokio::sync::Notify;
+
+use super::{
+    client::{Client, Failure, encoded, with_query},
+    exit::is_paused,
+    progress::Progress,
+};
+use crate::engine::view::RunView;
+
+/// How long a daemon may be away, for an upgrade or a reboot, before waiting for it is given up.
+const LONGEST_ABSENCE: Duration = Duration::from_secs(120);
+
+/// How waiting ended.
+#[derive(Debug)]
+pub(super) enum Waited {
+    /// The run has ended, or is paused and goes on only when told to.
+    Ended(Box<RunView>),
+    /// The time is up; the run goes on.
+    TimedOut,
+    /// Ctrl-C; the run goes on.
+    Interrupted,
+}
+
+/// Shows a run's progress until it has ended or `limit` has passed.
+pub(super) async fn wait(
+    client: &Client,
+    id: &str,
+    limit: Option<Duration>,
+    progress: &mut Progress,
+) -> Result<Waited, Failure> {
+    let changed = Arc::new(Notify::new());
+    let listening = client.tasks.spawn("events", listen(client.clone(), id.to_owned(), changed.clone()));
+    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+    let waited = tokio::select! {
+        biased;
+        _ = &mut interrupted => Ok(Waited::Interrupted),
+        waited = follow(client, id, limit, progress, &changed) => waited,
+    };
+    listening.abort();
+    waited
+}
+
+async fn follow(
+    client: &Client,
+    id: &str,
+    limit: Option<Duration>,
+    progress: &mut Progress,
+    changed: &Notify,
+) -> Result<Waited, Failure> {
+    let path = format!("/v1/runs/{}", encoded(id));
+    // A block shows seconds; lines show changes, which events announce.
+    let beat = if progress.is_live() { Duration::from_secs(1) } else { Duration::from_secs(5) };
+    let started = client.clock.now();
+    let mut absent_since = None;
+    let mut poll = Duration::ZERO;
+    loop {
+        let left = limit.map(|limit| limit.saturating_sub(client.clock.now().since(&started)));
+        let span = crate::time::Span(left.map_or(poll, |left| poll.min(left)).max(Duration::from_millis(1)));
+        let query = (!poll.is_zero()).then(|| span.to_string());
+        let path = with_query(&path, &[("wait", query.as_ref().map(|_| "finished".to_owned())), ("timeout", query)]);
+        let asked = tokio::select! {
+            biased;
+            asked = client.get_json::<RunView>(&path) => asked,
+            () = changed.notified(), if !poll.is_zero() => {
+                // Many hosts make many events; a few looks a second are enough for a person.
+                client.clock.sleep(Duration::from_millis(200)).await;
+                poll = Duration::ZERO;
+                continue;
+            }
+        };
+        match asked {
+            Ok(run) => {
+                if absent_since.take().is_some() {
+                    progress.remark("the daemon is back");
+                }
+                progress.show(&run, client.clock.now().wall_ms);
+                if run.state.is_end() || is_paused(&run) {
+                    return Ok(Waited::Ended(Box::new(run)));
+                }
+                poll = beat;
+            }
+            Err(failure) if is_absence(&failure) => {
+                let now = client.clock.now();
+                match &absent_since {
+                    None => {
+                        progress.remark(&format!(
+                            "the daemon does not answer; trying again for {} s",
+                            LONGEST_ABSENCE.as_secs()
+                        ));
+                        absent_since = Some(now);
+                    }
+                    Some(since) if now.since(since) > LONGEST_ABSENCE => return Err(failure),
+                    Some(_) => {}
+                }
+                client.clock.sleep(Duration::from_millis(500)).await;
+            }
+            Err(failure) => return Err(failure),
+        }
+        if limit.is_some_and(|limit| client.clock.now().since(&started) >= limit) {
+            return Ok(Waited::TimedOut);
+        }
+    }
+}
+
+/// Whether the daemon is away for a moment rather than against us.
+fn is_absence(failure: &Failure) -> bool {
+    match failure {
+        Failure::Unreachable(_) | Failure::Broken(_) => true,
+        Failure::Problem(problem) => problem.code == "stopping",
+        Failure::Usage(_) | Failure::OutputClosed => false,
+    }
+}
+
+/// Rings whenever something happens to the run. Only a hint: without it progress comes at every beat.
+async fn listen(client: Client, id: String, changed: Arc<Notify>) {
+    let path = with_query("/v1/events", &[("run", Some(id))]);
+    loop {
+        if let Ok(response) = client.open(&path, "application/x-ndjson").await {
+            let mut body = response.into_body();
+            while let Some(Ok(frame)) = body.frame().await {
+                // `{}` is only a sign of life.
+                if frame.data_ref().is_some_and(|data| data.len() > 3) {
+                    changed.notify_one();
+                }
+            }
+        }
+        client.clock.sleep(Duration::from_secs(1)).await;
+    }
+}
