@@ -262,7 +262,7 @@ impl Check {
                     }
                 }
                 None if field.required && !entries.keys.contains_key(field.name.as_ref()) => {
-                    let message = format!("{here} has no {}", described(field));
+                    let message = format!("{here} has no {}", field.name);
                     self.add(
                         On::Value,
                         "missing_key",
@@ -314,8 +314,10 @@ impl Check {
                 Some(lower_first(&field.doc)),
             );
         }
-        for field in &shape.keys {
+        for (i, field) in shape.fields().enumerate() {
+            let positional = i < shape.positional.len() && i < entries.positional.len();
             if let Some(fallback) = &field.fallback
+                && !positional
                 && !entries.keys.contains_key(field.name.as_ref())
             {
                 data.insert(field.name.to_string(), fallback.clone());
@@ -457,9 +459,10 @@ impl Check {
                 Some(name) => Some(self.secret(name)),
                 None => self.wrong(kind, value),
             },
-            (Kind::Duration, Lua::String(text)) => {
+            (Kind::Duration | Kind::Limit, Lua::String(text)) => {
                 let text = text.to_string_lossy().to_string();
                 match text.parse::<Span>() {
+                    Ok(span) if matches!(kind, Kind::Limit) && span.0.is_zero() => self.bad(&text, "must be more than nothing", None),
                     Ok(_) => Some(Json::String(text)),
                     Err(_) => self.bad(
                         &text,
@@ -663,7 +666,7 @@ fn fits(kind: &Kind, value: &Lua) -> bool {
         (Kind::Data, _) => true,
         (Kind::Text(text), Lua::Integer(_)) => text.number,
         (Kind::Text(text), Lua::UserData(_)) => text.secret && secret(value).is_some(),
-        (Kind::Text(_) | Kind::Duration | Kind::Percentage | Kind::Enum(_), Lua::String(_))
+        (Kind::Text(_) | Kind::Duration | Kind::Limit | Kind::Percentage | Kind::Enum(_), Lua::String(_))
         | (Kind::Integer(..) | Kind::Number, Lua::Integer(_) | Lua::Number(_))
         | (Kind::Boolean, Lua::Boolean(_))
         | (Kind::Function(_), Lua::Function(_)) => true,
@@ -705,7 +708,7 @@ fn whole(value: &Lua) -> Option<i64> {
 /// Why a value of another type was probably written.
 fn slip(kind: &Kind, value: &Lua) -> Option<String> {
     match (kind, value) {
-        (Kind::Duration, Lua::Integer(n)) => Some(format!("write it as text with a unit: \"{n}s\" or \"{n}m\"")),
+        (Kind::Duration | Kind::Limit, Lua::Integer(n)) => Some(format!("write it as text with a unit: \"{n}s\" or \"{n}m\"")),
         (Kind::Boolean, Lua::String(_)) => Some("write true or false without quotes".to_owned()),
         (Kind::Integer(..), Lua::String(text)) if text.to_string_lossy().parse::<i64>().is_ok() => {
             Some(format!("write it without quotes: {}", text.to_string_lossy()))
@@ -782,10 +785,6 @@ pub fn dotted(path: &[Part]) -> String {
         }
     }
     text
-}
-
-fn described(field: &Field) -> String {
-    format!("{}", field.name)
 }
 
 fn ordinal(i: usize) -> &'static str {

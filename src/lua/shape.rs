@@ -17,6 +17,8 @@ pub enum Kind {
     Secret,
     /// `"5m"`.
     Duration,
+    /// `"5m"`, and not nothing.
+    Limit,
     /// A whole number in a range, both ends included.
     Integer(i64, i64),
     /// Any finite number.
@@ -308,7 +310,7 @@ impl Kind {
             Kind::Text(text) if text.secret => format!("{} or a phased.secret", text.what),
             Kind::Text(text) => text.what.to_string(),
             Kind::Secret => "a phased.secret".to_owned(),
-            Kind::Duration => "a duration such as \"5m\"".to_owned(),
+            Kind::Duration | Kind::Limit => "a duration such as \"5m\"".to_owned(),
             Kind::Integer(least, i64::MAX) => format!("a whole number of at least {least}"),
             Kind::Integer(least, most) => format!("a whole number from {least} to {most}"),
             Kind::Number => "a number".to_owned(),

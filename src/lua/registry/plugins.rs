@@ -89,7 +89,7 @@ pub(super) fn functions() -> Vec<PluginFunction> {
                 .optional("headers", headers(), "Further headers.")
                 .optional("body", body(), "The body as it is.")
                 .optional("json", Kind::Data, "The body as data, sent as JSON.")
-                .with_default("timeout", Kind::Duration, "\"30s\"", "The limit of the whole exchange.")
+                .with_default("timeout", Kind::Limit, "\"30s\"", "The limit of the whole exchange.")
                 .with_default(
                     "check",
                     Kind::Boolean,
@@ -155,7 +155,7 @@ pub(super) fn functions() -> Vec<PluginFunction> {
                 )
                 .optional("stdin", body(), "Its standard input.")
                 .optional("env", env(), "Further environment variables.")
-                .with_default("timeout", Kind::Duration, "\"1m\"", "The limit of the command.")
+                .with_default("timeout", Kind::Limit, "\"1m\"", "The limit of the command.")
                 .with_default("check", Kind::Boolean, "true", "false: a failure is returned, not raised."),
             "phased.Result",
             "phased.exec { argv = options.argv, stdin = phased.json.encode(message) }",
@@ -177,7 +177,7 @@ pub(super) fn functions() -> Vec<PluginFunction> {
                 .required("to", text("a mail address", rules::mailbox).or_list(), "Who gets it.")
                 .required("subject", text("one line of text", rules::line), "One line.")
                 .required("body", text("a text", rules::free), "Plain text.")
-                .with_default("timeout", Kind::Duration, "\"30s\"", "The limit of the whole exchange."),
+                .with_default("timeout", Kind::Limit, "\"30s\"", "The limit of the whole exchange."),
             "",
             "phased.smtp { host = \"localhost\", from = \"phased@example.com\", to = \"ops@example.com\", subject = \"...\", body = \"...\" }",
         ),

@@ -36,7 +36,7 @@ fn source() -> Shape {
         .required("branch", text("a branch name", rules::branch), "The branch that is deployed.")
         .optional(
             "poll",
-            Kind::Duration,
+            Kind::Limit,
             "How often the branch's head is asked for, beside webhooks; without it only at start.",
         )
         .optional(
@@ -65,7 +65,7 @@ fn stage() -> Shape {
         .optional("setup", function("fun(run: phased.Run)"), "Called before run, to make what the tests need.")
         .required("run", function("fun(run: phased.Run)"), "The tests; an error fails the run.")
         .optional("cleanup", function("fun(run: phased.Run)"), "Always called in the end: pass, fail, stop or crash.")
-        .with_default("timeout", Kind::Duration, "\"1h\"", "The limit of each of these calls as a whole.")
+        .with_default("timeout", Kind::Limit, "\"1h\"", "The limit of each of these calls as a whole.")
 }
 
 fn environment() -> Shape {
@@ -93,7 +93,7 @@ fn environment() -> Shape {
             function("fun(run: phased.Run, deployment: phased.Deployment)"),
             "Tests in production, after the last host; an error is a bad deployment.",
         )
-        .with_default("timeout", Kind::Duration, "\"1h\"", "The limit of each of its calls as a whole.")
+        .with_default("timeout", Kind::Limit, "\"1h\"", "The limit of each of its calls as a whole.")
         .later(&[
             "prepare",
             "before",
@@ -143,7 +143,7 @@ pub(super) fn host() -> Shape {
             "The known_hosts file its key is held against.",
         )
         .optional("jump", text("[user@]host[:port]", rules::jump), "A bastion on the way.")
-        .optional("connect_timeout", Kind::Duration, "Connecting, key exchange and login together.")
+        .optional("connect_timeout", Kind::Limit, "Connecting, key exchange and login together.")
         .optional("path", text("a PATH", rules::line), "PATH of its commands.")
         .optional("base", text("an absolute path", rules::absolute_path), "Where phased keeps its files on the host.")
 }
@@ -167,7 +167,7 @@ fn ssh() -> Shape {
             text("[user@]host[:port]", rules::jump),
             "A bastion on the way; its key is held against the same file.",
         )
-        .with_default("connect_timeout", Kind::Duration, "\"10s\"", "Connecting, key exchange and login together.")
+        .with_default("connect_timeout", Kind::Limit, "\"10s\"", "Connecting, key exchange and login together.")
         .optional("path", text("a PATH", rules::line), "PATH of commands on the hosts.")
         .with_default(
             "base",
@@ -215,9 +215,9 @@ fn health() -> Shape {
         .optional("tcp", text("\":5432\" or \"host:port\"", rules::tcp_target).or_list(), "Something listens there, as the host sees it.")
         .optional("command", text("a command", rules::text).or_list(), "Shell text on the host; good is exit code 0.")
         .with_default("min_healthy_time", Kind::Duration, "\"10s\"", "How long all checks must be good without a break.")
-        .with_default("healthy_deadline", Kind::Duration, "\"2m\"", "Not healthy by then is a failed host.")
-        .with_default("interval", Kind::Duration, "\"1s\"", "Between looks.")
-        .with_default("timeout", Kind::Duration, "\"5s\"", "Of one look.")
+        .with_default("healthy_deadline", Kind::Limit, "\"2m\"", "Not healthy by then is a failed host.")
+        .with_default("interval", Kind::Limit, "\"1s\"", "Between looks.")
+        .with_default("timeout", Kind::Limit, "\"5s\"", "Of one look.")
         .later(&["service", "version"])
 }
 

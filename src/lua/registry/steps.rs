@@ -40,7 +40,7 @@ pub(super) fn methods() -> Kind {
 fn common(shape: Shape, timeout: &'static str) -> Shape {
     shape
         .optional("name", text("a name", rules::line), "Shown instead of the verb and its number.")
-        .with_default("timeout", Kind::Duration, timeout, "The limit of one attempt; reaching it is a failure with the code timeout.")
+        .with_default("timeout", Kind::Limit, timeout, "The limit of one attempt; reaching it is a failure with the code timeout.")
         .with_default("retries", Kind::Integer(0, 100), "0", "Further attempts after a failure.")
         .with_default("backoff", Kind::Duration, "\"1s\"", "The wait before the next attempt; doubles each time, at most 5m.")
         .with_default("on_unknown", Kind::Union(vec![Kind::words(&["fail", "retry"]), Kind::Function(Cow::Borrowed("fun(host: phased.Host): boolean"))]), "\"fail\"", "When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did.")
@@ -145,7 +145,7 @@ pub(super) fn steps() -> Vec<Step> {
                 .optional("tcp", text("\":5432\" or \"host:port\"", rules::tcp_target), "Until something listens there.")
                 .optional("command", text("a command", rules::text), "Until this shell text ends with 0.")
                 .with_default("status", status(), "200 to 299", "The good statuses.")
-                .with_default("interval", Kind::Duration, "\"1s\"", "Between looks.")
+                .with_default("interval", Kind::Limit, "\"1s\"", "Between looks.")
                 .one_of(&["http", "tcp", "command"]),
             "",
             "host:wait { \":8080/healthz\", timeout = \"1m\" }",
