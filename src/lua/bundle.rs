@@ -218,7 +218,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let code = folder.path().join("code");
         let digest = bundle().store(&code).unwrap();
-        assert_eq!(digest.as_str(), "9cc0155d5f7fe1a1b7ff1de5ca77b09bdcbc70c71e5ef42cd25e5bcc5b72ca58");
+        assert_eq!(digest.as_str(), "ba1fc2b8121ba2256d6bab25365cce69cae26f40e025ecfd17ae2fed680132e5");
         assert_eq!(Bundle::load(&code, &digest).unwrap(), bundle());
         assert_eq!(bundle().store(&code).unwrap(), digest, "a second time changes nothing");
         assert_eq!(fs::read_dir(&code).unwrap().count(), 1);

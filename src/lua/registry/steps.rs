@@ -183,7 +183,7 @@ pub(super) fn steps() -> Vec<Step> {
         step(
             "fail",
             BOTH,
-            Shape::new("fail", "Ends the call as failed, with these words as its cause.").first("text", Kind::Text(Text::new("a text", rules::text).or_number()), "Why."),
+            Shape::new("fail", "Ends the call as failed, with these words as its cause.").first("text", Kind::Text(Text::new("a text", rules::text).or_number()), "Why the call fails."),
             "",
             "run:fail \"the schema is not the one we expect\"",
         ),
