@@ -3,7 +3,7 @@
 //! In the data positional values are under their names, secrets are `{"$secret": name}`, text that is not UTF-8 is
 //! `{"$b64": ...}`. Functions are left out, or `true` where the caller wants to know that they are there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use mlua::{MultiValue, Table, Value as Lua};
@@ -166,10 +166,17 @@ fn first(what: &str, checked: Checked) -> Result<Json, String> {
     match checked.findings.into_iter().next() {
         None => Ok(checked.data),
         Some(finding) => {
-            let help = finding.help.map_or(String::new(), |help| format!(" ({help})"));
-            let message = finding.message;
-            Err(if message.starts_with(what) { format!("{message}{help}") } else { format!("{what}: {message}{help}") })
+            let help = finding.help.as_ref().map_or(String::new(), |help| format!(" ({help})"));
+            Err(format!("{}{help}", finding.said_of(what)))
         }
+    }
+}
+
+impl Finding {
+    /// The message, beginning with what was called unless it names it anyway.
+    #[must_use]
+    pub fn said_of(&self, what: &str) -> String {
+        if self.message.contains(what) { self.message.clone() } else { format!("{what}: {}", self.message) }
     }
 }
 
@@ -267,7 +274,7 @@ impl Check {
                         On::Value,
                         "missing_key",
                         message,
-                        Some(format!("it is the {} value without a key: {}", ordinal(i), field.doc)),
+                        Some(format!("it is the {} value without a key: {}", ordinal(i), lower_first(&field.doc))),
                     );
                 }
                 None => {}
@@ -302,11 +309,15 @@ impl Check {
         for key in &entries.odd {
             self.add(On::Value, "unknown_key", format!("{here} has a key {key} that is no name"), None);
         }
+        let mut meant = BTreeSet::new();
         for (key, value) in &entries.keys {
-            self.key(shape, &here, key, value, &mut data);
+            meant.extend(self.key(shape, &here, key, value, &mut data));
         }
-        for field in shape.keys.iter().filter(|field| field.required && !entries.keys.contains_key(field.name.as_ref()))
-        {
+        // A slip in a key's name is one mistake, not two.
+        let missing = |field: &&Field| {
+            field.required && !entries.keys.contains_key(field.name.as_ref()) && !meant.contains(field.name.as_ref())
+        };
+        for field in shape.keys.iter().filter(missing) {
             self.add(
                 On::Value,
                 "missing_key",
@@ -372,7 +383,15 @@ impl Check {
         data.insert(rest.name.to_string(), Json::Array(all));
     }
 
-    fn key(&mut self, shape: &Shape, here: &str, key: &str, value: &Lua, data: &mut Map<String, Json>) {
+    /// One key; returns the key that an unknown one was most likely meant to be.
+    fn key<'s>(
+        &mut self,
+        shape: &'s Shape,
+        here: &str,
+        key: &str,
+        value: &Lua,
+        data: &mut Map<String, Json>,
+    ) -> Option<&'s str> {
         let part = Part::Key(key.to_owned());
         let positional = shape.positional.iter().chain(&shape.rest).find(|field| field.name == key);
         let field = shape.keys.iter().find(|field| field.name == key);
@@ -382,11 +401,11 @@ impl Check {
                     && self.receiver.is_some_and(|receiver| receiver != only)
                 {
                     let message = format!("{key:?} is for steps of {} only", only.word());
-                    return self.within(part, |check| check.add(On::Key, "unknown_key", message, None));
-                }
-                if let Some(value) = self.within(part, |check| check.value(&field.kind, value)) {
+                    self.within(part, |check| check.add(On::Key, "unknown_key", message, None));
+                } else if let Some(value) = self.within(part, |check| check.value(&field.kind, value)) {
                     data.insert(key.to_owned(), value);
                 }
+                None
             }
             (None, Some(field)) => {
                 if data.contains_key(key) {
@@ -395,27 +414,19 @@ impl Check {
                 } else if let Some(value) = self.within(part, |check| check.value(&field.kind, value)) {
                     data.insert(key.to_owned(), value);
                 }
+                None
             }
             (None, None) if shape.later.contains(&key) => {
                 let message = format!("{key:?} is not supported by this version of phased");
-                self.within(part, |check| {
-                    check.add(
-                        On::Key,
-                        "not_supported",
-                        message,
-                        Some("take it out: it would have no effect".to_owned()),
-                    );
-                });
+                let help = Some("take it out: it would have no effect".to_owned());
+                self.within(part, |check| check.add(On::Key, "not_supported", message, help));
+                None
             }
             (None, None) => {
-                let known: Vec<&str> = shape.fields().map(|field| field.name.as_ref()).collect();
-                let help = match nearest(key, known.iter().copied().chain(shape.later.iter().copied())) {
-                    Some(near) => Some(format!("did you mean {near:?}?")),
-                    None if known.is_empty() => None,
-                    None => Some(format!("it knows {}", known.join(", "))),
-                };
-                let message = format!("unknown key {key:?} in {here}");
+                let (help, near) = unknown(shape, key);
+                let message = format!("unknown key {} in {here}", quote(key));
                 self.within(part, |check| check.add(On::Key, "unknown_key", message, help));
+                near
             }
         }
     }
@@ -462,7 +473,9 @@ impl Check {
             (Kind::Duration | Kind::Limit, Lua::String(text)) => {
                 let text = text.to_string_lossy().to_string();
                 match text.parse::<Span>() {
-                    Ok(span) if matches!(kind, Kind::Limit) && span.0.is_zero() => self.bad(&text, "must be more than nothing", None),
+                    Ok(span) if matches!(kind, Kind::Limit) && span.0.is_zero() => {
+                        self.bad(&text, "must be more than nothing", None)
+                    }
                     Ok(_) => Some(Json::String(text)),
                     Err(_) => self.bad(
                         &text,
@@ -526,7 +539,11 @@ impl Check {
                 _ => self.wrong(kind, value),
             },
             (Kind::Union(kinds), _) => match kinds.iter().find(|kind| fits(kind, value)) {
-                Some(kind) => self.value(&kind.clone(), value),
+                // A word that is none of the words: the other kinds are worth naming too.
+                Some(Kind::Enum(words)) if kinds.len() > 1 && !words.iter().any(|word| is_text(value, word)) => {
+                    self.wrong(kind, value)
+                }
+                Some(kind) => self.value(kind, value),
                 None => self.wrong(kind, value),
             },
             (Kind::Data, _) => self.data(value),
@@ -660,6 +677,24 @@ impl Check {
     }
 }
 
+/// What to say about a key that `shape` does not have, and which it was meant to be.
+fn unknown<'s>(shape: &'s Shape, key: &str) -> (Option<String>, Option<&'s str>) {
+    let below = shape.keys.iter().find(|field| match &field.kind {
+        Kind::Table(inner) => inner.later.contains(&key) || inner.fields().any(|field| field.name == key),
+        _ => false,
+    });
+    if let Some(field) = below {
+        return (Some(format!("it belongs into {} = {{ ... }}", field.name)), None);
+    }
+    let known: Vec<&str> = shape.fields().map(|field| field.name.as_ref()).collect();
+    let all = known.iter().copied().chain(shape.later.iter().copied());
+    match nearest(key, all) {
+        Some(near) => (Some(format!("did you mean {near:?}?")), Some(near)),
+        None if known.is_empty() => (Some("it takes no options".to_owned()), None),
+        None => (Some(format!("it knows {}", known.join(", "))), None),
+    }
+}
+
 /// Whether the Lua type of `value` is that of `kind`, so that its findings are the ones to show.
 fn fits(kind: &Kind, value: &Lua) -> bool {
     match (kind, value) {
@@ -696,6 +731,10 @@ fn base64_value(bytes: &[u8]) -> Json {
     Json::Object(found)
 }
 
+fn is_text(value: &Lua, text: &str) -> bool {
+    value.as_string().is_some_and(|value| value.as_bytes() == text.as_bytes())
+}
+
 fn whole(value: &Lua) -> Option<i64> {
     match value {
         Lua::Integer(n) => Some(*n),
@@ -708,7 +747,9 @@ fn whole(value: &Lua) -> Option<i64> {
 /// Why a value of another type was probably written.
 fn slip(kind: &Kind, value: &Lua) -> Option<String> {
     match (kind, value) {
-        (Kind::Duration | Kind::Limit, Lua::Integer(n)) => Some(format!("write it as text with a unit: \"{n}s\" or \"{n}m\"")),
+        (Kind::Duration | Kind::Limit, Lua::Integer(n)) => {
+            Some(format!("write it as text with a unit: \"{n}s\" or \"{n}m\""))
+        }
         (Kind::Boolean, Lua::String(_)) => Some("write true or false without quotes".to_owned()),
         (Kind::Integer(..), Lua::String(text)) if text.to_string_lossy().parse::<i64>().is_ok() => {
             Some(format!("write it without quotes: {}", text.to_string_lossy()))
@@ -717,9 +758,14 @@ fn slip(kind: &Kind, value: &Lua) -> Option<String> {
         (Kind::Secret, Lua::String(_)) => {
             Some("write phased.secret \"name\" and put the value into the secrets directory".to_owned())
         }
-        (Kind::Bound(_), Lua::Function(_)) => {
-            Some("return what phased's definitions give, called with its options".to_owned())
+        (Kind::Bound(definition), Lua::Function(_)) => {
+            let (word, function) = (definition.word(), definition.function());
+            Some(format!(
+                "make it one: phased.{word} {{ name = \"...\", {function} = function(options) ... end }} {{}}"
+            ))
         }
+        (Kind::Enum(words), Lua::String(text)) => nearest(&text.to_string_lossy(), words.iter().map(AsRef::as_ref))
+            .map(|near| format!("did you mean {near:?}?")),
         (Kind::Bound(definition), Lua::UserData(data)) if data.is::<super::definitions::Plugin>() => {
             Some(format!("call the {} with its options, if only {{}}", definition.word()))
         }
@@ -727,7 +773,6 @@ fn slip(kind: &Kind, value: &Lua) -> Option<String> {
         (Kind::List(item, _), Lua::String(_)) if matches!(item.as_ref(), Kind::Text(_) | Kind::Union(_)) => {
             Some(format!("put it into braces: {{ {} }}", show(value)))
         }
-        (Kind::List(..), Lua::Function(_)) => None,
         _ => None,
     }
 }

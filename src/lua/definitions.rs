@@ -302,11 +302,15 @@ fn report(lua: &Lua, what: &str, checked: Checked) -> mlua::Result<Json> {
     }
     let at = caller(lua);
     if let Some(mut collected) = lua.app_data_mut::<Collected>() {
-        collected.located.extend(checked.findings.into_iter().map(|finding| Located { at: at.clone(), finding }));
+        collected.located.extend(
+            checked.findings.into_iter().map(|finding| Located {
+                at: at.clone(),
+                finding: Finding { message: finding.said_of(what), ..finding },
+            }),
+        );
         return Ok(checked.data);
     }
-    let first = checked.findings.first().map_or(String::new(), |finding| finding.message.clone());
-    Err(Error::runtime(format!("{what}: {first}")))
+    Err(Error::runtime(checked.findings.first().map_or(String::new(), |finding| finding.said_of(what))))
 }
 
 /// Who called the function that is running.

@@ -59,7 +59,10 @@ fn range(source: &str, diagnostic: &Diagnostic) -> Option<std::ops::Range<usize>
     let byte = |column: usize| line.char_indices().nth(column).map_or(line.len(), |(byte, _)| byte);
     match diagnostic.column.checked_sub(1) {
         Some(column) => Some(start + byte(column)..start + byte(column + diagnostic.length.max(1))),
-        None => Some(start + (line.len() - line.trim_start().len())..start + line.trim_end().len().max(line.len() - line.trim_start().len())),
+        None => Some(
+            start + (line.len() - line.trim_start().len())
+                ..start + line.trim_end().len().max(line.len() - line.trim_start().len()),
+        ),
     }
 }
 
@@ -135,7 +138,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("shop.lua");
         std::fs::write(&file, "-- shop\nreturn phased.project {\n  sorce = { git = \"é\" },\n}\n").unwrap();
-        let shown = render(&[diagnostic(file.clone(), 3, 3, 5)], false).replace(&folder.path().display().to_string(), "DIR");
+        let shown =
+            render(&[diagnostic(file.clone(), 3, 3, 5)], false).replace(&folder.path().display().to_string(), "DIR");
         assert_eq!(
             shown,
             "error[unknown_key]: unknown key \"sorce\" in phased.project\n \
@@ -155,9 +159,15 @@ mod tests {
         for (line, column, length) in [(1, 0, 1), (1, 50, 9), (40, 1, 1), (1, 1, 0)] {
             assert!(render(&[diagnostic(file.clone(), line, column, length)], false).contains("unknown key"));
         }
-        assert_eq!(line(&diagnostic("a".into(), 0, 0, 1)), "a: error: unknown key \"sorce\" in phased.project; did you mean \"source\"?");
+        assert_eq!(
+            line(&diagnostic("a".into(), 0, 0, 1)),
+            "a: error: unknown key \"sorce\" in phased.project; did you mean \"source\"?"
+        );
         assert_eq!(json(&[diagnostic("a".into(), 0, 0, 1)])[0]["line"], Value::Null);
-        assert_eq!(short(&[diagnostic("a".into(), 3, 4, 1)]), "a:3:4: error: unknown key \"sorce\" in phased.project; did you mean \"source\"?\n");
+        assert_eq!(
+            short(&[diagnostic("a".into(), 3, 4, 1)]),
+            "a:3:4: error: unknown key \"sorce\" in phased.project; did you mean \"source\"?\n"
+        );
     }
 
     #[test]

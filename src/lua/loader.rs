@@ -65,7 +65,13 @@ impl Loader {
         secrets: Arc<dyn Secrets>,
         limits: Limits,
     ) -> Self {
-        Loader { modules: Modules { dirs, shipped }, code: data_dir.join("code"), secrets, limits, bundles: Mutex::default() }
+        Loader {
+            modules: Modules { dirs, shipped },
+            code: data_dir.join("code"),
+            secrets,
+            limits,
+            bundles: Mutex::default(),
+        }
     }
 
     /// Every project's file, by name; of two of one name the first directory's.
@@ -134,9 +140,11 @@ impl Modules {
         if let Some((_, text)) = self.shipped.iter().find(|(name, _)| *name == module) {
             return Ok((Path::new("(shipped)").join(&relative), Ok((*text).to_owned())));
         }
-        let looked = self.dirs.iter().map(|dir| dir.join(&relative).display().to_string()).collect::<Vec<_>>().join(", ");
+        let looked =
+            self.dirs.iter().map(|dir| dir.join(&relative).display().to_string()).collect::<Vec<_>>().join(", ");
         let known = self.all();
-        let hint = nearest(module, known.iter().map(String::as_str)).map_or(String::new(), |near| format!("; did you mean {near:?}?"));
+        let hint = nearest(module, known.iter().map(String::as_str))
+            .map_or(String::new(), |near| format!("; did you mean {near:?}?"));
         Err(format!("module {module:?} is not found: there is no {looked} and it is not a shipped plugin{hint}"))
     }
 
@@ -283,4 +291,3 @@ fn read(path: &Path) -> Result<String, Box<Diagnostic>> {
         }
     }
 }
-

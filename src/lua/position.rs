@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 
 use full_moon::{
-    ast::{Call, Expression, Field, FunctionArgs, FunctionCall, Index, LocalAssignment, Prefix, Suffix, TableConstructor},
+    ast::{
+        Call, Expression, Field, FunctionArgs, FunctionCall, Index, LocalAssignment, Prefix, Suffix, TableConstructor,
+    },
     node::Node,
     tokenizer::{TokenReference, TokenType},
     visitors::Visitor,
@@ -186,14 +188,26 @@ pub fn place(text: &str, at: &Range) -> Place {
     }
 }
 
-/// The place that a syntax error of Lua means: its line, and there the text it stands near.
+/// The place that a syntax error of Lua means: its line, and there the text it stands near. `same` tells whether the text up to
+/// a byte has that very error: so of several equal words the right one is found.
 #[must_use]
-pub fn near(text: &str, line: usize, message: &str) -> Place {
-    let shown = text.lines().nth(line.saturating_sub(1)).unwrap_or("");
+pub fn near(text: &str, line: usize, message: &str, same: impl Fn(&str) -> bool) -> Place {
+    let lines = || text.split_inclusive('\n');
+    let before: usize = lines().take(line.saturating_sub(1)).map(str::len).sum();
+    let shown = lines().nth(line.saturating_sub(1)).unwrap_or("").trim_end_matches(['\n', '\r']);
     let token = message.rsplit_once(" near ").map(|(_, token)| token.trim());
-    let token = token.and_then(|token| token.strip_prefix('\'')?.strip_suffix('\''));
+    let token = token.and_then(|token| token.strip_prefix('\'')?.strip_suffix('\'')).filter(|token| !token.is_empty());
+    let all: Vec<usize> = token.map(|token| shown.match_indices(token).map(|(at, _)| at).collect()).unwrap_or_default();
+    let found = match (token, all.as_slice()) {
+        (None, _) | (_, []) => None,
+        (Some(token), [one]) => Some((*one, token)),
+        (Some(token), [first, ..]) => {
+            let exact = all.iter().find(|at| text.get(..before + **at + token.len()).is_some_and(&same));
+            Some((*exact.unwrap_or(first), token))
+        }
+    };
     // "near <eof>" and tokens that are not on the line leave the whole line.
-    let (start, length) = match token.and_then(|token| shown.rfind(token).map(|start| (start, token))) {
+    let (start, length) = match found {
         Some((start, token)) => (start, token.chars().count()),
         None => (shown.len() - shown.trim_start().len(), shown.trim().chars().count()),
     };
@@ -384,7 +398,10 @@ return phased.project {
     #[test]
     fn syntax_errors_have_a_column() {
         let text = "return {\n  é = 1 = 2,\n}\n";
-        assert_eq!(near(text, 2, "'}' expected (to close '{' at line 1) near '='"), Place { line: 2, column: 9, length: 1 });
+        let message = "'}' expected (to close '{' at line 1) near '='";
+        let same = |cut: &str| cut.ends_with("= 1 =");
+        assert_eq!(near(text, 2, message, same), Place { line: 2, column: 9, length: 1 });
+        let near = |text: &str, line, message: &str| near(text, line, message, |_| false);
         assert_eq!(near(text, 3, "'}' expected near <eof>"), Place { line: 3, column: 1, length: 1 });
         assert_eq!(near(text, 99, "x near 'y'"), Place { line: 99, column: 1, length: 1 });
     }

@@ -25,9 +25,9 @@ use crate::{
 const CALL_LIMIT: Span = Span::minutes(60);
 
 /// What is wrong with a project beyond the shapes of its values: names given twice, checks that contradict each other. Looks at
-/// whatever of `data` is there, so that it adds to the findings of the check.
+/// whatever of `data` is there, so that it adds to those `known` from the check.
 #[must_use]
-pub fn findings(data: &Json) -> Vec<Finding> {
+pub fn findings(data: &Json, known: &[Finding]) -> Vec<Finding> {
     let mut found = Vec::new();
     for (list, noun) in [("test", "stage"), ("environments", "environment")] {
         let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
@@ -45,7 +45,12 @@ pub fn findings(data: &Json) -> Vec<Finding> {
     for (i, environment) in items(&data["environments"]) {
         let at = vec![definitions::key("environments"), Part::Index(i)];
         hosts(&environment["hosts"], &at, &mut found);
-        health(&environment["health"], &at, &mut found);
+        let mut below = at.clone();
+        below.push(definitions::key("health"));
+        // A check that is there and wrong is no missing check.
+        if !known.iter().any(|finding| finding.path.starts_with(&below)) {
+            health(&environment["health"], &at, &mut found);
+        }
     }
     found
 }
@@ -116,10 +121,16 @@ fn health(health: &Json, at: &[Part], found: &mut Vec<Finding>) {
         (span("min_healthy_time", MIN_HEALTHY_TIME), span("healthy_deadline", HEALTHY_DEADLINE))
         && least >= deadline
     {
-        path.push(definitions::key(if health.contains_key("healthy_deadline") { "healthy_deadline" } else { "min_healthy_time" }));
+        path.push(definitions::key(if health.contains_key("healthy_deadline") {
+            "healthy_deadline"
+        } else {
+            "min_healthy_time"
+        }));
         found.push(finding(
             path,
-            format!("no host can be healthy: min_healthy_time ({least}) is not shorter than healthy_deadline ({deadline})"),
+            format!(
+                "no host can be healthy: min_healthy_time ({least}) is not shorter than healthy_deadline ({deadline})"
+            ),
             None,
         ));
     }
@@ -280,7 +291,8 @@ enum RawNotify {
 /// Only when the registry and this file disagree; the text is for the bug report.
 pub fn pipeline(data: &Json) -> Result<Pipeline, String> {
     let raw = RawProject::deserialize(data).map_err(|error| error.to_string())?;
-    let names = |alerts: OneOrMany<RawAlert>| OneOrMany::all(Some(alerts)).into_iter().map(|alert| alert.name).collect();
+    let names =
+        |alerts: OneOrMany<RawAlert>| OneOrMany::all(Some(alerts)).into_iter().map(|alert| alert.name).collect();
     Ok(Pipeline {
         source: Source {
             git: raw.source.git,
@@ -420,7 +432,8 @@ pub fn discovered(returned: &Json) -> Result<Vec<Host>, String> {
         Kind::Text(super::shape::Text::new("an address", super::rules::address)),
         Kind::Table(registry().host.clone()),
     ]);
-    let shape = Shape { rest: None, ..Shape::new("hosts", "Hosts.") }.first("hosts", Kind::List(host.into(), 0), "Hosts.");
+    let shape =
+        Shape { rest: None, ..Shape::new("hosts", "Hosts.") }.first("hosts", Kind::List(host.into(), 0), "Hosts.");
     let wrapper = lua.create_table().map_err(|error| error.to_string())?;
     wrapper.raw_set(1, list).map_err(|error| error.to_string())?;
     let checked = check::table("hosts", &shape, &wrapper, Functions::Omitted);

@@ -41,7 +41,9 @@ pub fn markdown() -> String {
         table(&format!("phased.{}", shape.name), shape, &mut done, &mut out);
     }
     table("A host", &all.host, &mut done, &mut out);
-    out.push_str("## Functions of plugins\n\nFor discovery, probes and alerts only; pipeline functions use the steps.\n\n");
+    out.push_str(
+        "## Functions of plugins\n\nFor discovery, probes and alerts only; pipeline functions use the steps.\n\n",
+    );
     for function in &all.functions {
         let _infallible = write!(out, "### phased.{}\n\n{}", function.name, function.shape.doc);
         if !function.returns.is_empty() {
@@ -104,8 +106,12 @@ fn row(name: &str, field: &Field, out: &mut String) {
         Some(Receiver::Host) => " Only on host.",
         None => "",
     };
-    let _infallible =
-        writeln!(out, "| `{name}` | {} | {default} | {}{only} |", field.kind.expected().replace('|', "\\|"), field.doc.replace('|', "\\|"));
+    let _infallible = writeln!(
+        out,
+        "| `{name}` | {} | {default} | {}{only} |",
+        field.kind.expected().replace('|', "\\|"),
+        field.doc.replace('|', "\\|")
+    );
 }
 
 #[cfg(test)]
@@ -115,7 +121,13 @@ mod tests {
     #[test]
     fn the_page_names_everything() {
         let page = markdown();
-        for words in ["### sh", "### health", "| `min_healthy_time` | a duration such as \"5m\" | `\"10s\"` |", "### phased.smtp", "Not supported by this version: prepare"] {
+        for words in [
+            "### sh",
+            "### health",
+            "| `min_healthy_time` | a duration such as \"5m\" | `\"10s\"` |",
+            "### phased.smtp",
+            "Not supported by this version: prepare",
+        ] {
             assert!(page.contains(words), "{words}\n{page}");
         }
         for line in page.lines().filter(|line| line.starts_with('|')) {

@@ -320,6 +320,7 @@ impl Kind {
             Kind::Function(_) => "a function".to_owned(),
             Kind::List(item, _) => match item.as_ref() {
                 Kind::Text(_) => "a list of texts".to_owned(),
+                Kind::Secret => "a list of secrets".to_owned(),
                 Kind::Bound(definition) => format!("a list of {}s", definition.word()),
                 _ => "a list".to_owned(),
             },

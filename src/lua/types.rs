@@ -42,7 +42,8 @@ pub fn meta() -> String {
     for object in all.objects {
         let _infallible = write!(out, "---{}\n---@class phased.{}\n", object.doc, object.name);
         for (name, kind, doc) in object.fields {
-            let (name, kind) = kind.strip_suffix('?').map_or_else(|| ((*name).to_owned(), *kind), |kind| (format!("{name}?"), kind));
+            let (name, kind) =
+                kind.strip_suffix('?').map_or_else(|| ((*name).to_owned(), *kind), |kind| (format!("{name}?"), kind));
             let _infallible = writeln!(out, "---@field {name} {kind} {doc}");
         }
         let receiver = match object.name {
@@ -84,9 +85,11 @@ impl Classes {
             let _infallible = writeln!(text, "---@field [integer] {} {}", kind(item), rest.doc);
         }
         for field in shape.rest.iter().chain(&shape.keys) {
-            let optional = if field.required && shape.rest.as_ref().is_none_or(|rest| rest.name != field.name) { "" } else { "?" };
+            let optional =
+                if field.required && shape.rest.as_ref().is_none_or(|rest| rest.name != field.name) { "" } else { "?" };
             let default = field.default.as_ref().map_or(String::new(), |default| format!(" Default: {default}."));
-            let _infallible = writeln!(text, "---@field {}{optional} {} {}{default}", field.name, kind(&field.kind), field.doc);
+            let _infallible =
+                writeln!(text, "---@field {}{optional} {} {}{default}", field.name, kind(&field.kind), field.doc);
         }
         for field in shape.fields() {
             self.within(&field.kind, out);
@@ -135,8 +138,15 @@ fn method(object: &str, step: &Step, receiver: Receiver, classes: &mut Classes, 
     if !step.shape.keys.is_empty() {
         classes.add_step(&step.shape, out);
     }
-    let optional = if step.shape.fields().any(|field| field.required) || !step.shape.one_of.is_empty() { "" } else { "?" };
-    let _infallible = write!(out, "---{}\n---{}\n---@param what{optional} {}\n", step.shape.doc, step.example, parameter(&step_shape(&step.shape)));
+    let optional =
+        if step.shape.fields().any(|field| field.required) || !step.shape.one_of.is_empty() { "" } else { "?" };
+    let _infallible = write!(
+        out,
+        "---{}\n---{}\n---@param what{optional} {}\n",
+        step.shape.doc,
+        step.example,
+        parameter(&step_shape(&step.shape))
+    );
     if !step.returns.is_empty() {
         let _infallible = writeln!(out, "---@return {}", step.returns);
     }
@@ -165,7 +175,13 @@ fn plugin_function(function: &PluginFunction, classes: &mut Classes, out: &mut S
             out.push_str(&line);
         }
     }
-    let _infallible = write!(out, "---{}\n---{}\n---@param what {}\n", function.shape.doc, function.example, parameter(&function.shape));
+    let _infallible = write!(
+        out,
+        "---{}\n---{}\n---@param what {}\n",
+        function.shape.doc,
+        function.example,
+        parameter(&function.shape)
+    );
     if !function.returns.is_empty() {
         let _infallible = writeln!(out, "---@return {}", function.returns);
     }
@@ -238,8 +254,13 @@ mod tests {
         classes.dedup();
         assert_eq!(classes.len(), count);
         // Every class that is named is there.
-        for word in text.split(|c: char| !(c.is_alphanumeric() || matches!(c, '.' | '_'))).filter(|word| word.starts_with("phased.")) {
-            let known = classes.contains(&word.trim_end_matches('.')) || text.contains(&format!("function {word}(")) || text.contains(&format!("{word} = {{}}"));
+        for word in text
+            .split(|c: char| !(c.is_alphanumeric() || matches!(c, '.' | '_')))
+            .filter(|word| word.starts_with("phased."))
+        {
+            let known = classes.contains(&word.trim_end_matches('.'))
+                || text.contains(&format!("function {word}("))
+                || text.contains(&format!("{word} = {{}}"));
             let in_an_example = text.lines().any(|line| line.contains(word) && !line.starts_with("---@"));
             assert!(known || in_an_example, "{word}");
         }

@@ -47,7 +47,7 @@ pub(super) fn project(loader: &Loader, name: &ProjectName, path: &Path) -> Resul
     work.secrets(loader, &collected);
     work.located(&collected);
     let data = checked.map(|(at, Checked { data, findings, .. })| {
-        let further = project::findings(&data);
+        let further = project::findings(&data, &findings);
         findings.iter().chain(&further).for_each(|finding| work.place(&at, Some("phased.project"), finding));
         data
     });
@@ -67,7 +67,8 @@ pub(super) fn project(loader: &Loader, name: &ProjectName, path: &Path) -> Resul
             let files = work.files.take().into_iter().map(|(module, file)| (module, file.source)).collect();
             let bundle = Bundle { entry: work.entry.clone(), prelude: "1".to_owned(), files };
             let secrets: BTreeSet<String> = collected.secrets.into_iter().map(|(name, _)| name).collect();
-            let loaded = Loaded { name: name.clone(), code: bundle.digest(), pipeline, secrets: secrets.into_iter().collect() };
+            let loaded =
+                Loaded { name: name.clone(), code: bundle.digest(), pipeline, secrets: secrets.into_iter().collect() };
             Ok((loaded, bundle))
         }
         _ => Err(found),
@@ -99,7 +100,8 @@ impl Work {
     fn keep(&self, module: &str, path: &Path, text: String) -> bool {
         let error = syntax_error(&text);
         if let Some((line, message)) = &error {
-            let place = near(&text, *line, message);
+            let place =
+                near(&text, *line, message, |cut| syntax_error(cut).is_some_and(|(_, other)| other == *message));
             self.add(at(path, place, "syntax", message.clone(), None));
         }
         let file = File { path: path.to_owned(), source: Source { path: relative(module), text } };
@@ -137,7 +139,7 @@ impl Work {
             Ok(Err(why)) => {
                 let line = text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with("return")).last();
                 let line = line.map_or(text.lines().count().max(1), |(i, _)| i + 1);
-                let place = near(text, line, "near 'return'");
+                let place = near(text, line, "near 'return'", |_| false);
                 self.add(at(&self.path, place, "not_a_project", why, Some("return phased.project { ... }".to_owned())));
                 return (collected, None);
             }
@@ -165,7 +167,10 @@ impl Work {
         let first = message.lines().next().unwrap_or("").to_owned();
         let (place, message) = match self.leading(&first) {
             Some((file, line, rest)) => (Some((file, line)), rest),
-            None => (whole.lines().skip(1).find_map(|frame| self.leading(frame.trim())).map(|(file, line, _)| (file, line)), first),
+            None => (
+                whole.lines().skip(1).find_map(|frame| self.leading(frame.trim())).map(|(file, line, _)| (file, line)),
+                first,
+            ),
         };
         let code = if message.starts_with("module ") { "module_missing" } else { "runtime" };
         match place {
@@ -259,7 +264,9 @@ fn syntax_error(text: &str) -> Option<(usize, String)> {
     };
     let rest = message.strip_prefix("x:").unwrap_or(&message);
     let (line, message) = rest.split_once(": ").unwrap_or(("1", rest));
-    Some((line.parse().unwrap_or(1), message.to_owned()))
+    // Lua notices a missing label where its block ends.
+    let jump = message.rsplit_once("<goto> at line ").map(|(_, line)| line);
+    Some((jump.unwrap_or(line).parse().unwrap_or(1), message.to_owned()))
 }
 
 fn root(error: &Error) -> &Error {
