@@ -439,7 +439,7 @@ pub fn discovered(returned: &Json) -> Result<Vec<Host>, String> {
     let checked = check::table("hosts", &shape, &wrapper, Functions::Omitted);
     if let Some(finding) = checked.findings.first() {
         let help = finding.help.as_ref().map_or(String::new(), |help| format!(" ({help})"));
-        let message = finding.message.replacen("[1][", "host [", 1);
+        let message = finding.message.replacen("hosts[", "host [", 1);
         return Err(format!("{message}{help}"));
     }
     let mut hosts = Vec::new();

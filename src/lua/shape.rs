@@ -332,7 +332,15 @@ impl Kind {
             Kind::Bound(Definition::Discovery) => "a discovery, as in discovery.file { \"hosts.json\" }".to_owned(),
             Kind::Bound(Definition::Alert) => "an alert, as in require \"alerts.log\" {}".to_owned(),
             Kind::Bound(Definition::Probe) => "a probe".to_owned(),
-            Kind::Union(kinds) => join(&kinds.iter().map(Kind::expected).collect::<Vec<_>>()),
+            Kind::Union(kinds) => join(
+                &kinds
+                    .iter()
+                    .flat_map(|kind| match kind {
+                        Kind::Enum(words) => words.iter().map(|word| format!("{word:?}")).collect(),
+                        other => vec![other.expected()],
+                    })
+                    .collect::<Vec<_>>(),
+            ),
             Kind::Data => "plain data".to_owned(),
         }
     }
