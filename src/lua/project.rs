@@ -1,0 +1,519 @@
+//! From the validated table of `phased.project` to the pipeline that the engine knows, and from paths to its functions.
+
+use std::collections::BTreeMap;
+
+use mlua::{Function, Lua, Table, Value};
+use serde::Deserialize;
+use serde_json::Value as Json;
+
+use super::{
+    check::{self, Finding, Functions, On, Part},
+    definitions::{self, Bound},
+    registry::registry,
+    shape::{Kind, Shape},
+};
+use crate::{
+    model::{
+        host::{Host, SecretRef, Ssh},
+        ids::{EnvironmentName, HostId, StageName},
+        pipeline::{Budget, Check, Environment, Health, HostSource, Notify, Pipeline, Queue, Rollout, Source, Stage},
+    },
+    time::Span,
+};
+
+/// The limit of a call whose `timeout` is not given.
+const CALL_LIMIT: Span = Span::minutes(60);
+
+/// What is wrong with a project beyond the shapes of its values: names given twice, checks that contradict each other. Looks at
+/// whatever of `data` is there, so that it adds to those `known` from the check.
+#[must_use]
+pub fn findings(data: &Json, known: &[Finding]) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (list, noun) in [("test", "stage"), ("environments", "environment")] {
+        let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+        for (i, name) in items(&data[list]).filter_map(|(i, item)| Some((i, item["name"].as_str()?))) {
+            if let Some(first) = seen.insert(name, i) {
+                found.push(finding(
+                    vec![definitions::key(list), Part::Index(i), Part::Index(1)],
+                    format!("the {noun} {} is there twice: {list}[{first}] is called so too", check::quote(name)),
+                    None,
+                ));
+            }
+        }
+    }
+    source(&data["source"], &mut found);
+    for (i, environment) in items(&data["environments"]) {
+        let at = vec![definitions::key("environments"), Part::Index(i)];
+        hosts(&environment["hosts"], &at, &mut found);
+        let mut below = at.clone();
+        below.push(definitions::key("health"));
+        // A check that is there and wrong is no missing check.
+        if !known.iter().any(|finding| finding.path.starts_with(&below)) {
+            health(&environment["health"], &at, &mut found);
+        }
+    }
+    found
+}
+
+fn items(list: &Json) -> impl Iterator<Item = (usize, &Json)> {
+    list.as_array().into_iter().flatten().enumerate().map(|(i, item)| (i + 1, item))
+}
+
+fn finding(path: Vec<Part>, message: String, help: Option<&str>) -> Finding {
+    Finding { path, on: On::Value, code: "bad_value", message, help: help.map(str::to_owned) }
+}
+
+fn source(source: &Json, found: &mut Vec<Finding>) {
+    let Some(git) = source["git"].as_str() else { return };
+    let at = |name: &str| vec![definitions::key("source"), definitions::key(name)];
+    let web = git.starts_with("https://") || git.starts_with("http://");
+    let file = git.starts_with("file://");
+    for (key, fits, instead) in [
+        ("token", web, "for ssh give key = phased.secret \"name\""),
+        ("user", web, "for ssh put the user into the URL: ssh://git@host/path"),
+        ("key", !web && !file, "for https give token = phased.secret \"name\""),
+        ("known_hosts", !web && !file, "only ssh checks host keys"),
+    ] {
+        if !source[key].is_null() && !fits {
+            let message = format!("source.{key} does not go with {}", check::quote(git));
+            found.push(Finding { on: On::Key, ..finding(at(key), message, Some(instead)) });
+        }
+    }
+}
+
+fn hosts(hosts: &Json, at: &[Part], found: &mut Vec<Finding>) {
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    for (i, host) in items(hosts) {
+        let id = host.as_str().or_else(|| host["id"].as_str()).or_else(|| host["address"].as_str());
+        if let Some(id) = id
+            && let Some(first) = seen.insert(id.to_owned(), i)
+        {
+            let mut path = at.to_vec();
+            path.extend([definitions::key("hosts"), Part::Index(i)]);
+            found.push(finding(
+                path,
+                format!("the host {} is there twice: hosts[{first}] has the same id", check::quote(id)),
+                Some("a host's id is its address unless it has one of its own"),
+            ));
+        }
+    }
+}
+
+fn health(health: &Json, at: &[Part], found: &mut Vec<Finding>) {
+    let Some(health) = health.as_object() else { return };
+    let mut path = at.to_vec();
+    path.push(definitions::key("health"));
+    if !["http", "tcp", "command"].iter().any(|check| health.contains_key(*check)) {
+        found.push(Finding {
+            code: "missing_key",
+            ..finding(
+                path,
+                format!("{}.health has no check: give http, tcp or command", check::dotted(at)),
+                Some("as in health = { http = \":8080/healthz\" }, or health = \"none\" on purpose"),
+            )
+        });
+        return;
+    }
+    let span = |key: &str, default: Span| {
+        health.get(key).and_then(Json::as_str).map_or(Some(default), |text| text.parse().ok())
+    };
+    if let (Some(least), Some(deadline)) =
+        (span("min_healthy_time", MIN_HEALTHY_TIME), span("healthy_deadline", HEALTHY_DEADLINE))
+        && least >= deadline
+    {
+        path.push(definitions::key(if health.contains_key("healthy_deadline") {
+            "healthy_deadline"
+        } else {
+            "min_healthy_time"
+        }));
+        found.push(finding(
+            path,
+            format!(
+                "no host can be healthy: min_healthy_time ({least}) is not shorter than healthy_deadline ({deadline})"
+            ),
+            None,
+        ));
+    }
+}
+
+const MIN_HEALTHY_TIME: Span = Span::secs(10);
+const HEALTHY_DEADLINE: Span = Span::minutes(2);
+const HEALTH_INTERVAL: Span = Span::secs(1);
+const HEALTH_TIMEOUT: Span = Span::secs(5);
+
+#[derive(Deserialize)]
+struct RawProject {
+    source: RawSource,
+    #[serde(default)]
+    queue: Queue,
+    test: Vec<RawStage>,
+    environments: Vec<RawEnvironment>,
+    notify: RawNotify,
+}
+
+#[derive(Deserialize)]
+struct RawSource {
+    git: String,
+    branch: String,
+    poll: Option<Span>,
+    webhook: Option<OneOrMany<SecretRef>>,
+    user: Option<String>,
+    token: Option<SecretRef>,
+    key: Option<SecretRef>,
+    known_hosts: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany<T> {
+    Many(Vec<T>),
+    One(T),
+}
+
+impl<T> OneOrMany<T> {
+    fn all(this: Option<Self>) -> Vec<T> {
+        match this {
+            None => Vec::new(),
+            Some(OneOrMany::One(one)) => vec![one],
+            Some(OneOrMany::Many(many)) => many,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct RawStage {
+    name: StageName,
+    #[serde(default)]
+    setup: bool,
+    #[serde(default)]
+    cleanup: bool,
+    timeout: Option<Span>,
+}
+
+#[derive(Deserialize)]
+struct RawEnvironment {
+    name: EnvironmentName,
+    hosts: OneOrMany<RawHost>,
+    #[serde(default)]
+    ssh: RawSsh,
+    #[serde(default)]
+    rollout: RawRollout,
+    health: RawHealth,
+    #[serde(default)]
+    verify: bool,
+    timeout: Option<Span>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawHost {
+    Address(String),
+    Discovery {
+        #[serde(rename = "$discovery")]
+        name: String,
+    },
+    Host(Box<RawHostTable>),
+}
+
+#[derive(Deserialize)]
+struct RawHostTable {
+    address: String,
+    id: Option<HostId>,
+    name: Option<String>,
+    zone: Option<String>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(flatten)]
+    ssh: RawSsh,
+}
+
+#[derive(Deserialize, Default)]
+struct RawSsh {
+    user: Option<String>,
+    port: Option<u16>,
+    key: Option<SecretRef>,
+    known_hosts: Option<String>,
+    jump: Option<String>,
+    connect_timeout: Option<Span>,
+    path: Option<String>,
+    base: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+struct RawRollout {
+    max_parallel: Option<u32>,
+    max_failures: Option<RawBudget>,
+    max_unreachable: Option<RawBudget>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawBudget {
+    Count(u32),
+    Percent(String),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawHealth {
+    /// `"none"`, the only word the check lets through.
+    Word(#[allow(dead_code)] String),
+    Checks(Box<RawChecks>),
+}
+
+#[derive(Deserialize)]
+struct RawChecks {
+    http: Option<OneOrMany<String>>,
+    tcp: Option<OneOrMany<String>>,
+    command: Option<OneOrMany<String>>,
+    min_healthy_time: Option<Span>,
+    healthy_deadline: Option<Span>,
+    interval: Option<Span>,
+    timeout: Option<Span>,
+}
+
+#[derive(Deserialize)]
+struct RawAlert {
+    #[serde(rename = "$alert")]
+    name: String,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawNotify {
+    Bad(OneOrMany<RawAlert>),
+    Split { bad: OneOrMany<RawAlert>, good: Option<OneOrMany<RawAlert>> },
+}
+
+/// The pipeline of checked data without findings.
+///
+/// # Errors
+/// Only when the registry and this file disagree; the text is for the bug report.
+pub fn pipeline(data: &Json) -> Result<Pipeline, String> {
+    let raw = RawProject::deserialize(data).map_err(|error| error.to_string())?;
+    let names =
+        |alerts: OneOrMany<RawAlert>| OneOrMany::all(Some(alerts)).into_iter().map(|alert| alert.name).collect();
+    Ok(Pipeline {
+        source: Source {
+            git: raw.source.git,
+            branch: raw.source.branch,
+            poll_ms: raw.source.poll.map(ms),
+            webhook: OneOrMany::all(raw.source.webhook),
+            user: raw.source.user,
+            token: raw.source.token,
+            key: raw.source.key,
+            known_hosts: raw.source.known_hosts,
+        },
+        queue: raw.queue,
+        stages: raw
+            .test
+            .into_iter()
+            .map(|stage| Stage {
+                name: stage.name,
+                setup: stage.setup,
+                cleanup: stage.cleanup,
+                timeout_ms: ms(stage.timeout.unwrap_or(CALL_LIMIT)),
+            })
+            .collect(),
+        environments: raw.environments.into_iter().map(environment).collect::<Result<_, _>>()?,
+        notify: match raw.notify {
+            RawNotify::Bad(bad) => Notify { bad: names(bad), good: Vec::new() },
+            RawNotify::Split { bad, good } => Notify { bad: names(bad), good: good.map(names).unwrap_or_default() },
+        },
+    })
+}
+
+fn ms(span: Span) -> u64 {
+    u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn environment(raw: RawEnvironment) -> Result<Environment, String> {
+    let budget = |raw: Option<RawBudget>| match raw {
+        None => Budget::Count(0),
+        Some(RawBudget::Count(n)) => Budget::Count(n),
+        Some(RawBudget::Percent(text)) => Budget::Percent(text.trim_end_matches('%').parse().unwrap_or(0)),
+    };
+    Ok(Environment {
+        hosts: host_sources(&raw.name, raw.hosts)?,
+        ssh: raw.ssh.into(),
+        rollout: Rollout {
+            max_parallel: raw.rollout.max_parallel.unwrap_or(1),
+            max_failures: budget(raw.rollout.max_failures),
+            max_unreachable: budget(raw.rollout.max_unreachable),
+        },
+        health: match raw.health {
+            RawHealth::Word(_) => None,
+            RawHealth::Checks(checks) => Some(health_of(*checks)),
+        },
+        verify: raw.verify,
+        timeout_ms: ms(raw.timeout.unwrap_or(CALL_LIMIT)),
+        name: raw.name,
+    })
+}
+
+fn health_of(raw: RawChecks) -> Health {
+    let all = |texts, check: fn(String) -> Check| OneOrMany::all(texts).into_iter().map(check);
+    Health {
+        checks: all(raw.http, Check::Http)
+            .chain(all(raw.tcp, Check::Tcp))
+            .chain(all(raw.command, Check::Command))
+            .collect(),
+        min_healthy_time_ms: ms(raw.min_healthy_time.unwrap_or(MIN_HEALTHY_TIME)),
+        healthy_deadline_ms: ms(raw.healthy_deadline.unwrap_or(HEALTHY_DEADLINE)),
+        interval_ms: ms(raw.interval.unwrap_or(HEALTH_INTERVAL)),
+        timeout_ms: ms(raw.timeout.unwrap_or(HEALTH_TIMEOUT)),
+    }
+}
+
+/// In the order written; hosts that stand beside each other are one source.
+fn host_sources(environment: &EnvironmentName, raw: OneOrMany<RawHost>) -> Result<Vec<HostSource>, String> {
+    let mut sources = Vec::new();
+    for (i, host) in OneOrMany::all(Some(raw)).into_iter().enumerate() {
+        let host = match host {
+            RawHost::Discovery { name } => {
+                sources.push(HostSource::Plugin { name, function: format!("discovery/{environment}/{}", i + 1) });
+                continue;
+            }
+            RawHost::Address(address) => host_at(address)?,
+            RawHost::Host(table) => host_of(*table)?,
+        };
+        match sources.last_mut() {
+            Some(HostSource::Static(hosts)) => hosts.push(host),
+            _ => sources.push(HostSource::Static(vec![host])),
+        }
+    }
+    Ok(sources)
+}
+
+fn host_at(address: String) -> Result<Host, String> {
+    let id: HostId = address.parse().map_err(|error: crate::model::ids::IdError| error.to_string())?;
+    Ok(Host { name: address.clone(), id, address, labels: BTreeMap::new(), zone: None, ssh: Ssh::default() })
+}
+
+fn host_of(raw: RawHostTable) -> Result<Host, String> {
+    let plain = host_at(raw.address)?;
+    let id = raw.id.unwrap_or(plain.id);
+    Ok(Host {
+        name: raw.name.unwrap_or_else(|| id.to_string()),
+        id,
+        address: plain.address,
+        labels: raw.labels,
+        zone: raw.zone,
+        ssh: raw.ssh.into(),
+    })
+}
+
+impl From<RawSsh> for Ssh {
+    fn from(raw: RawSsh) -> Self {
+        Ssh {
+            user: raw.user,
+            port: raw.port,
+            key: raw.key,
+            known_hosts: raw.known_hosts,
+            jump: raw.jump,
+            connect_timeout_ms: raw.connect_timeout.map(ms),
+            path: raw.path,
+            base: raw.base,
+        }
+    }
+}
+
+/// What a discovery returned, as hosts with their own `ssh` values only.
+///
+/// # Errors
+/// What is wrong with the first wrong one: `host 3 ("web3"): port must be ...`.
+pub fn discovered(returned: &Json) -> Result<Vec<Host>, String> {
+    let lua = Lua::new();
+    let list = match definitions::to_lua(&lua, returned).map_err(|error| error.to_string())? {
+        Value::Table(list) => list,
+        other => return Err(format!("it must return a list of hosts, not {}", check::show(&other))),
+    };
+    let host = Kind::Union(vec![
+        Kind::Text(super::shape::Text::new("an address", super::rules::address)),
+        Kind::Table(registry().host.clone()),
+    ]);
+    let shape =
+        Shape { rest: None, ..Shape::new("hosts", "Hosts.") }.first("hosts", Kind::List(host.into(), 0), "Hosts.");
+    let wrapper = lua.create_table().map_err(|error| error.to_string())?;
+    wrapper.raw_set(1, list).map_err(|error| error.to_string())?;
+    let checked = check::table("hosts", &shape, &wrapper, Functions::Omitted);
+    if let Some(finding) = checked.findings.first() {
+        let help = finding.help.as_ref().map_or(String::new(), |help| format!(" ({help})"));
+        let message = finding.message.replacen("hosts[", "host [", 1);
+        return Err(format!("{message}{help}"));
+    }
+    let mut hosts = Vec::new();
+    let mut seen = BTreeMap::new();
+    for (i, raw) in items(&checked.data["hosts"]) {
+        let raw = RawHost::deserialize(raw).map_err(|error| format!("host [{i}]: {error}"))?;
+        let host = match raw {
+            RawHost::Address(address) => host_at(address)?,
+            RawHost::Host(table) => host_of(*table)?,
+            RawHost::Discovery { name } => return Err(format!("host [{i}] is the discovery {name}")),
+        };
+        if let Some(first) = seen.insert(host.id.clone(), i) {
+            return Err(format!("host [{i}] has the id {:?} of host [{first}]", host.id));
+        }
+        hosts.push(host);
+    }
+    Ok(hosts)
+}
+
+/// The function at `path` below the table given to `phased.project`: `test/unit/run`, `environments/production/deploy`,
+/// `notify/bad/1`, `discovery/production/1`. Plugins' functions have their options given already; they take what remains.
+///
+/// # Errors
+/// `path` names nothing, which for a path of the pipeline of the same code is a bug.
+pub fn function(lua: &Lua, project: &Table, path: &str) -> mlua::Result<Function> {
+    let missing = || mlua::Error::runtime(format!("the project has no function {path:?}"));
+    let parts: Vec<&str> = path.split('/').collect();
+    let number = |text: &str| text.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(missing);
+    match parts.as_slice() {
+        ["test", stage, function] => named(project, "test", stage)?.raw_get(*function),
+        ["environments", environment, function] => named(project, "environments", environment)?.raw_get(*function),
+        ["discovery", environment, n] => {
+            let hosts: Value = named(project, "environments", environment)?.raw_get("hosts")?;
+            bound(lua, nth(&hosts, number(n)?)?, path)
+        }
+        ["notify", which @ ("bad" | "good"), n] => {
+            let notify: Value = project.raw_get("notify")?;
+            let channels = match &notify {
+                Value::Table(table) if table.raw_len() == 0 => table.raw_get(*which)?,
+                _ if *which == "bad" => notify,
+                _ => Value::Nil,
+            };
+            bound(lua, nth(&channels, number(n)?)?, path)
+        }
+        _ => Err(missing()),
+    }
+}
+
+/// The table called `name` in the list `key`.
+fn named(project: &Table, key: &str, name: &str) -> mlua::Result<Table> {
+    let list: Table = project.raw_get(key)?;
+    for item in list.sequence_values::<Table>() {
+        let item = item?;
+        let positional: Value = item.raw_get(1)?;
+        let own: Value = if positional.is_nil() { item.raw_get("name")? } else { positional };
+        if own.as_string().is_some_and(|own| own.as_bytes() == name.as_bytes()) {
+            return Ok(item);
+        }
+    }
+    Err(mlua::Error::runtime(format!("the project has no {name:?} in {key}")))
+}
+
+/// The `n`th of a list, or a single value itself.
+fn nth(value: &Value, n: usize) -> mlua::Result<Value> {
+    match value {
+        Value::Table(list) => list.raw_get(n),
+        one if n == 1 => Ok(one.clone()),
+        _ => Ok(Value::Nil),
+    }
+}
+
+fn bound(lua: &Lua, value: Value, path: &str) -> mlua::Result<Function> {
+    match &value {
+        Value::UserData(data) => data.borrow::<Bound>()?.function(lua),
+        _ => Err(mlua::Error::runtime(format!("{path}: {} is no plugin with its options", check::show(&value)))),
+    }
+}

@@ -1,0 +1,185 @@
+//! Definitions of plugins, and the functions of `phased` that they use.
+
+use std::{borrow::Cow, sync::Arc};
+
+use super::{
+    PluginFunction,
+    steps::{body, env, headers, methods},
+};
+use crate::lua::{
+    rules,
+    shape::{Definition, Kind, Shape, Text},
+};
+
+fn text(what: &'static str, rule: crate::lua::shape::Rule) -> Kind {
+    Kind::Text(Text::new(what, rule))
+}
+
+pub(super) fn definition(what: Definition) -> Shape {
+    let (doc, signature, sentence) = match what {
+        Definition::Discovery => (
+            "Finds hosts; calling the value with its options gives what an environment takes as hosts.",
+            "fun(options: table): phased.host[]",
+            "Returns the hosts as they are now.",
+        ),
+        Definition::Alert => (
+            "Tells people; calling the value with its options gives what a project takes as notify.",
+            "fun(options: table, message: phased.Message)",
+            "Sends one message; an error makes phased try again later.",
+        ),
+        Definition::Probe => (
+            "Measures something; calling the value with its options gives what an alarm takes as its cause.",
+            "fun(options: table): any",
+            "Takes one measurement.",
+        ),
+    };
+    Shape::new(what.word(), doc)
+        .required("name", text("a name", rules::name), "What the plugin is called in messages.")
+        .optional(
+            "options",
+            Kind::Map(Text::new("an option's name", option_name), Arc::new(option().table())),
+            "The options it takes, by name; others are refused.",
+        )
+        .required(what.function(), Kind::Function(Cow::Borrowed(signature)), sentence)
+}
+
+fn option_name(text: &str) -> Result<(), String> {
+    let fits = text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    if fits { Ok(()) } else { Err("is not snake_case".to_owned()) }
+}
+
+/// The words by which a plugin says what an option must be.
+pub(in crate::lua) const OPTION_KINDS: &[&str] = &[
+    "text",
+    "secret",
+    "text_or_secret",
+    "url",
+    "url_or_secret",
+    "path",
+    "duration",
+    "integer",
+    "number",
+    "boolean",
+    "percentage",
+    "list",
+    "map",
+    "data",
+];
+
+pub(super) fn option() -> Shape {
+    Shape::new("option", "One option of a plugin: { \"text\", required = true, doc = \"...\" }.")
+        .first("kind", Kind::words(OPTION_KINDS), "What it must be; list and map hold texts or secrets.")
+        .with_default("required", Kind::Boolean, "false", "Its absence is an error.")
+        .optional("position", Kind::Integer(1, 9), "It is given without a name, in this place.")
+        .optional("default", Kind::Data, "Its value when absent.")
+        .optional("values", text("a word", rules::line).some(), "The only values it may have.")
+        .optional("doc", text("a sentence", rules::line), "One sentence for people.")
+}
+
+pub(super) fn functions() -> Vec<PluginFunction> {
+    let function =
+        |name, shape: Shape, returns, example| PluginFunction { name, shape: Arc::new(shape), returns, example };
+    vec![
+        function(
+            "http",
+            Shape::new("http", "Makes one HTTP request from here; redirects are not followed.")
+                .first("url", Kind::Text(Text::new("a URL", rules::url).or_secret()), "Where to.")
+                .with_default("method", methods(), "\"GET\"", "The method.")
+                .optional("headers", headers(), "Further headers.")
+                .optional("body", body(), "The body as it is.")
+                .optional("json", Kind::Data, "The body as data, sent as JSON.")
+                .with_default("timeout", Kind::Limit, "\"30s\"", "The limit of the whole exchange.")
+                .with_default(
+                    "check",
+                    Kind::Boolean,
+                    "true",
+                    "false: a status outside 200 to 299 is returned, not raised.",
+                ),
+            "phased.Answer",
+            "phased.http { options.url, method = \"POST\", json = { text = message.title } }",
+        ),
+        function(
+            "json.decode",
+            Shape::new("json.decode", "Reads JSON.").first(
+                "text",
+                Kind::Text(Text::new("a text", rules::free).or_bytes()),
+                "The JSON.",
+            ),
+            "any",
+            "local rows = phased.json.decode(phased.read \"/etc/phased/hosts.json\")",
+        ),
+        function(
+            "json.encode",
+            Shape::new("json.encode", "Writes JSON.").first("data", Kind::Data, "The data."),
+            "string",
+            "local text = phased.json.encode(message)",
+        ),
+        function(
+            "csv.decode",
+            Shape::new("csv.decode", "Reads CSV whose first line names the columns.").first(
+                "text",
+                Kind::Text(Text::new("a text", rules::free).or_bytes()),
+                "The CSV.",
+            ),
+            "table<string, string>[]",
+            "local rows = phased.csv.decode(phased.read \"/etc/phased/hosts.csv\")",
+        ),
+        function(
+            "log",
+            Shape::new("log", "Adds a line to the daemon's log.").first(
+                "text",
+                Kind::Text(Text::new("a text", rules::free).or_bytes().or_number()),
+                "The line.",
+            ),
+            "",
+            "phased.log \"3 hosts found\"",
+        ),
+        function(
+            "read",
+            Shape::new("read", "Reads a file of this machine, at most 16 MiB.").first(
+                "path",
+                text("an absolute path", rules::absolute_path),
+                "The file.",
+            ),
+            "string",
+            "local text = phased.read \"/etc/phased/hosts.json\"",
+        ),
+        function(
+            "exec",
+            Shape::new("exec", "Runs a program on this machine as the project's own user, without a shell.")
+                .rest(
+                    "argv",
+                    Kind::List(Arc::new(Kind::Text(Text::new("a text", rules::value).or_number())), 1),
+                    "The program and its arguments.",
+                )
+                .optional("stdin", body(), "Its standard input.")
+                .optional("env", env(), "Further environment variables.")
+                .with_default("timeout", Kind::Limit, "\"1m\"", "The limit of the command.")
+                .with_default("check", Kind::Boolean, "true", "false: a failure is returned, not raised."),
+            "phased.Result",
+            "phased.exec { argv = options.argv, stdin = phased.json.encode(message) }",
+        ),
+        function(
+            "smtp",
+            Shape::new("smtp", "Sends one mail.")
+                .required("host", text("a host name or address", rules::address), "The relay.")
+                .with_default("port", Kind::Integer(1, 65535), "587", "Its port.")
+                .with_default(
+                    "tls",
+                    Kind::words(&["starttls", "implicit", "none"]),
+                    "\"starttls\"",
+                    "How the connection is protected; none is for a relay on this machine.",
+                )
+                .optional("user", text("a user name", rules::line), "The login; with password.")
+                .optional("password", Kind::Secret, "The password; with user.")
+                .required("from", text("a mail address", rules::mailbox), "Who sends it.")
+                .required("to", text("a mail address", rules::mailbox).or_list(), "Who gets it.")
+                .required("subject", text("one line of text", rules::line), "One line.")
+                .required("body", text("a text", rules::free), "Plain text.")
+                .with_default("timeout", Kind::Limit, "\"30s\"", "The limit of the whole exchange."),
+            "",
+            "phased.smtp { host = \"localhost\", from = \"phased@example.com\", to = \"ops@example.com\", subject = \"...\", body = \"...\" }",
+        ),
+    ]
+}

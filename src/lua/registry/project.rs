@@ -1,0 +1,341 @@
+//! `phased.project{}` and everything below it.
+
+use std::{borrow::Cow, sync::Arc};
+
+use super::Object;
+use crate::lua::{
+    rules,
+    shape::{Definition, Kind, Shape, Text},
+};
+
+fn text(what: &'static str, rule: crate::lua::shape::Rule) -> Kind {
+    Kind::Text(Text::new(what, rule))
+}
+
+fn function(signature: &'static str) -> Kind {
+    Kind::Function(Cow::Borrowed(signature))
+}
+
+pub(super) fn project() -> Shape {
+    Shape::new("project", "One deployable system; the file in projects/ returns it, and the file's name is the project's name.")
+        .required("source", source().table(), "Where commits come from.")
+        .with_default("queue", Kind::words(&["latest", "all"]), "\"latest\"", "What happens to pushes while one is being tested: a newer one supersedes those still queued, or every one is a run.")
+        .required("test", Kind::List(Arc::new(stage().table()), 1), "Stages of tests on this server, in order; the first failure ends the run and nothing is deployed.")
+        .required("environments", Kind::List(Arc::new(environment().table()), 1), "Environments in order; each is deployed to only if the one before is good.")
+        .required("notify", Kind::Union(vec![Kind::Bound(Definition::Alert), Kind::Bound(Definition::Alert).some(), notify().table()]), "Who is told: one alert or a list of them for every bad end and recovery, or { bad = ..., good = ... }.")
+        .later(&["tasks"])
+}
+
+fn source() -> Shape {
+    Shape::new("source", "The repository that is deployed.")
+        .required(
+            "git",
+            text("a git URL", rules::git_url),
+            "The URL as git takes it: https://, ssh://, user@host:path or file:///.",
+        )
+        .required("branch", text("a branch name", rules::branch), "The branch that is deployed.")
+        .optional(
+            "poll",
+            Kind::Limit,
+            "How often the branch's head is asked for, beside webhooks; without it only at start.",
+        )
+        .optional(
+            "webhook",
+            Kind::Secret.or_list(),
+            "The secret that signs webhooks, or two during a rotation; without it the project has no webhook endpoint.",
+        )
+        .optional(
+            "user",
+            text("a user name", rules::user),
+            "User for https://, where the forge wants one beside the token.",
+        )
+        .optional("token", Kind::Secret, "Password or token for https://.")
+        .optional("key", Kind::Secret, "Private key for ssh:// and user@host:path.")
+        .optional(
+            "known_hosts",
+            text("an absolute path", rules::absolute_path),
+            "The known_hosts file for ssh:// and user@host:path.",
+        )
+        .later(&["tags", "paths", "schedule"])
+}
+
+fn stage() -> Shape {
+    Shape::new("stage", "A named group of tests, run in the run's own checkout.")
+        .first("name", text("a stage name", rules::name), "What the stage is called.")
+        .optional("setup", function("fun(run: phased.Run)"), "Called before run, to make what the tests need.")
+        .required("run", function("fun(run: phased.Run)"), "The tests; an error fails the run.")
+        .optional("cleanup", function("fun(run: phased.Run)"), "Always called in the end: pass, fail, stop or crash.")
+        .with_default("timeout", Kind::Limit, "\"1h\"", "The limit of each of these calls as a whole.")
+}
+
+fn environment() -> Shape {
+    Shape::new("environment", "A named set of hosts with its own rules.")
+        .first("name", text("an environment name", rules::name), "What the environment is called.")
+        .required(
+            "hosts",
+            Kind::Union(vec![Kind::Bound(Definition::Discovery), hosts()]),
+            "Its hosts: a list of addresses, host tables and discoveries, or one discovery.",
+        )
+        .optional("ssh", ssh().table(), "How to reach its hosts; a host's own values win.")
+        .optional("rollout", rollout().table(), "How many hosts at once, and how many may fail.")
+        .required(
+            "deploy",
+            function("fun(host: phased.Host, release: phased.Release)"),
+            "Puts the release on one host.",
+        )
+        .required(
+            "health",
+            Kind::Union(vec![Kind::words(&["none"]), health().table()]),
+            "When a host is healthy after its deploy; \"none\" on purpose.",
+        )
+        .optional(
+            "verify",
+            function("fun(run: phased.Run, deployment: phased.Deployment)"),
+            "Tests in production, after the last host; an error is a bad deployment.",
+        )
+        .with_default("timeout", Kind::Limit, "\"1h\"", "The limit of each of its calls as a whole.")
+        .later(&[
+            "prepare",
+            "before",
+            "before_wave",
+            "drain",
+            "undrain",
+            "after_wave",
+            "after",
+            "rollback_safe",
+            "alarms",
+            "freeze",
+            "group",
+            "when",
+            "transport",
+        ])
+}
+
+fn hosts() -> Kind {
+    let one = Kind::Union(vec![text("an address", rules::address), Kind::Bound(Definition::Discovery), host().table()]);
+    one.some()
+}
+
+pub(super) fn host() -> Shape {
+    Shape::new("host", "A deploy target, as a project writes it and a discovery returns it.")
+        .required("address", text("a host name or address", rules::address), "Where its sshd listens.")
+        .optional("id", text("a host id", rules::host_id), "Its identity, by its provider; the address when absent.")
+        .optional(
+            "name",
+            text("a name", rules::line),
+            "What people call it, and its place in the order of a rollout; the id when absent.",
+        )
+        .optional("zone", text("a name", rules::line), "Its failure domain.")
+        .optional(
+            "labels",
+            Kind::Map(
+                Text::new("a label's name", rules::label),
+                Arc::new(Kind::Text(Text::new("a text", rules::value).or_number())),
+            ),
+            "Free facts, for the pipeline to read.",
+        )
+        .optional("user", text("a user name", rules::user), "The user to log in as.")
+        .optional("port", Kind::Integer(1, 65535), "The port of its sshd.")
+        .optional("key", Kind::Secret, "The private key to log in with.")
+        .optional(
+            "known_hosts",
+            text("an absolute path", rules::absolute_path),
+            "The known_hosts file its key is held against.",
+        )
+        .optional("jump", text("[user@]host[:port]", rules::jump), "A bastion on the way.")
+        .optional("connect_timeout", Kind::Limit, "Connecting, key exchange and login together.")
+        .optional("path", text("a PATH", rules::line), "PATH of its commands.")
+        .optional("base", text("an absolute path", rules::absolute_path), "Where phased keeps its files on the host.")
+}
+
+fn ssh() -> Shape {
+    Shape::new("ssh", "How to reach the hosts of an environment.")
+        .optional(
+            "user",
+            text("a user name", rules::user),
+            "The user to log in as; the daemon's own user name when absent.",
+        )
+        .with_default("port", Kind::Integer(1, 65535), "22", "The port of sshd.")
+        .optional("key", Kind::Secret, "The private key to log in with.")
+        .optional(
+            "known_hosts",
+            text("an absolute path", rules::absolute_path),
+            "The known_hosts file that host keys are held against.",
+        )
+        .optional(
+            "jump",
+            text("[user@]host[:port]", rules::jump),
+            "A bastion on the way; its key is held against the same file.",
+        )
+        .with_default("connect_timeout", Kind::Limit, "\"10s\"", "Connecting, key exchange and login together.")
+        .optional("path", text("a PATH", rules::line), "PATH of commands on the hosts.")
+        .with_default(
+            "base",
+            text("an absolute path", rules::absolute_path),
+            "/var/tmp/phased-<uid>",
+            "Where phased keeps its files on a host.",
+        )
+}
+
+fn rollout() -> Shape {
+    let budget = || Kind::Union(vec![Kind::Integer(0, 1_000_000), Kind::Percentage]);
+    Shape::new("rollout", "How a deployment goes over its hosts.")
+        .with_default("max_parallel", Kind::Integer(1, 10_000), "1", "Hosts updated at the same moment.")
+        .with_default(
+            "max_failures",
+            budget(),
+            "0",
+            "Failed hosts that do not stop the rollout; it stops when this is exceeded.",
+        )
+        .with_default(
+            "max_unreachable",
+            budget(),
+            "0",
+            "Unreachable hosts that do not stop the rollout; it stops when this is exceeded.",
+        )
+        .later(&[
+            "canary",
+            "waves",
+            "bake_time",
+            "max_bake",
+            "on_failure",
+            "on_inconclusive",
+            "min_healthy",
+            "max_shrink",
+            "zones",
+            "progress_deadline",
+            "pause_timeout",
+            "rollback_parallel",
+        ])
+}
+
+fn health() -> Shape {
+    Shape::new("health", "When a host is healthy: every check good, without a break, for min_healthy_time, before healthy_deadline.")
+        .optional("http", text("\":8080/path\" or a URL", rules::http_target).or_list(), "GET; good is a status from 200 to 299. \":8080/path\" is the host's own loopback, asked through its SSH session; a full URL is asked from here.")
+        .optional("tcp", text("\":5432\" or \"host:port\"", rules::tcp_target).or_list(), "Something listens there, as the host sees it.")
+        .optional("command", text("a command", rules::text).or_list(), "Shell text on the host; good is exit code 0.")
+        .with_default("min_healthy_time", Kind::Duration, "\"10s\"", "How long all checks must be good without a break.")
+        .with_default("healthy_deadline", Kind::Limit, "\"2m\"", "Not healthy by then is a failed host.")
+        .with_default("interval", Kind::Limit, "\"1s\"", "Between looks.")
+        .with_default("timeout", Kind::Limit, "\"5s\"", "Of one look.")
+        .later(&["service", "version"])
+}
+
+fn notify() -> Shape {
+    Shape::new("notify", "Who is told, bad and good ends apart.")
+        .required("bad", Kind::Bound(Definition::Alert).or_list(), "For every bad end, and for recovery from one.")
+        .optional("good", Kind::Bound(Definition::Alert).or_list(), "For good ends.")
+}
+
+pub(super) const OBJECTS: &[Object] = &[
+    Object {
+        name: "Run",
+        doc: "One press of the button; its steps run on this server, in the run's checkout, as the project's own user.",
+        fields: &[
+            ("id", "string", "The run's id."),
+            ("project", "string", "The project's name."),
+            ("release", "phased.Release", "What is tested and deployed."),
+            ("reason", "string?", "Why it was started, in the words of whoever did."),
+            ("dir", "string", "The checkout."),
+        ],
+    },
+    Object {
+        name: "Host",
+        doc: "A deploy target; its steps run there, as the user of ssh.user.",
+        fields: &[
+            ("id", "string", "Its identity, by its provider."),
+            ("name", "string", "What people call it."),
+            ("address", "string", "Where its sshd listens."),
+            ("labels", "table<string, string>", "Free facts of the project or its discovery."),
+            ("zone", "string?", "Its failure domain."),
+        ],
+    },
+    Object {
+        name: "Release",
+        doc: "The immutable thing that ships: the project at one commit.",
+        fields: &[
+            ("id", "string", "12 hex digits of the commit."),
+            ("revision", "string", "The full hash of the commit."),
+            ("short", "string", "The first 7 digits of it."),
+            ("branch", "string?", "The branch it came by."),
+            ("tag", "string?", "The tag it came by."),
+            ("author", "string", "Name and mail of the commit's author."),
+            ("message", "string", "The commit's message."),
+            ("committed_at", "string", "When, RFC 3339."),
+            ("previous", "phased.Release?", "What was live before."),
+        ],
+    },
+    Object {
+        name: "Deployment",
+        doc: "One attempt to put a release on one environment.",
+        fields: &[
+            ("id", "string", "The run's id and a number."),
+            ("run", "string", "The run's id."),
+            ("environment", "string", "The environment's name."),
+            ("release", "phased.Release", "What is deployed."),
+            ("previous", "phased.Release?", "What was live before."),
+            ("hosts", "phased.Host[]", "The hosts."),
+        ],
+    },
+    Object {
+        name: "Result",
+        doc: "What a command did.",
+        fields: &[
+            ("stdout", "string", "Its standard output, at most the last 1 MiB."),
+            ("stderr", "string", "Its standard error, at most the last 1 MiB."),
+            ("code", "integer", "Its exit code."),
+            ("duration_ms", "integer", "How long it ran."),
+            ("truncated", "boolean", "Whether there was more output than is shown here."),
+        ],
+    },
+    Object {
+        name: "Answer",
+        doc: "What an HTTP request brought.",
+        fields: &[
+            ("status", "integer", "100 to 599."),
+            ("headers", "table<string, string>", "By lower-case names."),
+            ("body", "string", "At most 1 MiB."),
+            ("truncated", "boolean", "Whether there was more."),
+            ("duration_ms", "integer", "How long it took."),
+        ],
+    },
+    Object {
+        name: "Service",
+        doc: "A systemd unit of a host; each of its methods (restart, start, stop, status) takes the step options in a table.",
+        fields: &[
+            ("restart", "fun(self: phased.Service, options?: table): phased.Result", "Restarts it."),
+            ("start", "fun(self: phased.Service, options?: table): phased.Result", "Starts it."),
+            ("stop", "fun(self: phased.Service, options?: table): phased.Result", "Stops it."),
+            (
+                "status",
+                "fun(self: phased.Service, options?: table): phased.Result",
+                "Asks for it; a unit that is not active is no error.",
+            ),
+        ],
+    },
+    Object {
+        name: "Message",
+        doc: "What an alert's send gets.",
+        fields: &[
+            (
+                "event",
+                "string",
+                "failed, rolled_back, rollback_failed, halted, damaged, stopped, recovered or succeeded.",
+            ),
+            ("project", "string", "The project's name."),
+            ("run", "string?", "The run's id."),
+            ("state", "string?", "The run's state."),
+            ("title", "string", "One line that says it all."),
+            ("text", "string", "The sentences a person needs."),
+            ("release", "string?", "The release's id."),
+            ("revision", "string?", "The full hash of the commit."),
+            ("author", "string?", "Name and mail of the commit's author."),
+            ("environment", "string?", "Where."),
+            ("stage", "string?", "Which stage of tests."),
+            ("host", "string?", "Which host."),
+            ("cause", "{code: string, message: string}?", "Why."),
+            ("output", "string?", "The last lines of output."),
+            ("command", "string?", "What to type to look further."),
+        ],
+    },
+];
