@@ -15,9 +15,7 @@ use std::{
 
 use serde_json::Value as Json;
 
-use super::{bundle::Bundle, check, rules, shape::nearest};
-#[derive(Debug, Clone, Default)]
-pub struct Limits;
+use super::{bundle::Bundle, check, driver, plugin, rules, sandbox::Limits, shape::nearest};
 use crate::{
     model::{
         cause::Cause,
@@ -205,22 +203,21 @@ impl Programs for Loader {
         }
     }
 
-    fn open(&self, code: &Digest, project: &ProjectName, seed: u64, sink: Sink) -> Result<Box<dyn Program>, Cause> {
+    fn open(&self, code: &Digest, _project: &ProjectName, seed: u64, sink: Sink) -> Result<Box<dyn Program>, Cause> {
         let bundle = Bundle::load(&self.code, code)?;
-        let _unused = (bundle, project, seed, sink, self.limits.clone());
-        Err(Cause::new("lua_internal", "not wired yet"))
+        driver::open(Arc::new(bundle), seed, self.limits.clone(), sink)
     }
 
     fn plugin(
         &self,
         code: &Digest,
-        project: &ProjectName,
+        _project: &ProjectName,
         function: &str,
         input: Json,
     ) -> Result<Box<dyn Plugin>, Cause> {
-        let bundle = Bundle::load(&self.code, code)?;
-        let _unused = (bundle, project, function, input);
-        Err(Cause::new("lua_internal", "not wired yet"))
+        let bundle = Arc::new(Bundle::load(&self.code, code)?);
+        let opened = plugin::open(bundle, function.to_owned(), input, self.limits.clone())?;
+        Ok(if function.starts_with("discovery/") { Box::new(Discovery(opened)) } else { opened })
     }
 }
 

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     fn watch() -> Watch {
-        let ms = |s| s * 1000;
+        let ms = |s: u64| s * 1000;
         Watch::new(&Health {
             checks: Vec::new(),
             min_healthy_time_ms: ms(10),

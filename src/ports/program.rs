@@ -122,7 +122,8 @@ pub trait Programs: Send + Sync {
     /// A cause `code_missing` or `code_damaged`.
     fn open(&self, code: &Digest, project: &ProjectName, seed: u64, sink: Sink) -> Result<Box<dyn Program>, Cause>;
 
-    /// Opens one plugin call of pinned code.
+    /// Opens one plugin call of pinned code. A `discovery/...` function returns a list of [`crate::model::host::Host`], checked, with
+    /// the hosts' own `ssh` values only.
     ///
     /// # Errors
     /// As [`Programs::open`].

@@ -16,8 +16,9 @@ use crate::{
         check::{self, Checked, Finding, Functions},
         definitions::{self, At, Collected},
         position::{Place, Positions, Target, near},
-        project,
+        prelude, project,
         registry::registry,
+        sandbox::Sandbox,
     },
     model::ids::ProjectName,
     ports::program::{Diagnostic, Loaded},
@@ -65,7 +66,7 @@ pub(super) fn project(loader: &Loader, name: &ProjectName, path: &Path) -> Resul
     match pipeline {
         Some(pipeline) if found.is_empty() => {
             let files = work.files.take().into_iter().map(|(module, file)| (module, file.source)).collect();
-            let bundle = Bundle { entry: work.entry.clone(), prelude: "1".to_owned(), files };
+            let bundle = Bundle { entry: work.entry.clone(), prelude: prelude::VERSION.to_owned(), files };
             let secrets: BTreeSet<String> = collected.secrets.into_iter().map(|(name, _)| name).collect();
             let loaded =
                 Loaded { name: name.clone(), code: bundle.digest(), pipeline, secrets: secrets.into_iter().collect() };
@@ -124,16 +125,20 @@ impl Work {
 
     fn evaluate(self: &Rc<Self>, loader: &Loader, text: &str) -> (Collected, Option<(At, Checked)>) {
         let work = Rc::clone(self);
-        let opened = open(loader, move |module| work.require(module));
-        let lua = match opened {
-            Ok(lua) => lua,
+        let opened = Sandbox::for_loading(&loader.limits, Box::new(move |module| work.require(module)));
+        let sandbox = match opened {
+            Ok(sandbox) => sandbox,
             Err(error) => {
                 self.add(bare(&self.path, "lua_internal", error.to_string()));
                 return (Collected::default(), None);
             }
         };
-        let returned = run(&lua, &relative(&self.entry), text);
-        let collected = definitions::collected(&lua);
+        let returned = sandbox.evaluate(&relative(&self.entry), text);
+        let collected = definitions::collected(sandbox.lua());
+        if let Some(cause) = sandbox.tripped(returned.as_ref().err()) {
+            self.add(bare(&self.path, "limit", cause.message));
+            return (collected, None);
+        }
         let project = match returned.map(|value| definitions::project(&value)) {
             Ok(Ok(project)) => project,
             Ok(Err(why)) => {
@@ -274,28 +279,4 @@ fn root(error: &Error) -> &Error {
         Error::CallbackError { cause, .. } | Error::WithContext { cause, .. } => root(cause),
         other => other,
     }
-}
-
-// STANDIN
-fn open(_loader: &Loader, require: impl Fn(&str) -> Result<Source, String> + 'static) -> mlua::Result<Lua> {
-    let lua = Lua::new();
-    let phased = lua.create_table()?;
-    definitions::install(&lua, &phased, true)?;
-    lua.globals().set("phased", phased)?;
-    let loaded: Rc<RefCell<BTreeMap<String, Value>>> = Rc::default();
-    let function = lua.create_function(move |lua, name: String| {
-        if let Some(value) = loaded.borrow().get(&name) {
-            return Ok(value.clone());
-        }
-        let source = require(&name).map_err(Error::runtime)?;
-        let value: Value = lua.load(&source.text).set_name(format!("@{}", source.path)).eval()?;
-        loaded.borrow_mut().insert(name, value.clone());
-        Ok(value)
-    })?;
-    lua.globals().set("require", function)?;
-    Ok(lua)
-}
-
-fn run(lua: &Lua, path: &str, text: &str) -> mlua::Result<Value> {
-    lua.load(text).set_name(format!("@{path}")).set_mode(mlua::chunk::ChunkMode::Text).call(())
 }

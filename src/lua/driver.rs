@@ -1,0 +1,348 @@
+//! Drives the calls of one run: VMs live on one thread of their own, the engine talks to it by messages.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+    sync::{Arc, mpsc},
+};
+
+use mlua::{Function, MultiValue, Table, Value};
+use serde_json::{Map, Value as Json};
+
+use super::{
+    bundle::Bundle,
+    check, convert, definitions, project,
+    sandbox::{Asked, Limits, Owner, Sandbox},
+};
+use crate::{
+    model::{
+        cause::Cause,
+        ids::Digest,
+        step::{Branch, CallKey, Outcome, Request, Target, Verb},
+    },
+    ports::program::{Program, Sink, Turn},
+};
+
+/// What a VM of a call has asked for since it was last looked at.
+#[derive(Default)]
+struct Asking {
+    pending: RefCell<Vec<Request>>,
+    counts: RefCell<BTreeMap<(String, &'static str), u32>>,
+}
+
+impl Owner for Asking {
+    fn is_plugin(&self) -> bool {
+        false
+    }
+
+    fn begin(&self, asked: Asked<'_>) -> Result<(), String> {
+        let verb: Verb = asked.verb.parse().map_err(|()| format!("{:?} is no step", asked.verb))?;
+        let args = check::step_args(verb, asked.receiver, asked.args)?;
+        let target = match asked.id {
+            Some(id) => Target::Host(id.parse().map_err(|e| format!("{e}"))?),
+            None => Target::Local,
+        };
+        let mut counts = self.counts.borrow_mut();
+        let n = counts.entry((asked.branch.to_owned(), verb.as_str())).or_insert(0);
+        *n += 1;
+        let branch = branch(asked.branch);
+        self.pending.borrow_mut().push(Request { branch, verb, n: *n, target, args, at: asked.at });
+        Ok(())
+    }
+
+    fn ask(&self, what: &str, _: Json) -> Result<(), String> {
+        Err(format!("phased.{what} cannot be used here"))
+    }
+}
+
+/// A branch as the prelude holds it.
+fn branch(text: &str) -> Branch {
+    serde_json::from_value(Json::String(text.to_owned())).unwrap_or_else(|_| Branch::top())
+}
+
+/// One call's VM.
+struct Vm {
+    sandbox: Sandbox,
+    asking: Rc<Asking>,
+}
+
+/// What a turn of Lua left: the finished fibre, or that it waits.
+pub(super) enum Stand {
+    Waits,
+    Done(Result<Value, Cause>),
+    Ended(Cause),
+}
+
+/// Reads what the prelude's `start` or `go_on` came back with.
+pub(super) fn stand(sandbox: &Sandbox, back: mlua::Result<Value>) -> Stand {
+    let fibre = match back {
+        Err(error) => {
+            let ended = sandbox.tripped(Some(&error));
+            return Stand::Ended(ended.unwrap_or_else(|| Cause::new("lua_internal", error.to_string())));
+        }
+        Ok(fibre) => fibre,
+    };
+    if let Some(cause) = sandbox.tripped(None) {
+        return Stand::Ended(cause);
+    }
+    let Value::Table(fibre) = fibre else { return Stand::Waits };
+    let ok = fibre.raw_get::<Value>("ok").is_ok_and(|ok| matches!(ok, Value::Boolean(true)));
+    if ok {
+        return Stand::Done(Ok(fibre.raw_get("value").unwrap_or(Value::Nil)));
+    }
+    Stand::Done(Err(raised(&fibre.raw_get("error").unwrap_or(Value::Nil))))
+}
+
+/// An error as Lua raised it, as a cause: where, what, and by way of which calls.
+fn raised(error: &Value) -> Cause {
+    let Value::Table(traced) = error else { return spoken(&text_of(error)) };
+    let value: Value = traced.raw_get("value").unwrap_or(Value::Nil);
+    let traceback: Option<String> = traced.raw_get("traceback").ok();
+    let mut cause = match &value {
+        Value::Table(table) => structured(table),
+        other => spoken(&text_of(other)),
+    };
+    if let Some(traceback) = traceback.filter(|t| !t.is_empty()) {
+        if !cause.facts.contains_key("at")
+            && let Some(first) = traceback.lines().next()
+        {
+            let at = first.split(" in ").next().unwrap_or(first).to_owned();
+            cause = cause.with("at", at);
+        }
+        cause = cause.with("traceback", traceback);
+    }
+    cause
+}
+
+/// A failure of a step, or a table of the author's.
+fn structured(table: &Table) -> Cause {
+    let text = |key: &str| table.raw_get::<Option<String>>(key).ok().flatten();
+    let Some(message) = text("message") else {
+        return Cause::new("lua_error", "a table without a message was raised: error { code = ..., message = ... }");
+    };
+    let mut cause = Cause::new(&text("code").unwrap_or_else(|| "failed".to_owned()), message);
+    if let Ok(Json::Object(facts)) = convert::from_lua(&Value::Table(table.clone())) {
+        let facts: Map<String, Json> = facts.into_iter().filter(|(key, _)| key != "code" && key != "message").collect();
+        cause.facts = facts;
+    }
+    cause
+}
+
+/// `projects/shop.lua:12: what went wrong`, taken apart.
+fn spoken(text: &str) -> Cause {
+    let first = text.lines().next().unwrap_or_default();
+    if let Some((file, rest)) = first.split_once(".lua:")
+        && let Some((line, message)) = rest.split_once(": ")
+        && line.bytes().all(|b| b.is_ascii_digit())
+        && !file.contains(' ')
+    {
+        return Cause::new("lua_error", message).with("at", format!("{file}.lua:{line}"));
+    }
+    Cause::new("lua_error", first)
+}
+
+fn text_of(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.to_string_lossy().to_string(),
+        Value::Error(error) => error.to_string(),
+        other => check::show(other),
+    }
+}
+
+/// Opens a sandbox over `bundle` and evaluates the project's own file.
+pub(super) fn open_project(
+    bundle: &Arc<Bundle>,
+    limits: &Limits,
+    seed: u64,
+    owner: Rc<dyn Owner>,
+) -> Result<(Sandbox, Table), Cause> {
+    let broken = |error: &mlua::Error, sandbox: Option<&Sandbox>| {
+        let limit = sandbox.and_then(|s| s.tripped(Some(error)));
+        limit.unwrap_or_else(|| Cause::new("lua_error", error.to_string().lines().next().unwrap_or_default()))
+    };
+    let files = Arc::clone(bundle);
+    let resolver = Box::new(move |name: &str| {
+        files.files.get(name).cloned().ok_or_else(|| format!("module {name:?} is not part of the pinned code"))
+    });
+    let sandbox = Sandbox::for_call(limits, resolver, seed, owner).map_err(|e| broken(&e, None))?;
+    let entry = bundle
+        .files
+        .get(&bundle.entry)
+        .ok_or_else(|| Cause::new("code_damaged", "the project's own file is missing"))?;
+    let returned = sandbox.evaluate(&entry.path, &entry.text).map_err(|e| broken(&e, Some(&sandbox)))?;
+    let project = definitions::project(&returned).map_err(|why| Cause::new("lua_error", why))?;
+    Ok((sandbox, project.table))
+}
+
+/// `ok`/`failed`/`unknown`, the value and the cause, as the prelude's fibres take an answer.
+pub(super) fn answer(sandbox: &Sandbox, outcome: &Outcome) -> mlua::Result<[Value; 3]> {
+    let lua = sandbox.lua();
+    let cause = |cause: &Cause| {
+        serde_json::to_value(cause).map_err(mlua::Error::external).and_then(|data| definitions::to_lua(lua, &data))
+    };
+    let word = |word: &str| lua.create_string(word).map(Value::String);
+    Ok(match outcome {
+        Outcome::Ok(value) => [word("ok")?, definitions::to_lua(lua, value)?, Value::Nil],
+        Outcome::Failed { cause: why, value } => [word("failed")?, definitions::to_lua(lua, value)?, cause(why)?],
+        Outcome::Unknown { cause: why } | Outcome::Cut { cause: why } => [word("unknown")?, Value::Nil, cause(why)?],
+    })
+}
+
+impl Vm {
+    fn open(bundle: &Arc<Bundle>, limits: &Limits, seed: u64) -> Result<(Vm, Table), Cause> {
+        let asking = Rc::new(Asking::default());
+        let owner: Rc<dyn Owner> = asking.clone();
+        let (sandbox, project) = open_project(bundle, limits, seed, owner)?;
+        Ok((Vm { sandbox, asking }, project))
+    }
+
+    fn start(&self, project: &Table, function: &str, input: &Json) -> mlua::Result<Value> {
+        let lua = self.sandbox.lua();
+        let called = project::function(lua, project, function)?;
+        let objects: Function = self.sandbox.function("objects")?;
+        let (run, host, release, deployment): (Value, Value, Value, Value) =
+            objects.call(definitions::to_lua(lua, input)?)?;
+        // What each function is given, DESIGN §2.
+        let args = match function.rsplit('/').next().unwrap_or_default() {
+            "deploy" => vec![host, release],
+            "verify" => vec![run, deployment],
+            _ => vec![run],
+        };
+        let start: Function = self.sandbox.function("start")?;
+        let mut all = MultiValue::from_vec(args);
+        all.push_front(Value::Function(called));
+        start.call(all)
+    }
+
+    fn go_on(&self, branch: &Branch, outcome: &Outcome) -> mlua::Result<Value> {
+        let [how, value, cause] = answer(&self.sandbox, outcome)?;
+        let go_on: Function = self.sandbox.function("go_on")?;
+        go_on.call((branch.as_str(), how, value, cause))
+    }
+
+    /// The call's turn after `back`; `None`: it waits for answers that are still out.
+    fn turn(&self, back: mlua::Result<Value>) -> Option<Turn> {
+        let pending = self.asking.pending.take();
+        match stand(&self.sandbox, back) {
+            Stand::Ended(cause) => Some(Turn::Ended(cause)),
+            Stand::Done(Err(cause)) => Some(Turn::Raised(cause)),
+            Stand::Done(Ok(value)) => Some(match convert::from_lua(&value) {
+                Ok(value) => Turn::Return(value),
+                // A function may return what it likes; only data is kept.
+                Err(_) => Turn::Return(Json::Null),
+            }),
+            Stand::Waits if pending.is_empty() => None,
+            Stand::Waits => Some(Turn::Requests(pending)),
+        }
+    }
+}
+
+enum Order {
+    Call { key: CallKey, function: String, input: Json },
+    Resume { key: CallKey, branch: Branch, outcome: Outcome },
+    Abandon { key: CallKey },
+}
+
+/// The engine's side.
+struct Driven {
+    orders: mpsc::Sender<Order>,
+}
+
+impl Program for Driven {
+    fn call(&mut self, key: &CallKey, function: &str, input: Json) {
+        let order = Order::Call { key: key.clone(), function: function.to_owned(), input };
+        let _thread_gone = self.orders.send(order);
+    }
+
+    fn resume(&mut self, key: &CallKey, branch: &Branch, outcome: &Outcome) {
+        let order = Order::Resume { key: key.clone(), branch: branch.clone(), outcome: outcome.clone() };
+        let _thread_gone = self.orders.send(order);
+    }
+
+    fn abandon(&mut self, key: &CallKey) {
+        let _thread_gone = self.orders.send(Order::Abandon { key: key.clone() });
+    }
+}
+
+/// The thread's side.
+struct Thread {
+    bundle: Arc<Bundle>,
+    limits: Limits,
+    seed: u64,
+    vms: BTreeMap<CallKey, Vm>,
+    sink: Sink,
+}
+
+impl Thread {
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Abandon { key } => {
+                self.vms.remove(&key);
+            }
+            Order::Call { key, function, input } => {
+                let turn = self.guarded(|thread| thread.call(&key, &function, &input));
+                self.tell(&key, turn);
+            }
+            Order::Resume { key, branch, outcome } => {
+                let turn = self.guarded(|thread| {
+                    let vm = thread.vms.get(&key)?;
+                    vm.sandbox.turn();
+                    let back = vm.go_on(&branch, &outcome);
+                    vm.turn(back)
+                });
+                self.tell(&key, turn);
+            }
+        }
+    }
+
+    fn call(&mut self, key: &CallKey, function: &str, input: &Json) -> Option<Turn> {
+        let seed = Digest::of(format!("{}|{key}", self.seed).as_bytes());
+        let seed = u64::from_str_radix(&seed.as_str()[..16], 16).unwrap_or(self.seed);
+        match Vm::open(&self.bundle, &self.limits, seed) {
+            Err(cause) => Some(Turn::Raised(cause)),
+            Ok((vm, project)) => {
+                vm.sandbox.turn();
+                let back = vm.start(&project, function, input);
+                let turn = vm.turn(back);
+                self.vms.insert(key.clone(), vm);
+                turn
+            }
+        }
+    }
+
+    /// A panic in a VM is the end of its call and of nothing else.
+    fn guarded(&mut self, work: impl FnOnce(&mut Self) -> Option<Turn>) -> Option<Turn> {
+        catch_unwind(AssertUnwindSafe(|| work(self))).unwrap_or_else(|_| {
+            Some(Turn::Ended(Cause::new("lua_internal", "the Lua VM failed; this is a bug of phased")))
+        })
+    }
+
+    fn tell(&mut self, key: &CallKey, turn: Option<Turn>) {
+        let Some(turn) = turn else { return };
+        if !matches!(turn, Turn::Requests(_)) {
+            self.vms.remove(key);
+        }
+        (self.sink)(key, turn);
+    }
+}
+
+/// Opens `bundle` for a run. The thread ends when the program is dropped and its queue is empty.
+///
+/// # Errors
+/// `lua_internal` when there can be no thread.
+pub fn open(bundle: Arc<Bundle>, run_seed: u64, limits: Limits, sink: Sink) -> Result<Box<dyn Program>, Cause> {
+    let (orders, received) = mpsc::channel();
+    let work = move || {
+        let mut thread = Thread { bundle, limits, seed: run_seed, vms: BTreeMap::new(), sink };
+        for order in received {
+            thread.obey(order);
+        }
+    };
+    std::thread::Builder::new()
+        .name("lua".to_owned())
+        .spawn(work)
+        .map_err(|e| Cause::new("lua_internal", format!("there can be no thread for Lua: {e}")))?;
+    Ok(Box::new(Driven { orders }))
+}
