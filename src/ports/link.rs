@@ -11,7 +11,7 @@ use crate::model::{cause::Cause, host::Host, ids::ProjectName};
 /// Why a link or channel could not be had, or broke. `cause.code` is one of `unreachable` (refused, no route, name unknown),
 /// `connect_timeout`, `connection_lost`, `auth_failed`, `host_key_unknown`, `host_key_changed`, `host_key_revoked`,
 /// `host_unsupported`, `channel_refused`, `forwarding_refused`, `job_user` (the local job user cannot be used).
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{cause}")]
 pub struct LinkError {
     /// For the journal and people.

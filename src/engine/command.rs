@@ -1,0 +1,337 @@
+//! Commands that outlive the daemon and the connection: one protocol, local and remote, over the port [`Link`].
+//!
+//! # How it works
+//! An attempt opens one channel that runs the bare word `sh` and sends it one program on its standard input
+//! (`command/program.sh`, with the request in front of it as quoted literals). The host does everything else: it claims the token by
+//! a lock, starts the command in a session of its own under a wrapper and a watchdog, and answers in frames: each
+//! stream's bytes with their offset, then the verdict. The command does not notice when the channel or this process goes.
+//!
+//! * **At most once.** `flock -n` on `<base>/<token>/lock` is the claim, and the lock is inherited by the command: it tells
+//!   who is alive, never a pid. Sending the same start again resolves it: it attaches to a running command, or answers
+//!   with the end it had. [`Session::resolve`] ends a running command or forbids one that has not begun.
+//! * **Nothing in an argv.** Environment, text, standard input go in as literals and here-documents; nothing of them is ever in a
+//!   file but what a command makes itself.
+//! * **Never a guess.** `lost`, `rebooted`, `orphaned` and `replaced` mean that nobody can tell whether it happened.
+//!
+//! ```text
+//! <base>/id                          made once: "<uuid> <capabilities>"; another id = another machine
+//! <base>/epoch.<project>.<environment>   the highest epoch that began anything here
+//! <base>/blobs/<sha256>[.part]       files on their way
+//! <base>/<token>/lock                held by every process of the command
+//!                wait                held by its wrapper, wakes followers
+//!                go                  it was begun: boot id, start, deadline (boot time, centiseconds), then why it was ended
+//!                exit.<code>         the same file, renamed: it ended. `exit.void`: it may never begin
+//!                out err pg read stop watch
+//! ```
+
+mod frames;
+mod program;
+mod session;
+#[cfg(test)]
+mod tests;
+mod transfer;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+pub use program::DEFAULT_PATH;
+pub use session::Session;
+pub use transfer::{Download, Upload, UploadVerdict, Write};
+
+use crate::{
+    model::{
+        cause::Cause,
+        host::Host,
+        ids::{Digest, EnvironmentName, Epoch, ProjectName},
+    },
+    ports::{
+        link::{Link, LinkError, Links},
+        outputs::Stream,
+    },
+};
+
+/// Between TERM and KILL.
+pub const GRACE: Duration = Duration::from_secs(2);
+/// How long past a command's own time-out a cut connection is made again and again.
+pub const RECONNECT: Duration = Duration::from_secs(5 * 60);
+/// Output nobody has read yet, beyond which a command is ended.
+pub const MAX_OUTPUT: u64 = 256 << 20;
+
+/// Which shell reads the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Shell {
+    /// `/bin/sh -eu`.
+    #[default]
+    Sh,
+    /// `bash -euo pipefail`.
+    Bash,
+}
+
+/// What to run.
+#[derive(Clone, PartialEq, Eq)]
+pub enum What {
+    /// Text under a shell; the first failing line ends it.
+    Sh {
+        /// The author's text; no NUL.
+        text: Vec<u8>,
+        /// Which shell.
+        shell: Shell,
+    },
+    /// An argument vector; the first is looked up in the command's `PATH`.
+    Exec {
+        /// At least the program.
+        argv: Vec<Vec<u8>>,
+    },
+}
+
+/// Refuse to begin when a younger deployment has been on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EpochCheck {
+    /// Whose lease.
+    pub project: ProjectName,
+    /// Of what.
+    pub environment: EnvironmentName,
+    /// The lease's number.
+    pub epoch: Epoch,
+}
+
+/// One attempt of one command. Holds resolved secrets: not printable, never stored.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CommandSpec {
+    /// Its idempotency id.
+    pub token: Digest,
+    /// What to run.
+    pub what: What,
+    /// After `PATH HOME USER LOGNAME SHELL LANG CI`, in order, the last of a name wins: `PHASED_*`, then the author's.
+    pub env: Vec<(String, Vec<u8>)>,
+    /// `PATH`; [`DEFAULT_PATH`] when absent.
+    pub path: Option<String>,
+    /// Where; the login directory (locally `/`) when absent.
+    pub cwd: Option<String>,
+    /// Its standard input; `/dev/null` when absent. Any bytes.
+    pub stdin: Option<Vec<u8>>,
+    /// As this user by `sudo -n`; as the session's own when absent or the same.
+    pub user: Option<String>,
+    /// Counted on the host from the start of the command.
+    pub timeout: Duration,
+    /// Between TERM and KILL; whole seconds, at least one.
+    pub grace: Duration,
+    /// Unread bytes that end it.
+    pub max_output: u64,
+    /// How long past `timeout` to go on reconnecting.
+    pub reconnect: Duration,
+    /// Checked before it begins, never after.
+    pub epoch: Option<EpochCheck>,
+    /// Where to go on with `[stdout, stderr]`: 0 for a new command, what was stored when attaching to an old one.
+    pub from: [u64; 2],
+}
+
+impl CommandSpec {
+    /// A command with the defaults of everything but what is given.
+    #[must_use]
+    pub fn new(token: Digest, what: What, timeout: Duration) -> Self {
+        CommandSpec {
+            token,
+            what,
+            env: Vec::new(),
+            path: None,
+            cwd: None,
+            stdin: None,
+            user: None,
+            timeout,
+            grace: GRACE,
+            max_output: MAX_OUTPUT,
+            reconnect: RECONNECT,
+            epoch: None,
+            from: [0; 2],
+        }
+    }
+}
+
+impl std::fmt::Debug for CommandSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CommandSpec").field("token", &self.token).field("timeout", &self.timeout).finish_non_exhaustive()
+    }
+}
+
+/// Takes output as it comes: raw, in order, each byte of each stream once. The command waits while it is busy.
+#[async_trait]
+pub trait OutputSink: Send {
+    /// `bytes` of `stream` (`Out` or `Err`), the first of them at `offset`.
+    async fn output(&mut self, stream: Stream, offset: u64, bytes: &[u8]);
+}
+
+/// Throws output away.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Discard;
+
+#[async_trait]
+impl OutputSink for Discard {
+    async fn output(&mut self, _stream: Stream, _offset: u64, _bytes: &[u8]) {}
+}
+
+/// How a command ended. Every output byte was given to the sink before.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// By itself.
+    Exited {
+        /// As the shell says it: above 128 it is presumably 128 and a signal.
+        code: u32,
+        /// From its start to its end on the host.
+        duration_ms: u64,
+    },
+    /// By its time-out.
+    TimedOut {
+        /// From its start to its end on the host.
+        duration_ms: u64,
+    },
+    /// By us.
+    Stopped {
+        /// Zero when it never began.
+        duration_ms: u64,
+    },
+    /// It never began, and never will.
+    Void,
+    /// Because nobody read its output.
+    OutputUnread,
+    /// It was begun; neither it nor its end is there any more.
+    Lost,
+    /// It was begun, then the host rebooted.
+    Rebooted,
+    /// Its wrapper is gone and its processes did not end by signals.
+    Orphaned,
+    /// The host is not the machine it was.
+    Replaced {
+        /// What its id is now.
+        found: String,
+    },
+    /// The host did not begin it, for this reason; nothing happened.
+    Refused(Cause),
+    /// The host cannot be reached (any more).
+    LinkLost {
+        /// Why not.
+        error: LinkError,
+        /// Whether it may have begun: then nobody can tell. Otherwise nothing happened.
+        sent: bool,
+    },
+}
+
+impl Verdict {
+    /// Whether nobody can tell what happened: not a failure, and never to be repeated without asking.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        matches!(
+            self,
+            Verdict::Lost
+                | Verdict::Rebooted
+                | Verdict::Orphaned
+                | Verdict::Replaced { .. }
+                | Verdict::LinkLost { sent: true, .. }
+        )
+    }
+
+    /// Why it is not the end of a command that exited 0. `host` is what people call the machine, `spec` what was asked.
+    #[must_use]
+    pub fn cause(&self, host: &str, timeout: Duration) -> Option<Cause> {
+        let ms = |duration: &u64| serde_json::Value::from(*duration);
+        Some(match self {
+            Verdict::Exited { code: 0, .. } => return None,
+            Verdict::Exited { code, .. } => {
+                let presumed = signal_name(*code).map_or(String::new(), |name| format!(", presumably killed by {name}"));
+                Cause::new("exit", format!("the command on {host} ended with exit code {code}{presumed}")).with("exit_code", *code)
+            }
+            Verdict::TimedOut { duration_ms } => Cause::new(
+                "timeout",
+                format!("the command on {host} was still running after {} and was ended", crate::time::Span(timeout)),
+            )
+            .with("duration_ms", ms(duration_ms)),
+            Verdict::Stopped { .. } => Cause::new("stopped", format!("the command on {host} was stopped")),
+            Verdict::Void => Cause::new("stopped", format!("the command on {host} was given up before it began")),
+            Verdict::OutputUnread => Cause::new(
+                "output_unread",
+                format!("the command on {host} printed more than could be taken and was ended: let it print less or into a file"),
+            ),
+            Verdict::Lost => Cause::new(
+                "lost",
+                format!(
+                    "the command on {host} was begun, and neither it nor its result is there any more: something killed it and \
+                     its wrapper. Where logind has KillUserProcesses=yes, or sshd runs as sshd@.service, that happens at every \
+                     disconnect. See what it did and start the run again"
+                ),
+            ),
+            Verdict::Rebooted => Cause::new(
+                "rebooted",
+                format!("{host} rebooted while the command ran: see what it did and start the run again"),
+            ),
+            Verdict::Orphaned => Cause::new(
+                "orphaned",
+                format!("the command on {host} does not end and cannot be ended from here: look for its processes there"),
+            ),
+            Verdict::Replaced { found } => Cause::new(
+                "replaced",
+                format!("{host} is another machine than the one the command was begun on (its id is now {found})"),
+            ),
+            Verdict::Refused(cause) => cause.clone(),
+            Verdict::LinkLost { error, sent: false } => error.cause.clone(),
+            Verdict::LinkLost { error, sent: true } => Cause::new(
+                "lost",
+                format!("the connection to {host} was cut while the command ran and could not be made again: {}", error.cause.message),
+            ),
+        })
+    }
+}
+
+fn signal_name(code: u32) -> Option<&'static str> {
+    Some(match code.checked_sub(128)? {
+        1 => "HUP",
+        2 => "INT",
+        3 => "QUIT",
+        6 => "ABRT",
+        9 => "KILL",
+        11 => "SEGV",
+        13 => "PIPE",
+        15 => "TERM",
+        _ => return None,
+    })
+}
+
+/// Makes the link of a session anew when it was cut: an address from the newest discovery, a key as it is now.
+#[async_trait]
+pub trait Connect: Send + Sync {
+    /// A connected link.
+    ///
+    /// # Errors
+    /// The link's.
+    async fn connect(&self) -> Result<Arc<dyn Link>, LinkError>;
+}
+
+/// To one host by SSH.
+pub struct ToHost {
+    /// Makes links.
+    pub links: Arc<dyn Links>,
+    /// To what.
+    pub host: Host,
+}
+
+#[async_trait]
+impl Connect for ToHost {
+    async fn connect(&self) -> Result<Arc<dyn Link>, LinkError> {
+        self.links.host(&self.host).await
+    }
+}
+
+/// To this machine, as a project's job user.
+pub struct ToLocal {
+    /// Makes links.
+    pub links: Arc<dyn Links>,
+    /// Whose.
+    pub project: ProjectName,
+}
+
+#[async_trait]
+impl Connect for ToLocal {
+    async fn connect(&self) -> Result<Arc<dyn Link>, LinkError> {
+        self.links.local(&self.project).await
+    }
+}

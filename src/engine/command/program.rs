@@ -1,0 +1,369 @@
+//! The text that is sent: literals of the request, then the program, then one call on the last line.
+//!
+//! Values reach the host only as single-quoted literals and quoted here-documents within that text: nothing is ever in an
+//! argument vector, and nothing is interpreted by a shell on the way.
+
+use std::fmt::Write as _;
+
+use super::{CommandSpec, Shell, Upload, What};
+use crate::model::{cause::Cause, ids::Digest};
+
+const PROGRAM: &str = include_str!("program.sh");
+
+/// `PATH` of every command unless `ssh.path` or `[exec] path` says otherwise.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// No output is wanted: an offset nothing reaches.
+const NO_OUTPUT: u64 = 1 << 60;
+
+/// What every request says besides its verb.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Frame<'a> {
+    /// Announces our first frame among whatever a login shell may print before.
+    pub mark: &'a str,
+    /// `None` = the default place.
+    pub base: Option<&'a str>,
+    /// The id the host must have.
+    pub host_id: Option<&'a str>,
+    /// Look at the base's mode too: once a session.
+    pub first: bool,
+    /// Where output goes on, by stream.
+    pub from: [u64; 2],
+}
+
+/// A text being built.
+struct Text(Vec<u8>);
+
+impl Text {
+    fn new(frame: &Frame<'_>, verb: &str, token: &str) -> Result<Self, Cause> {
+        let mut text = Text(Vec::with_capacity(16 * 1024));
+        text.set("MARK", frame.mark)?;
+        text.set("V", verb)?;
+        text.set("T", token)?;
+        text.set("B", frame.base.unwrap_or(""))?;
+        text.set("I", frame.host_id.unwrap_or(""))?;
+        text.set("F", if frame.first { "1" } else { "" })?;
+        text.set("O", &frame.from[0].to_string())?;
+        text.set("E", &frame.from[1].to_string())?;
+        for (name, value) in [("L", "100"), ("K", "2"), ("M", "0"), ("G", ""), ("P", ""), ("AS", ""), ("FEED", "")] {
+            text.set(name, value)?;
+        }
+        Ok(text)
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), Cause> {
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.push(b'=');
+        self.0.extend(quote(value.as_bytes(), name)?);
+        self.0.push(b'\n');
+        Ok(())
+    }
+
+    fn push(&mut self, text: &str) {
+        self.0.extend_from_slice(text.as_bytes());
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.push(&stripped());
+        // Whatever was cut off before this line has run nothing.
+        self.push("main; exit 0\n");
+        self.0
+    }
+}
+
+/// The program without comments and indentation: `bash` reads a script on a pipe byte by byte.
+fn stripped() -> String {
+    let mut out = String::with_capacity(PROGRAM.len());
+    for line in PROGRAM.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        out.push_str(line);
+        out.push('\n');
+    }
+    out
+}
+
+/// `'...'` for any POSIX shell.
+fn quote(bytes: &[u8], what: &str) -> Result<Vec<u8>, Cause> {
+    let mut out = Vec::with_capacity(bytes.len() + 2);
+    out.push(b'\'');
+    for &byte in bytes {
+        match byte {
+            0 => {
+                let message = format!("{what} contains a NUL byte, which no command line or environment can carry");
+                return Err(Cause::new("bad_argument", message));
+            }
+            b'\'' => out.extend_from_slice(b"'\\''"),
+            _ => out.push(byte),
+        }
+    }
+    out.push(b'\'');
+    Ok(out)
+}
+
+/// A line that does not occur in `text`, to end a here-document.
+fn delimiter(name: &str, text: &[u8]) -> String {
+    let mut delimiter = format!("PHASED-END-{name}");
+    while text.windows(delimiter.len()).any(|window| window == delimiter.as_bytes()) {
+        delimiter.push('-');
+        delimiter.push_str(&Digest::of(text).as_str()[..16]);
+    }
+    delimiter
+}
+
+/// `feed`, which prints `bytes` whatever they are: a `printf` format of plain characters and octal escapes.
+fn feed(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len() + 64);
+    out.push_str("feed() {\n");
+    // In pieces: one argument of megabytes is slow in every shell.
+    for piece in bytes.chunks(4096) {
+        out.push_str("printf '");
+        for &byte in piece {
+            match byte {
+                b'%' => out.push_str("%%"),
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b' ' | b'_' | b'.' | b',' | b':' | b'/' | b'=' | b'+' | b'-' => {
+                    out.push(char::from(byte));
+                }
+                _ => {
+                    let _infallible = write!(out, "\\{byte:03o}");
+                }
+            }
+        }
+        out.push_str("'\n");
+    }
+    out.push_str(":\n}\n");
+    out
+}
+
+fn valid_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// What runs within the clean environment, after `exec 3<&-`: exports, directory, options, then the author's part.
+fn inner(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
+    let mut inner = b"exec 3<&-\n".to_vec();
+    for (name, value) in &cmd.env {
+        if !valid_name(name) {
+            let message = format!("{name:?} cannot be the name of an environment variable: use A-Z a-z 0-9 and _");
+            return Err(Cause::new("bad_argument", message));
+        }
+        inner.extend_from_slice(format!("export {name}=").as_bytes());
+        inner.extend(quote(value, &format!("the environment variable {name}"))?);
+        inner.push(b'\n');
+    }
+    if let Some(cwd) = &cmd.cwd {
+        inner.extend_from_slice(b"CDPATH= cd -- ");
+        inner.extend(quote(cwd.as_bytes(), "cwd")?);
+        inner.extend_from_slice(b" >/dev/null || exit 1\nunset OLDPWD\n");
+    }
+    match &cmd.what {
+        What::Sh { shell: Shell::Sh, .. } => inner.extend_from_slice(b"set -eu\n. /dev/fd/4\n"),
+        What::Sh { shell: Shell::Bash, .. } => {
+            inner.extend_from_slice(b"exec bash -euo pipefail -c '. /dev/fd/4' bash\n");
+        }
+        What::Exec { argv } => {
+            match argv.first() {
+                Some(program) if !program.is_empty() && !program.starts_with(b"-") => {}
+                _ => return Err(Cause::new("bad_argument", "exec needs the name of a program, not beginning with \"-\"")),
+            }
+            inner.extend_from_slice(b"exec 4<&-\nexec");
+            for (i, argument) in argv.iter().enumerate() {
+                inner.push(b' ');
+                inner.extend(quote(argument, &format!("argument {i}"))?);
+            }
+            inner.push(b'\n');
+        }
+    }
+    Ok(inner)
+}
+
+/// The function `launch`: becomes the command, in a session and a clean environment of its own.
+fn launch(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
+    let inner = inner(cmd)?;
+    let text: &[u8] = match &cmd.what {
+        What::Sh { text, .. } => text,
+        What::Exec { .. } => b"",
+    };
+    if text.contains(&0) {
+        return Err(Cause::new("bad_argument", "the text of the command contains a NUL byte, which no shell can read"));
+    }
+    let (e1, e2) = (delimiter("1", &inner), delimiter("2", text));
+    let path = quote(cmd.path.as_deref().unwrap_or(DEFAULT_PATH).as_bytes(), "path")?;
+    let mut env = b"PATH=".to_vec();
+    env.extend_from_slice(&path);
+    env.extend_from_slice(
+        b" HOME=\"$HOME\" USER=\"$USER\" LOGNAME=\"$USER\" SHELL=\"${SHELL:-/bin/sh}\" LANG=C.UTF-8 CI=true",
+    );
+    let mut documents = format!(" /bin/sh -c '. /dev/fd/3' sh 3<<\\{e1} 4<<\\{e2}\n").into_bytes();
+    documents.extend_from_slice(&inner);
+    documents.extend_from_slice(format!("{e1}\nexec 4<&-; ").as_bytes());
+    documents.extend_from_slice(text);
+    documents.extend_from_slice(format!("\n{e2}\n").as_bytes());
+
+    let mut out = Vec::with_capacity(documents.len() + 512);
+    match &cmd.user {
+        None => {
+            if let Some(stdin) = &cmd.stdin {
+                out.extend_from_slice(feed(stdin).as_bytes());
+            }
+            out.extend_from_slice(b"launch() {\nexec setsid env -i $defaults ");
+            out.extend_from_slice(&env);
+            out.extend_from_slice(&documents);
+        }
+        // sudo closes every descriptor from 3 on and drops the environment: the whole goes in by its standard input.
+        Some(_) => {
+            let mut within = Vec::new();
+            match &cmd.stdin {
+                Some(stdin) => {
+                    within.extend_from_slice(feed(stdin).as_bytes());
+                    within.extend_from_slice(b"feed | exec env -i ");
+                }
+                None => within.extend_from_slice(b"exec </dev/null env -i "),
+            }
+            within.extend_from_slice(&env);
+            within.extend_from_slice(&documents);
+            let e0 = delimiter("0", &within);
+            out.extend_from_slice(
+                b"launch() {\nif [ \"$USER\" = \"$AS\" ]; then set -- /bin/sh; else set -- sudo -n -u \"$AS\" -- /bin/sh; fi\n",
+            );
+            out.extend_from_slice(b"exec setsid env -i $defaults PATH=\"$PATH\" HOME=\"$HOME\" USER=\"$USER\" LOGNAME=\"$USER\" LANG=C.UTF-8 \"$@\" ");
+            out.extend_from_slice(format!("<<\\{e0}\n").as_bytes());
+            out.extend_from_slice(&within);
+            out.extend_from_slice(format!("{e0}\n").as_bytes());
+        }
+    }
+    out.extend_from_slice(b"}\n");
+    Ok(out)
+}
+
+fn epoch(text: &mut Text, epoch: Option<&super::EpochCheck>) -> Result<(), Cause> {
+    if let Some(check) = epoch {
+        text.set("G", &check.epoch.0.to_string())?;
+        text.set("P", &format!("epoch.{}.{}", check.project, check.environment))?;
+    }
+    Ok(())
+}
+
+/// Runs `cmd`, or says how it ended.
+pub(super) fn start(frame: &Frame<'_>, cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
+    let mut text = Text::new(frame, "start", cmd.token.as_str())?;
+    command_limits(&mut text, cmd)?;
+    epoch(&mut text, cmd.epoch.as_ref())?;
+    if let Some(user) = &cmd.user {
+        let plain = !user.is_empty()
+            && !user.starts_with('-')
+            && user.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'$' | b'@'));
+        if !plain {
+            return Err(Cause::new("bad_argument", format!("user = {user:?} is not the name of a user")));
+        }
+        text.set("AS", user)?;
+    } else if cmd.stdin.is_some() {
+        text.set("FEED", "1")?;
+    }
+    text.0.extend(launch(cmd)?);
+    Ok(text.finish())
+}
+
+fn command_limits(text: &mut Text, cmd: &CommandSpec) -> Result<(), Cause> {
+    text.set("L", &(cmd.timeout.as_millis() / 10).max(1).min(1 << 40).to_string())?;
+    text.set("K", &cmd.grace.as_secs().clamp(1, 3600).to_string())?;
+    text.set("M", &cmd.max_output.min(1 << 50).to_string())
+}
+
+/// Ends or forbids the command of `token`, and says what became of it. `from` = `None`: without its output.
+pub(super) fn stop(frame: &Frame<'_>, token: &Digest, user: Option<&str>, output: bool) -> Result<Vec<u8>, Cause> {
+    let frame = Frame { from: if output { frame.from } else { [NO_OUTPUT; 2] }, ..*frame };
+    let mut text = Text::new(&frame, "stop", token.as_str())?;
+    text.set("AS", user.unwrap_or(""))?;
+    Ok(text.finish())
+}
+
+/// Takes a file.
+pub(super) fn upload(frame: &Frame<'_>, upload: &Upload) -> Result<Vec<u8>, Cause> {
+    absolute("to", &upload.to)?;
+    let mut text = Text::new(frame, "upload", upload.token.as_str())?;
+    epoch(&mut text, upload.epoch.as_ref())?;
+    text.set("SHA", upload.sha256.as_str())?;
+    text.set("SIZE", &upload.size.to_string())?;
+    text.set("TO", upload.to.trim_end_matches('/'))?;
+    text.set("MODE", &mode(upload.mode)?)?;
+    text.set("OWNER", &owner(upload.owner.as_deref())?)?;
+    text.set("UNPACK", if upload.unpack { "1" } else { "" })?;
+    Ok(text.finish())
+}
+
+/// Gives a file.
+pub(super) fn download(frame: &Frame<'_>, path: &str) -> Result<Vec<u8>, Cause> {
+    absolute("from", path)?;
+    let mut text = Text::new(frame, "download", "-")?;
+    text.set("FROM", path)?;
+    Ok(text.finish())
+}
+
+/// Says only which host this is.
+pub(super) fn identify(frame: &Frame<'_>) -> Result<Vec<u8>, Cause> {
+    Ok(Text::new(frame, ":", "-")?.finish())
+}
+
+fn absolute(what: &str, path: &str) -> Result<(), Cause> {
+    if path.starts_with('/') && path.trim_end_matches('/').contains('/') {
+        return Ok(());
+    }
+    Err(Cause::new("bad_argument", format!("{what} = {path:?} must be an absolute path of a file")))
+}
+
+fn mode(mode: Option<u32>) -> Result<String, Cause> {
+    match mode {
+        None => Ok(String::new()),
+        Some(bits) if bits <= 0o7777 => Ok(format!("{bits:04o}")),
+        Some(bits) => Err(Cause::new("bad_argument", format!("mode {bits:o} is more than 7777"))),
+    }
+}
+
+fn owner(owner: Option<&str>) -> Result<String, Cause> {
+    let Some(owner) = owner else { return Ok(String::new()) };
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b':' | b'$' | b'@');
+    if owner.is_empty() || owner.starts_with('-') || !owner.bytes().all(plain) {
+        return Err(Cause::new("bad_argument", format!("owner = {owner:?} is not user, user:group or :group")));
+    }
+    Ok(owner.to_owned())
+}
+
+/// The text of a command that writes `content` (its standard input) to `to` by temporary file and rename. It prints
+/// `changed` or `same`.
+pub(super) fn write_text(to: &str, file_mode: Option<u32>, file_owner: Option<&str>) -> Result<Vec<u8>, Cause> {
+    absolute("path", to)?;
+    let mut text = Vec::new();
+    for (name, value) in
+        [("to", to.to_owned()), ("mode", mode(file_mode)?), ("owner", owner(file_owner)?)]
+    {
+        text.extend_from_slice(name.as_bytes());
+        text.push(b'=');
+        text.extend(quote(value.as_bytes(), name)?);
+        text.push(b'\n');
+    }
+    // A new file is closed to others until it has its mode; without one it gets what any new file gets.
+    text.extend_from_slice(
+        br#"[ ! -d "$to" ] || { echo "$to is a directory" >&2; exit 1; }
+tmp=$(mktemp "${to%/*}/.phased-XXXXXX")
+trap 'rm -f "$tmp"' EXIT
+cat >"$tmp"
+changed=same
+if ! cmp -s "$tmp" "$to"; then
+  changed=changed
+else
+  now=$(stat -c '%04a %U %U:%G :%G' "$to")
+  [ -z "$mode" ] || case $now in "$mode "*) ;; *) changed=changed ;; esac
+  [ -z "$owner" ] || case "$now " in *" $owner "*) ;; *) changed=changed ;; esac
+fi
+if [ $changed = changed ]; then
+  if [ -n "$owner" ]; then chown "$owner" "$tmp"; fi
+  if [ -n "$mode" ]; then chmod "$mode" "$tmp"
+  elif [ -e "$to" ]; then chmod "$(stat -c %a "$to")" "$tmp"
+  else chmod "$(printf '%o' $((0666 & ~$(umask))))" "$tmp"; fi
+  mv -fT "$tmp" "$to"
+fi
+echo $changed
+"#,
+    );
+    Ok(text)
+}

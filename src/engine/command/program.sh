@@ -1,0 +1,481 @@
+# The host's half of the command protocol (see ../command.rs): POSIX sh, coreutils, util-linux flock and setsid.
+# Comments and indentation are stripped before it is sent. Forks are what a step costs: builtins wherever they do.
+# Set in front of it, as literals: MARK V T B I F O E G P and, by verb, more; the functions `launch` and `feed`.
+#   T token  B base or empty  I expected host id or empty  F 1 = look at the base closely  O E offsets to resume output at
+#   L time limit, centiseconds  K grace after TERM, seconds  M most unread output, bytes  G epoch or empty  P its file
+
+x() { echo "X $*"; }
+refuse() { x refused "$@"; exit 0; }
+
+# Centiseconds of boot time: it counts while the machine sleeps and nobody can set it.
+now() {
+  read -r up rest </proc/uptime
+  now=$((${up%.*} * 100 + 1${up#*.} - 100))
+}
+
+# The first contact of this user with this host: say what is missing, make the base and its id.
+first() {
+  miss=
+  for t in flock setsid env stat dd mkdir mv rm ln sleep; do
+    command -v "$t" >/dev/null 2>&1 || miss="$miss $t"
+  done
+  [ -z "$miss" ] || refuse host_unsupported "these commands are missing:$miss"
+  [ -r /proc/uptime ] && [ -r /proc/sys/kernel/random/boot_id ] && [ -e /dev/fd/0 ] ||
+    refuse host_unsupported "/proc and /dev/fd are not there"
+  mkdir -p "${B%/*}/" && { [ -d "$B" ] || mkdir -m 700 "$B" || [ -d "$B" ]; } || refuse unwritable
+  close
+  true >>"$B/id.lock" || refuse unwritable
+  exec 9>>"$B/id.lock"
+  flock -w 9.5 9 || refuse host_unsupported "flock -w does not work in $B: util-linux's flock and a local file system are needed"
+  if flock -n "$B/id.lock" true; then
+    refuse host_unsupported "locks do not hold in $B: set ssh.base to a directory on a local file system"
+  fi
+  if [ ! -s "$B/id" ]; then
+    caps=0
+    env --default-signal=INT true 2>/dev/null && caps=1
+    read -r id </proc/sys/kernel/random/uuid
+    echo "$id $caps" >"$B/id.new" && mv -f "$B/id.new" "$B/id" || refuse unwritable
+  fi
+  exec 9>&-
+}
+
+# Ours, closed to others, no link somebody else laid.
+close() {
+  [ ! -L "$B" ] && [ -O "$B" ] || refuse base "is not a directory of ours"
+  set -- $(stat -c '%a' "$B")
+  [ "$1" = 700 ] || refuse base "has mode $1, not 700"
+}
+
+base() {
+  while read -r k uid rest; do
+    [ "$k" != Uid: ] || break
+  done </proc/self/status
+  : "${B:=/var/tmp/phased-$uid}" "${USER:=${LOGNAME:-$(id -un)}}" "${HOME:=/}" "${SHELL:=/bin/sh}"
+  [ -s "$B/id" ] && [ ! -L "$B" ] && [ -O "$B" ] || first
+  [ -z "$F" ] || close
+  read -r id caps <"$B/id" || refuse unwritable
+  echo "I $id $USER $B"
+  if [ -n "$I" ] && [ "$I" != "$id" ]; then
+    x replaced
+    exit 0
+  fi
+  defaults=
+  [ "$caps" != 1 ] || defaults=--default-signal=HUP,INT,QUIT,PIPE
+  d=$B/$T
+}
+
+# The token's directory and its lock on fd 9, not yet taken.
+token() {
+  [ -d "$d" ] || mkdir "$d" || [ -d "$d" ] || refuse unwritable
+  true >>"$d/lock" || refuse unwritable
+  exec 9>>"$d/lock"
+}
+
+# Sets `fin` to the file that holds the end, if there is one.
+ended() {
+  for fin in "$d"/exit.*; do
+    [ ! -e "$fin" ] || return 0
+  done
+  return 1
+}
+
+# A younger deployment has been here: this one must not begin anything any more.
+epoch() {
+  [ -n "$G" ] || return 0
+  seen=
+  [ ! -e "$B/$P" ] || read -r seen <"$B/$P"
+  [ "$seen" != "$G" ] || return 0
+  true >>"$B/$P.lock" || refuse unwritable
+  exec 5>>"$B/$P.lock"
+  flock 5 || refuse host_unsupported "flock failed"
+  seen=0
+  [ ! -s "$B/$P" ] || read -r seen <"$B/$P"
+  [ "$seen" -le "$G" ] || refuse stale_epoch "$seen"
+  echo "$G" >"$B/$P.new" && mv -f "$B/$P.new" "$B/$P" || refuse unwritable
+  exec 5>&-
+}
+
+# Under `lock`, and nothing was begun or ended: run it.
+begin() {
+  epoch
+  read -r boot </proc/sys/kernel/random/boot_id
+  now
+  end=$((now + L))
+  true >"$d/out" && true >"$d/err" && true >>"$d/wait" && true >"$d/pg" || refuse unwritable
+  exec 8>>"$d/wait"
+  flock 8 || refuse host_unsupported "flock failed"
+  # All that could need disk space exists before the command does: a full disk is a refusal and never a doubt.
+  if ! { echo "$boot" && echo "$now" && echo "$end" && echo 000000 >"$d/pg"; } >"$d/go"; then
+    rm -f "$d/go"
+    refuse unwritable
+  fi
+  # The wrapper: it ends by one rename, which needs no space, and lets go of `wait` by ending.
+  (
+    trap - HUP PIPE
+    exec </dev/null >/dev/null 2>&1
+    if [ -n "$FEED" ]; then
+      feed 8>&- | launch 8>&- >>"$d/out" 2>>"$d/err" &
+    else
+      launch 8>&- >>"$d/out" 2>>"$d/err" &
+    fi
+    echo "$!" 1<>"$d/pg"
+    wait "$!"
+    c=$?
+    now
+    echo "end $now" >>"$d/go"
+    exec mv -f "$d/go" "$d/exit.$c"
+  ) 3<&- 4<&- &
+  exec 8>&- 9>&-
+}
+
+# Whether any process of the command lives: the lock says so, never a pid.
+alive() {
+  exec 6>>"$d/lock"
+  flock -n 6
+  alive=$?
+  exec 6>&-
+  [ "$alive" = 1 ]
+}
+
+signal() {
+  alive || exit 0
+  read -r pg <"$d/pg"
+  [ "$pg" -gt 1 ] || return 0
+  # A command of another user is signalled as that user, by the right that started it.
+  kill -"$1" -"$pg" 2>/dev/null || [ -z "$AS" ] || echo "kill -$1 -$pg" | sudo -n -u "$AS" -- /bin/sh
+}
+
+unread() {
+  set -- $(stat -c %s "$d/out" "$d/err")
+  ro=0 re=0
+  [ ! -s "$d/read" ] || read -r ro re <"$d/read"
+  [ $(($1 - ro + $2 - re)) -gt "$M" ]
+}
+
+# One watchdog a command, in no session of the command's, begun once the command has proved not to be a short one.
+watchdog() {
+  (
+    exec 3<&- 4<&- 8<&- 9>&- </dev/null >/dev/null 2>&1
+    exec 7>>"$d/watch"
+    flock -n 7 || exit 0
+    exec 8<"$d/wait"
+    why=
+    while ! ended; do
+      now
+      if [ -e "$d/stop" ]; then
+        why=stop
+      elif [ "$now" -ge "$end" ]; then
+        why=timeout
+      elif unread; then
+        why=output
+      fi
+      [ -z "$why" ] || break
+      left=$((end - now))
+      [ "$left" -lt 100 ] || left=100
+      part=$((left % 100))
+      [ "$part" -gt 9 ] || part=0$part
+      # Woken when the wrapper ends. When it was killed and the command lives on, wait all the same.
+      if flock -s -w "$((left / 100)).$part" 8; then
+        ended || alive || exit 0
+        flock -u 8
+        sleep 0.5
+      fi
+    done
+    [ -n "$why" ] || exit 0
+    [ ! -e "$d/go" ] || echo "$why" >>"$d/go"
+    signal TERM
+    n=0
+    while [ "$n" -lt $((K * 10)) ]; do
+      flock -s -w 0.1 8 && { alive || exit 0; sleep 0.1; }
+      ended && exit 0
+      n=$((n + 1))
+    done
+    n=0
+    while [ "$n" -lt 20 ] && ! ended; do
+      signal KILL
+      sleep 0.2
+      n=$((n + 1))
+    done
+  ) &
+}
+
+# Frames of `stream` from where fd stands (offset `from`) to `to`; sets `at`. The asker is gone when it cannot be written to.
+part() {
+  at=$3
+  while [ "$at" -lt "$4" ]; do
+    n=$(($4 - at)) c=1
+    if [ "$n" -gt 65536 ]; then
+      c=$((n / 65536)) n=65536
+      [ "$c" -le 64 ] || c=64
+    fi
+    echo "O $1 $at $((n * c))" && dd bs=$n count=$c <&$2 2>/dev/null || exit 0
+    at=$((at + n * c))
+  done
+}
+
+emit() {
+  [ -s "$d/out" ] || [ -s "$d/err" ] || return 0
+  set -- $(stat -c %s "$d/out" "$d/err")
+  part 1 3 "$O" "${1:-0}"
+  O=$at
+  part 2 4 "$E" "${2:-0}"
+  E=$at
+}
+
+# What was read long ago is given back to the disk, 64 MiB behind the reader, where the file system can.
+punch() {
+  while [ $((O - po)) -gt 134217728 ]; do
+    fallocate -p -o "$po" -l 67108864 "$d/out" 2>/dev/null
+    po=$((po + 67108864))
+  done
+  while [ $((E - pe)) -gt 134217728 ]; do
+    fallocate -p -o "$pe" -l 67108864 "$d/err" 2>/dev/null
+    pe=$((pe + 67108864))
+  done
+}
+
+streams() {
+  [ -z "$open" ] || return 0
+  open=1
+  exec 3<"$d/out" 4<"$d/err"
+  [ "$O" = 0 ] || dd bs=1 skip="$O" count=0 <&3 2>/dev/null
+  [ "$E" = 0 ] || dd bs=1 skip="$E" count=0 <&4 2>/dev/null
+  po=$((O / 67108864 * 67108864)) pe=$((E / 67108864 * 67108864))
+}
+
+# The end, once `ended` has found it.
+finish() {
+  c=${fin##*/exit.}
+  case $c in
+  void)
+    x void
+    return 0
+    ;;
+  esac
+  if [ -e "$d/out" ]; then
+    streams
+    emit
+  fi
+  why=exit stop=0
+  {
+    read -r rest
+    t0=0
+    read -r t0
+    read -r rest
+    while read -r k rest; do
+      case $k in
+      end) stop=$rest ;;
+      changed) CHANGED=$rest ;;
+      *) why=$k ;;
+      esac
+    done
+  } <"$fin"
+  x "$why" "$c" $((stop - t0)) "${CHANGED-}"
+}
+
+# Follow a command that runs, whoever began it, until the wrapper lets go of `wait`.
+follow() {
+  n=0
+  while [ ! -s "$d/go" ]; do
+    ended && return 0
+    # Begun this very moment by another, who has not come as far yet, or who was killed before it got there.
+    n=$((n + 1))
+    [ "$n" -lt 200 ] || return 0
+    sleep 0.02
+  done
+  { read -r rest && read -r t0 && read -r end; } <"$d/go" 2>/dev/null || return 0
+  streams
+  exec 8<"$d/wait"
+  w=$1 quiet=0 dog=
+  while :; do
+    flock -s -w "$w" 8
+    r=$?
+    case $r in
+    0) break ;;
+    1) ;;
+    *) refuse host_unsupported "flock -w failed ($r)" ;;
+    esac
+    [ -n "$dog" ] || watchdog
+    dog=1
+    was=$O.$E
+    emit
+    if [ "$was" = "$O.$E" ]; then
+      quiet=$((quiet + 1)) w=0.3
+      # Is the asker still there?
+      [ $((quiet % 30)) -gt 0 ] || echo K || exit 0
+    else
+      quiet=0 w=0.1
+      echo "$O $E" >"$d/read"
+      punch
+    fi
+  done
+  exec 8<&-
+}
+
+# Sending it again resolves it: the answer is the same, whoever asks and however often.
+start() {
+  token
+  first=0.2 tries=0
+  [ "$L" -gt 20 ] || first=0.0$((L / 2))
+  while :; do
+    if ended; then
+      finish
+      return 0
+    fi
+    flock -n 9
+    r=$?
+    case $r in
+    0)
+      ended && continue
+      if [ -e "$d/go" ]; then
+        # It ran, and nothing of it is left, nor its end.
+        read -r was <"$d/go"
+        read -r boot </proc/sys/kernel/random/boot_id
+        streams
+        emit
+        if [ "$was" = "$boot" ]; then x lost; else x rebooted; fi
+        return 0
+      fi
+      if [ "$V" = stop ]; then
+        # From now on a start still on its way can never begin.
+        true >"$d/exit.void" || refuse unwritable
+        x void
+        return 0
+      fi
+      begin
+      follow $first
+      ;;
+    1)
+      exec 9>&-
+      [ "$V" != stop ] || [ -e "$d/stop" ] || true >"$d/stop" || refuse unwritable
+      follow $first
+      if ! ended && [ -s "$d/go" ] && alive; then
+        # The wrapper was killed and the command lives: its time-out ends it; it is never begun again.
+        now
+        if [ "$now" -gt $((end + K * 100 + 500)) ] || [ "$tries" -gt $((K * 4 + 10)) ]; then
+          x orphaned
+          return 0
+        fi
+        [ "$V" != stop ] || tries=$((tries + 1))
+        watchdog
+        streams
+        emit
+        sleep 0.3
+      fi
+      ;;
+    *) refuse host_unsupported "flock failed ($r)" ;;
+    esac
+    exec 9>>"$d/lock"
+  done
+}
+
+stop() { start; }
+
+# The bytes come on our standard input, once we have said from where on; what is here already is not sent again.
+upload() {
+  token
+  flock -w 9.5 9 || { x busy; return 0; }
+  if ended; then
+    finish
+    return 0
+  fi
+  epoch
+  s=$B/blobs
+  [ -d "$s" ] || mkdir "$s" || [ -d "$s" ] || refuse unwritable
+  find "$s" -type f -mtime +1 -exec rm -f {} + 2>/dev/null
+  CHANGED=1
+  if [ -z "$UNPACK" ] && same "$TO"; then
+    CHANGED=0
+  else
+    true >>"$s/$SHA.lock" || refuse unwritable
+    exec 5>>"$s/$SHA.lock"
+    flock -w 9.5 5 || { x busy; return 0; }
+    same "$s/$SHA" || fetch
+    exec 5>&-
+  fi
+  # Given up meanwhile.
+  if [ -e "$d/stop" ]; then
+    true >"$d/exit.void"
+    x void
+    return 0
+  fi
+  dir=${TO%/*}/
+  [ -d "$dir" ] || refuse upload "$dir is not a directory"
+  tmp=$dir.phased-$T
+  if [ "$CHANGED" = 0 ]; then
+    dress "$TO"
+  elif [ -n "$UNPACK" ]; then
+    rm -rf "$tmp" "$tmp.old"
+    mkdir "$tmp" && tar -xf "$s/$SHA" -C "$tmp" || gone upload
+    dress "$tmp"
+    [ ! -e "$TO" ] && [ ! -L "$TO" ] || mv -T "$TO" "$tmp.old" || gone upload
+    mv -T "$tmp" "$TO" || gone upload
+    rm -rf "$tmp.old"
+  else
+    [ ! -d "$TO" ] || refuse upload "$TO is a directory"
+    cp "$s/$SHA" "$tmp" || gone unwritable
+    dress "$tmp"
+    mv -fT "$tmp" "$TO" || gone upload
+  fi
+  { echo - && echo 0 && echo 0 && echo "changed $CHANGED"; } >"$d/exit.0"
+  x exit 0 0 "$CHANGED"
+}
+
+gone() {
+  rm -rf "$tmp"
+  refuse "$@"
+}
+
+dress() {
+  [ -z "$OWNER" ] || chown "$OWNER" "$1" || gone upload
+  [ -z "$MODE" ] || chmod "$MODE" "$1" || gone upload
+}
+
+same() {
+  [ -f "$1" ] || return 1
+  [ "$(stat -L -c %s "$1")" = "$SIZE" ] || return 1
+  sum=$(sha256sum <"$1") || refuse host_unsupported "sha256sum is missing"
+  [ "${sum%% *}" = "$SHA" ]
+}
+
+fetch() {
+  f=$s/$SHA.part
+  true >>"$f" || refuse unwritable
+  have=$(stat -c %s "$f")
+  if [ "$have" -gt "$SIZE" ]; then
+    true >"$f"
+    have=0
+  fi
+  echo "G $have"
+  cat >>"$f" || refuse unwritable
+  if same "$f"; then
+    mv -f "$f" "$s/$SHA" || refuse unwritable
+    return 0
+  fi
+  [ "$(stat -c %s "$f")" -ge "$SIZE" ] || { x short; exit 0; }
+  rm -f "$f"
+  refuse damaged
+}
+
+# A file of the host, from an offset on.
+download() {
+  [ -f "$FROM" ] || refuse download "there is no file $FROM"
+  [ -r "$FROM" ] || refuse download "$FROM may not be read"
+  exec 3<"$FROM"
+  set -- $(stat -L -c '%s %Y' "$FROM")
+  echo "S $1 $2"
+  [ "$O" = 0 ] || dd bs=1 skip="$O" count=0 <&3 2>/dev/null
+  part 1 3 "$O" "$1"
+  x exit 0 0
+}
+
+main() {
+  trap '' HUP PIPE
+  LC_ALL=C
+  export LC_ALL
+  open= po=0 pe=0
+  echo
+  echo "$MARK"
+  base
+  "$V"
+}

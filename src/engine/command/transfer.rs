@@ -1,0 +1,224 @@
+//! Files: upload (resumed by offset, checked, renamed), download, and writing a small file as a command.
+
+use std::{path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    CommandSpec, Discard, EpochCheck, OutputSink, Session, Shell, Verdict, What,
+    program,
+    session::{Answer, Feed, Nothing},
+};
+use crate::{
+    model::{cause::Cause, ids::Digest},
+    ports::link::LinkError,
+    time::within,
+};
+
+/// A file or a tar archive to bring to a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upload {
+    /// Its idempotency id.
+    pub token: Digest,
+    /// The bytes here.
+    pub file: PathBuf,
+    /// Their digest; the host checks it.
+    pub sha256: Digest,
+    /// How many they are.
+    pub size: u64,
+    /// Where they go: an absolute path in a directory that exists.
+    pub to: String,
+    /// The bytes are a tar archive, and `to` becomes a directory with its content, at once.
+    pub unpack: bool,
+    /// At most `0o7777`.
+    pub mode: Option<u32>,
+    /// `user`, `user:group` or `:group`; needs the right to do that.
+    pub owner: Option<String>,
+    /// The whole of it, reconnections included.
+    pub timeout: Duration,
+    /// Checked before anything else.
+    pub epoch: Option<EpochCheck>,
+}
+
+/// How an upload ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum UploadVerdict {
+    /// It is in place. `changed` is false when the host had exactly these bytes there before; `sent` is what went over the link.
+    Done {
+        /// Whether the file is another one now.
+        changed: bool,
+        /// Bytes sent, all attempts together.
+        sent: u64,
+    },
+    /// It is not; nothing was put in place.
+    Failed(Cause),
+    /// The time or the patience with the link ended first: the old file or the new one is there, never a part.
+    Unfinished(Verdict),
+}
+
+/// A small file to write on a host, as a command of the protocol (so `user` works).
+#[derive(Debug, Clone)]
+pub struct Write {
+    /// An absolute path in a directory that exists.
+    pub to: String,
+    /// The whole content; any bytes.
+    pub content: Vec<u8>,
+    /// The file's mode; an existing file keeps its own, a new one gets the umask's, when absent.
+    pub mode: Option<u32>,
+    /// `user`, `user:group` or `:group`.
+    pub owner: Option<String>,
+}
+
+impl Write {
+    /// The command that does it. It prints `changed` or `same`; give it the token, user and limits of the step.
+    ///
+    /// # Errors
+    /// `bad_argument`.
+    pub fn command(&self, token: Digest, timeout: Duration) -> Result<CommandSpec, Cause> {
+        let text = program::write_text(&self.to, self.mode, self.owner.as_deref())?;
+        let mut cmd = CommandSpec::new(token, What::Sh { text, shell: Shell::Sh }, timeout);
+        cmd.stdin = Some(self.content.clone());
+        Ok(cmd)
+    }
+}
+
+/// A file to bring from a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Download {
+    /// An absolute path there.
+    pub from: String,
+    /// The whole of it, reconnections included.
+    pub timeout: Duration,
+}
+
+struct Send<'a> {
+    upload: &'a Upload,
+    sent: &'a mut u64,
+}
+
+#[async_trait]
+impl Feed for Send<'_> {
+    async fn feed(&mut self, offset: u64, stdin: &mut (dyn AsyncWrite + std::marker::Send + Unpin)) -> Result<(), Cause> {
+        let here = |e: std::io::Error| {
+            Cause::new("upload_failed", format!("{} cannot be read here: {e}", self.upload.file.display()))
+        };
+        let mut file = tokio::fs::File::open(&self.upload.file).await.map_err(here)?;
+        file.seek(std::io::SeekFrom::Start(offset)).await.map_err(here)?;
+        let mut left = self.upload.size.saturating_sub(offset);
+        let mut buffer = vec![0; 64 * 1024];
+        while left > 0 {
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+            let n = file.read(&mut buffer[..want]).await.map_err(here)?;
+            if n == 0 {
+                let message = format!("{} became shorter while it was sent", self.upload.file.display());
+                return Err(Cause::new("upload_failed", message));
+            }
+            // The host has closed: it says why, or the link is gone and will be made again.
+            if stdin.write_all(&buffer[..n]).await.is_err() {
+                return Ok(());
+            }
+            *self.sent += n as u64;
+            left -= n as u64;
+        }
+        Ok(())
+    }
+
+    fn size(&mut self, _: u64, _: i64) -> Result<(), Cause> {
+        Ok(())
+    }
+}
+
+struct Same(Option<(u64, i64)>);
+
+#[async_trait]
+impl Feed for Same {
+    async fn feed(&mut self, _: u64, _: &mut (dyn AsyncWrite + std::marker::Send + Unpin)) -> Result<(), Cause> {
+        Nothing.feed(0, &mut tokio::io::sink()).await
+    }
+
+    fn size(&mut self, size: u64, mtime: i64) -> Result<(), Cause> {
+        match self.0.replace((size, mtime)) {
+            Some(before) if before != (size, mtime) => {
+                Err(Cause::new("download_failed", "the file was changed while it was fetched: fetch it again"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Session {
+    /// Brings a file to the host. The same call again goes on where the last one was cut.
+    pub async fn upload(&self, upload: &Upload, stop: &CancellationToken) -> UploadVerdict {
+        let build = |frame: &program::Frame<'_>| program::upload(frame, upload);
+        let mut sent = 0;
+        let mut feed = Send { upload, sent: &mut sent };
+        let ended = self.transfer(&build, &mut Discard, &mut feed, upload.timeout, stop).await;
+        match ended {
+            Ok((Verdict::Exited { .. }, words)) => {
+                UploadVerdict::Done { changed: words.get(3).is_none_or(|word| word != "0"), sent }
+            }
+            Ok((Verdict::Refused(cause), _)) | Err(Verdict::Refused(cause)) => UploadVerdict::Failed(cause),
+            Ok((verdict, _)) | Err(verdict) => UploadVerdict::Unfinished(verdict),
+        }
+    }
+
+    /// Streams a file of the host into `sink` (as `Out`). `Exited` with code 0 = all of it.
+    pub async fn download(&self, download: &Download, sink: &mut dyn OutputSink, stop: &CancellationToken) -> Verdict {
+        let build = |frame: &program::Frame<'_>| program::download(frame, &download.from);
+        match self.transfer(&build, sink, &mut Same(None), download.timeout, stop).await {
+            Ok((verdict, _)) | Err(verdict) => verdict,
+        }
+    }
+
+    /// Asks until there is a verdict; `Err` = there is none from the host.
+    async fn transfer(
+        &self,
+        build: &(dyn Fn(&program::Frame<'_>) -> Result<Vec<u8>, Cause> + Sync),
+        sink: &mut dyn OutputSink,
+        feed: &mut dyn Feed,
+        timeout: Duration,
+        stop: &CancellationToken,
+    ) -> Result<(Verdict, Vec<String>), Verdict> {
+        let (mut at, mut sent) = ([0; 2], false);
+        let work = async {
+            let mut pause = Duration::from_millis(100);
+            let mut broken = 0;
+            loop {
+                let error = match self.link().await {
+                    Err(error) => error,
+                    Ok(link) => match self.ask(&link, build, at, sink, feed, &mut at, &mut sent).await {
+                        Answer::Refused(cause) => return Err(Verdict::Refused(cause)),
+                        // Another attempt of ours still holds the place, or the bytes were cut: go on from there.
+                        Answer::Words(words) if matches!(words.first().map(String::as_str), Some("busy" | "short")) => {
+                            LinkError::new("connection_lost", "the file was cut on its way")
+                        }
+                        Answer::Words(words) => match self.verdict(&words, &[], None).await {
+                            Some(verdict) => return Ok((verdict, words)),
+                            None => LinkError::new("host_unsupported", "the host's answer is not understood"),
+                        },
+                        Answer::Cut { error, broken: is_broken } => {
+                            broken += u32::from(is_broken);
+                            self.forget(&link, is_broken).await;
+                            error
+                        }
+                    },
+                };
+                let hopeless = !error.cause.is_unreachable() && error.cause.code != "channel_refused";
+                if hopeless || !sent || broken > 5 {
+                    return Err(Verdict::LinkLost { error, sent });
+                }
+                self.pause(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(5));
+            }
+        };
+        tokio::select! {
+            biased;
+            ended = within(self.clock(), timeout, work) => {
+                ended.unwrap_or(Err(Verdict::TimedOut { duration_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX) }))
+            }
+            () = stop.cancelled() => Err(Verdict::Stopped { duration_ms: 0 }),
+        }
+    }
+}
