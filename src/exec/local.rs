@@ -1,15 +1,18 @@
 //! Processes of this machine as links.
 
 use std::{
+    io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    pin::Pin,
     process::Stdio,
     sync::Arc,
+    task::{Context, Poll},
 };
 
 use async_trait::async_trait;
 use nix::unistd::{Uid, User};
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWrite, net::TcpStream, process::ChildStdin};
 
 use crate::{
     model::ids::ProjectName,
@@ -216,6 +219,7 @@ impl Link for LocalLink {
                 (None, None) => Exit::Unsaid,
             })
         });
+        let stdin = Stdin(Some(stdin));
         Ok(Channel { stdin: Box::new(stdin), stdout: Box::new(stdout), stderr: Box::new(stderr), exit })
     }
 
@@ -235,5 +239,29 @@ impl Link for LocalLink {
 
     fn base(&self) -> Option<String> {
         Some(self.base.clone())
+    }
+}
+
+/// A process's standard input that is closed by shutting it down, which is what ends the file for its reader.
+struct Stdin(Option<ChildStdin>);
+
+impl AsyncWrite for Stdin {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.0 {
+            Some(stdin) => Pin::new(stdin).poll_write(cx, buf),
+            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Some(stdin) => Pin::new(stdin).poll_flush(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0 = None;
+        Poll::Ready(Ok(()))
     }
 }
