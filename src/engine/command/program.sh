@@ -5,7 +5,12 @@
 #   L time limit, centiseconds  K grace after TERM, seconds  M most unread output, bytes  G epoch or empty  P its file
 
 x() { echo "X $*"; }
-refuse() { x refused "$@"; exit 0; }
+refuse() {
+  # Shells do not all say why a file could not be written; a tool does, and its complaint is the reason given.
+  [ "$1" != unwritable ] || { cat /proc/uptime >"${d:-$B}/probe" && rm -f "${d:-$B}/probe"; }
+  x refused "$@"
+  exit 0
+}
 
 # Centiseconds of boot time: it counts while the machine sleeps and nobody can set it.
 now() {
@@ -32,7 +37,7 @@ first() {
   fi
   if [ ! -s "$B/id" ]; then
     caps=0
-    env --default-signal=INT true 2>/dev/null && caps=1
+    setsid env --default-signal=INT true 2>/dev/null && caps=1
     read -r id </proc/sys/kernel/random/uuid
     echo "$id $caps" >"$B/id.new" && mv -f "$B/id.new" "$B/id" || refuse unwritable
   fi
@@ -50,6 +55,7 @@ base() {
   while read -r k uid rest; do
     [ "$k" != Uid: ] || break
   done </proc/self/status
+  d=
   : "${B:=/var/tmp/phased-$uid}" "${USER:=${LOGNAME:-$(id -un)}}" "${HOME:=/}" "${SHELL:=/bin/sh}"
   [ -s "$B/id" ] && [ ! -L "$B" ] && [ -O "$B" ] || first
   [ -z "$F" ] || close
@@ -183,15 +189,19 @@ watchdog() {
     done
     [ -n "$why" ] || exit 0
     [ ! -e "$d/go" ] || echo "$why" >>"$d/go"
+    # The whole group, also what outlives its leader.
     signal TERM
     n=0
     while [ "$n" -lt $((K * 10)) ]; do
-      flock -s -w 0.1 8 && { alive || exit 0; sleep 0.1; }
-      ended && exit 0
+      alive || exit 0
+      if flock -s -w 0.1 8; then
+        flock -u 8
+        sleep 0.1
+      fi
       n=$((n + 1))
     done
     n=0
-    while [ "$n" -lt 20 ] && ! ended; do
+    while [ "$n" -lt 20 ]; do
       signal KILL
       sleep 0.2
       n=$((n + 1))
@@ -243,10 +253,11 @@ streams() {
   po=$((O / 67108864 * 67108864)) pe=$((E / 67108864 * 67108864))
 }
 
+# Variables are the whole program's: no two functions that call each other share a name.
 # The end, once `ended` has found it.
 finish() {
-  c=${fin##*/exit.}
-  case $c in
+  code=${fin##*/exit.}
+  case $code in
   void)
     x void
     return 0
@@ -270,7 +281,7 @@ finish() {
       esac
     done
   } <"$fin"
-  x "$why" "$c" $((stop - t0)) "${CHANGED-}"
+  x "$why" "$code" $((stop - t0)) "${CHANGED-}"
 }
 
 # Follow a command that runs, whoever began it, until the wrapper lets go of `wait`.
@@ -447,7 +458,7 @@ fetch() {
     have=0
   fi
   echo "G $have"
-  cat >>"$f" || refuse unwritable
+  head -c $((SIZE - have)) >>"$f" || refuse unwritable
   if same "$f"; then
     mv -f "$f" "$s/$SHA" || refuse unwritable
     return 0
