@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
 };
@@ -97,7 +97,7 @@ impl Log {
     /// Whether something waits for the disk.
     pub fn busy(&self) -> bool {
         let queue = self.queue();
-        queue.announced || !queue.pending.is_empty()
+        queue.broken.is_none() && queue.last != queue.on_disk
     }
 
     fn fail(&self, why: &str) {
@@ -250,7 +250,10 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.shared.work().ending = true;
         self.shared.wake.notify_one();
-        if let Some(thread) = self.thread.take() {
+        // The last owner may be a reader that the thread itself lets go of: it cannot wait for itself.
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
             // It has said why if it panicked; its files' tickets fail with it.
             let _ended = thread.join();
         }
