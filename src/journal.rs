@@ -10,7 +10,7 @@
 //!
 //! Nothing is acknowledged before it is on disk, and after the first failed write or sync of a file nothing further is.
 
-// mod control;
+mod control;
 mod disk;
 mod file;
 // mod layout;
@@ -20,7 +20,7 @@ pub mod line;
 // mod outputs;
 mod runs;
 
-// pub use control::ControlLog;
+pub use control::ControlLog;
 // pub use layout::Layout;
 // pub use leases::ControlLeases;
 // pub use lock::{DataLock, LockError};
