@@ -13,16 +13,16 @@
 mod control;
 mod disk;
 mod file;
-// mod layout;
-// mod leases;
+mod layout;
+mod leases;
 pub mod line;
-// mod lock;
+mod lock;
 // mod outputs;
 mod runs;
 
 pub use control::ControlLog;
-// pub use layout::Layout;
-// pub use leases::ControlLeases;
-// pub use lock::{DataLock, LockError};
+pub use layout::Layout;
+pub use leases::ControlLeases;
+pub use lock::{DataLock, LockError};
 // pub use outputs::FileOutputs;
 pub use runs::RunJournals;

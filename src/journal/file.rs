@@ -89,11 +89,6 @@ impl Log {
         self.queue().on_disk
     }
 
-    /// Why nothing more can be appended.
-    pub fn broken(&self) -> Option<String> {
-        self.queue().broken.clone()
-    }
-
     /// Whether something waits for the disk.
     pub fn busy(&self) -> bool {
         let queue = self.queue();
