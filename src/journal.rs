@@ -17,12 +17,12 @@ mod layout;
 mod leases;
 pub mod line;
 mod lock;
-// mod outputs;
+mod outputs;
 mod runs;
 
 pub use control::ControlLog;
 pub use layout::Layout;
 pub use leases::ControlLeases;
 pub use lock::{DataLock, LockError};
-// pub use outputs::FileOutputs;
+pub use outputs::FileOutputs;
 pub use runs::RunJournals;

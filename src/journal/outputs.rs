@@ -1,0 +1,3 @@
+mod frame;
+/// Placeholder.
+pub struct FileOutputs;
