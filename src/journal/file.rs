@@ -259,8 +259,7 @@ fn run(shared: &Shared, disk: &dyn Disk) {
     loop {
         let dirty = {
             let idle = |work: &mut Work| work.dirty.is_empty() && !work.ending;
-            let mut work =
-                shared.wake.wait_while(shared.work(), idle).unwrap_or_else(PoisonError::into_inner);
+            let mut work = shared.wake.wait_while(shared.work(), idle).unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut work.dirty)
         };
         if dirty.is_empty() {

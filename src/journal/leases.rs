@@ -186,7 +186,8 @@ mod tests {
     fn what_has_expired_is_free_and_what_is_no_lease_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (leases, control, clock) = leases(&dir, 1000);
-        let held = json!({"epoch": 7, "held": {"holder": "ann", "reason": "x", "since_ms": 1, "until_ms": 2000, "epoch": 7}});
+        let held =
+            json!({"epoch": 7, "held": {"holder": "ann", "reason": "x", "since_ms": 1, "until_ms": 2000, "epoch": 7}});
         control.commit(Commit::Lease, &[], vec![("lease/e".into(), Some(held))]).unwrap();
         assert!(matches!(leases.acquire("e", "r.1", "").unwrap(), Acquired::Held(_)));
         clock.0.store(2000, Ordering::SeqCst);

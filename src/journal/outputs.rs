@@ -151,18 +151,16 @@ impl Outputs for FileOutputs {
         Ok(calls.into_iter().map(|(_, call)| call).collect())
     }
 
-    fn read(
-        &self,
-        run: &RunId,
-        call: &CallKey,
-        from: Position,
-        limit: usize,
-    ) -> io::Result<(Vec<Frame>, Position)> {
+    fn read(&self, run: &RunId, call: &CallKey, from: Position, limit: usize) -> io::Result<(Vec<Frame>, Position)> {
         let path = self.path(run, call);
         let mut file = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), from)),
             other => other?,
         };
+        // A position from elsewhere: there is nothing behind the end, and the system refuses to seek beyond what a file can be.
+        if from.0 > file.metadata()?.len() {
+            return Ok((Vec::new(), from));
+        }
         file.seek(io::SeekFrom::Start(from.0))?;
         let limit = limit.clamp(1, MAX_READ);
         let mut bytes = Vec::new();

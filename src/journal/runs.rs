@@ -134,13 +134,7 @@ impl RunJournals {
 }
 
 impl Journals for RunJournals {
-    fn append(
-        &self,
-        run: &RunId,
-        epoch: Epoch,
-        expected: Seq,
-        records: Vec<Record>,
-    ) -> Result<Ticket, AppendError> {
+    fn append(&self, run: &RunId, epoch: Epoch, expected: Seq, records: Vec<Record>) -> Result<Ticket, AppendError> {
         let pending = records
             .into_iter()
             .map(|record| Ok(Pending { json: serde_json::to_vec(&record)?, record: Some(record) }))

@@ -86,7 +86,11 @@ impl CallLog {
             *held += size;
         }
         if first {
-            let text = format!("[over {} of {}: the last of it follows when the step has ended]\n", mib(self.kept), name(frame.stream));
+            let text = format!(
+                "[over {} of {}: the last of it follows when the step has ended]\n",
+                mib(self.kept),
+                name(frame.stream)
+            );
             self.note(frame, frame.offset, 0, &text)?;
         }
         Ok(())

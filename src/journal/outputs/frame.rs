@@ -214,15 +214,19 @@ mod tests {
     #[test]
     fn the_frame_is_golden() {
         let mut bytes = Vec::new();
-        put_frame(&mut bytes, &CallKey::stage("unit", "run"), &Frame {
-            step: StepKey::new(&CallKey::stage("unit", "run"), &Branch::top(), "sh", 1),
-            attempt: 1,
-            stream: Stream::Out,
-            offset: 2,
-            raw_len: 3,
-            wall_ms: 4,
-            bytes: b"abc".to_vec(),
-        });
+        put_frame(
+            &mut bytes,
+            &CallKey::stage("unit", "run"),
+            &Frame {
+                step: StepKey::new(&CallKey::stage("unit", "run"), &Branch::top(), "sh", 1),
+                attempt: 1,
+                stream: Stream::Out,
+                offset: 2,
+                raw_len: 3,
+                wall_ms: 4,
+                bytes: b"abc".to_vec(),
+            },
+        );
         let payload = b"\x01\x00\x01\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\x06\0-/sh#1abc";
         assert_eq!(&bytes[..4], &41u32.to_le_bytes());
         assert_eq!(&bytes[8..], payload);

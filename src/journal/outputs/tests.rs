@@ -22,7 +22,8 @@ impl Fixture {
 
     fn print(&self, step: &StepKey, stream: Stream, offset: u64, bytes: &[u8]) {
         let raw_len = bytes.len() as u64;
-        let frame = Frame { step: step.clone(), attempt: 1, stream, offset, raw_len, wall_ms: 1, bytes: bytes.to_vec() };
+        let frame =
+            Frame { step: step.clone(), attempt: 1, stream, offset, raw_len, wall_ms: 1, bytes: bytes.to_vec() };
         self.outputs.append(&run(), frame).unwrap();
     }
 
@@ -79,10 +80,10 @@ fn what_is_printed_is_followed_in_order() {
     assert!(changed.has_changed().unwrap());
     fixture.print(&step(1), Stream::Err, 0, b"b");
     let (frames, at) = fixture.outputs.read(&run(), &call(), Position(0), 1_000_000).unwrap();
-    assert_eq!(frames.iter().map(|f| (f.stream, &f.bytes[..])).collect::<Vec<_>>(), [
-        (Stream::Out, &b"a"[..]),
-        (Stream::Err, b"b")
-    ]);
+    assert_eq!(
+        frames.iter().map(|f| (f.stream, &f.bytes[..])).collect::<Vec<_>>(),
+        [(Stream::Out, &b"a"[..]), (Stream::Err, b"b")]
+    );
     assert_eq!(frames[0].step, step(1));
     fixture.print(&step(2), Stream::Out, 0, b"c");
     let (frames, end) = fixture.outputs.read(&run(), &call(), at, 1_000_000).unwrap();
@@ -205,8 +206,7 @@ fn damage_and_foreign_positions_are_errors_and_no_output() {
             assert!(frames.iter().all(|frame| frame.bytes == b"0123456789"));
         }
     }
-    assert_eq!(fixture.outputs.read(&run(), &call(), Position(u64::MAX / 4), 1).unwrap().0, vec![]);
-    let _error_or_nothing = fixture.outputs.read(&run(), &call(), Position(u64::MAX), 1);
+    assert_eq!(fixture.outputs.read(&run(), &call(), Position(u64::MAX), 1).unwrap().0, vec![]);
 }
 
 #[test]
