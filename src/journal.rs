@@ -1,1 +1,28 @@
-//! journal
+//! What lies in `data_dir/journal`: the journals of runs, the control log with its leases, and the output of commands.
+//!
+//! ```text
+//! line     one record as bytes, and what a file of them says after a crash      pure
+//! disk     the few calls that reach the disk, so that tests can fail them
+//! file     append-only files and the one thread that writes and syncs them      group commit
+//! runs     runs/<run>/journal        control   the key-value log        leases   grants over control
+//! outputs  runs/<run>/out/<call>.log           lock, layout   the data directory itself
+//! ```
+//!
+//! Nothing is acknowledged before it is on disk, and after the first failed write or sync of a file nothing further is.
+
+mod control;
+mod disk;
+mod file;
+mod layout;
+mod leases;
+pub mod line;
+mod lock;
+mod outputs;
+mod runs;
+
+pub use control::ControlLog;
+pub use layout::Layout;
+pub use leases::ControlLeases;
+pub use lock::{DataLock, LockError};
+pub use outputs::FileOutputs;
+pub use runs::RunJournals;

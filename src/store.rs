@@ -1,1 +1,307 @@
-//! store
+//! The index in sled: the queryable state that the journals fold into. The only file that names sled.
+//!
+//! sled 0.34 does not fsync when it flushes, may not open after a kill while it opened, and grows. So nothing is asked of it but
+//! to be quick: what is wrong with it is set aside and the journals are folded anew. One tree, its keys `d<key>` (documents),
+//! `m/schema`, `p<run>` (the journal position that the documents of a run describe), so that one batch is atomic. A value is
+//! `version u8 | crc32c of the rest, u32 LE | bytes`.
+
+use std::{
+    fs, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use crate::{
+    model::ids::{RunId, Seq},
+    ports::index::{Batch, Index, IndexError},
+    time::Clock,
+};
+
+/// The largest document. sled keeps at least 16 values in a leaf and stores leaves over 128 KiB as files that it never syncs.
+pub const MAX_DOCUMENT: usize = 4096;
+
+/// Far more than any key has; a bound for the same reason.
+const MAX_KEY: usize = 1024;
+
+/// The documents' shape. A newer one is set aside and folded anew, an older one too: that is cheaper than a migration.
+const SCHEMA: u32 = 1;
+
+const SCHEMA_KEY: &[u8] = b"m/schema";
+
+/// The envelope's.
+const VERSION: u8 = 1;
+
+/// An index of usual size opens in well under a second; one that takes this long is broken or has grown beyond use.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+
+/// sled's own default is 1 GiB. The whole daemon is to idle in 25 MB.
+const CACHE: u64 = 1024 * 1024;
+
+/// Documents in sled.
+#[derive(Debug)]
+pub struct SledIndex {
+    db: sled::Db,
+}
+
+/// An index that could not be used any more: the caller folds the journals anew and tells people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetAside {
+    /// Where it lies now: `state.bad-<wall ms>` beside the new one. Nobody reads it again.
+    pub path: PathBuf,
+    /// What was wrong.
+    pub why: String,
+}
+
+impl SledIndex {
+    /// Opens or makes the index in `dir` (`data_dir/state`, under `data_dir/LOCK`). Blocks for up to 10 s. One that cannot be opened
+    /// in that time, or is of another schema, is renamed and an empty one takes its place.
+    ///
+    /// # Errors
+    /// [`IndexError`] when an empty one cannot be had either.
+    pub fn open(dir: &Path, clock: &Arc<dyn Clock>) -> Result<(Self, Option<SetAside>), IndexError> {
+        SledIndex::open_within(dir, clock, OPEN_LIMIT)
+    }
+
+    fn open_within(
+        dir: &Path,
+        clock: &Arc<dyn Clock>,
+        limit: Duration,
+    ) -> Result<(Self, Option<SetAside>), IndexError> {
+        let why = match open(dir, limit) {
+            Ok(index) => return Ok((index, None)),
+            Err(IndexError(why)) => why,
+        };
+        let path = set_aside(dir, clock.now().wall_ms)
+            .map_err(|error| IndexError(format!("{why}; and `{}` cannot be set aside: {error}", dir.display())))?;
+        tracing::warn!(%why, aside = %path.display(), "the state index was set aside; it is made anew from the journals");
+        Ok((open(dir, limit)?, Some(SetAside { path, why })))
+    }
+
+    /// Writes what is in memory and lets go of the files. Not needed for safety, only to start faster next time.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    pub fn close(self) -> Result<(), IndexError> {
+        guard("closing", || self.db.flush().map(|_| ()))
+    }
+
+    fn sweep(&self, prefix: &[u8]) -> sled::Result<()> {
+        loop {
+            let mut batch = sled::Batch::default();
+            let mut empty = true;
+            for key in self.db.scan_prefix(prefix).keys().take(1000) {
+                batch.remove(key?);
+                empty = false;
+            }
+            if empty {
+                return Ok(());
+            }
+            self.db.apply_batch(batch)?;
+        }
+    }
+}
+
+/// sled 0.34 panics where it does not expect what it finds on disk; that must end a query and not its caller.
+fn guard<T>(what: &str, work: impl FnOnce() -> sled::Result<T>) -> Result<T, IndexError> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(|error| IndexError(format!("{what}: {error}"))),
+        Err(panic) => Err(IndexError(format!("{what}: sled panicked: {}", panic_text(&*panic)))),
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied()).unwrap_or("no text")
+}
+
+fn open(dir: &Path, limit: Duration) -> Result<SledIndex, IndexError> {
+    let (answer, opened) = mpsc::channel();
+    let theirs = dir.to_owned();
+    // A thread of its own: an open that hangs is left behind with its files, which are renamed under it.
+    std::thread::Builder::new()
+        .name("state-open".to_owned())
+        .spawn(move || {
+            let done = guard("opening", || open_now(&theirs)).and_then(|done| done);
+            let _nobody_waits_any_more = answer.send(done);
+        })
+        .map_err(|error| IndexError(error.to_string()))?;
+    opened.recv_timeout(limit).map_err(|_| IndexError(format!("opening took over {limit:?}")))?
+}
+
+fn open_now(dir: &Path) -> sled::Result<Result<SledIndex, IndexError>> {
+    fs::create_dir_all(dir)?;
+    remove_half_snapshots(dir)?;
+    let db = sled::Config::new()
+        .path(dir)
+        .cache_capacity(CACHE)
+        .mode(sled::Mode::LowSpace)
+        .flush_every_ms(Some(500))
+        .open()?;
+    let index = SledIndex { db };
+    let schema = match index.db.get(SCHEMA_KEY)?.map(|value| unwrap(SCHEMA_KEY, &value)) {
+        None if index.db.is_empty() => {
+            index.db.insert(SCHEMA_KEY, wrap(&SCHEMA.to_le_bytes()))?;
+            return Ok(Ok(index));
+        }
+        None => return Ok(Err(IndexError("it has documents and no schema".to_owned()))),
+        Some(schema) => schema,
+    };
+    Ok(schema.and_then(|schema| {
+        if schema == SCHEMA.to_le_bytes() {
+            return Ok(index);
+        }
+        Err(IndexError(format!("it has another schema than {SCHEMA}: {schema:02x?}")))
+    }))
+}
+
+/// A kill while sled opened leaves `snap.*.generating`, which the next open takes for the newest snapshot and fails on for ever.
+/// It is renamed only when whole, so it is never the only copy.
+fn remove_half_snapshots(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        if name.starts_with(b"snap.") && name.ends_with(b".generating") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn set_aside(dir: &Path, wall_ms: i64) -> io::Result<PathBuf> {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let mut stamp = wall_ms;
+    let aside = loop {
+        let aside = dir.with_file_name(format!("{name}.bad-{stamp}"));
+        if !aside.exists() {
+            break aside;
+        }
+        stamp += 1;
+    };
+    fs::rename(dir, &aside)?;
+    Ok(aside)
+}
+
+fn wrap(bytes: &[u8]) -> Vec<u8> {
+    let mut value = Vec::with_capacity(bytes.len() + 5);
+    value.push(VERSION);
+    value.extend_from_slice(&crc32c::crc32c(bytes).to_le_bytes());
+    value.extend_from_slice(bytes);
+    value
+}
+
+fn unwrap(key: &[u8], value: &[u8]) -> Result<Vec<u8>, IndexError> {
+    let damaged = || IndexError(format!("the value of {:?} is damaged", String::from_utf8_lossy(key)));
+    let (version, rest) = value.split_first().ok_or_else(damaged)?;
+    let (crc, bytes) = rest.split_first_chunk::<4>().ok_or_else(damaged)?;
+    if *version != VERSION || u32::from_le_bytes(*crc) != crc32c::crc32c(bytes) {
+        return Err(damaged());
+    }
+    Ok(bytes.to_vec())
+}
+
+fn document_key(key: &str) -> Vec<u8> {
+    [b"d", key.as_bytes()].concat()
+}
+
+fn position_key(run: &RunId) -> Vec<u8> {
+    [b"p", run.as_str().as_bytes()].concat()
+}
+
+impl Index for SledIndex {
+    fn apply(&self, batch: Batch) -> Result<(), IndexError> {
+        let mut writes = sled::Batch::default();
+        for (key, document) in batch.puts {
+            if key.len() > MAX_KEY {
+                return Err(IndexError(format!("a key of {} bytes is over the limit of {MAX_KEY}", key.len())));
+            }
+            match document {
+                Some(bytes) if bytes.len() > MAX_DOCUMENT => {
+                    let size = bytes.len();
+                    return Err(IndexError(format!("{key:?}: {size} bytes are over the limit of {MAX_DOCUMENT}")));
+                }
+                Some(bytes) => writes.insert(document_key(&key), wrap(&bytes)),
+                None => writes.remove(document_key(&key)),
+            }
+        }
+        if let Some((run, seq, crc)) = batch.run {
+            let position = [&seq.0.to_le_bytes()[..], &crc.to_le_bytes()].concat();
+            writes.insert(position_key(&run), wrap(&position));
+        }
+        guard("writing", || self.db.apply_batch(writes))
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, IndexError> {
+        let value = guard("reading", || self.db.get(document_key(key)))?;
+        value.map(|value| unwrap(key.as_bytes(), &value)).transpose()
+    }
+
+    fn scan(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+        reverse: bool,
+    ) -> Result<Vec<(String, Vec<u8>)>, IndexError> {
+        guard("scanning", || scan(&self.db, prefix, after, limit, reverse))?
+    }
+
+    fn position(&self, run: &RunId) -> Result<Option<(Seq, u32)>, IndexError> {
+        let key = position_key(run);
+        let Some(value) = guard("reading", || self.db.get(&key))? else { return Ok(None) };
+        let position = unwrap(&key, &value)?;
+        let damaged = || IndexError(format!("the position of run {run} is damaged"));
+        let (seq, crc) = position.split_first_chunk::<8>().ok_or_else(damaged)?;
+        let crc = crc.try_into().map_err(|_| damaged())?;
+        Ok(Some((Seq(u64::from_le_bytes(*seq)), u32::from_le_bytes(crc))))
+    }
+
+    fn clear(&self) -> Result<(), IndexError> {
+        // Positions first: a crash in between leaves documents without them, which are folded anew as well.
+        guard("clearing", || self.sweep(b"p").and_then(|()| self.sweep(b"d")))
+    }
+}
+
+/// The documents of a page, or the first of them that is damaged.
+type Page = Result<Vec<(String, Vec<u8>)>, IndexError>;
+
+fn scan(db: &sled::Db, prefix: &str, after: Option<&str>, limit: usize, reverse: bool) -> sled::Result<Page> {
+    use std::ops::Bound::{Excluded, Included};
+    let prefix = document_key(prefix);
+    let end = end_of(&prefix);
+    let (from, to) = match after.map(document_key) {
+        None => (Included(prefix.clone()), end),
+        Some(after) if reverse => (Included(prefix.clone()), after.min(end)),
+        Some(after) if after < prefix => (Included(prefix.clone()), end),
+        Some(after) => (Excluded(after), end),
+    };
+    // sled panics on a range that ends before it begins.
+    if matches!(&from, Included(from) | Excluded(from) if *from >= to) {
+        return Ok(Ok(Vec::new()));
+    }
+    let range = db.range((from, Excluded(to)));
+    let mut page = Vec::new();
+    let items: &mut dyn Iterator<Item = _> = if reverse { &mut range.rev() } else { &mut range.into_iter() };
+    for item in items.take(limit) {
+        let (key, value) = item?;
+        let name = String::from_utf8_lossy(key.get(1..).unwrap_or_default()).into_owned();
+        match unwrap(&key, &value) {
+            Ok(document) => page.push((name, document)),
+            Err(damaged) => return Ok(Err(damaged)),
+        }
+    }
+    Ok(Ok(page))
+}
+
+/// The first key after all that begin with `prefix`, which is not empty and, being `d` and UTF-8, has no byte 0xff.
+fn end_of(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    if let Some(last) = end.last_mut() {
+        *last = last.saturating_add(1);
+    }
+    end
+}
+
+#[cfg(test)]
+mod tests;

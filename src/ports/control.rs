@@ -51,7 +51,15 @@ pub enum CommitError {
         /// The first such key.
         key: String,
     },
-    /// The disk refused earlier, or a value is too large for a record.
+    /// The values do not fit one record: larger things are blobs that a value names.
+    #[error("a control record of {bytes} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// What was to be written.
+        bytes: usize,
+        /// What can be.
+        limit: usize,
+    },
+    /// The disk refused earlier.
     #[error("the control journal cannot be written: {0}")]
     Broken(String),
 }

@@ -1,0 +1,223 @@
+use super::*;
+use crate::{model::step::Branch, ports::outputs::Stream};
+
+const SMALL: u64 = 1000;
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    outputs: FileOutputs,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = FileOutputs::keeping(dir.path().to_owned(), SMALL).unwrap();
+        Fixture { dir, outputs }
+    }
+
+    /// As after a crash: nothing but the files.
+    fn restart(&mut self) {
+        self.outputs = FileOutputs::keeping(self.dir.path().to_owned(), SMALL).unwrap();
+    }
+
+    fn print(&self, step: &StepKey, stream: Stream, offset: u64, bytes: &[u8]) {
+        let raw_len = bytes.len() as u64;
+        let frame =
+            Frame { step: step.clone(), attempt: 1, stream, offset, raw_len, wall_ms: 1, bytes: bytes.to_vec() };
+        self.outputs.append(&run(), frame).unwrap();
+    }
+
+    /// Prints `count` numbered lines of 10 bytes, from line `from` on.
+    fn lines(&self, step: &StepKey, from: u64, count: u64) {
+        for n in from..from + count {
+            self.print(step, Stream::Out, n * 10, format!("line{n:05}\n").as_bytes());
+        }
+    }
+
+    fn read_all(&self, limit: usize) -> Vec<Frame> {
+        let (mut all, mut at) = (Vec::new(), Position::default());
+        loop {
+            let (frames, next) = self.outputs.read(&run(), &call(), at, limit).unwrap();
+            if next == at {
+                return all;
+            }
+            all.extend(frames);
+            at = next;
+        }
+    }
+
+    fn text(&self) -> String {
+        self.read_all(100).into_iter().map(|f| String::from_utf8(f.bytes).unwrap()).collect()
+    }
+
+    fn log(&self) -> PathBuf {
+        self.outputs.path(&run(), &call())
+    }
+
+    fn files(&self) -> usize {
+        fs::read_dir(self.outputs.dir(&run())).unwrap().count()
+    }
+}
+
+fn run() -> RunId {
+    RunId::new(1_700_000_000_000, 1)
+}
+
+fn call() -> CallKey {
+    CallKey::stage("unit", "run")
+}
+
+fn step(n: u32) -> StepKey {
+    StepKey::new(&call(), &Branch::top(), "sh", n)
+}
+
+#[test]
+fn what_is_printed_is_followed_in_order() {
+    let fixture = Fixture::new();
+    let changed = fixture.outputs.changed();
+    assert_eq!(fixture.outputs.read(&run(), &call(), Position(0), 10).unwrap(), (vec![], Position(0)));
+    fixture.print(&step(1), Stream::Out, 0, b"a");
+    assert!(changed.has_changed().unwrap());
+    fixture.print(&step(1), Stream::Err, 0, b"b");
+    let (frames, at) = fixture.outputs.read(&run(), &call(), Position(0), 1_000_000).unwrap();
+    assert_eq!(
+        frames.iter().map(|f| (f.stream, &f.bytes[..])).collect::<Vec<_>>(),
+        [(Stream::Out, &b"a"[..]), (Stream::Err, b"b")]
+    );
+    assert_eq!(frames[0].step, step(1));
+    fixture.print(&step(2), Stream::Out, 0, b"c");
+    let (frames, end) = fixture.outputs.read(&run(), &call(), at, 1_000_000).unwrap();
+    assert_eq!(frames.len(), 1);
+    assert_eq!(fixture.outputs.read(&run(), &call(), end, 10).unwrap(), (vec![], end));
+    assert_eq!(fixture.read_all(1).len(), 3);
+}
+
+#[test]
+fn calls_come_in_the_order_they_began_also_after_a_restart() {
+    let mut fixture = Fixture::new();
+    let calls = ["z", "a", "m"].map(|stage| CallKey::stage(stage, "run"));
+    let long = CallKey::host("production", 1, &"é#/".repeat(80), "deploy");
+    for call in calls.iter().chain([&long]) {
+        fixture.print(&StepKey::new(call, &Branch::top(), "sh", 1), Stream::Out, 0, b"x");
+        fixture.restart();
+    }
+    assert_eq!(fixture.outputs.calls(&run()).unwrap(), [&calls[..], &[long]].concat());
+    assert!(fixture.outputs.calls(&RunId::new(1, 1)).unwrap().is_empty());
+}
+
+#[test]
+fn little_output_is_kept_whole_and_finishing_nothing_makes_nothing() {
+    let fixture = Fixture::new();
+    fixture.outputs.finish(&run(), &step(1), 1).unwrap();
+    assert!(!fixture.log().exists());
+    fixture.lines(&step(1), 0, 100);
+    fixture.outputs.finish(&run(), &step(1), 1).unwrap();
+    assert_eq!(fixture.text(), (0..100).map(|n| format!("line{n:05}\n")).collect::<String>());
+}
+
+#[test]
+fn of_much_output_both_ends_are_kept_with_a_gap_between() {
+    let fixture = Fixture::new();
+    fixture.lines(&step(1), 0, 1234);
+    fixture.print(&step(1), Stream::Err, 0, b"oops\n");
+    assert!(fixture.files() <= 3, "the log and two tail files");
+    fixture.outputs.finish(&run(), &step(1), 1).unwrap();
+    assert_eq!(fixture.files(), 1);
+    let text = fixture.text();
+    let line = |n: u64| format!("line{n:05}\n");
+    let head: String = (0..100).map(line).collect();
+    let tail: String = (1134..1234).map(line).collect();
+    assert_eq!(
+        text,
+        format!(
+            "{head}[over 0 MiB of stdout: the last of it follows when the step has ended]\noops\n\
+             [10340 bytes of stdout are not kept]\n{tail}"
+        )
+    );
+    let gap = fixture.read_all(1000).into_iter().rfind(|frame| frame.stream == Stream::Note).unwrap();
+    assert_eq!((gap.offset, gap.raw_len), (1000, 10340));
+}
+
+#[test]
+fn output_that_just_passes_the_limit_has_no_gap() {
+    let fixture = Fixture::new();
+    fixture.lines(&step(1), 0, 150);
+    fixture.outputs.finish(&run(), &step(1), 1).unwrap();
+    let text = fixture.text();
+    assert!(text.contains("line00149\n") && text.contains("line00100\n") && !text.contains("not kept"), "{text}");
+}
+
+#[test]
+fn a_crash_before_the_end_of_an_attempt_costs_nothing_that_was_kept() {
+    let mut fixture = Fixture::new();
+    fixture.lines(&step(1), 0, 600);
+    fixture.restart();
+    fixture.lines(&step(1), 600, 634);
+    fixture.restart();
+    fixture.outputs.finish(&run(), &step(1), 1).unwrap();
+    let text = fixture.text();
+    assert!(text.ends_with(&(1134..1234).map(|n| format!("line{n:05}\n")).collect::<String>()));
+    assert!(text.contains("[10340 bytes of stdout are not kept]\nline01134\n"), "{text}");
+    assert_eq!(fixture.files(), 1);
+}
+
+#[test]
+fn a_log_cut_at_any_byte_is_mended_and_goes_on() {
+    let mut fixture = Fixture::new();
+    for n in 0..3 {
+        fixture.print(&step(n + 1), Stream::Out, 0, b"0123456789");
+    }
+    let whole = fs::read(fixture.log()).unwrap();
+    let frames = fixture.read_all(1000);
+    for cut in 0..=whole.len() {
+        fs::write(fixture.log(), &whole[..cut]).unwrap();
+        fixture.restart();
+        let before = fixture.read_all(1000);
+        assert_eq!(before, frames[..before.len()]);
+        fixture.print(&step(9), Stream::Out, 0, b"more");
+        let after = fixture.read_all(1000);
+        assert_eq!(after[..before.len()], before[..]);
+        assert_eq!((after.len(), &after[after.len() - 1].bytes[..]), (before.len() + 1, &b"more"[..]), "cut at {cut}");
+    }
+}
+
+#[test]
+fn damage_and_foreign_positions_are_errors_and_no_output() {
+    let fixture = Fixture::new();
+    fixture.print(&step(1), Stream::Out, 0, b"0123456789");
+    fixture.print(&step(2), Stream::Out, 0, b"0123456789");
+    let whole = fs::read(fixture.log()).unwrap();
+    for at in 0..whole.len() {
+        let mut bad = whole.clone();
+        bad[at] ^= 0x40;
+        fs::write(fixture.log(), &bad).unwrap();
+        let mut from = Position(0);
+        while let Ok((frames, next)) = fixture.outputs.read(&run(), &call(), from, 1) {
+            assert!(frames.iter().all(|frame| frame.bytes == b"0123456789"));
+            if next == from {
+                break;
+            }
+            from = next;
+        }
+    }
+    fs::write(fixture.log(), &whole).unwrap();
+    for from in 0..whole.len() as u64 + 10 {
+        if let Ok((frames, _)) = fixture.outputs.read(&run(), &call(), Position(from), 100) {
+            assert!(frames.iter().all(|frame| frame.bytes == b"0123456789"));
+        }
+    }
+    assert_eq!(fixture.outputs.read(&run(), &call(), Position(u64::MAX), 1).unwrap().0, vec![]);
+}
+
+#[test]
+fn many_logs_are_forgotten_and_found_again() {
+    let fixture = Fixture::new();
+    for round in 0..2u64 {
+        for n in 0..REMEMBERED as u32 + 20 {
+            let call = CallKey::host("e", 1, &format!("h{n}"), "deploy");
+            fixture.print(&StepKey::new(&call, &Branch::top(), "sh", 1), Stream::Out, round, b"x");
+        }
+    }
+    assert!(fixture.outputs.known().logs.len() <= REMEMBERED);
+    assert_eq!(fixture.outputs.calls(&run()).unwrap().len(), REMEMBERED + 20);
+}

@@ -1,0 +1,212 @@
+//! The journals of runs: `runs/<run>/journal`, one line a record.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde::Deserialize;
+
+use super::{
+    disk::{Disk, RealDisk},
+    file::{Log, Pending, Reader, Refused, Writer},
+    line::{self, First},
+};
+use crate::{
+    model::{
+        event::Record,
+        ids::{Digest, Epoch, RunId, Seq},
+    },
+    ports::{
+        blobs::Blobs,
+        journal::{AppendError, Feed, Found, Journals, Ticket},
+    },
+};
+
+/// All run journals of one daemon, below `journal/runs`, written by one thread.
+///
+/// Dropping it writes what was appended and ends the thread.
+pub struct RunJournals {
+    dir: PathBuf,
+    blobs: Arc<dyn Blobs>,
+    feed: Arc<dyn Feed>,
+    disk: Arc<dyn Disk>,
+    writer: Writer,
+    open: Mutex<BTreeMap<RunId, Open>>,
+}
+
+struct Open {
+    log: Arc<Log>,
+    epoch: Epoch,
+}
+
+/// A line that stands for a larger record.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Elsewhere {
+    blob: Digest,
+}
+
+impl RunJournals {
+    /// Over the directory `dir` (`data_dir/journal/runs`), which is made if missing. Records over 16 KiB go to `blobs`; `feed` hears
+    /// of every record once it is on disk, and not of those that [`Journals::read`] and [`Journals::reopen`] return.
+    ///
+    /// # Errors
+    /// The disk's, or no thread to be had.
+    pub fn open(dir: PathBuf, blobs: Arc<dyn Blobs>, feed: Arc<dyn Feed>) -> io::Result<Self> {
+        RunJournals::on(Arc::new(RealDisk), dir, blobs, feed)
+    }
+
+    pub(super) fn on(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        blobs: Arc<dyn Blobs>,
+        feed: Arc<dyn Feed>,
+    ) -> io::Result<Self> {
+        fs::create_dir_all(&dir)?;
+        let writer = Writer::start("journal-runs", disk.clone())?;
+        Ok(RunJournals { dir, blobs, feed, disk, writer, open: Mutex::default() })
+    }
+
+    fn logs(&self) -> MutexGuard<'_, BTreeMap<RunId, Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, run: &RunId) -> PathBuf {
+        self.dir.join(run.as_str()).join("journal")
+    }
+
+    fn reader(&self, run: &RunId) -> Option<Reader> {
+        Some(Reader { run: run.clone(), feed: self.feed.clone(), blobs: self.blobs.clone() })
+    }
+
+    /// What `bytes` hold, up to record `limit`, and how many bytes of them to keep.
+    fn found(&self, path: &Path, bytes: &[u8], limit: u64) -> (Found, usize) {
+        let scan = line::scan(bytes, First::One);
+        let mut damage = scan.damage.map(|damage| format!("`{}`: {damage}", path.display()));
+        let mut records = Vec::with_capacity(scan.lines.len());
+        for line in scan.lines.into_iter().take_while(|line| line.seq <= limit) {
+            match self.record(bytes.get(line.json).unwrap_or_default()) {
+                Ok(record) => records.push((Seq(line.seq), line.crc, record)),
+                // The line is as it was written, so what it names is gone or a newer daemon wrote it: never a tail to cut.
+                Err(why) => {
+                    damage = Some(format!("`{}`: record {} cannot be read: {why}", path.display(), line.seq));
+                    break;
+                }
+            }
+        }
+        (Found { records, damage }, scan.kept)
+    }
+
+    fn record(&self, json: &[u8]) -> Result<Record, String> {
+        if json.starts_with(br#"{"blob":"#) {
+            let Elsewhere { blob } = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+            let json = self.blobs.get(&blob).map_err(|error| format!("blob {blob}: {error}"))?;
+            return serde_json::from_slice(&json).map_err(|error| format!("blob {blob}: {error}"));
+        }
+        serde_json::from_slice(json).map_err(|error| error.to_string())
+    }
+
+    /// The journal to append to, new if `expected` is 0 and there is none.
+    fn log(&self, run: &RunId, epoch: Epoch, expected: Seq) -> Result<Arc<Log>, AppendError> {
+        let broken = |why: &str| AppendError::Broken { run: run.clone(), why: why.to_owned() };
+        let mut open = self.logs();
+        if let Some(open) = open.get_mut(run) {
+            if epoch < open.epoch {
+                return Err(AppendError::Fenced { run: run.clone(), epoch });
+            }
+            open.epoch = epoch;
+            return Ok(open.log.clone());
+        }
+        if expected != Seq(0) {
+            return Err(broken("it is not open: it was closed, or must be reopened first"));
+        }
+        let path = self.path(run);
+        if path.exists() {
+            return Err(broken("there is one already: it must be reopened first"));
+        }
+        let log = Arc::new(Log::new(path, self.reader(run), 0, None));
+        open.insert(run.clone(), Open { log: log.clone(), epoch });
+        Ok(log)
+    }
+}
+
+impl Journals for RunJournals {
+    fn append(&self, run: &RunId, epoch: Epoch, expected: Seq, records: Vec<Record>) -> Result<Ticket, AppendError> {
+        let pending = records
+            .into_iter()
+            .map(|record| Ok(Pending { json: serde_json::to_vec(&record)?, record: Some(record) }))
+            .collect::<Result<Vec<_>, serde_json::Error>>()
+            .map_err(|error| AppendError::Broken { run: run.clone(), why: format!("a record of it: {error}") })?;
+        let log = self.log(run, epoch, expected)?;
+        self.writer.append(&log, expected.0, pending).map_err(|refused| match refused {
+            Refused::Broken(why) => AppendError::Broken { run: run.clone(), why },
+            Refused::Conflict(found) => AppendError::Conflict { run: run.clone(), expected, found: Seq(found) },
+        })
+    }
+
+    fn read(&self, run: &RunId) -> io::Result<Found> {
+        // Views may not be ahead of the disk: of a journal being written only what was synced before the read is shown.
+        let limit = self.logs().get(run).map_or(u64::MAX, |open| open.log.on_disk());
+        let path = self.path(run);
+        let bytes = match fs::read(&path) {
+            // Created in memory only: nothing of it is on disk yet.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && limit == 0 => Vec::new(),
+            other => other?,
+        };
+        Ok(self.found(&path, &bytes, limit).0)
+    }
+
+    fn reopen(&self, run: &RunId, epoch: Epoch) -> io::Result<Found> {
+        if let Some(open) = self.logs().get(run) {
+            if epoch < open.epoch {
+                return Err(io::Error::other(format!("the journal of run {run} belongs to a later epoch")));
+            }
+            if open.log.busy() {
+                return Err(io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    format!("the journal of run {run} is being written"),
+                ));
+            }
+        }
+        let path = self.path(run);
+        let bytes = fs::read(&path)?;
+        let (found, kept) = self.found(&path, &bytes, u64::MAX);
+        if found.damage.is_some() {
+            return Ok(found);
+        }
+        let file = self.disk.replace(&path, bytes.get(..kept).unwrap_or_default())?;
+        // The name of the run's directory may never have been synced: the crash may have come before the first sync ended.
+        self.disk.sync_dir(&self.dir)?;
+        let last = found.records.last().map_or(0, |(seq, ..)| seq.0);
+        let log = Arc::new(Log::new(path, self.reader(run), last, Some(file)));
+        self.logs().insert(run.clone(), Open { log, epoch });
+        Ok(found)
+    }
+
+    fn runs(&self) -> io::Result<Vec<RunId>> {
+        let mut runs = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            // Anything else in there is not ours.
+            if let Some(run) = entry.file_name().to_str().and_then(|name| name.parse::<RunId>().ok())
+                && self.path(&run).exists()
+            {
+                runs.push(run);
+            }
+        }
+        // Run ids begin with their time.
+        runs.sort();
+        Ok(runs)
+    }
+
+    fn close(&self, run: &RunId) {
+        // The writer keeps the file until what is queued is on disk.
+        self.logs().remove(run);
+    }
+}
+
+#[cfg(test)]
+mod tests;

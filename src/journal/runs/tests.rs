@@ -1,0 +1,261 @@
+use std::time::Duration;
+
+use super::*;
+use crate::{blobs::FileBlobs, journal::disk::faulty::FaultyDisk, model::event::Event, time::Stamp};
+
+type Heard = Vec<(RunId, Vec<(Seq, u32, Record)>)>;
+
+#[derive(Default)]
+struct Ear(Mutex<Heard>);
+
+impl Feed for Ear {
+    fn synced(&self, run: &RunId, records: &[(Seq, u32, Record)]) {
+        self.0.lock().unwrap().push((run.clone(), records.to_vec()));
+    }
+}
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    ear: Arc<Ear>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Fixture { dir: tempfile::tempdir().unwrap(), ear: Arc::default() }
+    }
+
+    fn open(&self, disk: Arc<dyn Disk>) -> RunJournals {
+        let blobs = Arc::new(FileBlobs::open(self.dir.path().join("blobs")).unwrap());
+        RunJournals::on(disk, self.dir.path().join("runs"), blobs, self.ear.clone()).unwrap()
+    }
+
+    fn real(&self) -> RunJournals {
+        self.open(Arc::new(RealDisk))
+    }
+
+    fn heard(&self) -> Vec<(Seq, u32, Record)> {
+        self.ear.0.lock().unwrap().iter().flat_map(|(_, records)| records.clone()).collect()
+    }
+
+    fn journal(&self, run: &RunId) -> PathBuf {
+        self.dir.path().join("runs").join(run.as_str()).join("journal")
+    }
+}
+
+fn run(n: u128) -> RunId {
+    RunId::new(1_700_000_000_000, n)
+}
+
+fn record(dir: &str) -> Record {
+    let event = Event::CheckedOut { dir: dir.into() };
+    Record { at: Stamp { wall_ms: 1, boot_ms: 2, boot: "b".into() }, by: "c".into(), event }
+}
+
+const E: Epoch = Epoch(7);
+
+#[tokio::test]
+async fn what_is_acknowledged_is_read_back_and_was_heard_in_order() {
+    let fixture = Fixture::new();
+    let journals = fixture.real();
+    let mut at = Seq(0);
+    for n in 0..20 {
+        let ticket = journals.append(&run(1), E, at, vec![record(&n.to_string()), record("x")]).unwrap();
+        at = ticket.seq();
+        if n % 3 == 0 {
+            ticket.synced().await.unwrap();
+        }
+    }
+    journals.append(&run(1), E, at, vec![]).unwrap().synced().await.unwrap();
+    let found = journals.read(&run(1)).unwrap();
+    assert_eq!((found.records.len(), &found.damage), (40, &None));
+    assert_eq!(found.records, fixture.heard());
+    assert_eq!(journals.runs().unwrap(), vec![run(1)]);
+}
+
+#[tokio::test]
+async fn the_first_line_is_golden() {
+    let fixture = Fixture::new();
+    fixture.real().append(&run(1), E, Seq(0), vec![record("why")]).unwrap().synced().await.unwrap();
+    assert_eq!(
+        fs::read_to_string(fixture.journal(&run(1))).unwrap(),
+        "c8b989cd 1 0 {\"at\":[1,2,\"b\"],\"by\":\"c\",\"event\":\"checked_out\",\"dir\":\"why\"}\n"
+    );
+}
+
+#[tokio::test]
+async fn a_large_record_is_a_blob_and_nobody_sees_the_difference() {
+    let fixture = Fixture::new();
+    let journals = fixture.real();
+    let large = record(&"x".repeat(300_000));
+    journals.append(&run(1), E, Seq(0), vec![large.clone()]).unwrap().synced().await.unwrap();
+    assert!(fs::metadata(fixture.journal(&run(1))).unwrap().len() < 200);
+    assert_eq!(journals.read(&run(1)).unwrap().records[0].2, large);
+    assert_eq!(fixture.heard()[0].2, large);
+    for blob in fs::read_dir(fixture.dir.path().join("blobs")).unwrap() {
+        fs::remove_file(blob.unwrap().path()).unwrap();
+    }
+    let found = journals.read(&run(1)).unwrap();
+    assert!(found.records.is_empty() && found.damage.unwrap().contains("record 1 cannot be read: blob"));
+}
+
+#[tokio::test]
+async fn appending_is_fenced_and_conditional() {
+    let fixture = Fixture::new();
+    let journals = fixture.real();
+    assert!(matches!(journals.append(&run(1), E, Seq(3), vec![]), Err(AppendError::Broken { .. })));
+    journals.append(&run(1), E, Seq(0), vec![record("a")]).unwrap().synced().await.unwrap();
+    let conflict = journals.append(&run(1), E, Seq(0), vec![record("b")]);
+    assert!(matches!(conflict, Err(AppendError::Conflict { found: Seq(1), .. })));
+    let fenced = journals.append(&run(1), Epoch(6), Seq(1), vec![record("b")]);
+    assert!(matches!(fenced, Err(AppendError::Fenced { .. })));
+    journals.close(&run(1));
+    assert!(matches!(journals.append(&run(1), E, Seq(1), vec![record("b")]), Err(AppendError::Broken { .. })));
+    assert!(matches!(journals.append(&run(1), E, Seq(0), vec![record("b")]), Err(AppendError::Broken { .. })));
+    assert_eq!(journals.read(&run(1)).unwrap().records.len(), 1);
+}
+
+#[tokio::test]
+async fn reopening_cuts_the_tail_and_goes_on_where_it_ended() {
+    let fixture = Fixture::new();
+    let ticket = {
+        let journals = fixture.real();
+        let ticket = journals.append(&run(1), E, Seq(0), vec![record("a"), record("b")]).unwrap();
+        journals.close(&run(1));
+        ticket
+    };
+    ticket.synced().await.expect("dropping the journals writes what was appended");
+    let path = fixture.journal(&run(1));
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, [&whole[..], b"12345678 3 2 {\"at"].concat()).unwrap();
+    let journals = fixture.real();
+    assert_eq!(journals.reopen(&run(1), E).unwrap().records.len(), 2);
+    assert_eq!(fs::read(&path).unwrap(), whole);
+    journals.append(&run(1), E, Seq(2), vec![record("c")]).unwrap().synced().await.unwrap();
+    assert_eq!(journals.read(&run(1)).unwrap().records.len(), 3);
+    // Nothing was kept: the run begins again with its first record.
+    journals.close(&run(1));
+    fs::write(&path, b"torn").unwrap();
+    assert!(journals.reopen(&run(1), E).unwrap().records.is_empty());
+    journals.append(&run(1), E, Seq(0), vec![record("a")]).unwrap().synced().await.unwrap();
+}
+
+#[tokio::test]
+async fn damage_is_told_and_the_file_is_left_alone() {
+    let fixture = Fixture::new();
+    let journals = fixture.real();
+    for n in 0..5 {
+        journals.append(&run(1), E, Seq(n), vec![record("a")]).unwrap().synced().await.unwrap();
+    }
+    journals.close(&run(1));
+    let mut bytes = fs::read(fixture.journal(&run(1))).unwrap();
+    bytes[130] ^= 4;
+    fs::write(fixture.journal(&run(1)), &bytes).unwrap();
+    let found = journals.reopen(&run(1), E).unwrap();
+    assert_eq!(found.records.len(), 1);
+    assert!(found.damage.unwrap().contains("record 2 is damaged at byte"));
+    assert_eq!(fs::read(fixture.journal(&run(1))).unwrap(), bytes);
+    assert!(matches!(journals.append(&run(1), E, Seq(1), vec![record("b")]), Err(AppendError::Broken { .. })));
+}
+
+#[tokio::test]
+async fn after_any_failed_write_or_sync_nothing_more_is_acknowledged() {
+    for once in [true, false] {
+        for fail_at in 1..40 {
+            let fixture = Fixture::new();
+            let disk = FaultyDisk::new(fail_at, once);
+            let journals = fixture.open(Arc::new(disk.clone()));
+            let (mut acknowledged, mut failed) = (0, false);
+            for n in 0..12 {
+                let done = match journals.append(&run(1), E, Seq(n), vec![record("a")]) {
+                    Ok(ticket) => ticket.synced().await.is_ok(),
+                    Err(error) => {
+                        assert!(matches!(error, AppendError::Broken { .. }));
+                        false
+                    }
+                };
+                assert!(!(done && failed), "acknowledged after a failure, call {fail_at}");
+                failed |= !done;
+                acknowledged += u64::from(done);
+            }
+            assert_eq!(failed, disk.calls() >= fail_at, "call {fail_at}");
+            assert_eq!(fixture.heard().len() as u64, acknowledged);
+            // The next daemon finds at least what was acknowledged, in order and unaltered.
+            drop(journals);
+            if fixture.journal(&run(1)).exists() {
+                let found = fixture.real().reopen(&run(1), E).unwrap();
+                assert!(found.records.len() as u64 >= acknowledged && found.damage.is_none());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failed_journal_leaves_the_others_alone() {
+    let fixture = Fixture::new();
+    let journals = fixture.real();
+    // Its directory is a file: it cannot be created.
+    fs::write(fixture.dir.path().join("runs").join(run(2).as_str()), b"").unwrap();
+    let bad = journals.append(&run(2), E, Seq(0), vec![record("a")]).unwrap();
+    let good = journals.append(&run(1), E, Seq(0), vec![record("a")]).unwrap();
+    assert!(bad.synced().await.unwrap_err().to_string().contains("cannot be written"));
+    good.synced().await.unwrap();
+}
+
+/// Figures, not a check: `cargo test --lib journal -- --ignored --nocapture figures`.
+#[tokio::test]
+#[ignore = "prints figures of this machine's disk"]
+#[allow(clippy::disallowed_methods)]
+async fn figures() {
+    let root = std::env::var_os("FIGURES_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let fixture = Fixture { dir: tempfile::tempdir_in(root).unwrap(), ear: Arc::default() };
+    let journals = Arc::new(fixture.real());
+    let percentiles = |mut times: Vec<Duration>| {
+        times.sort();
+        (times[times.len() / 2], times[times.len() * 99 / 100])
+    };
+    let mut create = Vec::new();
+    for n in 0..50 {
+        let begun = std::time::Instant::now();
+        journals.append(&run(1000 + n), E, Seq(0), vec![record("x")]).unwrap().synced().await.unwrap();
+        create.push(begun.elapsed());
+    }
+    let mut one = Vec::new();
+    for n in 0..300 {
+        let begun = std::time::Instant::now();
+        journals.append(&run(1), E, Seq(n), vec![record("x")]).unwrap().synced().await.unwrap();
+        one.push(begun.elapsed());
+    }
+    println!("first append of a run p50, p99: {:?}; append p50, p99: {:?}", percentiles(create), percentiles(one));
+    for separate in [true, false] {
+        let shared = Arc::new(Mutex::new(Seq(300)));
+        let begun = std::time::Instant::now();
+        let tasks: Vec<_> = (0..50)
+            .map(|task| {
+                let (journals, shared) = (journals.clone(), shared.clone());
+                tokio::spawn(async move {
+                    let mut times = Vec::new();
+                    for n in 0..20 {
+                        let begun = std::time::Instant::now();
+                        let ticket = if separate {
+                            journals.append(&run(2000 + task), E, Seq(n), vec![record("x")]).unwrap()
+                        } else {
+                            let mut at = shared.lock().unwrap();
+                            let ticket = journals.append(&run(1), E, *at, vec![record("x")]).unwrap();
+                            *at = ticket.seq();
+                            ticket
+                        };
+                        ticket.synced().await.unwrap();
+                        times.push(begun.elapsed());
+                    }
+                    times
+                })
+            })
+            .collect();
+        let mut times = Vec::new();
+        for task in tasks {
+            times.extend(task.await.unwrap());
+        }
+        let (p50, p99) = percentiles(times);
+        println!("50 appenders, separate journals {separate}: p50 {p50:?} p99 {p99:?}, {:?} for 1000", begun.elapsed());
+    }
+}
