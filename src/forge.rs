@@ -1,1 +1,5 @@
-//! forge
+//! Git repositories and the webhooks of forges.
+
+mod git;
+
+pub use git::Git;
