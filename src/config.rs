@@ -1,1 +1,218 @@
-//! config
+//! `phased.toml`: what the daemon itself needs to know. Projects are Lua, not this.
+//!
+//! Everything has a default, so an empty file is a valid one; an unknown key is an error, so a slip cannot pass for a setting.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use crate::telemetry;
+
+mod error;
+mod secrets;
+mod values;
+
+pub use error::ConfigError;
+pub use secrets::FileSecrets;
+pub use values::{Size, UidRange};
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Journals, state, blobs, checkouts: everything the daemon writes.
+    #[serde(deserialize_with = "values::absolute")]
+    pub data_dir: PathBuf,
+    /// Where Lua is looked for, the user's directory first, the shipped one last.
+    #[serde(deserialize_with = "values::absolutes")]
+    pub plugins: Vec<PathBuf>,
+    /// Where the daemon is asked.
+    pub api: Api,
+    /// Where secrets are.
+    pub secrets: Secrets,
+    /// As whom code under test runs.
+    pub exec: Exec,
+    /// What one call, step or project may use.
+    pub limits: Limits,
+    /// How the daemon logs.
+    pub log: Log,
+}
+
+/// `[api]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Api {
+    /// The Unix socket; its mode (0660, group phased) is its gate.
+    #[serde(deserialize_with = "values::absolute")]
+    pub socket: PathBuf,
+    /// The TCP address, for bearer tokens and webhooks; `"none"` in the file = not at all. Port 0 takes a free one.
+    #[serde(deserialize_with = "values::listen")]
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[secrets]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Secrets {
+    /// One file a secret. `$CREDENTIALS_DIRECTORY` is looked into before it, see [`Config::secret_dirs`].
+    #[serde(deserialize_with = "values::absolute")]
+    pub dir: PathBuf,
+}
+
+/// `[exec]`: at most one of `uids`, `user` and `same_user`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Exec {
+    /// One user for the local commands of all projects.
+    pub user: Option<String>,
+    /// A user id of its own for every project, out of this range.
+    pub uids: Option<UidRange>,
+    /// Local commands run as the daemon itself: they can read its secrets. For demos and trusted code only.
+    pub same_user: bool,
+    /// `PATH` of local commands.
+    pub path: String,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Of one Lua call.
+    pub memory: Size,
+    /// Lua instructions of one call, over all its turns.
+    pub instructions: u64,
+    /// Output of one command that nobody has read yet; beyond it the step ends.
+    pub max_output: Size,
+    /// Runs waiting per project; further starts are refused.
+    pub max_queued: usize,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `"text"` or `"json"`.
+    pub format: telemetry::Format,
+    /// In `tracing`'s syntax: `"info,phased::ssh=debug"`.
+    #[serde(deserialize_with = "values::filter")]
+    pub filter: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            data_dir: "/var/lib/phased".into(),
+            plugins: vec!["/etc/phased/plugins".into(), "/usr/share/phased/plugins".into()],
+            api: Api::default(),
+            secrets: Secrets::default(),
+            exec: Exec::default(),
+            limits: Limits::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Api { socket: "/run/phased/phased.sock".into(), listen: Some(SocketAddr::from(([127, 0, 0, 1], 7427))) }
+    }
+}
+
+impl Default for Secrets {
+    fn default() -> Self {
+        Secrets { dir: "/etc/phased/secrets".into() }
+    }
+}
+
+impl Default for Exec {
+    fn default() -> Self {
+        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned();
+        Exec { user: None, uids: None, same_user: false, path }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // A call of the largest sample project needs 2 MiB and a million instructions; a runaway loop is over in a second.
+        Limits { memory: Size::mib(64), instructions: 100_000_000, max_output: Size::mib(256), max_queued: 100 }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log { format: telemetry::Format::Text, filter: "info".to_owned() }
+    }
+}
+
+impl Config {
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the first thing in it that is wrong, with `file:line:column` and what was probably meant.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Config::parse(&text, path)
+    }
+
+    /// Reads `text` as if it stood in a file at `path`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        let config: Config = toml::from_str(text).map_err(|error| ConfigError::at(path, text, &error))?;
+        config.exec.check().map_err(|message| ConfigError::section(path, text, "exec", message))?;
+        config.limits.check().map_err(|message| ConfigError::section(path, text, "limits", message))?;
+        Ok(config)
+    }
+
+    /// Where secrets are looked for, in order. `credentials` is the value of `$CREDENTIALS_DIRECTORY`.
+    #[must_use]
+    pub fn secret_dirs(&self, credentials: Option<&Path>) -> Vec<PathBuf> {
+        credentials.map(Path::to_owned).into_iter().chain([self.secrets.dir.clone()]).collect()
+    }
+}
+
+impl Exec {
+    fn check(&self) -> Result<(), String> {
+        let chosen = [("user", self.user.is_some()), ("uids", self.uids.is_some()), ("same_user", self.same_user)];
+        let chosen: Vec<&str> = chosen.into_iter().filter_map(|(name, set)| set.then_some(name)).collect();
+        if let [first, second, ..] = chosen[..] {
+            return Err(format!(
+                "`{first}` and `{second}` contradict each other: keep one of `uids`, `user`, `same_user`"
+            ));
+        }
+        if self.user.as_deref() == Some("") {
+            return Err("`user` is empty: name a user, or leave it out".to_owned());
+        }
+        if self.path.is_empty() || self.path.contains('\0') || !self.path.split(':').all(|dir| dir.starts_with('/')) {
+            return Err("`path` must be absolute directories joined by `:`".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), String> {
+        // Below these nothing works at all, and the message at run time would not name the cause.
+        if self.memory < Size::mib(1) {
+            return Err("`memory` is below 1MiB, too little for any Lua call".to_owned());
+        }
+        if self.instructions < 100_000 {
+            return Err("`instructions` is below 100000, too few for any Lua call".to_owned());
+        }
+        if self.max_output < Size::mib(1) {
+            return Err("`max_output` is below 1MiB".to_owned());
+        }
+        if self.max_queued == 0 {
+            return Err("`max_queued` is 0: nothing could ever start".to_owned());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,3 @@
-//! engine
+//! The engine.
 
-pub mod command;
+pub mod redact;

@@ -1,0 +1,151 @@
+use std::{os::unix::fs::PermissionsExt as _, path::Path};
+
+use super::*;
+use crate::ports::secrets::{SecretError, Secrets as _};
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text, Path::new("phased.toml")).map_err(|error| error.to_string())
+}
+
+#[test]
+fn an_empty_file_is_the_documented_defaults() {
+    let config = parse("").unwrap();
+    assert_eq!(config, Config::default());
+    assert_eq!(config.api.listen.unwrap().to_string(), "127.0.0.1:7427");
+    assert_eq!(config.secret_dirs(Some(Path::new("/run/c"))), [Path::new("/run/c"), Path::new("/etc/phased/secrets")]);
+}
+
+#[test]
+fn everything_can_be_said() {
+    let config = parse(
+        r#"
+        data_dir = "/srv/phased"
+        plugins = ["/a", "/b"]
+        [api]
+        socket = "/tmp/s"
+        listen = "[::1]:0"
+        [secrets]
+        dir = "/s"
+        [exec]
+        uids = "61000-61999"
+        path = "/bin:/usr/bin"
+        [limits]
+        memory = "128MiB"
+        instructions = 1000000
+        max_output = 1048576
+        max_queued = 3
+        [log]
+        format = "json"
+        filter = "warn,phased::ssh=debug"
+        "#,
+    )
+    .unwrap();
+    assert_eq!(config.exec.uids, Some(UidRange { first: 61000, last: 61999 }));
+    assert_eq!((config.limits.memory, config.limits.max_output), (Size::mib(128), Size::mib(1)));
+    assert_eq!(config.log.format, crate::telemetry::Format::Json);
+    assert_eq!(parse("[api]\nlisten = \"none\"").unwrap().api.listen, None);
+}
+
+#[test]
+fn slips_are_refused_with_their_place_and_the_right_word() {
+    for (text, start, part) in [
+        ("data_dri = \"/x\"", "phased.toml:1:1: ", "did you mean `data_dir`?"),
+        ("\n[api]\n  sokcet = \"/x\"", "phased.toml:3:3: ", "did you mean `socket`?"),
+        ("[secret]\ndir = \"/x\"", "phased.toml:1:2: ", "did you mean `secrets`?"),
+        ("[log]\nformat = \"jsom\"", "phased.toml:2:10: ", "did you mean `json`?"),
+        ("data_dir = \"x\"", "phased.toml:1:12: ", "must be an absolute path"),
+        ("data_dir = 5", "phased.toml:1:12: ", "string"),
+        ("plugins = []", "phased.toml:1:11: ", "empty"),
+        ("[api]\nlisten = \"7427\"", "phased.toml:2:10: ", "write \"127.0.0.1:7427\""),
+        ("[exec]\nuids = \"0-5\"", "phased.toml:2:8: ", "root"),
+        ("[exec]\nuids = \"9-5\"", "phased.toml:2:8: ", "ends before"),
+        ("[exec]\nuids = \"60000-70000\"", "phased.toml:2:8: ", "65535"),
+        ("[exec]\nuids = \"+1-5\"", "phased.toml:2:8: ", "61000-61999"),
+        ("\n[exec]\nuser = \"a\"\nsame_user = true", "phased.toml:2:1: ", "contradict"),
+        ("[exec]\npath = \"bin\"", "phased.toml:1:1: ", "absolute"),
+        ("[limits]\nmemory = \"1M\"", "phased.toml:2:10: ", "64MiB"),
+        ("[limits]\nmemory = -1", "phased.toml:2:10: ", "negative"),
+        ("[limits]\nmemory = \"1kB\"", "phased.toml:1:1: ", "below 1MiB"),
+        ("[limits]\nmax_queued = 0", "phased.toml:1:1: ", "nothing could ever start"),
+        ("[log]\nfilter = \"a=loud\"", "phased.toml:2:10: ", "log filter"),
+        ("x = = 1", "phased.toml:1:", ""),
+        ("data_dir = \"/a\"\ndata_dir = \"/b\"", "phased.toml:2:", ""),
+        ("zzz = 1", "phased.toml:1:1: ", "unknown field `zzz`"),
+    ] {
+        let error = parse(text).unwrap_err();
+        assert!(error.starts_with(start) && error.contains(part), "{text:?} gave {error:?}");
+    }
+    assert!(!parse("zzz = 1").unwrap_err().contains("did you mean"));
+    let missing = Config::load(Path::new("/nonexistent/phased.toml")).unwrap_err().to_string();
+    assert!(missing.contains("/nonexistent/phased.toml"), "{missing}");
+}
+
+fn secret_file(dir: &Path, name: &str, bytes: &[u8], mode: u32) {
+    let path = dir.join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn secrets_are_files_and_the_first_directory_wins() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let secrets = FileSecrets::new(vec![first.path().into(), second.path().into()]);
+    secret_file(second.path(), "shop/production/url", b"postgres://x\n", 0o600);
+    assert_eq!(secrets.get("shop/production/url").unwrap().expose(), b"postgres://x");
+    secret_file(first.path(), "shop/production/url", b"postgres://y", 0o400);
+    assert_eq!(
+        secrets.get("shop/production/url").unwrap().expose(),
+        b"postgres://y",
+        "read anew, first directory first"
+    );
+}
+
+#[test]
+fn unusable_secrets_say_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let secrets = FileSecrets::new(vec![dir.path().into()]);
+    secret_file(dir.path(), "open", b"long enough", 0o640);
+    secret_file(dir.path(), "short", b"1234567\n", 0o600);
+    secret_file(dir.path(), "huge", &vec![b'x'; 70_000], 0o600);
+    std::fs::create_dir(dir.path().join("folder")).unwrap();
+    nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for (name, part) in [
+        ("open", "chmod 600 "),
+        ("short", "shorter than 8"),
+        ("huge", "longer"),
+        ("folder", "not a file"),
+        ("fifo", "not a file"),
+    ] {
+        let error = secrets.get(name).unwrap_err();
+        assert!(matches!(error, SecretError::Unusable { .. }) && error.to_string().contains(part), "{name}: {error}");
+        assert!(!error.to_string().contains("long enough"));
+    }
+    for name in ["absent", "open/below"] {
+        let error = secrets.get(name).unwrap_err();
+        assert!(matches!(error, SecretError::Missing { .. }), "{name}: {error}");
+        assert!(error.to_string().contains(&dir.path().display().to_string()));
+    }
+}
+
+#[test]
+fn names_cannot_leave_the_directory() {
+    let secrets = FileSecrets::new(vec!["/etc".into()]);
+    for name in [
+        "",
+        ".",
+        "..",
+        "../passwd",
+        "a/../../b",
+        "/etc/passwd",
+        "a//b",
+        "a/",
+        "a\0b",
+        "a\nb",
+        "é",
+        "a b",
+        &"x".repeat(300),
+    ] {
+        assert!(matches!(secrets.get(name), Err(SecretError::Name { .. })), "{name:?}");
+    }
+}

@@ -1,0 +1,138 @@
+//! What git says when it fails, as causes.
+
+use std::time::Duration;
+
+use super::{access::Access, command::Ended};
+use crate::{
+    model::{cause::Cause, ids::Sha},
+    time::Span,
+};
+
+/// The output of a command that ended well.
+pub(super) fn output(what: &str, access: Option<&Access>, limit: Duration, ended: Ended) -> Result<Vec<u8>, Cause> {
+    let of = access.map_or_else(|| format!("git {what}"), |access| format!("git {what} of {}", access.url.text));
+    match ended {
+        Ended::Exit { code: 0, out, .. } => Ok(out),
+        Ended::Exit { code, err, .. } => {
+            let err = access.map_or_else(|| err.clone(), |access| access.redact(&err));
+            let said = last_lines(&err);
+            let (kind, help) = kind(&err, access.is_some());
+            let help = help.map(|help| format!("; {help}")).unwrap_or_default();
+            Err(Cause::new(kind, format!("{of} failed: {said}{help}")).with("exit", code))
+        }
+        Ended::TimedOut => Err(Cause::new(
+            "git_timeout",
+            format!(
+                "{of} took longer than {} and was ended; is the remote slow or the repository very large?",
+                Span(limit)
+            ),
+        )),
+        Ended::Broken(error) if error.kind() == std::io::ErrorKind::NotFound => Err(missing()),
+        Ended::Broken(error) => Err(Cause::new("git_failed", format!("{of} could not be run: {error}"))),
+    }
+}
+
+fn missing() -> Cause {
+    Cause::new("git_missing", "there is no `git` in the daemon's PATH: install git 2.31 or newer")
+}
+
+/// `git version 2.47.3` is new enough.
+pub(super) fn version(ended: Ended) -> Result<(), Cause> {
+    let out = output("--version", None, Duration::from_secs(60), ended)?;
+    let text = String::from_utf8_lossy(&out).trim().to_owned();
+    let mut numbers = text.strip_prefix("git version ").unwrap_or("").split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    // 2.31 brought configuration by environment: without it a token would have to stand in an argument.
+    if found >= (2, 31) {
+        return Ok(());
+    }
+    let shown: String = text.chars().take(80).collect();
+    Err(Cause::new("git_missing", format!("git is too old ({shown:?}): install 2.31 or newer")))
+}
+
+fn last_lines(err: &str) -> String {
+    let lines: Vec<&str> = err.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let from = lines.len().saturating_sub(6);
+    let said = lines.get(from..).unwrap_or_default().join(" | ");
+    // What a remote says may move a terminal's cursor.
+    let said: String = said.chars().filter(|c| !c.is_control()).take(1500).collect();
+    if said.is_empty() { "it said nothing".to_owned() } else { said }
+}
+
+fn kind(err: &str, remote: bool) -> (&'static str, Option<&'static str>) {
+    let says = |words: &[&str]| words.iter().any(|word| err.contains(word));
+    if !remote {
+        if says(&["Not a valid commit name", "bad object", "Could not get object"]) {
+            return ("ref_unknown", Some("the mirror has no such commit"));
+        }
+        return ("git_failed", None);
+    }
+    if says(&["couldn't find remote ref"]) {
+        ("ref_unknown", Some("does the branch exist there?"))
+    } else if says(&["Host key verification failed"]) {
+        ("git_auth", Some("put the server's key into source.known_hosts"))
+    } else if says(&[
+        "Permission denied (",
+        "Authentication failed",
+        "could not read Username",
+        "could not read Password",
+        "terminal prompts disabled",
+        "returned error: 401",
+        "returned error: 403",
+        "Too many authentication failures",
+    ]) {
+        ("git_auth", Some("check source.token, source.user or source.key"))
+    } else if says(&["Load key", "invalid format", "error in libcrypto"]) {
+        ("git_auth", Some("source.key is no private key ssh can read"))
+    } else if says(&[
+        "not found",
+        "does not appear to be a git repository",
+        "does not exist",
+        "returned error: 404",
+        "not a git repository",
+    ]) {
+        ("git_unreachable", Some("no repository is there, or these credentials may not see it"))
+    } else if says(&["dubious ownership"]) {
+        ("git_auth", Some("the repository belongs to another user"))
+    } else if says(&["redirect"]) {
+        ("git_unreachable", Some("the repository has moved: write its new URL"))
+    } else if says(&[
+        "unable to access",
+        "Could not resolve",
+        "Connection",
+        "timed out",
+        "No route to host",
+        "Network is unreachable",
+        "hung up",
+        "early EOF",
+        "Could not read from remote repository",
+        "RPC failed",
+    ]) {
+        ("git_unreachable", None)
+    } else {
+        ("git_failed", None)
+    }
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(120).collect()
+}
+
+pub(super) fn unknown(text: &str, place: &str) -> Cause {
+    Cause::new("ref_unknown", format!("{:?} is no branch, tag or commit of {place}", shown(text)))
+}
+
+pub(super) fn no_branch(branch: &str, place: &str) -> Cause {
+    Cause::new("ref_unknown", format!("{place} has no branch {:?}: check source.branch", shown(branch)))
+}
+
+pub(super) fn not_on_branch(sha: &Sha, branch: &str) -> Cause {
+    let message =
+        format!("commit {sha} is not on branch {:?} (any more): it was pushed elsewhere or pushed over", shown(branch));
+    Cause::new("ref_unknown", message)
+}
+
+pub(super) fn not_allowed(text: &str, sha: &Sha, branch: &str) -> Cause {
+    let message = format!("{:?} ({sha}) is not part of branch {:?}: merge it first", shown(text), shown(branch));
+    Cause::new("ref_not_allowed", message).with("sha", sha.as_str())
+}

@@ -1,0 +1,348 @@
+//! Against the real git, over `file://` here; over `ssh://` and smart HTTP in the files below.
+
+use std::{os::unix::fs::MetadataExt as _, os::unix::fs::PermissionsExt as _, process::Stdio};
+
+use super::*;
+use crate::{
+    model::host::SecretRef,
+    ports::secrets::{Secret, SecretError},
+    time::SystemClock,
+};
+
+mod hostile;
+mod http;
+mod ssh;
+
+/// Secrets by name, in memory.
+#[derive(Default)]
+struct Known(BTreeMap<String, Vec<u8>>);
+
+impl Secrets for Known {
+    fn get(&self, name: &str) -> Result<Secret, SecretError> {
+        let missing = || SecretError::Missing { name: name.to_owned(), looked: "memory".to_owned() };
+        self.0.get(name).map(|bytes| Secret::new(bytes)).ok_or_else(missing)
+    }
+}
+
+/// A repository to push to, a work directory, and a `Git` over both.
+struct Fixture {
+    dir: tempfile::TempDir,
+    git: Git,
+    project: ProjectName,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Fixture::with(Known::default())
+    }
+
+    fn with(secrets: Known) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let git = Git::new(dir.path().join("work"), Arc::new(secrets), Arc::new(SystemClock::new()));
+        let fixture = Fixture { dir, git, project: "shop".parse().unwrap() };
+        fixture.sh("git init -q --bare -b main repo.git && git init -q -b main tree && git -C tree remote add origin ../repo.git");
+        fixture
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// What a developer types; gives what it printed.
+    fn sh(&self, text: &str) -> String {
+        let out = std::process::Command::new("sh")
+            .args(["-euc", text])
+            .current_dir(self.dir.path())
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("HOME", self.dir.path())
+            .envs([
+                ("GIT_AUTHOR_NAME", "Ann"),
+                ("GIT_AUTHOR_EMAIL", "ann@x"),
+                ("GIT_COMMITTER_NAME", "Cyd"),
+                ("GIT_COMMITTER_EMAIL", "cyd@x"),
+            ])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{text}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
+    }
+
+    /// A commit with one changed file, pushed to `branch`.
+    fn push(&self, branch: &str, file: &str) -> Sha {
+        self.sh(&format!("cd tree && echo $(date +%N) >> '{file}' && git add -A && git commit -qm 'change {file}' && git push -qf origin HEAD:refs/heads/{branch}"));
+        self.sh("git -C tree rev-parse HEAD").parse().unwrap()
+    }
+
+    fn source(&self) -> Source {
+        self.source_at(&format!("file://{}", self.path("repo.git").display()))
+    }
+
+    fn source_at(&self, url: &str) -> Source {
+        Source {
+            git: url.to_owned(),
+            branch: "main".to_owned(),
+            poll_ms: None,
+            webhook: Vec::new(),
+            user: None,
+            token: None,
+            key: None,
+            known_hosts: None,
+        }
+    }
+
+    async fn resolve(&self, wanted: Wanted) -> Result<Resolved, Cause> {
+        self.git.resolve(&self.project, &self.source(), &wanted).await
+    }
+
+    async fn named(&self, text: &str) -> Result<Resolved, Cause> {
+        self.resolve(Wanted::Named(text.to_owned())).await
+    }
+
+    async fn code(&self, wanted: Wanted) -> String {
+        self.resolve(wanted).await.unwrap_err().code
+    }
+
+    fn run_dir(&self, name: &str) -> PathBuf {
+        self.git.work_dir(&self.project).join(name)
+    }
+}
+
+#[tokio::test]
+async fn the_head_is_found_with_all_its_facts() {
+    let fixture = Fixture::new();
+    let first = fixture.push("main", "a");
+    let head = fixture.push("main", "b");
+    assert_eq!(fixture.git.head(&fixture.project, &fixture.source()).await.unwrap(), head);
+    let found = fixture.resolve(Wanted::Head).await.unwrap();
+    assert!(found.is_head && found.tag.is_none());
+    assert_eq!(
+        (found.commit.sha.clone(), found.commit.author.as_str(), found.commit.message.as_str()),
+        (head.clone(), "Ann <ann@x>", "change b\n")
+    );
+    assert_eq!(found.commit.tree.as_str(), fixture.sh("git -C tree rev-parse 'HEAD^{tree}'"));
+    assert_eq!(
+        found.commit.committed_at_ms / 1000,
+        fixture.sh("git -C tree log -1 --format=%ct").parse::<i64>().unwrap()
+    );
+    assert!(fixture.git.is_ancestor(&fixture.project, &first, &head).await.unwrap());
+    assert!(!fixture.git.is_ancestor(&fixture.project, &head, &first).await.unwrap());
+    assert_eq!(fixture.git.changed(&fixture.project, &first, &head).await.unwrap(), ["b"]);
+    let none: Sha = "a".repeat(40).parse().unwrap();
+    assert_eq!(fixture.git.is_ancestor(&fixture.project, &none, &head).await.unwrap_err().code, "ref_unknown");
+}
+
+#[tokio::test]
+async fn whatever_a_person_writes_is_found_or_refused() {
+    let fixture = Fixture::new();
+    let first = fixture.push("main", "a");
+    fixture.sh("cd tree && git tag v1 && git tag -am note v1-note && git push -q origin --tags");
+    let head = fixture.push("main", "b");
+    fixture.sh("cd tree && git push -q origin HEAD~1:refs/heads/merged && git checkout -qb side");
+    let side = fixture.push("side", "c");
+    fixture.sh("cd tree && git tag off && git push -q origin off");
+    for (text, sha, tag) in [
+        ("main", &head, None),
+        ("refs/heads/main", &head, None),
+        ("v1", &first, Some("v1")),
+        ("v1-note", &first, Some("v1-note")),
+        ("refs/tags/v1", &first, Some("v1")),
+        (first.as_str(), &first, None),
+        (&first.as_str().to_uppercase(), &first, None),
+        (&first.as_str()[..9], &first, None),
+        ("merged", &first, None),
+        ("refs/heads/merged", &first, None),
+    ] {
+        let found = fixture.named(text).await.unwrap();
+        assert_eq!((&found.commit.sha, found.tag.as_deref(), found.is_head), (sha, tag, sha == &head), "{text}");
+    }
+    for (text, code) in [
+        ("nope", "ref_unknown"),
+        ("refs/tags/main", "ref_unknown"),
+        ("refs/heads/v1", "ref_unknown"),
+        (&"a".repeat(40), "ref_unknown"),
+        ("side", "ref_not_allowed"),
+        ("off", "ref_not_allowed"),
+        (side.as_str(), "ref_not_allowed"),
+        ("main~1", "ref_invalid"),
+        ("v1^{}", "ref_invalid"),
+        ("--upload-pack=id", "ref_invalid"),
+        ("", "ref_invalid"),
+        ("a b", "ref_invalid"),
+        ("HEAD\nrefs/heads/side", "ref_invalid"),
+    ] {
+        assert_eq!(fixture.named(text).await.unwrap_err().code, code, "{text:?}");
+    }
+    assert!(fixture.resolve(Wanted::Pushed(first)).await.is_ok_and(|found| !found.is_head));
+    assert_eq!(fixture.code(Wanted::Pushed(side)).await, "ref_unknown");
+}
+
+#[tokio::test]
+async fn a_branch_pushed_over_takes_its_old_commits_out() {
+    let fixture = Fixture::new();
+    fixture.push("main", "a");
+    let gone = fixture.push("main", "b");
+    assert_eq!(fixture.resolve(Wanted::Head).await.unwrap().commit.sha, gone);
+    fixture.sh("cd tree && git tag t && git push -q origin t && git reset -q --hard HEAD~1");
+    assert!(fixture.named("t").await.is_ok());
+    let head = fixture.push("main", "c");
+    fixture.sh("git -C tree push -q origin :t");
+    assert_eq!(fixture.resolve(Wanted::Head).await.unwrap().commit.sha, head);
+    assert_eq!(fixture.code(Wanted::Pushed(gone.clone())).await, "ref_unknown");
+    assert_eq!(fixture.code(Wanted::Named(gone.to_string())).await, "ref_not_allowed");
+    assert_eq!(fixture.code(Wanted::Named("t".into())).await, "ref_unknown", "a deleted tag is gone here too");
+}
+
+#[tokio::test]
+async fn branch_names_that_exclude_each_other_may_follow_each_other() {
+    let fixture = Fixture::new();
+    let mut source = fixture.source();
+    fixture.push("main", "a");
+    for branch in ["rel", "rel/1", "main"] {
+        if branch.starts_with("rel") {
+            fixture.sh("git -C tree push -q origin :rel 2>/dev/null || true");
+            fixture.push(branch, "b");
+        }
+        source.branch = branch.to_owned();
+        assert!(fixture.git.resolve(&fixture.project, &source, &Wanted::Head).await.unwrap().is_head, "{branch}");
+    }
+    source.branch = "none".to_owned();
+    assert_eq!(fixture.git.resolve(&fixture.project, &source, &Wanted::Head).await.unwrap_err().code, "ref_unknown");
+    assert_eq!(fixture.git.head(&fixture.project, &source).await.unwrap_err().code, "ref_unknown");
+}
+
+#[tokio::test]
+async fn a_checkout_is_clean_private_and_whole() {
+    let fixture = Fixture::new();
+    fixture.sh("cd tree && mkdir -p d/e && ln -s /etc/passwd d/link && echo x > d/e/f && printf '#!/bin/sh\\n' > run && chmod +x run");
+    let sha = fixture.push("main", "a");
+    fixture.push("main", "later");
+    fixture.resolve(Wanted::Head).await.unwrap();
+    let dir = fixture.run_dir("run1");
+    let owner = nix::unistd::Uid::effective().is_root().then_some((61_234, 61_235));
+    for _twice in 0..2 {
+        fixture.git.checkout(&fixture.project, &sha, &dir, owner).await.unwrap();
+        std::fs::write(dir.join("left-over"), "x").unwrap();
+        let trust = format!("git --no-optional-locks -c safe.directory='*' -C '{}'", dir.display());
+        assert_eq!(fixture.sh(&format!("{trust} rev-parse HEAD")), sha.as_str());
+        assert_eq!(fixture.sh(&format!("{trust} status --porcelain")), "?? left-over");
+        assert_eq!(fixture.sh(&format!("{trust} rev-parse --abbrev-ref HEAD")), "HEAD", "detached");
+        assert!(fixture.sh(&format!("{trust} branch --list main")).contains("main"));
+        assert_eq!(fixture.sh(&format!("{trust} remote get-url origin")), fixture.source().git);
+        assert_eq!(fixture.sh(&format!("ls '{}/.git/hooks' 2>/dev/null | wc -l", dir.display())), "0");
+        assert!(!dir.join("later").exists());
+    }
+    assert_eq!(std::fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
+    assert_eq!(std::fs::metadata(fixture.git.work_dir(&fixture.project)).unwrap().mode() & 0o777, 0o711);
+    assert_eq!(fixture.sh(&format!("find '{}' -type f -links +1 | wc -l", dir.display())), "0", "no hard links");
+    if let Some((uid, gid)) = owner {
+        std::fs::remove_file(dir.join("left-over")).unwrap();
+        assert_eq!(fixture.sh(&format!("find '{}' ! -uid {uid} -o ! -gid {gid} | wc -l", dir.display())), "0");
+        assert_eq!(std::fs::metadata("/etc/passwd").unwrap().uid(), 0, "the link's target is untouched");
+    } else {
+        eprintln!("SKIPPED: handing over to another user needs root");
+    }
+}
+
+#[tokio::test]
+async fn a_checkout_goes_nowhere_else() {
+    let fixture = Fixture::new();
+    let sha = fixture.push("main", "a");
+    fixture.resolve(Wanted::Head).await.unwrap();
+    let outside = fixture.path("precious");
+    std::fs::create_dir(&outside).unwrap();
+    for dir in [outside.clone(), fixture.run_dir("../../precious"), fixture.git.work_dir(&fixture.project), "/".into()]
+    {
+        assert!(fixture.git.checkout(&fixture.project, &sha, &dir, None).await.is_err(), "{dir:?}");
+    }
+    assert!(outside.exists());
+    let none: Sha = "b".repeat(40).parse().unwrap();
+    let dir = fixture.run_dir("r");
+    assert_eq!(fixture.git.checkout(&fixture.project, &none, &dir, None).await.unwrap_err().code, "ref_unknown");
+    assert!(!dir.exists(), "nothing is left of it");
+    let other = "other".parse().unwrap();
+    assert_eq!(
+        fixture.git.checkout(&other, &sha, &fixture.git.work_dir(&other).join("r"), None).await.unwrap_err().code,
+        "ref_unknown"
+    );
+}
+
+#[tokio::test]
+async fn a_killed_fetch_does_not_stop_the_next_one() {
+    let fixture = Fixture::new();
+    fixture.push("main", "a");
+    fixture.resolve(Wanted::Head).await.unwrap();
+    let head = fixture.push("main", "b");
+    let mirror = fixture.git.mirror_dir(&fixture.project);
+    for lock in ["refs/heads/main.lock", "packed-refs.lock", "HEAD.lock", "config.lock", "objects/pack/tmp_pack_x"] {
+        std::fs::write(mirror.join(lock), "").unwrap();
+    }
+    // The daemon was killed: a new one has seen nothing of this mirror.
+    let again = Git::new(fixture.path("work"), Arc::new(Known::default()), Arc::new(SystemClock::new()));
+    assert_eq!(again.resolve(&fixture.project, &fixture.source(), &Wanted::Head).await.unwrap().commit.sha, head);
+    assert!(!mirror.join("objects/pack/tmp_pack_x").exists());
+}
+
+#[tokio::test]
+async fn sha256_repositories_work() {
+    let fixture = Fixture::new();
+    fixture.sh("rm -rf repo.git tree && git init -q --bare --object-format=sha256 -b main repo.git && git init -q --object-format=sha256 -b main tree && git -C tree remote add origin ../repo.git");
+    let sha = fixture.push("main", "a");
+    assert_eq!(sha.as_str().len(), 64);
+    assert_eq!(fixture.resolve(Wanted::Head).await.unwrap().commit.sha, sha);
+    fixture.git.checkout(&fixture.project, &sha, &fixture.run_dir("r"), None).await.unwrap();
+    assert!(fixture.run_dir("r/a").exists());
+}
+
+#[tokio::test]
+async fn a_remote_that_is_not_there_or_no_git_says_so() {
+    let fixture = Fixture::new();
+    for (url, code) in [
+        ("file:///nonexistent/x.git", "git_unreachable"),
+        ("http://127.0.0.1:1/x.git", "git_unreachable"),
+        ("ssh://git@127.0.0.1:1/x.git", "git_unreachable"),
+        ("ext::sh -c touch% /tmp/phased-canary", "git_url"),
+    ] {
+        let source = fixture.source_at(url);
+        let cause = fixture.git.head(&fixture.project, &source).await.unwrap_err();
+        assert_eq!(cause.code, code, "{cause}");
+        assert_eq!(
+            fixture.git.resolve(&fixture.project, &source, &Wanted::Head).await.unwrap_err().code,
+            code,
+            "{url}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_ends_git_and_all_it_started() {
+    let fixture = Fixture::new();
+    let mark = fixture.path("pid");
+    // An alias runs a shell: a git that hangs with a child that ignores being asked.
+    let script = format!("!trap '' TERM; echo $$ > '{}'; sleep 600 & wait; sleep 600", mark.display());
+    let command = fixture.git.command().arg("-c").arg(format!("alias.hang={script}")).arg("hang");
+    let clock = SystemClock::new();
+    let ended = command.run(&clock, Duration::from_millis(300)).await;
+    assert!(matches!(ended, Ended::TimedOut), "{ended:?}");
+    let pid = std::fs::read_to_string(&mark).unwrap().trim().to_owned();
+    // Killed; what is left, if anything, is a zombie that its new parent has not looked at yet.
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    assert!(state.is_empty() || state.contains(") Z") || state.contains(") X"), "{state}");
+}
+
+#[test]
+fn versions_are_read() {
+    let version =
+        |text: &str| fault::version(Ended::Exit { code: 0, out: text.as_bytes().to_vec(), err: String::new() });
+    for good in ["git version 2.31.0\n", "git version 2.47.3", "git version 3.0", "git version 2.39.5 (Apple Git-154)"]
+    {
+        assert!(version(good).is_ok(), "{good}");
+    }
+    for bad in ["git version 2.30.9", "git version 1.99", "", "hub 2.50", "git version x.y"] {
+        assert_eq!(version(bad).unwrap_err().code, "git_missing", "{bad}");
+    }
+    let missing = Ended::Broken(std::io::Error::from(std::io::ErrorKind::NotFound));
+    assert_eq!(fault::version(missing).unwrap_err().code, "git_missing");
+}
