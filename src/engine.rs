@@ -1,3 +1,35 @@
-//! The engine.
+//! What makes runs happen: the queue, the owner of each run, its actions, and the views people see.
+//!
+//! Read in this order: `world` (what there is), `conductor` (projects, queue, runs), `owner` (one run), `actions` and `steps`
+//! (what it asks of the world), `command` (the protocol on hosts), `views` (what people see), `answers` (what the API asks).
+//!
+//! Architecture invariant: everything outside is reached through `ports`; no statics, so that a simulation can run several worlds.
 
+mod actions;
+mod answers;
+pub mod command;
+mod conductor;
+mod end;
+pub mod handle;
+mod hooks;
+mod hosts;
+mod idempotency;
+mod ledger;
+mod log;
+mod message;
+mod outbox;
+mod owner;
+mod plugin;
+mod poll;
+mod recovery;
 pub mod redact;
+mod sessions;
+mod steps;
+mod sweep;
+mod tokens;
+pub mod view;
+mod views;
+pub mod world;
+
+pub use conductor::Conductor;
+pub use views::Views;

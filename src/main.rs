@@ -1,1 +1,77 @@
-fn main() {}
+//! Parse, what must precede threads, run, exit code.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use phased::{
+    app, cli,
+    cli::{CheckFormat, Command, ServeArgs},
+    config::Config,
+    daemon, telemetry,
+};
+
+fn main() -> ExitCode {
+    let cli = cli::parse();
+    match cli.command {
+        Command::Client(command) => cli::run(&command, &cli.client),
+        Command::Check(args) => {
+            app::check::run(&args.config, if cli.client.json { CheckFormat::Json } else { args.format })
+        }
+        Command::Serve(args) => said(serve(&args)),
+        Command::Init(args) => said(init(&args.directory)),
+        Command::Rebuild(args) => said(rebuild(&args.config)),
+        Command::Demo(_) => said(Err(anyhow::anyhow!("not yet"))),
+    }
+}
+
+fn said(done: anyhow::Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("phased: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn serve(args: &ServeArgs) -> anyhow::Result<()> {
+    let config = Config::load(&args.config)?;
+    let options = app::Options {
+        credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+        ..app::Options::default()
+    };
+    let parent = if args.daemonize {
+        std::fs::create_dir_all(&config.data_dir)?;
+        let log = config.data_dir.join("daemon.log");
+        let background = daemon::Background { pid_file: args.pid_file.clone(), user: args.user.clone(), log };
+        Some(daemon::go(&background)?)
+    } else {
+        None
+    };
+    telemetry::init(config.log.format, &config.log.filter)?;
+    let mut parent = parent;
+    let done = app::run(config, options, || {
+        if let Some(parent) = parent.take() {
+            parent.ready();
+        }
+    });
+    if let (Err(error), Some(parent)) = (&done, parent) {
+        parent.failed(&format!("{error:#}"));
+    }
+    done
+}
+
+fn init(directory: &std::path::Path) -> anyhow::Result<()> {
+    for (name, new) in app::init::run(directory)? {
+        println!("{} {name}", if new { "wrote " } else { "kept  " });
+    }
+    println!("Next: copy plugins/projects/shop.lua.example to plugins/projects/<name>.lua, make it yours, and run");
+    println!("  phased check --config {}", directory.join("phased.toml").display());
+    Ok(())
+}
+
+fn rebuild(config: &std::path::Path) -> anyhow::Result<()> {
+    let (count, bad) = app::rebuild::run(&Config::load(config)?)?;
+    println!("{count} runs folded from their journals.");
+    anyhow::ensure!(bad.is_empty(), "these could not be:\n{}", bad.join("\n"));
+    Ok(())
+}

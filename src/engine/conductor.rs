@@ -147,6 +147,12 @@ impl Conductor {
         projects.get(name).cloned().ok_or_else(|| Refusal::ProjectUnknown(name.to_owned()))
     }
 
+    /// Shows `cause` as what is wrong with the daemon itself, until it is restarted.
+    pub fn warn(&self, place: &str, cause: Cause) {
+        tracing::warn!(%cause, "something is wrong");
+        self.trouble(place, Some(cause));
+    }
+
     pub(super) fn trouble(&self, place: &str, cause: Option<Cause>) {
         let mut trouble = locked(&self.inner.trouble);
         match cause {

@@ -451,6 +451,16 @@ impl Views {
         let _thread_gone = self.feed.send(Fed::Recovered(run.clone(), records));
     }
 
+    /// Folds a journal into documents whatever the index says of it. Blocks while the queue is full.
+    pub fn refold(&self, run: &RunId, records: Vec<(Seq, u32, Record)>) {
+        let _thread_gone = self.feed.send(Fed::Recovered(run.clone(), records));
+    }
+
+    /// Waits until everything given so far is in the index. Blocks.
+    pub fn settled(&self) {
+        self.barrier();
+    }
+
     /// One run, whole.
     pub(super) fn run(&self, id: &RunId) -> Result<Option<RunView>, IndexError> {
         let Some(mut view) = self.read::<RunView>(&head_key(id))? else { return Ok(None) };

@@ -7,7 +7,7 @@ use std::{
     rc::Rc,
 };
 
-use mlua::{Error, Lua, Value};
+use mlua::{Error, Value};
 
 use super::{Loader, Modules, bare, read, relative};
 use crate::{

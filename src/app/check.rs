@@ -1,0 +1,101 @@
+//! `phased check`: the configuration and every project, offline, all errors at once.
+
+use std::{io::IsTerminal as _, path::Path, process::ExitCode, sync::Arc};
+
+use super::{guard::Guarded, projects};
+use crate::{
+    cli::CheckFormat,
+    config::{Config, FileSecrets},
+    lua::diagnostics,
+    model::pipeline::{Health, HostSource},
+    ports::{
+        program::{Loaded, Programs as _},
+        secrets::Secrets,
+    },
+    time::Span,
+};
+
+/// Checks and says what it found. Exit code 0 only if everything is right.
+pub fn run(path: &Path, format: CheckFormat) -> ExitCode {
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("phased: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(std::path::PathBuf::from);
+    let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(config.secret_dirs(credentials.as_deref())));
+    let programs = Guarded::new(projects(&config, &secrets), &config.exec);
+    match programs.load() {
+        Ok(loaded) => {
+            if format == CheckFormat::Json {
+                println!("{}", serde_json::json!({ "projects": loaded.iter().map(|l| l.name.as_str()).collect::<Vec<_>>() }));
+            } else {
+                print!("{}", found(&config, &loaded));
+            }
+            ExitCode::SUCCESS
+        }
+        Err(found) => {
+            match format {
+                CheckFormat::Long => {
+                    let styled = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+                    eprint!("{}", diagnostics::render(&found, styled));
+                }
+                CheckFormat::Short => found.iter().for_each(|d| println!("{}", diagnostics::line(d))),
+                CheckFormat::Json => println!("{}", diagnostics::json(&found)),
+            }
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// What a good set is, in a few lines a project.
+fn found(config: &Config, loaded: &[Loaded]) -> String {
+    use std::fmt::Write as _;
+    let mut out = String::new();
+    if loaded.is_empty() {
+        let dirs: Vec<String> = config.plugins.iter().map(|dir| dir.join("projects").display().to_string()).collect();
+        let _infallible = writeln!(out, "No projects. Put one into {}; `phased init` writes an example.", dirs.join(" or "));
+        return out;
+    }
+    for project in loaded {
+        let pipeline = &project.pipeline;
+        let stages: Vec<&str> = pipeline.stages.iter().map(|stage| stage.name.as_str()).collect();
+        let poll = pipeline.source.poll_ms.map(|ms| format!(", polled every {}", Span(std::time::Duration::from_millis(ms))));
+        let hook = if pipeline.source.webhook.is_empty() { String::new() } else { format!(", webhook POST /hooks/github/{}", project.name) };
+        let _infallible = writeln!(out, "project {}\n  source       {} branch {}{}{hook}", project.name, pipeline.source.git, pipeline.source.branch, poll.unwrap_or_default());
+        let _infallible = writeln!(out, "  tests        {}", if stages.is_empty() { "none".to_owned() } else { stages.join(", ") });
+        for environment in &pipeline.environments {
+            let hosts: Vec<String> = environment.hosts.iter().map(|source| match source {
+                HostSource::Static(hosts) => format!("{} listed", hosts.len()),
+                HostSource::Plugin { name, .. } => format!("discovery {name}"),
+            }).collect();
+            let _infallible = writeln!(
+                out, "  environment  {}: hosts {}, {} at once, {}{}",
+                environment.name, hosts.join(" and "), environment.rollout.max_parallel,
+                environment.health.as_ref().map_or("health not checked, on purpose".to_owned(), health),
+                if environment.verify { ", then verified" } else { "" },
+            );
+        }
+        let notify = &pipeline.notify;
+        let good = if notify.good.is_empty() { String::new() } else { format!(", good news to {}", notify.good.join(", ")) };
+        let _infallible = writeln!(out, "  notify       bad news to {}{good}", notify.bad.join(", "));
+        if !project.secrets.is_empty() {
+            let _infallible = writeln!(out, "  secrets      {}", project.secrets.join(", "));
+        }
+    }
+    let _infallible = writeln!(out, "{} project{} checked, no errors.", loaded.len(), if loaded.len() == 1 { "" } else { "s" });
+    out
+}
+
+fn health(health: &Health) -> String {
+    let span = |ms| Span(std::time::Duration::from_millis(ms));
+    let checks = health.checks.len();
+    format!(
+        "{checks} health check{} good for {} within {}",
+        if checks == 1 { "" } else { "s" },
+        span(health.min_healthy_time_ms),
+        span(health.healthy_deadline_ms)
+    )
+}

@@ -1,0 +1,62 @@
+//! `phased rebuild`: the index made anew from the journals, offline.
+
+use std::sync::{Arc, mpsc};
+
+use crate::{
+    blobs::FileBlobs,
+    config::Config,
+    engine::Views,
+    journal::{DataLock, Layout, RunJournals},
+    model::ids::{RunId, Seq},
+    ports::{
+        index::Index as _,
+        journal::{Feed, Journals as _},
+    },
+    store::SledIndex,
+    time::{Clock, SystemClock},
+};
+
+/// Hears nothing: a rebuild writes no journals.
+struct Nobody;
+
+impl Feed for Nobody {
+    fn synced(&self, _: &RunId, _: &[(Seq, u32, crate::model::event::Record)]) {}
+}
+
+/// Folds every journal into an empty index; returns how many runs there are, and what could not be folded.
+///
+/// # Errors
+/// The data directory is in use, or the disk's.
+pub fn run(config: &Config) -> anyhow::Result<(usize, Vec<String>)> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let layout = Layout::create(&config.data_dir)?;
+    let _lock = DataLock::take(&layout.root, &clock.now())?;
+    let (index, _) = SledIndex::open(&layout.state, &clock)?;
+    index.clear()?;
+    let index = Arc::new(index);
+    let views = Views::start(index.clone(), "rebuild".to_owned())?;
+    let blobs = Arc::new(FileBlobs::open(layout.blobs.clone())?);
+    let journals = RunJournals::open(layout.runs, blobs, Arc::new(Nobody))?;
+    let (mut count, mut bad) = (0, Vec::new());
+    for run in journals.runs()? {
+        let found = journals.read(&run)?;
+        if let Some(damage) = found.damage {
+            bad.push(format!("run {run}: {damage}"));
+        } else if !found.records.is_empty() {
+            views.refold(&run, found.records);
+            count += 1;
+        }
+    }
+    views.settled();
+    // The thread of the views holds the index too; what it has written is in sled by now.
+    let (done, wait) = mpsc::channel();
+    drop(views);
+    std::thread::spawn(move || {
+        if let Some(index) = Arc::into_inner(index) {
+            let _best_effort = index.close();
+        }
+        let _waiting = done.send(());
+    });
+    let _closed = wait.recv_timeout(std::time::Duration::from_secs(10));
+    Ok((count, bad))
+}
