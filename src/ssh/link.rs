@@ -35,6 +35,8 @@ pub(super) struct SshLink {
     /// Opened ahead, so that a command costs one round trip and not two. It is only a number until it runs something.
     spare: Arc<Mutex<Option<Raw>>>,
     tasks: Tasks,
+    /// Ended from here.
+    closed: std::sync::atomic::AtomicBool,
     /// The session this one goes through.
     _through: Option<Arc<SshLink>>,
 }
@@ -62,12 +64,16 @@ impl SshLink {
             base,
             spare: Arc::default(),
             tasks,
+            closed: std::sync::atomic::AtomicBool::new(false),
             _through: through,
         }
     }
 
     /// A session channel. Cancel safe: one that is opened for nobody is closed.
     async fn raw(&self) -> Result<Raw, LinkError> {
+        if self.is_closed() {
+            return Err(self.lost());
+        }
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
         let raw = match spare {
             Some(raw) => raw,
@@ -173,10 +179,11 @@ impl Link for SshLink {
     }
 
     fn is_closed(&self) -> bool {
-        self.handle.is_closed()
+        self.closed.load(std::sync::atomic::Ordering::Relaxed) || self.handle.is_closed()
     }
 
     async fn close(&self) {
+        self.closed.store(true, std::sync::atomic::Ordering::Relaxed);
         let _gone = self.handle.disconnect(Disconnect::ByApplication, "", "").await;
     }
 
