@@ -7,7 +7,10 @@
 use std::{
     io,
     path::PathBuf,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::JoinHandle,
 };
 
@@ -30,6 +33,10 @@ use crate::{
 
 /// Records over this many bytes of JSON become a blob that the line names.
 pub(super) const INLINE_JSON: usize = 16 * 1024;
+
+/// How many files are synced at the same time. Measured on ext4, 50 appenders to 50 files: a third of the wait (p50 2.0 ms, not 6.9)
+/// of one file after the other; a single file gains nothing.
+const SIDE_BY_SIDE: usize = 8;
 
 /// A record on its way to disk.
 pub(super) struct Pending {
@@ -265,12 +272,28 @@ fn run(shared: &Shared, disk: &dyn Disk) {
         if dirty.is_empty() {
             return;
         }
-        for log in dirty {
+        pass(&dirty, disk);
+    }
+}
+
+/// Commits each of `dirty`. Several files are synced side by side, as the file system puts syncs that meet into one commit of its own;
+/// the helpers last as long as the pass, for most passes have one file.
+fn pass(dirty: &[Arc<Log>], disk: &dyn Disk) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(log) = dirty.get(next.fetch_add(1, Ordering::Relaxed)) {
             // A reader that panics must not take every journal of the daemon with it.
             let committed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| log.commit(disk)));
             if committed.is_err() {
                 log.fail("a reader of it panicked");
             }
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..dirty.len().min(SIDE_BY_SIDE) {
+            // Without a helper the writer does it all itself.
+            let _started = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
 }

@@ -221,3 +221,24 @@ fn many_logs_are_forgotten_and_found_again() {
     assert!(fixture.outputs.known().logs.len() <= REMEMBERED);
     assert_eq!(fixture.outputs.calls(&run()).unwrap().len(), REMEMBERED + 20);
 }
+
+/// Figures, not a check: `cargo test --lib outputs -- --ignored --nocapture figures`.
+#[test]
+#[ignore = "prints figures of this machine"]
+#[allow(clippy::disallowed_methods)]
+fn figures() {
+    let dir = tempfile::tempdir().unwrap();
+    let outputs = FileOutputs::open(dir.path().to_owned()).unwrap();
+    let begun = std::time::Instant::now();
+    let (chunk, count) = (vec![b'x'; 32 * 1024], 8192u64);
+    for n in 0..count {
+        let (offset, raw_len) = (n * chunk.len() as u64, chunk.len() as u64);
+        let bytes = chunk.clone();
+        let frame = Frame { step: step(1), attempt: 1, stream: Stream::Out, offset, raw_len, wall_ms: 1, bytes };
+        outputs.append(&run(), frame).unwrap();
+    }
+    let printed = begun.elapsed();
+    outputs.finish(&run(), &step(1), 1).unwrap();
+    let stored: u64 = logs(&outputs.dir(&run())).unwrap().iter().map(|log| fs::metadata(log).unwrap().len()).sum();
+    println!("256 MiB in 32 KiB frames: {printed:?}, finish {:?}, stored {stored} bytes", begun.elapsed() - printed);
+}
