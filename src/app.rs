@@ -30,7 +30,7 @@ use crate::{
         Conductor, Views,
         world::{Limits, World},
     },
-    exec::{JobUsers, Local},
+    exec::Local,
     forge::{Git, GitHub},
     http::Client,
     journal::{ControlLeases, ControlLog, DataLock, FileOutputs, Layout, RunJournals},

@@ -62,8 +62,8 @@ pub fn go(background: &Background) -> anyhow::Result<Parent> {
         daemonize::Outcome::Child(outcome) => {
             drop(read);
             let parent = Parent { pipe: File::from(write) };
-            let become = outcome.map_err(anyhow::Error::from).and_then(|_| become_user(background, user));
-            match become {
+            let became = outcome.map_err(anyhow::Error::from).and_then(|_| become_user(background, user));
+            match became {
                 Ok(()) => Ok(parent),
                 Err(error) => {
                     parent.failed(&format!("{error:#}"));

@@ -65,7 +65,7 @@ fn write_float(f: f64, out: &mut String) {
     let scientific = format!("{f:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
-    if (-7..21).contains(&exponent) {
+    if (-6..21).contains(&exponent) {
         let _infallible = write!(out, "{f}");
     } else {
         let sign = if exponent < 0 { '-' } else { '+' };

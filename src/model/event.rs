@@ -22,6 +22,7 @@ pub struct Record {
     /// When.
     pub at: Stamp,
     /// The controller that wrote it.
+    #[serde(rename = "controller")]
     pub by: Arc<str>,
     /// What happened.
     #[serde(flatten)]
