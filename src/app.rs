@@ -82,8 +82,7 @@ impl App {
         let layout = Layout::create(&config.data_dir)?;
         let lock = DataLock::take(&layout.root, &clock.now())?;
 
-        let secrets: Arc<dyn Secrets> =
-            Arc::new(FileSecrets::new(config.secret_dirs(options.credentials.as_deref())));
+        let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(config.secret_dirs(options.credentials.as_deref())));
         let programs: Arc<dyn Programs> = Arc::new(guard::Guarded::new(projects(&config, &secrets), &config.exec));
         let loaded = {
             let programs = Arc::clone(&programs);
@@ -138,10 +137,17 @@ impl App {
 
         let conductor = Conductor::new(world, views);
         if let Some(aside) = set_aside {
-            conductor.warn("index", Cause::new("index_set_aside", format!(
-                "the state index could not be used ({}) and was made anew from the journals; the old one is {}",
-                aside.why, aside.path.display()
-            )));
+            conductor.warn(
+                "index",
+                Cause::new(
+                    "index_set_aside",
+                    format!(
+                        "the state index could not be used ({}) and was made anew from the journals; the old one is {}",
+                        aside.why,
+                        aside.path.display()
+                    ),
+                ),
+            );
         }
         // Bound before work begins: a second daemon on the same addresses must not have started anything.
         let (listeners, addr) = listeners(&config).await?;
@@ -201,7 +207,10 @@ async fn listeners(config: &Config) -> anyhow::Result<(api::Listeners, Option<So
     };
     let addr = tcp.as_ref().map(TcpListener::local_addr).transpose()?;
     let unix = socket(&config.api.socket).with_context(|| {
-        format!("failed to listen on the socket `{}`: set `socket` in [api] to a place the daemon may write", config.api.socket.display())
+        format!(
+            "failed to listen on the socket `{}`: set `socket` in [api] to a place the daemon may write",
+            config.api.socket.display()
+        )
     })?;
     Ok((api::Listeners { unix: Some(unix), tcp }, addr))
 }

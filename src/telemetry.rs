@@ -1,5 +1,7 @@
 //! Logs of the daemon itself: fields first, then a sentence.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// How log lines look on stderr.
@@ -13,6 +15,11 @@ pub enum Format {
     Json,
 }
 
+/// Colours are for people at a terminal.
+fn colours() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
 /// Installs the process-wide subscriber. `filter` is in `tracing`'s syntax, for example `info,phased::ssh=debug`.
 ///
 /// # Errors
@@ -21,9 +28,9 @@ pub fn init(format: Format, filter: &str) -> Result<(), tracing_subscriber::filt
     let filter = EnvFilter::builder().parse(filter)?;
     let registry = tracing_subscriber::registry().with(filter);
     let _already_installed = match format {
-        Format::Text => {
-            registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false)).try_init()
-        }
+        Format::Text => registry
+            .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(colours()))
+            .try_init(),
         Format::Json => registry
             .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr))
             .try_init(),

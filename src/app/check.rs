@@ -30,7 +30,10 @@ pub fn run(path: &Path, format: CheckFormat) -> ExitCode {
     match programs.load() {
         Ok(loaded) => {
             if format == CheckFormat::Json {
-                println!("{}", serde_json::json!({ "projects": loaded.iter().map(|l| l.name.as_str()).collect::<Vec<_>>() }));
+                println!(
+                    "{}",
+                    serde_json::json!({ "projects": loaded.iter().map(|l| l.name.as_str()).collect::<Vec<_>>() })
+                );
             } else {
                 print!("{}", found(&config, &loaded));
             }
@@ -56,36 +59,59 @@ fn found(config: &Config, loaded: &[Loaded]) -> String {
     let mut out = String::new();
     if loaded.is_empty() {
         let dirs: Vec<String> = config.plugins.iter().map(|dir| dir.join("projects").display().to_string()).collect();
-        let _infallible = writeln!(out, "No projects. Put one into {}; `phased init` writes an example.", dirs.join(" or "));
+        let _infallible =
+            writeln!(out, "No projects. Put one into {}; `phased init` writes an example.", dirs.join(" or "));
         return out;
     }
     for project in loaded {
         let pipeline = &project.pipeline;
         let stages: Vec<&str> = pipeline.stages.iter().map(|stage| stage.name.as_str()).collect();
-        let poll = pipeline.source.poll_ms.map(|ms| format!(", polled every {}", Span(std::time::Duration::from_millis(ms))));
-        let hook = if pipeline.source.webhook.is_empty() { String::new() } else { format!(", webhook POST /hooks/github/{}", project.name) };
-        let _infallible = writeln!(out, "project {}\n  source       {} branch {}{}{hook}", project.name, pipeline.source.git, pipeline.source.branch, poll.unwrap_or_default());
-        let _infallible = writeln!(out, "  tests        {}", if stages.is_empty() { "none".to_owned() } else { stages.join(", ") });
+        let poll =
+            pipeline.source.poll_ms.map(|ms| format!(", polled every {}", Span(std::time::Duration::from_millis(ms))));
+        let hook = if pipeline.source.webhook.is_empty() {
+            String::new()
+        } else {
+            format!(", webhook POST /hooks/github/{}", project.name)
+        };
+        let _infallible = writeln!(
+            out,
+            "project {}\n  source       {} branch {}{}{hook}",
+            project.name,
+            pipeline.source.git,
+            pipeline.source.branch,
+            poll.unwrap_or_default()
+        );
+        let _infallible =
+            writeln!(out, "  tests        {}", if stages.is_empty() { "none".to_owned() } else { stages.join(", ") });
         for environment in &pipeline.environments {
-            let hosts: Vec<String> = environment.hosts.iter().map(|source| match source {
-                HostSource::Static(hosts) => format!("{} listed", hosts.len()),
-                HostSource::Plugin { name, .. } => format!("discovery {name}"),
-            }).collect();
+            let hosts: Vec<String> = environment
+                .hosts
+                .iter()
+                .map(|source| match source {
+                    HostSource::Static(hosts) => format!("{} listed", hosts.len()),
+                    HostSource::Plugin { name, .. } => format!("discovery {name}"),
+                })
+                .collect();
             let _infallible = writeln!(
-                out, "  environment  {}: hosts {}, {} at once, {}{}",
-                environment.name, hosts.join(" and "), environment.rollout.max_parallel,
+                out,
+                "  environment  {}: hosts {}, {} at once, {}{}",
+                environment.name,
+                hosts.join(" and "),
+                environment.rollout.max_parallel,
                 environment.health.as_ref().map_or("health not checked, on purpose".to_owned(), health),
                 if environment.verify { ", then verified" } else { "" },
             );
         }
         let notify = &pipeline.notify;
-        let good = if notify.good.is_empty() { String::new() } else { format!(", good news to {}", notify.good.join(", ")) };
+        let good =
+            if notify.good.is_empty() { String::new() } else { format!(", good news to {}", notify.good.join(", ")) };
         let _infallible = writeln!(out, "  notify       bad news to {}{good}", notify.bad.join(", "));
         if !project.secrets.is_empty() {
             let _infallible = writeln!(out, "  secrets      {}", project.secrets.join(", "));
         }
     }
-    let _infallible = writeln!(out, "{} project{} checked, no errors.", loaded.len(), if loaded.len() == 1 { "" } else { "s" });
+    let _infallible =
+        writeln!(out, "{} project{} checked, no errors.", loaded.len(), if loaded.len() == 1 { "" } else { "s" });
     out
 }
 

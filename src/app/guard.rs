@@ -67,7 +67,13 @@ impl Programs for Guarded {
         self.loader.open(code, project, seed, sink)
     }
 
-    fn plugin(&self, code: &Digest, project: &ProjectName, function: &str, input: Value) -> Result<Box<dyn Plugin>, Cause> {
+    fn plugin(
+        &self,
+        code: &Digest,
+        project: &ProjectName,
+        function: &str,
+        input: Value,
+    ) -> Result<Box<dyn Plugin>, Cause> {
         self.loader.plugin(code, project, function, input)
     }
 }

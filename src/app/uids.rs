@@ -39,7 +39,11 @@ impl Uids for Range {
         }
         let taken: BTreeSet<u32> = self.control.scan("uid/").iter().filter_map(|entry| number(&entry.value)).collect();
         let free = self.range.clone().find(|uid| !taken.contains(uid)).ok_or_else(|| {
-            format!("every uid from {} to {} belongs to a project: widen `uids` in [exec]", self.range.start(), self.range.end())
+            format!(
+                "every uid from {} to {} belongs to a project: widen `uids` in [exec]",
+                self.range.start(),
+                self.range.end()
+            )
         })?;
         let written = self.control.commit(Commit::Setting, &[], vec![(key, Some(json!(free)))]);
         written.map(|_| free).map_err(|error| error.to_string())

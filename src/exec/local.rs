@@ -96,13 +96,16 @@ impl Local {
                 job_of(Some(user.clone()), user.uid.as_raw(), base)
             }
             JobUsers::Each(uids) => {
-                let uid = uids.uid(project).map_err(|why| refuse(format!("no uid for the commands of {project}: {why}")))?;
+                let uid =
+                    uids.uid(project).map_err(|why| refuse(format!("no uid for the commands of {project}: {why}")))?;
                 let user = known(User::from_uid(Uid::from_raw(uid)), &format!("uid {uid}"))?;
                 Job { ids: Some((uid, uid)), home: base.join("home").display().to_string(), ..job_of(user, uid, base) }
             }
         };
         match entry.ids {
-            Some((0, _) | (_, 0)) => Err(refuse(format!("the commands of {project} would run as root: name another user"))),
+            Some((0, _) | (_, 0)) => {
+                Err(refuse(format!("the commands of {project} would run as root: name another user")))
+            }
             Some((uid, _)) if uid == me.as_raw() && !me.is_root() => Ok(Job { ids: None, ..entry }),
             Some((uid, _)) if !me.is_root() => Err(refuse(format!(
                 "the commands of {project} must run as uid {uid}, and the daemon (uid {me}) may not switch to it: run it as root or \
@@ -208,8 +211,10 @@ impl Link for LocalLink {
         };
         let exit = Box::pin(async move {
             use std::os::unix::process::ExitStatusExt;
-            let status =
-                child.wait().await.map_err(|e| LinkError::new("connection_lost", format!("sh cannot be waited for: {e}")))?;
+            let status = child
+                .wait()
+                .await
+                .map_err(|e| LinkError::new("connection_lost", format!("sh cannot be waited for: {e}")))?;
             Ok(match (status.code(), status.signal()) {
                 (Some(code), _) => Exit::Code(u32::try_from(code).unwrap_or(255)),
                 (None, Some(signal)) => Exit::Signal(

@@ -156,7 +156,8 @@ impl Sandbox {
         loading: bool,
     ) -> mlua::Result<Self> {
         let libs = StdLib::TABLE | StdLib::STRING | StdLib::UTF8 | StdLib::MATH | StdLib::COROUTINE;
-        let lua = Lua::new_with(libs, LuaOptions::new().catch_rust_panics(false))?;
+        // Without `catch_rust_panics` mlua replaces pcall and xpcall by C functions that no step could wait in.
+        let lua = Lua::new_with(libs, LuaOptions::new())?;
         lua.set_memory_limit(limits.memory)?;
         let clock = SystemClock::new();
         let meter = Rc::new(Meter {

@@ -119,7 +119,18 @@ fn feed(bytes: &[u8]) -> String {
         for &byte in piece {
             match byte {
                 b'%' => out.push_str("%%"),
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b' ' | b'_' | b'.' | b',' | b':' | b'/' | b'=' | b'+' | b'-' => {
+                b'a'..=b'z'
+                | b'A'..=b'Z'
+                | b'0'..=b'9'
+                | b' '
+                | b'_'
+                | b'.'
+                | b','
+                | b':'
+                | b'/'
+                | b'='
+                | b'+'
+                | b'-' => {
                     out.push(char::from(byte));
                 }
                 _ => {
@@ -163,7 +174,12 @@ fn inner(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
         What::Exec { argv } => {
             match argv.first() {
                 Some(program) if !program.is_empty() && !program.starts_with(b"-") => {}
-                _ => return Err(Cause::new("bad_argument", "exec needs the name of a program, not beginning with \"-\"")),
+                _ => {
+                    return Err(Cause::new(
+                        "bad_argument",
+                        "exec needs the name of a program, not beginning with \"-\"",
+                    ));
+                }
             }
             inner.extend_from_slice(b"exec 4<&-\nexec");
             for (i, argument) in argv.iter().enumerate() {
@@ -333,9 +349,7 @@ fn owner(owner: Option<&str>) -> Result<String, Cause> {
 pub(super) fn write_text(to: &str, file_mode: Option<u32>, file_owner: Option<&str>) -> Result<Vec<u8>, Cause> {
     absolute("path", to)?;
     let mut text = Vec::new();
-    for (name, value) in
-        [("to", to.to_owned()), ("mode", mode(file_mode)?), ("owner", owner(file_owner)?)]
-    {
+    for (name, value) in [("to", to.to_owned()), ("mode", mode(file_mode)?), ("owner", owner(file_owner)?)] {
         text.extend_from_slice(name.as_bytes());
         text.push(b'=');
         text.extend(quote(value.as_bytes(), name)?);

@@ -47,7 +47,8 @@ impl Link for ShellLink {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = process.spawn().unwrap();
-        let (stdin, stdout, stderr) = (child.stdin.take().unwrap(), child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let (stdin, stdout, stderr) =
+            (child.stdin.take().unwrap(), child.stdout.take().unwrap(), child.stderr.take().unwrap());
         let cut = self.cut.clone();
         Ok(Channel {
             stdin: Box::new(stdin),
@@ -144,8 +145,26 @@ impl Host {
                 let bin = dir.path().join("bin");
                 std::fs::create_dir(&bin).unwrap();
                 for tool in [
-                    "setsid", "env", "stat", "dd", "mkdir", "mv", "rm", "ln", "sleep", "cat", "head", "sha256sum", "cp", "chmod",
-                    "chown", "tar", "find", "id", "mktemp", "cmp",
+                    "setsid",
+                    "env",
+                    "stat",
+                    "dd",
+                    "mkdir",
+                    "mv",
+                    "rm",
+                    "ln",
+                    "sleep",
+                    "cat",
+                    "head",
+                    "sha256sum",
+                    "cp",
+                    "chmod",
+                    "chown",
+                    "tar",
+                    "find",
+                    "id",
+                    "mktemp",
+                    "cmp",
                 ] {
                     std::os::unix::fs::symlink("/usr/bin/busybox", bin.join(tool)).unwrap();
                 }
@@ -195,7 +214,12 @@ impl Host {
     /// Runs text and returns what it printed; it must succeed.
     async fn sh(&self, n: u32, text: &str) -> String {
         let (verdict, out, err) = self.run(&sh(n, text)).await;
-        assert!(matches!(verdict, Verdict::Exited { code: 0, .. }), "{}: {verdict:?} {}", self.name, String::from_utf8_lossy(&err));
+        assert!(
+            matches!(verdict, Verdict::Exited { code: 0, .. }),
+            "{}: {verdict:?} {}",
+            self.name,
+            String::from_utf8_lossy(&err)
+        );
         String::from_utf8(out).unwrap()
     }
 }

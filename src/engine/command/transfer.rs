@@ -7,8 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CommandSpec, Discard, EpochCheck, OutputSink, Session, Shell, Verdict, What,
-    program,
+    CommandSpec, Discard, EpochCheck, OutputSink, Session, Shell, Verdict, What, program,
     session::{Answer, Feed, Nothing},
 };
 use crate::{
@@ -100,7 +99,11 @@ struct Send<'a> {
 
 #[async_trait]
 impl Feed for Send<'_> {
-    async fn feed(&mut self, offset: u64, stdin: &mut (dyn AsyncWrite + std::marker::Send + Unpin)) -> Result<(), Cause> {
+    async fn feed(
+        &mut self,
+        offset: u64,
+        stdin: &mut (dyn AsyncWrite + std::marker::Send + Unpin),
+    ) -> Result<(), Cause> {
         let here = |e: std::io::Error| {
             Cause::new("upload_failed", format!("{} cannot be read here: {e}", self.upload.file.display()))
         };

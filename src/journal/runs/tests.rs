@@ -78,7 +78,7 @@ async fn the_first_line_is_golden() {
     fixture.real().append(&run(1), E, Seq(0), vec![record("why")]).unwrap().synced().await.unwrap();
     assert_eq!(
         fs::read_to_string(fixture.journal(&run(1))).unwrap(),
-        "c8b989cd 1 0 {\"at\":[1,2,\"b\"],\"by\":\"c\",\"event\":\"checked_out\",\"dir\":\"why\"}\n"
+        "22721e23 1 0 {\"at\":[1,2,\"b\"],\"controller\":\"c\",\"event\":\"checked_out\",\"dir\":\"why\"}\n"
     );
 }
 
