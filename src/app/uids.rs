@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::locked;
 use crate::{
     config::Exec,
+    engine::world::JobUser,
     exec::{JobUsers, Uids},
     model::ids::ProjectName,
     ports::control::{Commit, Control},
@@ -78,10 +79,8 @@ pub(super) fn range(exec: &Exec) -> Vec<RangeInclusive<u32>> {
     vec![exec.uids.map_or(DEFAULT, |uids| uids.first..=uids.last)]
 }
 
-/// Who owns a project's checkouts; `None` = the daemon itself.
-type Owner = dyn Fn(&ProjectName) -> io::Result<Option<(u32, u32)>> + Send + Sync;
-
-pub(super) fn owner(users: JobUsers) -> Arc<Owner> {
+/// Who owns a project's checkouts.
+pub(super) fn owner(users: JobUsers) -> Arc<JobUser> {
     Arc::new(move |project| match &users {
         JobUsers::Same => Ok(None),
         JobUsers::Each(uids) => uids.uid(project).map(|uid| Some((uid, uid))).map_err(io::Error::other),

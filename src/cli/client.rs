@@ -2,9 +2,9 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use axum::http::{Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
+use hyper::http::{Method, Request, Response, header};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::{
@@ -65,7 +65,7 @@ impl std::str::FromStr for Address {
             return Err(wrong("https is not spoken here; use an SSH tunnel"));
         }
         let rest = text.strip_prefix("http://").ok_or_else(|| wrong("it starts with neither unix:// nor http://"))?;
-        let uri: axum::http::Uri = text.parse().map_err(|_| wrong("it is not a URL"))?;
+        let uri: hyper::http::Uri = text.parse().map_err(|_| wrong("it is not a URL"))?;
         let authority = uri.authority().ok_or_else(|| wrong("there is no host"))?;
         if authority.as_str().contains('@') || !matches!(rest.strip_prefix(authority.as_str()), Some("" | "/")) {
             return Err(wrong("there may be nothing but a host and a port"));
@@ -252,7 +252,7 @@ impl Client {
             // The daemon is there and this user is not let in.
             Some(Err(error)) if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 let detail = format!("this user may not use {}; members of the group phased may", self.address);
-                Err(Failure::Problem(Problem::new(axum::http::StatusCode::FORBIDDEN, "socket_not_allowed", detail)))
+                Err(Failure::Problem(Problem::new(hyper::http::StatusCode::FORBIDDEN, "socket_not_allowed", detail)))
             }
             Some(Err(error)) => Err(unreachable(&error.to_string())),
             None => Err(unreachable("no connection within 10 s")),

@@ -110,7 +110,7 @@ mod tests {
             (503, "degraded", 1),
             (500, "internal", 1),
         ] {
-            let problem = Problem::new(axum::http::StatusCode::from_u16(status).unwrap(), code, "x");
+            let problem = Problem::new(hyper::http::StatusCode::from_u16(status).unwrap(), code, "x");
             assert_eq!(Code::of_failure(&Failure::Problem(problem)) as u8, exit, "{status} {code}");
         }
         assert_eq!(Code::of_failure(&Failure::Unreachable(String::new())) as u8, 10);

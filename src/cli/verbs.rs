@@ -256,7 +256,7 @@ impl Asking {
         // A list of no runs does not tell whether there is such a project; this does.
         let _there_is: Value = self.client.get_json(&format!("/v1/projects/{}/status", encoded(project))).await?;
         let detail = format!("project {project} has had no run yet; `phased start {project}` makes one");
-        let problem = crate::api::problem::Problem::new(axum::http::StatusCode::NOT_FOUND, "run_unknown", detail);
+        let problem = crate::api::problem::Problem::new(hyper::http::StatusCode::NOT_FOUND, "run_unknown", detail);
         Err(Failure::Problem(problem))
     }
 

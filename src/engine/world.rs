@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
     lifecycle::Tasks,
+    model::ids::ProjectName,
     ports::{
         blobs::Blobs,
         control::Control,
@@ -46,6 +47,12 @@ impl Default for Limits {
     }
 }
 
+/// The uid and gid of a project's local commands; `None` = the daemon's own.
+pub type JobUser = dyn Fn(&ProjectName) -> std::io::Result<Option<(u32, u32)>> + Send + Sync;
+
+/// Fills a buffer with random bytes.
+pub type Random = dyn Fn(&mut [u8]) + Send + Sync;
+
 /// The ports, and what else a world has. Handed in by `app`, or by a simulation.
 pub struct World {
     /// Time.
@@ -85,9 +92,9 @@ pub struct World {
     /// Who writes: the controller's name in every record.
     pub controller: Arc<str>,
     /// The uid and gid of a project's local commands, when they have one of their own; for the owner of its checkouts.
-    pub job_user: Arc<dyn Fn(&crate::model::ids::ProjectName) -> std::io::Result<Option<(u32, u32)>> + Send + Sync>,
+    pub job_user: Arc<JobUser>,
     /// Randomness for ids and tokens: fills the buffer.
-    pub random: Arc<dyn Fn(&mut [u8]) + Send + Sync>,
+    pub random: Arc<Random>,
     /// Where run directories lie when they are no checkout's; for messages.
     pub data_dir: PathBuf,
     /// The address people reach the daemon at, for commands in messages.
