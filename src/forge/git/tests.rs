@@ -297,6 +297,27 @@ async fn sha256_repositories_work() {
 }
 
 #[tokio::test]
+async fn a_repository_of_another_user_on_this_machine_can_be_read() {
+    let fixture = Fixture::new();
+    if !nix::unistd::Uid::effective().is_root() {
+        eprintln!("SKIPPED: another user's repository needs root");
+        return;
+    }
+    let head = fixture.push("main", "a");
+    fixture.sh("chown -R 61234:61234 repo.git tree && ln -s repo.git link");
+    let dir = fixture.dir.path().display();
+    for url in [format!("file://{dir}/repo.git"), format!("{dir}/repo.git"), format!("{dir}/link")] {
+        let source = fixture.source_at(&url);
+        assert_eq!(fixture.git.head(&fixture.project, &source).await.unwrap(), head, "{url}");
+        assert!(fixture.git.resolve(&fixture.project, &source, &Wanted::Head).await.is_ok(), "{url}");
+    }
+    // The tree's own head is its branch, in `.git` below the path.
+    let source = fixture.source_at(&format!("{dir}/tree"));
+    assert_eq!(fixture.git.head(&fixture.project, &source).await.unwrap(), head);
+    assert_eq!(std::fs::read_dir(fixture.git.keys_dir()).unwrap().count(), 0);
+}
+
+#[tokio::test]
 async fn a_remote_that_is_not_there_or_no_git_says_so() {
     let fixture = Fixture::new();
     for (url, code) in [
