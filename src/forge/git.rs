@@ -213,8 +213,10 @@ impl Git {
         text: &str,
     ) -> Answer<(Commit, Commit, Option<String>)> {
         let head = refs::branch(&source.branch)?;
-        let branch = text.strip_prefix("refs/heads/").unwrap_or(text);
-        let tag = text.strip_prefix("refs/tags/");
+        // What the project itself calls its branch is that branch, even if it is called "refs/heads/x".
+        let ours = text == source.branch;
+        let branch = if ours { text } else { text.strip_prefix("refs/heads/").unwrap_or(text) };
+        let tag = if ours { None } else { text.strip_prefix("refs/tags/") };
         // A whole hash is a commit, whatever else somebody has given that name, unless it is the branch that the project says.
         let hash = refs::as_hash(text).filter(|_| branch != source.branch);
         if hash.is_none() && !refs::is_ref_name(tag.unwrap_or(branch)) {

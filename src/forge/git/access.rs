@@ -12,7 +12,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use super::command::Command;
 use crate::{
     model::{cause::Cause, host::SecretRef, pipeline::Source},
-    ports::secrets::{Secret, Secrets},
+    ports::secrets::Secrets,
 };
 
 /// How git gets there.
@@ -150,7 +150,7 @@ pub(super) struct Access {
     header: Option<String>,
     ssh: Option<String>,
     hidden: Vec<String>,
-    _key: Option<KeyFile>,
+    file: Option<PrivateFile>,
 }
 
 impl Access {
@@ -160,7 +160,7 @@ impl Access {
         let get = |what: &str, secret: &SecretRef| {
             secrets.get(&secret.name).map_err(|error| Cause::new("git_auth", format!("source.{what}: {error}")))
         };
-        let mut access = Access { url, header: None, ssh: None, hidden: Vec::new(), _key: None };
+        let mut access = Access { url, header: None, ssh: None, hidden: Vec::new(), file: None };
         match access.url.kind {
             Kind::Https | Kind::Http => {
                 if let Some(token) = &source.token {
@@ -178,15 +178,22 @@ impl Access {
             }
             Kind::Ssh => {
                 let key = match &source.key {
-                    Some(key) => Some(KeyFile::write(keys, &get("key", key)?).map_err(|error| {
+                    Some(key) => Some(PrivateFile::write(keys, get("key", key)?.expose()).map_err(|error| {
                         Cause::new("git_failed", format!("cannot keep the ssh key in {}: {error}", keys.display()))
                     })?),
                     None => None,
                 };
                 access.ssh = Some(ssh_command(key.as_ref(), source.known_hosts.as_deref())?);
-                access._key = key;
+                access.file = key;
             }
-            Kind::File => {}
+            Kind::File => {
+                // A repository of another user on this machine: whoever wrote its path into the project trusts it. Git hands its
+                // upload-pack no configuration from the environment, so this takes a file.
+                let text = trusting(Path::new(access.url.text.strip_prefix("file://").unwrap_or(&access.url.text)));
+                access.file = Some(PrivateFile::write(keys, text.as_bytes()).map_err(|error| {
+                    Cause::new("git_failed", format!("cannot write to {}: {error}", keys.display()))
+                })?);
+            }
         }
         Ok(access)
     }
@@ -201,6 +208,9 @@ impl Access {
             command = command
                 .config(format!("http.{}.extraHeader", self.url.base), header.as_str())
                 .config("http.followRedirects", "false");
+        }
+        if let (Kind::File, Some(file)) = (self.url.kind, &self.file) {
+            command = command.env("GIT_CONFIG_GLOBAL", &file.path);
         }
         if let Some(ssh) = &self.ssh {
             command = command.env("GIT_SSH_COMMAND", ssh).env("GIT_SSH_VARIANT", "ssh");
@@ -217,12 +227,24 @@ impl Access {
     }
 }
 
+/// Configuration that lets git read the repository at `path` whoever owns it.
+fn trusting(path: &Path) -> String {
+    let mut places = vec![path.to_owned()];
+    places.extend(path.canonicalize().ok());
+    let mut text = "[safe]\n".to_owned();
+    for place in places.iter().flat_map(|place| [place.clone(), place.join(".git")]) {
+        let value = place.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
+        let _infallible = writeln!(text, "\tdirectory = \"{value}\"");
+    }
+    text
+}
+
 /// One word for the shell git hands the command to.
 fn shell_word(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-fn ssh_command(key: Option<&KeyFile>, known_hosts: Option<&str>) -> Result<String, Cause> {
+fn ssh_command(key: Option<&PrivateFile>, known_hosts: Option<&str>) -> Result<String, Cause> {
     // ssh expands % and ~ in file names, reads a list where one name is meant, and has quotes of its own: escape for ssh first, then
     // for the shell.
     let file = |path: &str| {
@@ -268,14 +290,14 @@ fn ssh_command(key: Option<&KeyFile>, known_hosts: Option<&str>) -> Result<Strin
     Ok(command)
 }
 
-/// A private key in a file of its own, 0600, gone when dropped.
+/// A private key, or git's configuration, in a file of its own, 0600, gone when dropped.
 #[derive(Debug)]
-struct KeyFile {
+struct PrivateFile {
     path: PathBuf,
 }
 
-impl KeyFile {
-    fn write(dir: &Path, key: &Secret) -> std::io::Result<Self> {
+impl PrivateFile {
+    fn write(dir: &Path, bytes: &[u8]) -> std::io::Result<Self> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let mut random = [0; 16];
         getrandom::fill(&mut random).map_err(|error| std::io::Error::other(error.to_string()))?;
@@ -283,19 +305,19 @@ impl KeyFile {
             let _infallible = write!(name, "{byte:02x}");
             name
         });
-        let file = KeyFile { path: dir.join(name) };
+        let file = PrivateFile { path: dir.join(name) };
         let mut out = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file.path)?;
-        out.write_all(key.expose())?;
+        out.write_all(bytes)?;
         // OpenSSH refuses a key without the line break that the secret's file had.
         out.write_all(b"\n")?;
         Ok(file)
     }
 }
 
-impl Drop for KeyFile {
+impl Drop for PrivateFile {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "a private key's temporary file could not be removed");
+            tracing::warn!(path = %self.path.display(), %error, "a private temporary file could not be removed");
         }
     }
 }

@@ -297,6 +297,27 @@ async fn sha256_repositories_work() {
 }
 
 #[tokio::test]
+async fn a_repository_of_another_user_on_this_machine_can_be_read() {
+    let fixture = Fixture::new();
+    if !nix::unistd::Uid::effective().is_root() {
+        eprintln!("SKIPPED: another user's repository needs root");
+        return;
+    }
+    let head = fixture.push("main", "a");
+    fixture.sh("chown -R 61234:61234 repo.git tree && ln -s repo.git link");
+    let dir = fixture.dir.path().display();
+    for url in [format!("file://{dir}/repo.git"), format!("{dir}/repo.git"), format!("{dir}/link")] {
+        let source = fixture.source_at(&url);
+        assert_eq!(fixture.git.head(&fixture.project, &source).await.unwrap(), head, "{url}");
+        assert!(fixture.git.resolve(&fixture.project, &source, &Wanted::Head).await.is_ok(), "{url}");
+    }
+    // The tree's own head is its branch, in `.git` below the path.
+    let source = fixture.source_at(&format!("{dir}/tree"));
+    assert_eq!(fixture.git.head(&fixture.project, &source).await.unwrap(), head);
+    assert_eq!(std::fs::read_dir(fixture.git.keys_dir()).unwrap().count(), 0);
+}
+
+#[tokio::test]
 async fn a_remote_that_is_not_there_or_no_git_says_so() {
     let fixture = Fixture::new();
     for (url, code) in [
@@ -328,8 +349,14 @@ async fn a_deadline_ends_git_and_all_it_started() {
     assert!(matches!(ended, Ended::TimedOut), "{ended:?}");
     let pid = std::fs::read_to_string(&mark).unwrap().trim().to_owned();
     // Killed; what is left, if anything, is a zombie that its new parent has not looked at yet.
-    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    assert!(state.is_empty() || state.contains(") Z") || state.contains(") X"), "{state}");
+    for _ in 0..500 {
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        if state.is_empty() || state.contains(") Z") || state.contains(") X") {
+            return;
+        }
+        clock.sleep(Duration::from_millis(10)).await;
+    }
+    panic!("process {pid} lives on");
 }
 
 #[test]
@@ -345,4 +372,36 @@ fn versions_are_read() {
     }
     let missing = Ended::Broken(std::io::Error::from(std::io::ErrorKind::NotFound));
     assert_eq!(fault::version(missing).unwrap_err().code, "git_missing");
+}
+
+#[tokio::test]
+#[ignore = "a measurement: cargo test --lib forge::git::tests::how_long -- --ignored --nocapture"]
+async fn how_long_each_call_takes() {
+    let fixture = Fixture::new();
+    fixture.sh(
+        "cd tree && for i in $(seq 200); do mkdir -p d$i && for j in 1 2 3 4 5; do echo $i $j > d$i/f$j; done; done",
+    );
+    let first = fixture.push("main", "a");
+    let clock = SystemClock::new();
+    for round in ["first", "pushed", "unchanged"] {
+        if round == "pushed" {
+            fixture.push("main", "b");
+        }
+        let mut at = clock.now();
+        let mut lap = |what: &str| {
+            let now = clock.now();
+            eprintln!("{round:>9} {what:<12} {:>4} ms", now.since(&at).as_millis());
+            at = now;
+        };
+        fixture.git.head(&fixture.project, &fixture.source()).await.unwrap();
+        lap("head");
+        let head = fixture.resolve(Wanted::Head).await.unwrap().commit.sha;
+        lap("resolve");
+        fixture.git.checkout(&fixture.project, &head, &fixture.run_dir("r"), None).await.unwrap();
+        lap("checkout");
+        fixture.git.is_ancestor(&fixture.project, &first, &head).await.unwrap();
+        lap("is_ancestor");
+        fixture.git.changed(&fixture.project, &first, &head).await.unwrap();
+        lap("changed");
+    }
 }
