@@ -7,7 +7,7 @@ use std::{
     rc::Rc,
 };
 
-use mlua::{Error, Lua, Value};
+use mlua::{Error, Lua};
 
 use super::{Loader, Modules, bare, read, relative};
 use crate::{
