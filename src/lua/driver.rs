@@ -66,6 +66,8 @@ fn branch(text: &str) -> Branch {
 struct Vm {
     sandbox: Sandbox,
     asking: Rc<Asking>,
+    /// Where the called function begins: shown where a tail call (`return run:sh ...`) has left no place of its own.
+    begins: RefCell<String>,
 }
 
 /// What a turn of Lua left: the finished fibre, or that it waits.
@@ -195,12 +197,16 @@ impl Vm {
         let asking = Rc::new(Asking::default());
         let owner: Rc<dyn Owner> = asking.clone();
         let (sandbox, project) = open_project(bundle, limits, seed, owner)?;
-        Ok((Vm { sandbox, asking }, project))
+        Ok((Vm { sandbox, asking, begins: RefCell::default() }, project))
     }
 
     fn start(&self, project: &Table, function: &str, input: &Json) -> mlua::Result<Value> {
         let lua = self.sandbox.lua();
         let called = project::function(lua, project, function)?;
+        let info = called.info();
+        if let (Some(chunk), Some(line)) = (info.source.as_deref().and_then(|s| s.strip_prefix('@')), info.line_defined) {
+            *self.begins.borrow_mut() = format!("{chunk}:{line}");
+        }
         let objects: Function = self.sandbox.function("objects")?;
         let (run, host, release, deployment): (Value, Value, Value, Value) =
             objects.call(definitions::to_lua(lua, input)?)?;
@@ -224,10 +230,15 @@ impl Vm {
 
     /// The call's turn after `back`; `None`: it waits for answers that are still out.
     fn turn(&self, back: mlua::Result<Value>) -> Option<Turn> {
-        let pending = self.asking.pending.take();
+        let mut pending = self.asking.pending.take();
+        let begins = self.begins.borrow();
+        for request in pending.iter_mut().filter(|request| request.at.is_empty()) {
+            request.at.clone_from(&begins);
+        }
         match stand(&self.sandbox, back) {
             Stand::Ended(cause) => Some(Turn::Ended(cause)),
-            Stand::Done(Err(cause)) => Some(Turn::Raised(cause)),
+            Stand::Done(Err(cause)) if cause.facts.contains_key("at") || begins.is_empty() => Some(Turn::Raised(cause)),
+            Stand::Done(Err(cause)) => Some(Turn::Raised(cause.with("at", begins.as_str()))),
             Stand::Done(Ok(value)) => Some(match convert::from_lua(&value) {
                 Ok(value) => Turn::Return(value),
                 // A function may return what it likes; only data is kept.
@@ -347,3 +358,6 @@ pub fn open(bundle: Arc<Bundle>, run_seed: u64, limits: Limits, sink: Sink) -> R
         .map_err(|e| Cause::new("lua_internal", format!("there can be no thread for Lua: {e}")))?;
     Ok(Box::new(Driven { orders }))
 }
+
+#[cfg(test)]
+mod tests;

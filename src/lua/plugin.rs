@@ -154,7 +154,7 @@ pub fn open(bundle: Arc<Bundle>, function: String, input: Json, limits: Limits) 
                 _ => match Vm::open(&bundle, &limits, &function) {
                     Err(cause) => PluginTurn::Raised(cause),
                     Ok((opened, called)) => {
-                        let turn = opened.start(called, input.get("message"));
+                        let turn = opened.start(called, input.get("message").filter(|_| function.starts_with("notify/")));
                         vm = Some(opened);
                         turn
                     }

@@ -160,7 +160,9 @@ impl Sandbox {
         loading: bool,
     ) -> mlua::Result<Self> {
         let libs = StdLib::TABLE | StdLib::STRING | StdLib::UTF8 | StdLib::MATH | StdLib::COROUTINE;
-        let lua = Lua::new_with(libs, LuaOptions::new().catch_rust_panics(false))?;
+        // Not `catch_rust_panics(false)`: its pcall and xpcall cannot be yielded across. A panic that they catch is raised again
+        // by `fatal`, which gets to see it first.
+        let lua = Lua::new_with(libs, LuaOptions::new())?;
         lua.set_memory_limit(limits.memory)?;
         let clock = SystemClock::new();
         let meter = Rc::new(Meter {

@@ -323,4 +323,5 @@ end
 return {
   Traced = Traced, traced = traced, integer = integer, remove = remove, pairs = pairs,
   real_xpcall = real_xpcall, real_setmetatable = real_setmetatable, real_unpack = real_unpack, real_tostring = real_tostring,
+  real_concat = real_concat,
 }

@@ -573,8 +573,7 @@ return phased.project {"##,
     (
         r##"  environments = {"##,
         r##"  environments == {"##,
-        r##"shop:2:8+14 missing_key: phased.project has no "environments"; environments in order; each is deployed to only if the one before is good
-shop:5:3+17 unknown_key: unexpected value false without a key in phased.project; everything in it has a key"##,
+        r##"shop:5:3+17 runtime: there is no variable "environments""##,
     ),
     (
         r##"branch = "main" }"##,
