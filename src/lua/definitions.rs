@@ -76,7 +76,14 @@ pub struct Bound {
     options: Table,
 }
 
-impl UserData for Bound {}
+impl UserData for Bound {
+    fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
+        // Lua's own text has the address in it.
+        methods.add_meta_method(MetaMethod::ToString, |_, bound, _: MultiValue| {
+            Ok(format!("{} {}", bound.definition.word(), bound.plugin))
+        });
+    }
+}
 
 impl Bound {
     /// The plugin's function with the options already given: a Lua function, so that it may wait for answers.
@@ -132,7 +139,11 @@ pub struct Project {
     pub at: At,
 }
 
-impl UserData for Project {}
+impl UserData for Project {
+    fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
+        methods.add_meta_method(MetaMethod::ToString, |_, _, _: MultiValue| Ok("project"));
+    }
+}
 
 /// A place in a chunk.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -14,7 +14,7 @@ use serde_json::{Map, Value as Json};
 use super::{
     bundle::Bundle,
     check, convert, definitions, project,
-    sandbox::{Asked, Limits, Owner, Sandbox},
+    sandbox::{self, Asked, Limits, Owner, Sandbox},
 };
 use crate::{
     model::{
@@ -66,6 +66,8 @@ fn branch(text: &str) -> Branch {
 struct Vm {
     sandbox: Sandbox,
     asking: Rc<Asking>,
+    /// Where the called function begins: shown where a tail call (`return run:sh ...`) has left no place of its own.
+    begins: RefCell<String>,
 }
 
 /// What a turn of Lua left: the finished fibre, or that it waits.
@@ -80,7 +82,7 @@ pub(super) fn stand(sandbox: &Sandbox, back: mlua::Result<Value>) -> Stand {
     let fibre = match back {
         Err(error) => {
             let ended = sandbox.tripped(Some(&error));
-            return Stand::Ended(ended.unwrap_or_else(|| Cause::new("lua_internal", error.to_string())));
+            return Stand::Ended(ended.unwrap_or_else(|| Cause::new("lua_internal", sandbox::words(&error))));
         }
         Ok(fibre) => fibre,
     };
@@ -119,12 +121,13 @@ fn raised(error: &Value) -> Cause {
 /// A failure of a step, or a table of the author's.
 fn structured(table: &Table) -> Cause {
     let text = |key: &str| table.raw_get::<Option<String>>(key).ok().flatten();
-    let Some(message) = text("message") else {
+    let first = || table.raw_get::<Option<String>>(1).ok().flatten();
+    let Some(message) = text("message").or_else(first) else {
         return Cause::new("lua_error", "a table without a message was raised: error { code = ..., message = ... }");
     };
     let mut cause = Cause::new(&text("code").unwrap_or_else(|| "failed".to_owned()), message);
     if let Ok(Json::Object(facts)) = convert::from_lua(&Value::Table(table.clone())) {
-        let facts: Map<String, Json> = facts.into_iter().filter(|(key, _)| key != "code" && key != "message").collect();
+        let facts: Map<String, Json> = facts.into_iter().filter(|(key, _)| !["code", "message", "1"].contains(&key.as_str())).collect();
         cause.facts = facts;
     }
     cause
@@ -146,8 +149,10 @@ fn spoken(text: &str) -> Cause {
 fn text_of(value: &Value) -> String {
     match value {
         Value::String(text) => text.to_string_lossy().to_string(),
-        Value::Error(error) => error.to_string(),
-        other => check::show(other),
+        Value::Error(error) => sandbox::words(error),
+        Value::Integer(_) | Value::Number(_) => check::show(value).trim_matches('"').to_owned(),
+        Value::Nil => "an error without a message was raised: error(nil)".to_owned(),
+        other => format!("an error without a message was raised: it is {}", check::show(other)),
     }
 }
 
@@ -160,16 +165,13 @@ pub(super) fn open_project(
 ) -> Result<(Sandbox, Table), Cause> {
     let broken = |error: &mlua::Error, sandbox: Option<&Sandbox>| {
         let limit = sandbox.and_then(|s| s.tripped(Some(error)));
-        limit.unwrap_or_else(|| Cause::new("lua_error", error.to_string().lines().next().unwrap_or_default()))
+        limit.unwrap_or_else(|| spoken(&sandbox::words(error)))
     };
     let files = Arc::clone(bundle);
-    let resolver = Box::new(move |name: &str| {
-        files.files.get(name).cloned().ok_or_else(|| format!("module {name:?} is not part of the pinned code"))
-    });
+    let resolver = Box::new(move |name: &str| files.module(name));
     let sandbox = Sandbox::for_call(limits, resolver, seed, owner).map_err(|e| broken(&e, None))?;
     let entry = bundle
-        .files
-        .get(&bundle.entry)
+        .main()
         .ok_or_else(|| Cause::new("code_damaged", "the project's own file is missing"))?;
     let returned = sandbox.evaluate(&entry.path, &entry.text).map_err(|e| broken(&e, Some(&sandbox)))?;
     let project = definitions::project(&returned).map_err(|why| Cause::new("lua_error", why))?;
@@ -195,12 +197,16 @@ impl Vm {
         let asking = Rc::new(Asking::default());
         let owner: Rc<dyn Owner> = asking.clone();
         let (sandbox, project) = open_project(bundle, limits, seed, owner)?;
-        Ok((Vm { sandbox, asking }, project))
+        Ok((Vm { sandbox, asking, begins: RefCell::default() }, project))
     }
 
     fn start(&self, project: &Table, function: &str, input: &Json) -> mlua::Result<Value> {
         let lua = self.sandbox.lua();
         let called = project::function(lua, project, function)?;
+        let info = called.info();
+        if let (Some(chunk), Some(line)) = (info.source.as_deref().and_then(|s| s.strip_prefix('@')), info.line_defined) {
+            *self.begins.borrow_mut() = format!("{chunk}:{line}");
+        }
         let objects: Function = self.sandbox.function("objects")?;
         let (run, host, release, deployment): (Value, Value, Value, Value) =
             objects.call(definitions::to_lua(lua, input)?)?;
@@ -224,10 +230,15 @@ impl Vm {
 
     /// The call's turn after `back`; `None`: it waits for answers that are still out.
     fn turn(&self, back: mlua::Result<Value>) -> Option<Turn> {
-        let pending = self.asking.pending.take();
+        let mut pending = self.asking.pending.take();
+        let begins = self.begins.borrow();
+        for request in pending.iter_mut().filter(|request| request.at.is_empty()) {
+            request.at.clone_from(&begins);
+        }
         match stand(&self.sandbox, back) {
             Stand::Ended(cause) => Some(Turn::Ended(cause)),
-            Stand::Done(Err(cause)) => Some(Turn::Raised(cause)),
+            Stand::Done(Err(cause)) if cause.facts.contains_key("at") || begins.is_empty() => Some(Turn::Raised(cause)),
+            Stand::Done(Err(cause)) => Some(Turn::Raised(cause.with("at", begins.as_str()))),
             Stand::Done(Ok(value)) => Some(match convert::from_lua(&value) {
                 Ok(value) => Turn::Return(value),
                 // A function may return what it likes; only data is kept.
@@ -301,7 +312,8 @@ impl Thread {
         let seed = Digest::of(format!("{}|{key}", self.seed).as_bytes());
         let seed = u64::from_str_radix(&seed.as_str()[..16], 16).unwrap_or(self.seed);
         match Vm::open(&self.bundle, &self.limits, seed) {
-            Err(cause) => Some(Turn::Raised(cause)),
+            Err(cause) if cause.code == "lua_error" => Some(Turn::Raised(cause)),
+            Err(cause) => Some(Turn::Ended(cause)),
             Ok((vm, project)) => {
                 vm.sandbox.turn();
                 let back = vm.start(&project, function, input);
@@ -346,3 +358,6 @@ pub fn open(bundle: Arc<Bundle>, run_seed: u64, limits: Limits, sink: Sink) -> R
         .map_err(|e| Cause::new("lua_internal", format!("there can be no thread for Lua: {e}")))?;
     Ok(Box::new(Driven { orders }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -80,14 +80,25 @@ pub fn find(text: &[u8], pattern: &[u8], init: usize, budget: &mut u64) -> Resul
 }
 
 /// Where `needle` is in `text`, at or after `init`.
+///
+/// # Errors
+/// [`PatternError::Budget`].
 pub fn plain(text: &[u8], needle: &[u8], init: usize, budget: &mut u64) -> Result<Option<usize>, PatternError> {
-    let rest = text.get(init..).unwrap_or_default();
-    let cost = (rest.len() as u64).saturating_mul(needle.len().clamp(1, 64) as u64) / 8;
-    *budget = budget.checked_sub(cost).ok_or(PatternError::Budget)?;
-    if needle.is_empty() {
-        return Ok(Some(init));
+    let Some(first) = needle.first() else { return Ok((init <= text.len()).then_some(init)) };
+    let last = text.len().checked_sub(needle.len());
+    for at in init..last.map_or(0, |last| last + 1) {
+        // Most places cost a step; a needle that nearly fits costs what is compared.
+        let mut cost = 1;
+        if text[at] == *first {
+            let same = text[at..].iter().zip(needle).take_while(|(a, b)| a == b).count();
+            if same == needle.len() {
+                return Ok(Some(at));
+            }
+            cost += same as u64;
+        }
+        *budget = budget.checked_sub(cost).ok_or(PatternError::Budget)?;
     }
-    Ok(rest.windows(needle.len()).position(|window| window == needle).map(|at| init + at))
+    Ok(None)
 }
 
 /// Whether a pattern has no magic in it.
@@ -150,6 +161,8 @@ impl Matcher<'_> {
                 },
                 _ => {
                     let end = self.class_end(p)?;
+                    // A long set is looked through at every character.
+                    *self.budget = self.budget.checked_sub((end - p) as u64 / 4).ok_or(PatternError::Budget)?;
                     let here = self.single(s, p, end);
                     match self.pattern.get(end) {
                         Some(b'?') => {
@@ -260,7 +273,7 @@ impl Matcher<'_> {
     fn max_expand(&mut self, s: usize, p: usize, end: usize) -> Step<Option<usize>> {
         let mut count = 0;
         while self.single(s + count, p, end) {
-            *self.budget = self.budget.checked_sub(1).ok_or(PatternError::Budget)?;
+            *self.budget = self.budget.checked_sub(1 + (end - p) as u64 / 4).ok_or(PatternError::Budget)?;
             count += 1;
         }
         loop {
@@ -279,6 +292,7 @@ impl Matcher<'_> {
             if let Some(found) = self.run(s, end + 1)? {
                 return Ok(Some(found));
             }
+            *self.budget = self.budget.checked_sub(1 + (end - p) as u64 / 4).ok_or(PatternError::Budget)?;
             if !self.single(s, p, end) {
                 return Ok(None);
             }
@@ -354,6 +368,11 @@ mod tests {
     }
 
     fn ours(text: &str, pattern: &str) -> String {
+        // As string.find does: `a)` has no magic for it.
+        if is_plain(pattern.as_bytes()) {
+            let at = plain(text.as_bytes(), pattern.as_bytes(), 0, &mut 1_000_000).unwrap();
+            return at.map_or("[\"nil\"]".to_owned(), |at| format!("{:?}", [at + 1, at + pattern.len()].map(|n| n.to_string())));
+        }
         match find(text.as_bytes(), pattern.as_bytes(), 0, &mut 1_000_000) {
             Ok(None) => "[\"nil\"]".to_owned(),
             Ok(Some(found)) => {

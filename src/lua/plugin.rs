@@ -14,7 +14,7 @@ use super::{
     convert, definitions,
     driver::{self, Stand},
     project,
-    sandbox::{Asked, Limits, Owner, Sandbox},
+    sandbox::{self, Asked, Limits, Owner, Sandbox},
 };
 use crate::{
     model::{cause::Cause, step::Outcome},
@@ -84,7 +84,7 @@ impl Vm {
         let owner: Rc<dyn Owner> = asking.clone();
         let (sandbox, project) = driver::open_project(bundle, limits, 0, owner)?;
         let called =
-            project::function(sandbox.lua(), &project, function).map_err(|e| Cause::new("lua_error", e.to_string()))?;
+            project::function(sandbox.lua(), &project, function).map_err(|e| Cause::new("lua_error", sandbox::words(&e)))?;
         Ok((Vm { sandbox, asking }, called))
     }
 
@@ -107,14 +107,17 @@ impl Vm {
         }
     }
 
-    fn start(&self, called: Function, input: &Json) -> PluginTurn {
+    fn start(&self, called: Function, message: Option<&Json>) -> PluginTurn {
         self.sandbox.turn();
         let back = (|| {
             let lua = self.sandbox.lua();
-            // An alert is given the message, a discovery what it is for.
-            let given = definitions::to_lua(lua, input.get("message").unwrap_or(input))?;
+            let mut args = vec![Value::Function(called)];
+            // The options are bound already; an alert is also given the message.
+            if let Some(message) = message {
+                args.push(definitions::to_lua(lua, message)?);
+            }
             let start: Function = self.sandbox.function("start")?;
-            start.call::<Value>(MultiValue::from_vec(vec![Value::Function(called), given]))
+            start.call::<Value>(MultiValue::from_vec(args))
         })();
         self.turn(back)
     }
@@ -136,7 +139,7 @@ impl Vm {
     }
 }
 
-/// Opens one call of `function`.
+/// Opens one call of `function`: an alert's with `input.message`, a discovery's without anything beside its options.
 ///
 /// # Errors
 /// `lua_internal` when there can be no thread.
@@ -151,7 +154,7 @@ pub fn open(bundle: Arc<Bundle>, function: String, input: Json, limits: Limits) 
                 _ => match Vm::open(&bundle, &limits, &function) {
                     Err(cause) => PluginTurn::Raised(cause),
                     Ok((opened, called)) => {
-                        let turn = opened.start(called, &input);
+                        let turn = opened.start(called, input.get("message").filter(|_| function.starts_with("notify/")));
                         vm = Some(opened);
                         turn
                     }

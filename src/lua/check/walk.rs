@@ -20,6 +20,8 @@ use crate::{
 
 /// Deeper data than this is a mistake, such as a table that holds itself.
 const MAX_DEPTH: usize = 32;
+/// So is more of it: a table that holds another twice, which holds another twice, is written out.
+const MAX_VALUES: usize = 100_000;
 
 /// A table's content, without metamethods.
 #[derive(Default)]
@@ -70,6 +72,8 @@ pub(super) struct Check {
     functions: Functions,
     receiver: Option<Receiver>,
     path: Vec<Part>,
+    /// How many values were looked at.
+    values: usize,
     /// The same as messages call it.
     called: Vec<Part>,
     pub(super) findings: Vec<Finding>,
@@ -83,6 +87,7 @@ impl Check {
             functions,
             receiver,
             path: Vec::new(),
+            values: 0,
             called: Vec::new(),
             findings: Vec::new(),
             secrets: Vec::new(),
@@ -303,6 +308,14 @@ impl Check {
     }
 
     fn value(&mut self, kind: &Kind, value: &Lua) -> Option<Json> {
+        self.values += 1;
+        if self.values > MAX_VALUES {
+            if self.values == MAX_VALUES + 1 {
+                let message = format!("{} has more than {MAX_VALUES} values", self.what);
+                self.add(On::Value, "bad_value", message, None);
+            }
+            return None;
+        }
         if self.path.len() > MAX_DEPTH {
             self.add(On::Value, "bad_value", format!("{} is nested too deeply", self.here()), None);
             return None;

@@ -7,7 +7,7 @@ use std::{
     rc::Rc,
 };
 
-use mlua::Error;
+use mlua::{Error, Lua};
 
 use super::{Loader, Modules, bare, read, relative};
 use crate::{
@@ -261,7 +261,7 @@ fn at(path: &Path, place: Place, code: &'static str, message: String, help: Opti
 
 /// Line and message, when Lua cannot compile `text`.
 fn syntax_error(text: &str) -> Option<(usize, String)> {
-    let lua = mlua::Lua::new();
+    let lua = Lua::new();
     let error = lua.load(text).set_name("=x").set_mode(mlua::chunk::ChunkMode::Text).into_function().err()?;
     let message = match root(&error) {
         Error::SyntaxError { message, .. } => message.clone(),

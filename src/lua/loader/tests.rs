@@ -132,18 +132,18 @@ return phased.project {
              known_hosts = "/etc/phased/known_hosts", webhook = { phased.secret "good_new", phased.secret "good_old" } },
   queue = "all",
   test = {
-    { "unit", setup = print, run = print, cleanup = print, timeout = "1h30m" },
-    { "slow", run = print },
+    { "unit", setup = error, run = error, cleanup = error, timeout = "1h30m" },
+    { "slow", run = error },
   },
   environments = {
-    { "staging", hosts = require "discovery.file" "/etc/phased/hosts.csv", deploy = print, health = "none" },
+    { "staging", hosts = require "discovery.file" "/etc/phased/hosts.csv", deploy = error, health = "none" },
     { "production",
       hosts = { "10.0.0.1", { id = "i-1", name = "web", address = "web1", port = 2222, user = "root", zone = "a",
                 labels = { role = "web", rank = 2 }, key = phased.secret "good_host", connect_timeout = "3s" },
                 require "discovery.file" { "/etc/phased/hosts.json" }, "::1" },
       ssh = { user = "deploy", key = phased.secret "good_deploy", known_hosts = "/etc/phased/known_hosts", jump = "ops@bastion:2222",
               base = "/var/lib/phased-host", path = "/usr/bin:/bin" },
-      rollout = rollout, timeout = "20m", deploy = print, verify = print,
+      rollout = rollout, timeout = "20m", deploy = error, verify = error,
       health = { http = { ":1/a", "https://x/b" }, tcp = ":5432", command = "systemctl is-active shop",
                  min_healthy_time = "0s", healthy_deadline = "30s", interval = "500ms", timeout = "2s" } },
   },
@@ -303,7 +303,7 @@ fn the_users_directories_come_first_and_every_file_counts_once() {
     other.write("projects/blog.lua", BASE);
     other.write("projects/README.md", "no project");
     other.write("projects/sub/deep.lua", "no project");
-    own.write("alerts/log.lua", "return phased.alert { name = 'mine', send = print }");
+    own.write("alerts/log.lua", "return phased.alert { name = 'mine', send = error }");
     let loader = Loader::new(
         vec![own.plugins(), other.plugins()],
         SHIPPED,
@@ -368,23 +368,23 @@ fn errors_in_plugins_are_shown_where_they_are() {
         ("error('no luck', 0)", "mine.lua:1:1+19 runtime: no luck"),
         ("local function f()\n  error { code = 1 }\nend\nf()", "mine.lua:2:3+18 runtime:"),
         (
-            "return phased.alert { name = 'x', sned = print }",
+            "return phased.alert { name = 'x', sned = error }",
             "mine.lua:1:35+4 unknown_key: unknown key \"sned\" in phased.alert; did you mean \"send\"?",
         ),
         (
-            "return phased.alert { name = 'x y', send = print }",
+            "return phased.alert { name = 'x y', send = error }",
             "mine.lua:1:30+5 bad_value: phased.alert: name: \"x y\" must be",
         ),
         (
-            "return phased.alert { name = 'x', send = print, options = { url = { 'ulr' } } }",
+            "return phased.alert { name = 'x', send = error, options = { url = { 'ulr' } } }",
             "mine.lua:1:69+5 bad_value: phased.alert: options.url.kind must be",
         ),
         (
-            "return phased.alert { name = 'x', send = print, options = { url = 'url' } }",
+            "return phased.alert { name = 'x', send = error, options = { url = 'url' } }",
             "mine.lua:1:67+5 wrong_type: phased.alert: options.url must be a table",
         ),
         (
-            "return phased.alert { name = 'x', send = print, options = { Url = { 'url' } } }",
+            "return phased.alert { name = 'x', send = error, options = { Url = { 'url' } } }",
             "mine.lua:1:61+3 bad_value: phased.alert: options: \"Url\" is not snake_case",
         ),
         ("return phased.secret 'gone'", "mine.lua:1:22+6 secret_missing: secret \"gone\""),

@@ -43,7 +43,7 @@ fn common(shape: Shape, timeout: &'static str) -> Shape {
         .with_default("timeout", Kind::Limit, timeout, "The limit of one attempt; reaching it is a failure with the code timeout.")
         .with_default("retries", Kind::Integer(0, 100), "0", "Further attempts after a failure.")
         .with_default("backoff", Kind::Duration, "\"1s\"", "The wait before the next attempt; doubles each time, at most 5m.")
-        .with_default("on_unknown", Kind::Union(vec![Kind::words(&["fail", "retry"]), Kind::Function(Cow::Borrowed("fun(host: phased.Host): boolean"))]), "\"fail\"", "When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did.")
+        .with_default("on_unknown", Kind::Union(vec![Kind::words(&["fail", "retry"]), Kind::Function(Cow::Borrowed("fun(on: phased.Run|phased.Host, failure: table): boolean?"))]), "\"fail\"", "When nobody can tell whether it happened: fail, try again, or a function that finds out and returns true (it happened: the step succeeds without output), false (it did not: it is done again) or nothing (it fails).")
 }
 
 const COMMAND_LIMIT: &str = "\"10m\" on hosts, \"30m\" in stages";

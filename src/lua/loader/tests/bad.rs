@@ -172,7 +172,7 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         r##"{ "unit", run"##,
-        r##"{ "unit", clean_up = print, run"##,
+        r##"{ "unit", clean_up = error, run"##,
         r##"shop:4:22+8 unknown_key: unknown key "clean_up" in test[1]; did you mean "cleanup"?"##,
     ),
     (
@@ -187,12 +187,12 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         r##"test = { "##,
-        r##"test = { { "unit", run = print }, "##,
+        r##"test = { { "unit", run = error }, "##,
         r##"shop:4:39+6 bad_value: the stage "unit" is there twice: test[1] is called so too"##,
     ),
     (
         r##"    { "production","##,
-        r##"    { "production", canary = 1, prepare = print, alarms = {},"##,
+        r##"    { "production", canary = 1, prepare = error, alarms = {},"##,
         r##"shop:6:21+6 unknown_key: unknown key "canary" in environments[1]; it belongs into rollout = { ... }
 shop:6:33+7 not_supported: "prepare" is not supported by this version of phased; take it out: it would have no effect
 shop:6:50+6 not_supported: "alarms" is not supported by this version of phased; take it out: it would have no effect"##,
@@ -410,7 +410,7 @@ shop:9:53+7 not_supported: "version" is not supported by this version of phased;
     (
         r##"health = { http = ":8080/healthz" } },"##,
         r##"health = { http = ":8080/healthz" } },
-    { "production", hosts = { "x" }, deploy = print, health = "none" },"##,
+    { "production", hosts = { "x" }, deploy = error, health = "none" },"##,
         r##"shop:10:7+12 bad_value: the environment "production" is there twice: environments[1] is called so too"##,
     ),
     (
@@ -430,7 +430,7 @@ shop:9:53+7 not_supported: "version" is not supported by this version of phased;
     ),
     (
         r##"notify = log,"##,
-        r##"notify = print,"##,
+        r##"notify = error,"##,
         r##"shop:11:12+5 wrong_type: notify must be an alert, as in require "alerts.log" {}, a list of alerts or a table of bad, good, not a function; make it one: phased.alert { name = "...", send = function(options) ... end } {}"##,
     ),
     (
@@ -573,8 +573,7 @@ return phased.project {"##,
     (
         r##"  environments = {"##,
         r##"  environments == {"##,
-        r##"shop:2:8+14 missing_key: phased.project has no "environments"; environments in order; each is deployed to only if the one before is good
-shop:5:3+17 unknown_key: unexpected value false without a key in phased.project; everything in it has a key"##,
+        r##"shop:5:3+17 runtime: there is no variable "environments""##,
     ),
     (
         r##"branch = "main" }"##,
