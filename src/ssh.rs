@@ -1,1 +1,3 @@
 //! ssh
+
+pub mod server;
