@@ -80,5 +80,8 @@ pub(super) async fn ask(
             }
         }
     };
-    within(clock, LIMIT, work).await.ok_or_else(|| anyhow!("nothing within {} s", LIMIT.as_secs()))?.with_context(failed)
+    within(clock, LIMIT, work)
+        .await
+        .ok_or_else(|| anyhow!("nothing within {} s", LIMIT.as_secs()))?
+        .with_context(failed)
 }

@@ -1,13 +1,18 @@
 //! A host of the demo: an SSH server, and the deployed app behind HTTP, both on loopback.
 
-use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, convert::Infallible, net::SocketAddr, path::PathBuf, process::Stdio, sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use http_body_util::Full;
 use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header, server::conn::http1, service::service_fn,
+    header,
+    server::conn::http1,
+    service::service_fn,
 };
 use hyper_util::rt::TokioIo;
 use nix::{sys::signal::Signal, unistd::Pid};
@@ -186,8 +191,6 @@ async fn read(from: Option<impl tokio::io::AsyncRead + Unpin>) -> Vec<u8> {
 fn text(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }

@@ -34,7 +34,10 @@ pub(super) const FAILS_TESTS: Change = Change {
 /// Needs a variable that the tests set and no host has: only health can tell.
 pub(super) const UNHEALTHY: Change = Change {
     message: "Sell in any currency",
-    files: &[("app.sh", include_str!("shop/unhealthy/app.sh")), ("tests/run.sh", include_str!("shop/unhealthy/run.sh"))],
+    files: &[
+        ("app.sh", include_str!("shop/unhealthy/app.sh")),
+        ("tests/run.sh", include_str!("shop/unhealthy/run.sh")),
+    ],
 };
 
 /// A git repository with a work tree, on branch `main`.

@@ -69,7 +69,7 @@ fn plain(path: &Path) -> bool {
 /// `N` random bytes as hex digits.
 pub(super) fn random_hex<const N: usize>() -> anyhow::Result<String> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).context("no random numbers")?;
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
@@ -126,7 +126,10 @@ impl Site {
     fn project(&self) -> String {
         let host = |host: &Host| {
             let (name, port, base) = (&host.name, host.ssh.port(), host.home.join(".phased"));
-            format!(r#"        {{ id = "{name}", address = "127.0.0.1", port = {port}, base = "{}" }},"#, base.display())
+            format!(
+                r#"        {{ id = "{name}", address = "127.0.0.1", port = {port}, base = "{}" }},"#,
+                base.display()
+            )
         };
         let hosts: Vec<String> = self.hosts.iter().map(host).collect();
         let show = |path: PathBuf| path.display().to_string();

@@ -208,7 +208,11 @@ impl Login {
 impl Handler for Login {
     type Error = russh::Error;
 
-    async fn auth_publickey_offered(&mut self, user: &str, offer: server::PublicKeyOffer<'_>) -> Result<Auth, Self::Error> {
+    async fn auth_publickey_offered(
+        &mut self,
+        user: &str,
+        offer: server::PublicKeyOffer<'_>,
+    ) -> Result<Auth, Self::Error> {
         Ok(if self.is_ours(user, offer.public_key) { Auth::Accept } else { Auth::reject() })
     }
 

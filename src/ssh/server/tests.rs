@@ -81,8 +81,13 @@ async fn commands_run_at_home_with_a_clean_environment() {
     let (code, out, err) = host.said("pwd; env | cut -d= -f1 | sort | tr '\\n' ' '; echo no >&2; exit 7").await;
     assert_eq!(code, Some(7));
     // PWD, SHLVL and _ are the shell's own.
-    let names: Vec<&str> =
-        out.lines().nth(1).unwrap().split(' ').filter(|n| !matches!(*n, "" | "PWD" | "SHLVL" | "_" | "OLDPWD")).collect();
+    let names: Vec<&str> = out
+        .lines()
+        .nth(1)
+        .unwrap()
+        .split(' ')
+        .filter(|n| !matches!(*n, "" | "PWD" | "SHLVL" | "_" | "OLDPWD"))
+        .collect();
     assert_eq!(names, ["HOME", "LOGNAME", "PATH", "SHELL", "USER"]);
     assert_eq!(Path::new(out.lines().next().unwrap()), host.folder.path().join("home").canonicalize().unwrap());
     assert_eq!(err, "no\n");
@@ -91,7 +96,9 @@ async fn commands_run_at_home_with_a_clean_environment() {
 #[tokio::test]
 async fn a_command_is_the_leader_of_a_session_of_its_own() {
     let host = Fixture::new().await;
-    let (_, out, _) = host.said("read -r pid name state ppid group session rest </proc/$$/stat; echo $(($$ - group)) $(($$ - session))").await;
+    let (_, out, _) = host
+        .said("read -r pid name state ppid group session rest </proc/$$/stat; echo $(($$ - group)) $(($$ - session))")
+        .await;
     assert_eq!(out, "0 0\n");
 }
 
@@ -138,8 +145,7 @@ async fn input_goes_in_and_50_megabytes_come_back() {
 async fn a_reader_that_stops_makes_the_command_wait_and_nothing_else() {
     let host = Fixture::new().await;
     let mark = host.folder.path().join("home/done");
-    let mut slow =
-        host.ssh("head -c 50000000 /dev/zero; touch done").stdout(Stdio::piped()).spawn().unwrap();
+    let mut slow = host.ssh("head -c 50000000 /dev/zero; touch done").stdout(Stdio::piped()).spawn().unwrap();
     let mut output = slow.stdout.take().unwrap();
     let mut first = [0; 1000];
     output.read_exact(&mut first).await.unwrap();
