@@ -7,6 +7,7 @@ pub mod blobs;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod demo;
 pub mod discovery;
 pub mod engine;
 pub mod exec;

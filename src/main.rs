@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => said(serve(&args)),
         Command::Init(args) => said(init(&args.directory)),
         Command::Rebuild(args) => said(rebuild(&args.config)),
-        Command::Demo(_) => said(Err(anyhow::anyhow!("not yet"))),
+        Command::Demo(args) => demo(args.once),
     }
 }
 
@@ -58,6 +58,13 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
         parent.failed(&format!("{error:#}"));
     }
     done
+}
+
+fn demo(once: bool) -> ExitCode {
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(phased::demo::run(once)),
+        Err(error) => said(Err(error.into())),
+    }
 }
 
 fn init(directory: &std::path::Path) -> anyhow::Result<()> {

@@ -14,6 +14,7 @@ mod connect;
 mod guard;
 pub mod known_hosts;
 mod link;
+pub mod server;
 #[cfg(test)]
 mod tests;
 

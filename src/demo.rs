@@ -1,0 +1,182 @@
+//! `phased demo`: all of it on this machine, live, with nothing to install or configure.
+//!
+//! A sample repository, five hosts (SSH servers of this process that run real commands in directories of their own and serve the
+//! deployed app over HTTP), the real daemon with a real project file, and three commits. Everything listens on loopback and lives
+//! in one temporary directory, which goes away in the end.
+//!
+//! ```text
+//! site        the directory: what is made there, and its end
+//! host        one host: ssh::server, and the app behind HTTP
+//! repository  the shop in plain sh (shop/), its tests, the three commits
+//! daemon      the daemon in this process
+//! story       presses the button three times and asks the hosts what became of it
+//! ask         HTTP on loopback
+//! terminal    lines, colours, the moon
+//! ```
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    lifecycle::Tasks,
+    telemetry,
+    time::{Clock, SystemClock},
+};
+
+mod ask;
+mod daemon;
+mod host;
+mod repository;
+mod site;
+mod story;
+mod terminal;
+#[cfg(test)]
+mod tests;
+
+use daemon::Daemon;
+use site::Site;
+use story::{Differences, Story};
+use terminal::{Terminal, Tone};
+
+/// How long the hosts may take to end.
+const END: Duration = Duration::from_secs(5);
+
+/// Tells the story; with `once` it ends there, else it stays up until Ctrl-C.
+///
+/// 0 = all three commits went as described, 1 = they did not, or the demo could not be set up; 130 = interrupted before the end.
+pub async fn run(once: bool) -> ExitCode {
+    let _already_installed = telemetry::init(telemetry::Format::Text, "warn");
+    let mut terminal = Terminal::new();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let tasks = Tasks::new();
+    let mut up = None;
+    let code = tokio::select! {
+        biased;
+        () = interrupted() => {
+            terminal.line(Tone::Plain, "");
+            130
+        }
+        code = show(once, &mut terminal, &tasks, &clock, &mut up) => code,
+    };
+    let (site, daemon) = up.map_or((None, None), |up: Up| (up.site, up.daemon));
+    if let Some(daemon) = daemon {
+        daemon.shut_down().await;
+    }
+    for name in tasks.shut_down(END).await {
+        tracing::warn!(task = %name, "still works though the demo has ended");
+    }
+    if let Some(site) = site {
+        let dir = site.root().display().to_string();
+        drop(site);
+        terminal.line(Tone::Quiet, &format!("All of it is gone again, {dir} too."));
+    }
+    ExitCode::from(code)
+}
+
+/// What has to be taken down, however the demo ends.
+#[derive(Default)]
+struct Up {
+    site: Option<Site>,
+    daemon: Option<Daemon>,
+}
+
+async fn show(once: bool, terminal: &mut Terminal, tasks: &Tasks, clock: &Arc<dyn Clock>, up: &mut Option<Up>) -> u8 {
+    let told = tell(terminal, tasks, clock, up.insert(Up::default())).await;
+    let (code, token) = match told {
+        Ok((Differences(differences), token)) if differences.is_empty() => {
+            terminal.line(Tone::Plain, "");
+            terminal.line(Tone::Good, "All three went as described.");
+            (0, token)
+        }
+        Ok((Differences(differences), token)) => {
+            terminal.line(Tone::Plain, "");
+            terminal.line(Tone::Bad, "Not everything went as described:");
+            for difference in differences {
+                terminal.line(Tone::Bad, &format!("   {difference}"));
+            }
+            (1, token)
+        }
+        Err(error) => {
+            terminal.line(Tone::Bad, &format!("The demo cannot go on: {error:#}"));
+            return 1;
+        }
+    };
+    if !once && let Some(Up { site: Some(site), daemon: Some(daemon) }) = up.as_ref() {
+        hints(terminal, site, daemon, &token);
+        interrupted().await;
+        terminal.line(Tone::Plain, "");
+    }
+    code
+}
+
+/// Builds everything and tells the story; returns the token too.
+async fn tell(
+    terminal: &mut Terminal,
+    tasks: &Tasks,
+    clock: &Arc<dyn Clock>,
+    up: &mut Up,
+) -> anyhow::Result<(Differences, String)> {
+    let token = site::random_hex::<16>()?;
+    let site = up.site.insert(Site::build(tasks, clock).await?);
+    terminal.line(Tone::Heading, "phased: one button, end to end, on this machine only");
+    let rows = [
+        ("repository", site.repository.dir().display().to_string()),
+        ("project", format!("{}/plugins/projects/shop.lua", site.root().display())),
+        (
+            "hosts",
+            "web-1 to web-5: SSH servers on 127.0.0.1, each with a directory and a web server of its own".to_owned(),
+        ),
+    ];
+    for (label, text) in rows {
+        terminal.line(Tone::Plain, &format!("   {label:<12}{text}"));
+    }
+    let daemon = up.daemon.insert(daemon::start(&site.config(), &token).await?);
+    terminal.line(Tone::Plain, &format!("   {:<12}http://{}", "daemon", daemon.addr()));
+    let mut story = Story { site, daemon: daemon.addr(), token: &token, clock: clock.clone(), terminal };
+    let differences = story.tell().await?;
+    Ok((differences, token))
+}
+
+/// Lines to paste, for whoever wants to play.
+fn hints(terminal: &mut Terminal, site: &Site, daemon: &Daemon, token: &str) {
+    let web = site.hosts.first().map(|host| host.http.to_string()).unwrap_or_default();
+    let repository = site.repository.dir().display();
+    let lines = [
+        (Tone::Plain, String::new()),
+        (Tone::Heading, "It stays up until Ctrl-C. To play with, in another terminal:".to_owned()),
+        (Tone::Plain, format!("   api=http://{}/v1 auth='Authorization: Bearer {token}' text='Accept: text/plain'", daemon.addr())),
+        (Tone::Plain, r#"   curl -sH "$auth" -H "$text" $api/projects/shop/status"#.to_owned()),
+        (Tone::Plain, r#"   curl -sH "$auth" -H "$text" $api/projects/shop/plan"#.to_owned()),
+        (Tone::Plain, r#"   curl -sH "$auth" -H "$text" $api/runs"#.to_owned()),
+        (Tone::Plain, r#"   curl -sNH "$auth" $api/events                                    # what happens, as it happens"#.to_owned()),
+        (Tone::Plain, format!("   curl -s http://{web}/                                     # web-1, which is down now")),
+        (Tone::Quiet, "Mend what is broken, press the button, and follow the run's log:".to_owned()),
+        (Tone::Plain, format!(r"   cd {repository} && sed -i 's/\$SHOP_CURRENCY/EUR/' app.sh && git commit -qam 'Sell in EUR again'")),
+        (Tone::Plain, r#"   run=$(curl -sH "$auth" -d reason=mended $api/projects/shop/start | sed 's/.*"id":"\([^"]*\)","project.*/\1/')"#.to_owned()),
+        (Tone::Plain, r#"   curl -sNH "$auth" "$api/runs/$run/log?follow=true""#.to_owned()),
+        (Tone::Quiet, "The same with the CLI:".to_owned()),
+        (Tone::Plain, format!("   export PHASED_ADDR=http://{} PHASED_TOKEN={token}", daemon.addr())),
+        (Tone::Plain, "   phased status; phased start shop --wait; phased log shop".to_owned()),
+    ];
+    for (tone, text) in lines {
+        terminal.line(tone, &text);
+    }
+}
+
+/// Ctrl-C, or a SIGTERM.
+async fn interrupted() {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        // Without a handler Ctrl-C ends the process by itself.
+        caught = tokio::signal::ctrl_c() => if caught.is_err() { std::future::pending().await },
+        () = terminated => {}
+    }
+}

@@ -1,0 +1,304 @@
+//! Three commits: one that is good, one whose tests fail, one that does not come up. Each is pressed through the HTTP API, and what
+//! became of it is asked of the hosts themselves.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use serde_json::Value;
+
+use super::{
+    ask::ask,
+    host::Host,
+    repository::{self, AUTHOR, Change},
+    site::Site,
+    terminal::{Terminal, Tone},
+};
+use crate::{
+    api::text::{one_line, printable, word},
+    engine::view::{HostView, ProjectStatus, RunView, StageState},
+    model::run::{HostState, RunState},
+    time::{Clock, Stamp, within},
+};
+
+/// The longest a run of the demo may take; all of them together take about 15 s.
+const RUN_LIMIT: Duration = Duration::from_secs(60);
+/// The longest an announcement may take.
+const ALERT_LIMIT: Duration = Duration::from_secs(10);
+/// How often the daemon is asked how far it is.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The button's end of the daemon, and who watches.
+pub(super) struct Story<'a> {
+    pub(super) site: &'a Site,
+    pub(super) daemon: SocketAddr,
+    pub(super) token: &'a str,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) terminal: &'a mut Terminal,
+}
+
+/// What went otherwise than described.
+#[derive(Debug, Default)]
+pub(super) struct Differences(pub(super) Vec<String>);
+
+impl Differences {
+    fn unless(&mut self, as_described: bool, otherwise: impl FnOnce() -> String) {
+        if !as_described {
+            self.0.push(otherwise());
+        }
+    }
+}
+
+/// What a host serves right now.
+struct Serves {
+    revision: Option<String>,
+    healthy: bool,
+    /// What its front page says, or what it complains of.
+    says: String,
+}
+
+impl Story<'_> {
+    /// Tells all three.
+    ///
+    /// # Errors
+    /// Something stood in the way: no answer, an answer that cannot be read, git.
+    pub(super) async fn tell(&mut self) -> anyhow::Result<Differences> {
+        let mut differences = Differences::default();
+        let good = self.good(&mut differences).await?;
+        self.fails_tests(&good, &mut differences).await?;
+        self.unhealthy(&good, &mut differences).await?;
+        Ok(differences)
+    }
+
+    async fn good(&mut self, differences: &mut Differences) -> anyhow::Result<String> {
+        let before = differences.0.len();
+        self.heading("1. A good commit goes out to every host");
+        let (revision, run) = self.press(&repository::GOOD).await?;
+        differences.unless(run.state == RunState::Succeeded, || ended(&run, "succeed"));
+        let serving = self.all_serve().await?;
+        for (host, serves) in self.site.hosts.iter().zip(&serving) {
+            let well = serves.healthy && serves.revision.as_deref() == Some(&revision);
+            differences.unless(well, || otherwise(host, serves, &revision));
+        }
+        differences.unless(self.live().await?.as_deref() == Some(&revision), || {
+            "the daemon says something else is live".to_owned()
+        });
+        if let Some(first) = serving.first() {
+            self.row("asked", &format!("all {} hosts serve {}: \"{}\"", serving.len(), short(&revision), first.says));
+        }
+        self.verdict(differences.0.len() == before, "tested, rolled out host by host, each healthy before the next");
+        Ok(revision)
+    }
+
+    async fn fails_tests(&mut self, good: &str, differences: &mut Differences) -> anyhow::Result<()> {
+        let before = differences.0.len();
+        self.heading("2. A commit whose tests fail goes nowhere");
+        let (_, run) = self.press(&repository::FAILS_TESTS).await?;
+        differences.unless(run.state == RunState::Failed, || ended(&run, "fail"));
+        differences.unless(run.deployments.is_empty(), || "it was deployed though its tests failed".to_owned());
+        let announced = self.announced(&run, differences).await;
+        let serving = self.all_serve().await?;
+        for (host, serves) in self.site.hosts.iter().zip(&serving) {
+            let untouched = serves.healthy && serves.revision.as_deref() == Some(good);
+            differences.unless(untouched, || otherwise(host, serves, good));
+        }
+        self.told(announced.as_ref());
+        self.row("asked", &format!("all {} hosts still serve {}: none was touched", serving.len(), short(good)));
+        self.verdict(differences.0.len() == before, "refused, and people were told why");
+        Ok(())
+    }
+
+    async fn unhealthy(&mut self, good: &str, differences: &mut Differences) -> anyhow::Result<()> {
+        let before = differences.0.len();
+        self.heading("3. A commit that passes its tests and does not come up stops at the first host");
+        let (revision, run) = self.press(&repository::UNHEALTHY).await?;
+        differences.unless(run.state == RunState::Halted, || ended(&run, "halt"));
+        let hosts = run.deployments.last().map(|deployment| deployment.hosts.as_slice()).unwrap_or_default();
+        let skipped = hosts.iter().skip(1).filter(|host| host.state == HostState::Skipped).count();
+        let stopped = hosts.first().is_some_and(|host| host.state == HostState::Failed) && skipped + 1 == hosts.len();
+        differences.unless(stopped, || "it did not stop at the first host".to_owned());
+        let announced = self.announced(&run, differences).await;
+        let serving = self.all_serve().await?;
+        let mut pairs = self.site.hosts.iter().zip(&serving);
+        let mut complaint = None;
+        if let Some((host, serves)) = pairs.next() {
+            let bad = !serves.healthy && serves.revision.as_deref() == Some(&revision);
+            differences.unless(bad, || otherwise(host, serves, &revision));
+            complaint = Some(format!("{} answers 503: \"{}\"", host.name, serves.says));
+        }
+        for (host, serves) in pairs {
+            let untouched = serves.healthy && serves.revision.as_deref() == Some(good);
+            differences.unless(untouched, || otherwise(host, serves, good));
+        }
+        differences.unless(self.live().await?.as_deref() == Some(good), || {
+            "the daemon says something else is live".to_owned()
+        });
+        self.told(announced.as_ref());
+        if let Some(complaint) = complaint {
+            self.row("asked", &complaint);
+        }
+        let others = self.site.hosts.len().saturating_sub(1);
+        self.row("", &format!("the other {others} hosts still serve {}", short(good)));
+        self.verdict(differences.0.len() == before, "stopped at the first host, and people were told what to look at");
+        Ok(())
+    }
+
+    /// Commits, presses the button and shows the run until it has ended.
+    async fn press(&mut self, change: &Change) -> anyhow::Result<(String, RunView)> {
+        let revision = self.site.repository.commit(change)?;
+        self.row("commit", &format!("{} \"{}\" by {}", short(&revision), change.message, AUTHOR.0));
+        let form = "reason=the+demo";
+        let answer = ask(&*self.clock, self.daemon, "/v1/projects/shop/start", Some(self.token), Some(form)).await?;
+        let mut run: RunView = answer.json().context("the button was pressed, and no run began")?;
+        self.row("button", &format!("POST /v1/projects/shop/start → run {}", one_line(&run.id, 40)));
+        let path = format!("/v1/runs/{}", run.id);
+        let began = self.clock.now();
+        let mut seen: Option<RunView> = None;
+        loop {
+            self.progress(seen.as_ref(), &run, &began);
+            if run.state.is_end() {
+                return Ok((revision, run));
+            }
+            seen = Some(run);
+            if self.clock.now().since(&began) > RUN_LIMIT {
+                anyhow::bail!("the run did not end within {} s", RUN_LIMIT.as_secs());
+            }
+            self.clock.sleep(LOOK).await;
+            run = ask(&*self.clock, self.daemon, &path, Some(self.token), None).await?.json()?;
+        }
+    }
+
+    /// Says what changed since the last look.
+    fn progress(&mut self, seen: Option<&RunView>, run: &RunView, began: &Stamp) {
+        for (i, stage) in run.stages.iter().enumerate() {
+            let new = seen.and_then(|seen| seen.stages.get(i)).is_none_or(|before| before.state != stage.state);
+            match stage.state {
+                StageState::Succeeded if new => {
+                    self.marked(Tone::Good, "test", &format!("✓ {} passed", one_line(&stage.name, 40)));
+                }
+                StageState::Failed if new => {
+                    let why =
+                        stage.cause.as_ref().map_or_else(String::new, |c| format!(": {}", one_line(&c.message, 150)));
+                    self.marked(Tone::Bad, "test", &format!("✗ {} failed{why}", one_line(&stage.name, 40)));
+                }
+                _ => {}
+            }
+        }
+        let Some(deployment) = run.deployments.last() else {
+            return self.terminal.moon(0, 1, "testing");
+        };
+        let before = seen.and_then(|seen| seen.deployments.last()).map(|d| d.hosts.as_slice()).unwrap_or_default();
+        for host in &deployment.hosts {
+            let was = before.iter().find(|other| other.id == host.id).map(|other| other.state);
+            if was != Some(host.state) {
+                self.host(host);
+            }
+        }
+        if !run.state.is_end() {
+            let all = deployment.hosts.len();
+            let done = deployment.hosts.iter().filter(|host| host.state == HostState::Healthy).count();
+            let seconds = self.clock.now().since(began).as_millis() as f64 / 1000.0;
+            self.terminal.moon(done, all, &format!("{done} of {all} hosts are healthy, {seconds:.1} s"));
+        }
+    }
+
+    fn host(&mut self, host: &HostView) {
+        let name = one_line(&host.name, 40);
+        match host.state {
+            HostState::Pending | HostState::Running | HostState::Unknown | HostState::Skipped => {}
+            HostState::Healthy => self.marked(Tone::Good, "deploy", &format!("✓ {name} is healthy")),
+            state => {
+                let why = host.cause.as_ref().map_or_else(String::new, |c| format!(": {}", one_line(&c.message, 150)));
+                self.marked(Tone::Bad, "deploy", &format!("✗ {name} {}{why}", word(&state)));
+            }
+        }
+    }
+
+    /// Asks every host which commit it has and what it says to visitors.
+    async fn all_serve(&self) -> anyhow::Result<Vec<Serves>> {
+        let mut all = Vec::new();
+        for host in &self.site.hosts {
+            let version: Value = ask(&*self.clock, host.http, "/version", None, None).await?.json()?;
+            let front = ask(&*self.clock, host.http, "/", None, None).await?;
+            let health = ask(&*self.clock, host.http, "/healthz", None, None).await?;
+            all.push(Serves {
+                revision: version.get("revision").and_then(Value::as_str).map(str::to_owned),
+                healthy: front.status.is_success() && health.status.is_success(),
+                says: one_line(&front.body, 100),
+            });
+        }
+        Ok(all)
+    }
+
+    /// The commit that the daemon holds to be live.
+    async fn live(&self) -> anyhow::Result<Option<String>> {
+        let answer = ask(&*self.clock, self.daemon, "/v1/projects/shop/status", Some(self.token), None).await?;
+        let status: ProjectStatus = answer.json()?;
+        Ok(status.environments.into_iter().next().and_then(|live| live.release).map(|release| release.revision))
+    }
+
+    /// The announcement of a run's end.
+    async fn announced(&self, run: &RunView, differences: &mut Differences) -> Option<Value> {
+        let path = self.site.alerts();
+        let arrives = async {
+            loop {
+                // A line that is still being written is no JSON yet; the next look sees it whole.
+                let text = std::fs::read_to_string(&path).unwrap_or_default();
+                let mut messages = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+                if let Some(message) = messages.find(|message| message["run"] == *run.id) {
+                    return message;
+                }
+                self.clock.sleep(LOOK).await;
+            }
+        };
+        let message = within(&*self.clock, ALERT_LIMIT, arrives).await;
+        differences.unless(message.is_some(), || format!("nobody was told within {} s", ALERT_LIMIT.as_secs()));
+        message
+    }
+
+    fn told(&mut self, message: Option<&Value>) {
+        let Some(message) = message else { return };
+        let text = |name: &str| message[name].as_str().map(printable).unwrap_or_default();
+        self.row("alert", &one_line(&text("title"), 150));
+        // What a program printed is what helps; without it, the cause.
+        let (output, cause) = (text("output"), text("text"));
+        let said = if output.trim().is_empty() { &cause } else { &output };
+        for line in said.lines().filter(|line| !line.trim().is_empty()).take(3) {
+            self.terminal.line(Tone::Quiet, &format!("           | {}", one_line(line, 150)));
+        }
+    }
+
+    fn heading(&mut self, text: &str) {
+        self.terminal.line(Tone::Plain, "");
+        self.terminal.line(Tone::Heading, text);
+    }
+
+    fn row(&mut self, label: &str, text: &str) {
+        self.marked(Tone::Plain, label, text);
+    }
+
+    fn marked(&mut self, tone: Tone, label: &str, text: &str) {
+        self.terminal.line(tone, &format!("   {label:<8}{text}"));
+    }
+
+    fn verdict(&mut self, as_described: bool, text: &str) {
+        match as_described {
+            true => self.terminal.line(Tone::Good, &format!("   = {text}")),
+            false => self.terminal.line(Tone::Bad, "   = this did not go as described"),
+        }
+    }
+}
+
+fn short(revision: &str) -> &str {
+    revision.get(..12).unwrap_or(revision)
+}
+
+fn ended(run: &RunView, wanted: &str) -> String {
+    let why = run.cause.as_ref().map_or_else(String::new, |cause| format!(": {}", one_line(&cause.message, 300)));
+    format!("run {} was to {wanted} and ended {}{why}", run.id, word(&run.state))
+}
+
+fn otherwise(host: &Host, serves: &Serves, revision: &str) -> String {
+    let has = serves.revision.as_deref().map_or("nothing", short);
+    let how = if serves.healthy { "healthy" } else { "unhealthy" };
+    format!("{} has {has} and is {how} (\"{}\"); the story is about {}", host.name, serves.says, short(revision))
+}
