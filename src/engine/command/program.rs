@@ -9,6 +9,7 @@ use super::{CommandSpec, Shell, Upload, What};
 use crate::model::{cause::Cause, ids::Digest};
 
 const PROGRAM: &str = include_str!("program.sh");
+const FILES: &str = include_str!("files.sh");
 
 /// `PATH` of every command unless `ssh.path` or `[exec] path` says otherwise.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -69,7 +70,7 @@ impl Text {
     }
 
     fn finish(mut self) -> Vec<u8> {
-        self.push(&stripped());
+        self.push(&stripped(PROGRAM));
         // Whatever was cut off before this line has run nothing.
         self.push("main; exit 0\n");
         self.0
@@ -77,9 +78,9 @@ impl Text {
 }
 
 /// The program without comments and indentation: `bash` reads a script on a pipe byte by byte.
-fn stripped() -> String {
-    let mut out = String::with_capacity(PROGRAM.len());
-    for line in PROGRAM.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+fn stripped(program: &str) -> String {
+    let mut out = String::with_capacity(program.len());
+    for line in program.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#')) {
         out.push_str(line);
         out.push('\n');
     }
@@ -148,7 +149,7 @@ fn inner(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
     let mut inner = b"exec 3<&-\n".to_vec();
     if cmd.user.is_none() {
         // Who leads the group that a time-out or stop signals.
-        inner.extend_from_slice(b"echo $$ 1<>\"$PHASED_PG\"\nunset PHASED_PG\n");
+        inner.extend_from_slice(b"echo \"pg $$\" >>\"$PHASED_GO\"\nunset PHASED_GO\n");
     }
     inner.extend_from_slice(b"export LANG=C.UTF-8 CI=true LOGNAME=\"$USER\" PATH=");
     inner.extend(quote(cmd.path.as_deref().unwrap_or(DEFAULT_PATH).as_bytes(), "path")?);
@@ -211,7 +212,7 @@ fn launch(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
             if let Some(stdin) = &cmd.stdin {
                 out.extend_from_slice(feed(stdin).as_bytes());
             }
-            out.extend_from_slice(b"launch() {\nexport PHASED_PG=\"$d/pg\"\nexec setsid");
+            out.extend_from_slice(b"launch() {\nexport PHASED_GO=\"$d/go\"\nexec setsid");
             out.extend_from_slice(&documents);
         }
         // sudo closes every descriptor from 3 on and has its own environment: the whole goes in by its standard input.
@@ -230,7 +231,7 @@ fn launch(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
             out.extend_from_slice(
                 b"launch() {\nif [ \"$USER\" = \"$AS\" ]; then set -- /bin/sh; else set -- sudo -n -u \"$AS\" -- /bin/sh; fi\n",
             );
-            out.extend_from_slice(format!("exec setsid sh -c 'echo $$ 1<>\"$0\"; exec \"$@\"' \"$d/pg\" \"$@\" <<\\{e0}\n").as_bytes());
+            out.extend_from_slice(format!("exec setsid sh -c 'echo \"pg $$\" >>\"$0\"; exec \"$@\"' \"$d/go\" \"$@\" <<\\{e0}\n").as_bytes());
             out.extend_from_slice(&within);
             out.extend_from_slice(format!("{e0}\n").as_bytes());
         }
@@ -292,6 +293,7 @@ pub(super) fn upload(frame: &Frame<'_>, upload: &Upload) -> Result<Vec<u8>, Caus
     text.set("MODE", &mode(upload.mode)?)?;
     text.set("OWNER", &owner(upload.owner.as_deref())?)?;
     text.set("UNPACK", if upload.unpack { "1" } else { "" })?;
+    text.push(&stripped(FILES));
     Ok(text.finish())
 }
 
@@ -300,6 +302,7 @@ pub(super) fn download(frame: &Frame<'_>, path: &str) -> Result<Vec<u8>, Cause> 
     absolute("from", path)?;
     let mut text = Text::new(frame, "download", "-")?;
     text.set("FROM", path)?;
+    text.push(&stripped(FILES));
     Ok(text.finish())
 }
 

@@ -27,7 +27,7 @@ first() {
   [ -z "$miss" ] || refuse host_unsupported "these commands are missing:$miss"
   [ -r /proc/uptime ] && [ -r /proc/sys/kernel/random/boot_id ] && [ -e /dev/fd/0 ] ||
     refuse host_unsupported "/proc and /dev/fd are not there"
-  mkdir -p "${B%/*}/" && { [ -d "$B" ] || mkdir -m 700 "$B" || [ -d "$B" ]; } || refuse unwritable
+  mkdir -p "${B%/*}/" && { [ -d "$B" ] || (umask 077 && mkdir "$B") || [ -d "$B" ]; } || refuse unwritable
   close
   true >>"$B/id.lock" || refuse unwritable
   exec 9>>"$B/id.lock"
@@ -50,11 +50,14 @@ close() {
 }
 
 base() {
-  while read -r k uid rest; do
-    [ "$k" != Uid: ] || break
-  done </proc/self/status
   d=
-  : "${B:=/var/tmp/phased-$uid}" "${USER:=${LOGNAME:-$(id -un)}}" "${HOME:=/}" "${SHELL:=/bin/sh}"
+  if [ -z "$B" ]; then
+    while read -r k uid rest; do
+      [ "$k" != Uid: ] || break
+    done </proc/self/status
+    B=/var/tmp/phased-$uid
+  fi
+  : "${USER:=${LOGNAME:-$(id -un)}}" "${HOME:=/}" "${SHELL:=/bin/sh}"
   [ -s "$B/id" ] && [ ! -L "$B" ] && [ -O "$B" ] || first
   [ -z "$F" ] || close
   read -r id <"$B/id" || refuse unwritable
@@ -103,11 +106,11 @@ begin() {
   read -r boot </proc/sys/kernel/random/boot_id
   now
   end=$((now + L))
-  export -p >"$d/err" && true >"$d/out" && true >>"$d/wait" && echo 000000 >"$d/pg" && printf %s "$MARK." >"$d/mark" ||
-    refuse unwritable
-  exec 8>>"$d/wait"
+  # The mark that ends each stream of a short answer lies in the lock's file: every file costs a host's disk some time.
+  export -p >"$d/err" && true >"$d/out" && printf %s "$MARK." >"$d/lock" || refuse unwritable
+  exec 8>>"$d/out"
   # All that could need disk space exists before the command does: a full disk is a refusal and never a doubt.
-  if ! { echo "$boot" && echo "$now" && echo "$end"; } >"$d/go"; then
+  if ! { echo "$boot" && echo "$now" && echo "$end" && echo "pg 0"; } >"$d/go"; then
     rm -f "$d/go"
     refuse unwritable
   fi
@@ -172,7 +175,10 @@ alive() {
 
 signal() {
   alive || exit 0
-  read -r pg <"$d/pg"
+  # Once known it stays: what outlives its leader is signalled after the file has its last name.
+  [ "$pg" -gt 1 ] || [ ! -e "$d/go" ] || while read -r k rest; do
+    [ "$k" != pg ] || pg=$rest
+  done <"$d/go"
   [ "$pg" -gt 1 ] || return 0
   # A command of another user is signalled as that user, by the right that started it.
   kill -"$1" -"$pg" 2>/dev/null || [ -z "$AS" ] || echo "kill -$1 -$pg" | sudo -n -u "$AS" -- /bin/sh
@@ -203,8 +209,8 @@ watchdog() {
     exec 3<&- 4<&- 5>&- 8<&- 9>&- </dev/null >/dev/null 2>&1
     exec 7>>"$d/watch"
     flock -n 7 || exit 0
-    exec 8<"$d/wait"
-    why= seen= stalled=0
+    exec 8<"$d/out"
+    why= seen= stalled=0 pg=0
     while ! ended; do
       now
       if [ -e "$d/stop" ]; then
@@ -308,15 +314,16 @@ finish() {
       case $k in
       end) stop=$rest ;;
       changed) CHANGED=$rest ;;
+      pg) ;;
       *) why=$k ;;
       esac
     done
   } <"$fin"
   if [ -s "$d/out" ] || [ -s "$d/err" ]; then
     # All of it is still to be told: by one process, without counting. A mark ends each stream, and what is longer than 16 MiB.
-    if [ -z "$open" ] && [ "$O$E" = 00 ] && [ -s "$d/mark" ]; then
+    if [ -z "$open" ] && [ "$O$E" = 00 ] && [ -s "$d/lock" ]; then
       echo "Z $why $code $((stop - t0))"
-      exec head -q -c 16777216 "$d/out" "$d/mark" "$d/err" "$d/mark"
+      exec head -q -c 16777216 "$d/out" "$d/lock" "$d/err" "$d/lock"
     fi
     streams
     emit
@@ -336,7 +343,7 @@ follow() {
   done
   { read -r rest && read -r t0 && read -r end; } <"$d/go" 2>/dev/null || return 0
   streams
-  exec 8<"$d/wait" 5>>"$d/reader"
+  exec 8<"$d/out" 5>>"$d/reader"
   flock -s 5
   w=0.2 quiet=0
   while :; do
@@ -423,105 +430,6 @@ settle() {
 }
 
 stop() { start; }
-
-# The bytes come on our standard input, once we have said from where on; what is here already is not sent again.
-upload() {
-  token
-  exec 9>>"$d/lock"
-  flock -w 9.5 9 || { x busy; return 0; }
-  if ended; then
-    finish
-    return 0
-  fi
-  epoch
-  s=$B/blobs
-  [ -d "$s" ] || mkdir "$s" || [ -d "$s" ] || refuse unwritable
-  find "$s" -type f -mtime +1 -exec rm -f {} + 2>/dev/null
-  CHANGED=1
-  if [ -z "$UNPACK" ] && same "$TO"; then
-    CHANGED=0
-  else
-    true >>"$s/$SHA.lock" || refuse unwritable
-    exec 5>>"$s/$SHA.lock"
-    flock -w 9.5 5 || { x busy; return 0; }
-    same "$s/$SHA" || fetch
-    exec 5>&-
-  fi
-  # Given up meanwhile.
-  if [ -e "$d/stop" ]; then
-    true >"$d/exit.void"
-    x void
-    return 0
-  fi
-  dir=${TO%/*}/
-  [ -d "$dir" ] || refuse upload "$dir is not a directory"
-  tmp=$dir.phased-$T
-  if [ "$CHANGED" = 0 ]; then
-    dress "$TO"
-  elif [ -n "$UNPACK" ]; then
-    rm -rf "$tmp" "$tmp.old"
-    mkdir "$tmp" && tar -xf "$s/$SHA" -C "$tmp" || gone upload
-    dress "$tmp"
-    [ ! -e "$TO" ] && [ ! -L "$TO" ] || mv -T "$TO" "$tmp.old" || gone upload
-    mv -T "$tmp" "$TO" || gone upload
-    rm -rf "$tmp.old"
-  else
-    [ ! -d "$TO" ] || refuse upload "$TO is a directory"
-    cp "$s/$SHA" "$tmp" || gone unwritable
-    dress "$tmp"
-    mv -fT "$tmp" "$TO" || gone upload
-  fi
-  { echo - && echo 0 && echo 0 && echo "changed $CHANGED"; } >"$d/exit.0"
-  x exit 0 0 "$CHANGED"
-}
-
-gone() {
-  rm -rf "$tmp"
-  refuse "$@"
-}
-
-dress() {
-  [ -z "$OWNER" ] || chown "$OWNER" "$1" || gone upload
-  [ -z "$MODE" ] || chmod "$MODE" "$1" || gone upload
-}
-
-same() {
-  [ -f "$1" ] || return 1
-  [ "$(stat -L -c %s "$1")" = "$SIZE" ] || return 1
-  sum=$(sha256sum <"$1") || refuse host_unsupported "sha256sum is missing"
-  [ "${sum%% *}" = "$SHA" ]
-}
-
-fetch() {
-  f=$s/$SHA.part
-  true >>"$f" || refuse unwritable
-  have=$(stat -c %s "$f")
-  if [ "$have" -gt "$SIZE" ]; then
-    true >"$f"
-    have=0
-  fi
-  echo "G $have"
-  head -c $((SIZE - have)) >>"$f" || refuse unwritable
-  if same "$f"; then
-    mv -f "$f" "$s/$SHA" || refuse unwritable
-    return 0
-  fi
-  [ "$(stat -c %s "$f")" -ge "$SIZE" ] || { x short; exit 0; }
-  rm -f "$f"
-  refuse damaged
-}
-
-# A file of the host, from an offset on.
-download() {
-  [ -f "$FROM" ] || refuse download "there is no file $FROM"
-  [ -r "$FROM" ] || refuse download "$FROM may not be read"
-  exec 3<"$FROM"
-  set -- $(stat -L -c '%s %Y' "$FROM")
-  echo "S $1 $2"
-  [ "$O" = 0 ] || dd bs=1 skip="$O" count=0 <&3 2>/dev/null
-  part 1 3 "$O" "$1"
-  x exit 0 0
-}
 
 main() {
   trap '' HUP PIPE

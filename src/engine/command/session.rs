@@ -27,6 +27,8 @@ const BROKEN: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(5);
 /// How much longer than its time-out, grace and `reconnect` a command's answer is waited for at all.
 const SLACK: Duration = Duration::from_secs(60);
+/// How long to listen for complaints after the end.
+const LISTEN: Duration = Duration::from_secs(1);
 /// For an answer that needs no command to end: identify, stop of what is not ours to wait for.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -402,13 +404,18 @@ impl Session {
             let mut talk = pin!(talk);
             let mut listen = pin!(listen(stderr, &mut complaints));
             let mut listening = true;
-            loop {
+            let ended = loop {
                 tokio::select! {
                     biased;
                     ended = &mut talk => break ended,
                     () = &mut listen, if listening => listening = false,
                 }
+            };
+            // Why it was refused was said on the other stream, which may come later.
+            if listening && !matches!(&ended, Ok(Ok(words)) if words.first().is_none_or(|word| word != "refused")) {
+                within(&*self.clock, LISTEN, listen).await;
             }
+            ended
         };
         match ended {
             Ok(Ok(words)) => {

@@ -555,8 +555,8 @@ in_every_shell! {
         let mut sink = Discard;
         let killing = async {
             until("the command", || process_exists(&marker)).await;
-            let leader = std::fs::read_to_string(dir.join("pg")).unwrap();
-            let leader: i32 = leader.lines().next().unwrap().parse().unwrap();
+            let go = std::fs::read_to_string(dir.join("go")).unwrap();
+            let leader: i32 = go.lines().rev().find_map(|line| line.strip_prefix("pg ")).unwrap().parse().unwrap();
             let stat = std::fs::read_to_string(format!("/proc/{leader}/stat")).unwrap();
             let wrapper: i32 = stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(wrapper), nix::sys::signal::Signal::SIGKILL).unwrap();
