@@ -17,11 +17,12 @@
 //! <base>/id                          made once: "<uuid> <capabilities>"; another id = another machine
 //! <base>/epoch.<project>.<environment>   the highest epoch that began anything here
 //! <base>/blobs/<sha256>[.part]       files on their way
-//! <base>/<token>/lock                held by every process of the command
-//!                wait                held by its wrapper, wakes followers
-//!                go                  it was begun: boot id, start, deadline (boot time, centiseconds), then why it was ended
+//! <base>/<token>/lock                locked by every process of the command
+//!                out                 its output; locked (ENGINE's `wait`) by its wrapper, which wakes followers
+//!                err                 its other output
+//!                go                  it was begun: boot id, start, deadline (boot time, centiseconds), process group, why it was ended
 //!                exit.<code>         the same file, renamed: it ended. `exit.void`: it may never begin
-//!                out err pg read stop watch
+//!                stop read reader watch      only where a command takes longer
 //! ```
 
 mod frames;

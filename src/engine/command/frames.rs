@@ -8,6 +8,8 @@
 //! G <offset>                         send the file from here on
 //! S <size> <mtime>                   the file that follows
 //! X <word> ...                       the verdict; nothing follows
+//! Z <word> ... \n <bytes> <mark>. <bytes> <mark>.
+//!                                    the verdict, with all of stdout and then all of stderr; a stream of 16 MiB is cut there
 //! ```
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
@@ -49,6 +51,9 @@ pub(super) enum FrameError {
         /// What was printed instead, shortened.
         noise: String,
     },
+    /// There is more than was told: ask again from here on.
+    #[error("there is more output than was told at once")]
+    More,
     /// Not our format: cut or mixed with something else.
     #[error("the answer is not in the protocol's format: {0:?}")]
     Garbled(String),
@@ -57,12 +62,26 @@ pub(super) enum FrameError {
     Read(#[from] std::io::Error),
 }
 
+/// The length at which the program cuts a stream that it does not count.
+const UNCOUNTED: u64 = 16 << 20;
+
+struct Tail {
+    words: Vec<String>,
+    stream: Stream,
+    offset: u64,
+    /// Read, and not yet known not to be the beginning of the mark.
+    held: Vec<u8>,
+    cut: bool,
+}
+
 /// Reads frames. Not cancel safe.
 pub(super) struct Frames<R> {
     input: BufReader<R>,
     mark: String,
     started: bool,
     noise: Vec<u8>,
+    /// Of the answer that ends in all output: the verdict, the stream being read, how much of it was.
+    tail: Option<Tail>,
     /// Of the output frame being read: stream, offset of the next byte, bytes still to come.
     rest: Option<(Stream, u64, u64)>,
 }
@@ -74,6 +93,7 @@ impl<R: AsyncRead + Unpin> Frames<R> {
             mark: mark.to_owned(),
             started: false,
             noise: Vec::new(),
+            tail: None,
             rest: None,
         }
     }
@@ -81,6 +101,12 @@ impl<R: AsyncRead + Unpin> Frames<R> {
     /// The next frame.
     pub(super) async fn next(&mut self) -> Result<Frame, FrameError> {
         loop {
+            if self.tail.is_some() {
+                match self.tail().await? {
+                    Some(frame) => return Ok(frame),
+                    None => continue,
+                }
+            }
             if let Some((stream, offset, left)) = self.rest.take() {
                 let length = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE);
                 let mut bytes = vec![0; length];
@@ -121,10 +147,53 @@ impl<R: AsyncRead + Unpin> Frames<R> {
                 }
                 continue;
             }
-            if let Parsed::Frame(frame) = frame {
-                return Ok(frame);
+            match frame {
+                Parsed::Frame(frame) => return Ok(frame),
+                Parsed::Tail(words) => {
+                    self.tail = Some(Tail { words, stream: Stream::Out, offset: 0, held: Vec::new(), cut: false });
+                }
+                Parsed::Output(..) => {}
             }
         }
+    }
+
+    /// The next piece of the last answer; `None` = read on.
+    async fn tail(&mut self) -> Result<Option<Frame>, FrameError> {
+        let Some(tail) = &mut self.tail else { return Ok(None) };
+        let mark = [self.mark.as_bytes(), b"."].concat();
+        let found = tail.held.windows(mark.len()).position(|window| window == mark);
+        let length = match found {
+            Some(at) => at,
+            // The mark may have begun in the last bytes.
+            None if tail.held.len() >= PIECE => tail.held.len() - mark.len(),
+            None => 0,
+        };
+        if length > 0 {
+            let bytes: Vec<u8> = tail.held.drain(..length).collect();
+            let offset = tail.offset;
+            tail.offset += length as u64;
+            return Ok(Some(Frame::Output { stream: tail.stream, offset, bytes }));
+        }
+        if found.is_none() {
+            let read = self.input.fill_buf().await?;
+            let n = read.len();
+            tail.held.extend_from_slice(read);
+            self.input.consume(n);
+            return if n == 0 { Err(self.ended()) } else { Ok(None) };
+        }
+        tail.held.drain(..mark.len());
+        tail.cut |= tail.offset >= UNCOUNTED;
+        if tail.stream == Stream::Out {
+            tail.stream = Stream::Err;
+            tail.offset = 0;
+            return Ok(None);
+        }
+        if tail.cut {
+            return Err(FrameError::More);
+        }
+        let words = std::mem::take(&mut tail.words);
+        self.tail = None;
+        Ok(Some(Frame::Verdict(words)))
     }
 
     fn ended(&self) -> FrameError {
@@ -140,6 +209,7 @@ fn garbled(line: &[u8]) -> FrameError {
 enum Parsed {
     Frame(Frame),
     Output(Stream, u64, u64),
+    Tail(Vec<String>),
 }
 
 fn parse(line: &[u8]) -> Result<Parsed, FrameError> {
@@ -163,6 +233,9 @@ fn parse(line: &[u8]) -> Result<Parsed, FrameError> {
             (Some(size), Ok(mtime)) => Some(Frame::Size { size, mtime }),
             _ => None,
         },
+        ["Z", words @ ..] if !words.is_empty() => {
+            return Ok(Parsed::Tail(words.iter().map(|word| (*word).to_owned()).collect()));
+        }
         ["X", words @ ..] if !words.is_empty() => {
             Some(Frame::Verdict(words.iter().map(|word| (*word).to_owned()).collect()))
         }

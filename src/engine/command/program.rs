@@ -9,6 +9,7 @@ use super::{CommandSpec, Shell, Upload, What};
 use crate::model::{cause::Cause, ids::Digest};
 
 const PROGRAM: &str = include_str!("program.sh");
+const FILES: &str = include_str!("files.sh");
 
 /// `PATH` of every command unless `ssh.path` or `[exec] path` says otherwise.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -29,6 +30,11 @@ pub(super) struct Frame<'a> {
     pub first: bool,
     /// Where output goes on, by stream.
     pub from: [u64; 2],
+}
+
+/// The mark of everything asked about `token`: what the command prints does not contain it, since nobody told it.
+pub(super) fn mark(token: &Digest) -> String {
+    format!("phased-{}", &Digest::of(format!("mark of {token}").as_bytes()).as_str()[..32])
 }
 
 /// A text being built.
@@ -64,7 +70,7 @@ impl Text {
     }
 
     fn finish(mut self) -> Vec<u8> {
-        self.push(&stripped());
+        self.push(&stripped(PROGRAM));
         // Whatever was cut off before this line has run nothing.
         self.push("main; exit 0\n");
         self.0
@@ -72,9 +78,9 @@ impl Text {
 }
 
 /// The program without comments and indentation: `bash` reads a script on a pipe byte by byte.
-fn stripped() -> String {
-    let mut out = String::with_capacity(PROGRAM.len());
-    for line in PROGRAM.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+fn stripped(program: &str) -> String {
+    let mut out = String::with_capacity(program.len());
+    for line in program.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#')) {
         out.push_str(line);
         out.push('\n');
     }
@@ -152,6 +158,13 @@ fn valid_name(name: &str) -> bool {
 /// What runs within the clean environment, after `exec 3<&-`: exports, directory, options, then the author's part.
 fn inner(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
     let mut inner = b"exec 3<&-\n".to_vec();
+    if cmd.user.is_none() {
+        // Who leads the group that a time-out or stop signals.
+        inner.extend_from_slice(b"echo \"pg $$\" >>\"$PHASED_GO\"\nunset PHASED_GO\n");
+    }
+    inner.extend_from_slice(b"export LANG=C.UTF-8 CI=true LOGNAME=\"$USER\" PATH=");
+    inner.extend(quote(cmd.path.as_deref().unwrap_or(DEFAULT_PATH).as_bytes(), "path")?);
+    inner.push(b'\n');
     for (name, value) in &cmd.env {
         if !valid_name(name) {
             let message = format!("{name:?} cannot be the name of an environment variable: use A-Z a-z 0-9 and _");
@@ -203,12 +216,6 @@ fn launch(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
         return Err(Cause::new("bad_argument", "the text of the command contains a NUL byte, which no shell can read"));
     }
     let (e1, e2) = (delimiter("1", &inner), delimiter("2", text));
-    let path = quote(cmd.path.as_deref().unwrap_or(DEFAULT_PATH).as_bytes(), "path")?;
-    let mut env = b"PATH=".to_vec();
-    env.extend_from_slice(&path);
-    env.extend_from_slice(
-        b" HOME=\"$HOME\" USER=\"$USER\" LOGNAME=\"$USER\" SHELL=\"${SHELL:-/bin/sh}\" LANG=C.UTF-8 CI=true",
-    );
     let mut documents = format!(" /bin/sh -c '. /dev/fd/3' sh 3<<\\{e1} 4<<\\{e2}\n").into_bytes();
     documents.extend_from_slice(&inner);
     documents.extend_from_slice(format!("{e1}\nexec 4<&-; ").as_bytes());
@@ -221,28 +228,26 @@ fn launch(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
             if let Some(stdin) = &cmd.stdin {
                 out.extend_from_slice(feed(stdin).as_bytes());
             }
-            out.extend_from_slice(b"launch() {\nexec setsid env -i $defaults ");
-            out.extend_from_slice(&env);
+            out.extend_from_slice(b"launch() {\nexport PHASED_GO=\"$d/go\"\nexec setsid");
             out.extend_from_slice(&documents);
         }
-        // sudo closes every descriptor from 3 on and drops the environment: the whole goes in by its standard input.
+        // sudo closes every descriptor from 3 on and has its own environment: the whole goes in by its standard input.
         Some(_) => {
             let mut within = Vec::new();
+            let clean = "env -i HOME=\"$HOME\" USER=\"$USER\" SHELL=\"${SHELL:-/bin/sh}\"";
             match &cmd.stdin {
                 Some(stdin) => {
                     within.extend_from_slice(feed(stdin).as_bytes());
-                    within.extend_from_slice(b"feed | exec env -i ");
+                    within.extend_from_slice(format!("feed | exec {clean}").as_bytes());
                 }
-                None => within.extend_from_slice(b"exec </dev/null env -i "),
+                None => within.extend_from_slice(format!("exec </dev/null {clean}").as_bytes()),
             }
-            within.extend_from_slice(&env);
             within.extend_from_slice(&documents);
             let e0 = delimiter("0", &within);
             out.extend_from_slice(
                 b"launch() {\nif [ \"$USER\" = \"$AS\" ]; then set -- /bin/sh; else set -- sudo -n -u \"$AS\" -- /bin/sh; fi\n",
             );
-            out.extend_from_slice(b"exec setsid env -i $defaults PATH=\"$PATH\" HOME=\"$HOME\" USER=\"$USER\" LOGNAME=\"$USER\" LANG=C.UTF-8 \"$@\" ");
-            out.extend_from_slice(format!("<<\\{e0}\n").as_bytes());
+            out.extend_from_slice(format!("exec setsid sh -c 'echo \"pg $$\" >>\"$0\"; exec \"$@\"' \"$d/go\" \"$@\" <<\\{e0}\n").as_bytes());
             out.extend_from_slice(&within);
             out.extend_from_slice(format!("{e0}\n").as_bytes());
         }
@@ -304,6 +309,7 @@ pub(super) fn upload(frame: &Frame<'_>, upload: &Upload) -> Result<Vec<u8>, Caus
     text.set("MODE", &mode(upload.mode)?)?;
     text.set("OWNER", &owner(upload.owner.as_deref())?)?;
     text.set("UNPACK", if upload.unpack { "1" } else { "" })?;
+    text.push(&stripped(FILES));
     Ok(text.finish())
 }
 
@@ -312,6 +318,7 @@ pub(super) fn download(frame: &Frame<'_>, path: &str) -> Result<Vec<u8>, Cause> 
     absolute("from", path)?;
     let mut text = Text::new(frame, "download", "-")?;
     text.set("FROM", path)?;
+    text.push(&stripped(FILES));
     Ok(text.finish())
 }
 

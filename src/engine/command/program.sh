@@ -7,7 +7,7 @@
 x() { echo "X $*"; }
 refuse() {
   # Shells do not all say why a file could not be written; a tool does, and its complaint is the reason given.
-  [ "$1" != unwritable ] || { cat /proc/uptime >"${d:-$B}/probe" && rm -f "${d:-$B}/probe"; }
+  [ "$1" != unwritable ] || { cp /proc/self/status "${d:-$B}/probe" && rm -f "${d:-$B}/probe"; }
   x refused "$@"
   exit 0
 }
@@ -21,13 +21,13 @@ now() {
 # The first contact of this user with this host: say what is missing, make the base and its id.
 first() {
   miss=
-  for t in flock setsid env stat dd mkdir mv rm ln sleep; do
+  for t in flock setsid env stat dd head mkdir mv rm sleep; do
     command -v "$t" >/dev/null 2>&1 || miss="$miss $t"
   done
   [ -z "$miss" ] || refuse host_unsupported "these commands are missing:$miss"
   [ -r /proc/uptime ] && [ -r /proc/sys/kernel/random/boot_id ] && [ -e /dev/fd/0 ] ||
     refuse host_unsupported "/proc and /dev/fd are not there"
-  mkdir -p "${B%/*}/" && { [ -d "$B" ] || mkdir -m 700 "$B" || [ -d "$B" ]; } || refuse unwritable
+  mkdir -p "${B%/*}/" && { [ -d "$B" ] || (umask 077 && mkdir "$B") || [ -d "$B" ]; } || refuse unwritable
   close
   true >>"$B/id.lock" || refuse unwritable
   exec 9>>"$B/id.lock"
@@ -36,10 +36,8 @@ first() {
     refuse host_unsupported "locks do not hold in $B: set ssh.base to a directory on a local file system"
   fi
   if [ ! -s "$B/id" ]; then
-    caps=0
-    setsid env --default-signal=INT true 2>/dev/null && caps=1
     read -r id </proc/sys/kernel/random/uuid
-    echo "$id $caps" >"$B/id.new" && mv -f "$B/id.new" "$B/id" || refuse unwritable
+    echo "$id" >"$B/id.new" && mv -f "$B/id.new" "$B/id" || refuse unwritable
   fi
   exec 9>&-
 }
@@ -52,29 +50,29 @@ close() {
 }
 
 base() {
-  while read -r k uid rest; do
-    [ "$k" != Uid: ] || break
-  done </proc/self/status
   d=
-  : "${B:=/var/tmp/phased-$uid}" "${USER:=${LOGNAME:-$(id -un)}}" "${HOME:=/}" "${SHELL:=/bin/sh}"
+  if [ -z "$B" ]; then
+    while read -r k uid rest; do
+      [ "$k" != Uid: ] || break
+    done </proc/self/status
+    B=/var/tmp/phased-$uid
+  fi
+  : "${USER:=${LOGNAME:-$(id -un)}}" "${HOME:=/}" "${SHELL:=/bin/sh}"
   [ -s "$B/id" ] && [ ! -L "$B" ] && [ -O "$B" ] || first
   [ -z "$F" ] || close
-  read -r id caps <"$B/id" || refuse unwritable
+  read -r id <"$B/id" || refuse unwritable
   echo "I $id $USER $B"
   if [ -n "$I" ] && [ "$I" != "$id" ]; then
-    x replaced
+    x replaced "$id"
     exit 0
   fi
-  defaults=
-  [ "$caps" != 1 ] || defaults=--default-signal=HUP,INT,QUIT,PIPE
   d=$B/$T
 }
 
-# The token's directory and its lock on fd 9, not yet taken.
+# The token's directory and its lock file.
 token() {
   [ -d "$d" ] || mkdir "$d" || [ -d "$d" ] || refuse unwritable
   true >>"$d/lock" || refuse unwritable
-  exec 9>>"$d/lock"
 }
 
 # Sets `fin` to the file that holds the end, if there is one.
@@ -101,37 +99,69 @@ epoch() {
   exec 5>&-
 }
 
-# Under `lock`, and nothing was begun or ended: run it.
+# Under `lock`, and nothing was begun or ended: run it. This process becomes its wrapper and does not return; a child of it
+# goes on to talk to the asker. (The other way round the command would be begun by `&`, which makes it deaf to INT and QUIT.)
 begin() {
   epoch
   read -r boot </proc/sys/kernel/random/boot_id
   now
   end=$((now + L))
-  true >"$d/out" && true >"$d/err" && true >>"$d/wait" && true >"$d/pg" || refuse unwritable
-  exec 8>>"$d/wait"
-  flock 8 || refuse host_unsupported "flock failed"
+  # The mark that ends each stream of a short answer lies in the lock's file: every file costs a host's disk some time.
+  export -p >"$d/err" && true >"$d/out" && printf %s "$MARK." >"$d/lock" || refuse unwritable
+  exec 8>>"$d/out"
   # All that could need disk space exists before the command does: a full disk is a refusal and never a doubt.
-  if ! { echo "$boot" && echo "$now" && echo "$end" && echo 000000 >"$d/pg"; } >"$d/go"; then
+  if ! { echo "$boot" && echo "$now" && echo "$end" && echo "pg 0"; } >"$d/go"; then
     rm -f "$d/go"
     refuse unwritable
   fi
-  # The wrapper: it ends by one rename, which needs no space, and lets go of `wait` by ending.
   (
-    trap - HUP PIPE
-    exec </dev/null >/dev/null 2>&1
-    if [ -n "$FEED" ]; then
-      feed 8>&- | launch 8>&- >>"$d/out" 2>>"$d/err" &
-    else
-      launch 8>&- >>"$d/out" 2>>"$d/err" &
-    fi
-    echo "$!" 1<>"$d/pg"
-    wait "$!"
-    c=$?
-    now
-    echo "end $now" >>"$d/go"
-    exec mv -f "$d/go" "$d/exit.$c"
-  ) 3<&- 4<&- &
-  exec 8>&- 9>&-
+    exec 9<"$d/lock"
+    short
+    settle
+  ) &
+  # Nothing of the connection is ours any more. What ends us is one rename, which needs no space.
+  exec </dev/null >/dev/null 2>&1
+  if [ -n "$FEED" ]; then
+    feed 8>&- | (begun)
+  else
+    (begun)
+  fi
+  code=$?
+  now
+  echo "end $now" >>"$d/go"
+  exec mv -f "$d/go" "$d/exit.$code"
+}
+
+# The command's process, up to the moment it becomes the command: its own session, and nothing of the launcher's environment.
+begun() {
+  while read -r k name; do
+    case $k$name in
+    export*=* | declare-x\ *=*)
+      name=${name#-x }
+      name=${name%%=*}
+      case $name in
+      PATH | HOME | USER | SHELL | *[!A-Za-z0-9_]*) ;;
+      *) unset "$name" ;;
+      esac
+      ;;
+    esac
+  done <"$d/err"
+  true >"$d/err"
+  trap - HUP PIPE
+  exec >>"$d/out" 2>>"$d/err" 8>&-
+  export HOME USER SHELL
+  launch
+}
+
+# The first moments of a command, which are the whole life of most. Woken by `lock`, for `wait` is nobody's yet: a process left
+# behind may hold that on, so not for long. Then `wait` is locked: the wrapper shares what we have opened.
+short() {
+  flock -s -w 0.0$((first * 3)) 9 || ended || flock -s -w 0.$first 9 || ended || {
+    flock 8
+    watchdog
+    dog=1
+  }
+  exec 8>&- 9<&-
 }
 
 # Whether any process of the command lives: the lock says so, never a pid.
@@ -145,27 +175,42 @@ alive() {
 
 signal() {
   alive || exit 0
-  read -r pg <"$d/pg"
+  # Once known it stays: what outlives its leader is signalled after the file has its last name.
+  [ "$pg" -gt 1 ] || [ ! -e "$d/go" ] || while read -r k rest; do
+    [ "$k" != pg ] || pg=$rest
+  done <"$d/go"
   [ "$pg" -gt 1 ] || return 0
   # A command of another user is signalled as that user, by the right that started it.
   kill -"$1" -"$pg" 2>/dev/null || [ -z "$AS" ] || echo "kill -$1 -$pg" | sudo -n -u "$AS" -- /bin/sh
 }
 
+# More output than may lie here, and nobody reads it: no reader at all, or one that has not got on for a minute.
 unread() {
   set -- $(stat -c %s "$d/out" "$d/err")
   ro=0 re=0
   [ ! -s "$d/read" ] || read -r ro re <"$d/read"
-  [ $(($1 - ro + $2 - re)) -gt "$M" ]
+  [ $(($1 - ro + $2 - re)) -gt "$M" ] || return 1
+  if [ "$ro $re" = "$seen" ]; then
+    stalled=$((stalled + 1))
+    [ "$stalled" -lt 60 ] || return 0
+  else
+    seen="$ro $re" stalled=0
+  fi
+  exec 6>>"$d/reader"
+  flock -n 6
+  r=$?
+  exec 6>&-
+  [ "$r" = 0 ]
 }
 
 # One watchdog a command, in no session of the command's, begun once the command has proved not to be a short one.
 watchdog() {
   (
-    exec 3<&- 4<&- 8<&- 9>&- </dev/null >/dev/null 2>&1
+    exec 3<&- 4<&- 5>&- 8<&- 9>&- </dev/null >/dev/null 2>&1
     exec 7>>"$d/watch"
     flock -n 7 || exit 0
-    exec 8<"$d/wait"
-    why=
+    exec 8<"$d/out"
+    why= seen= stalled=0 pg=0
     while ! ended; do
       now
       if [ -e "$d/stop" ]; then
@@ -209,17 +254,19 @@ watchdog() {
   ) &
 }
 
-# Frames of `stream` from where fd stands (offset `from`) to `to`; sets `at`. The asker is gone when it cannot be written to.
+# Frames of `stream` from where fd stands (offset `from`) to `to`. The asker is gone when it cannot be written to.
 part() {
   at=$3
   while [ "$at" -lt "$4" ]; do
     n=$(($4 - at)) c=1
     if [ "$n" -gt 65536 ]; then
       c=$((n / 65536)) n=65536
-      [ "$c" -le 64 ] || c=64
+      [ "$c" -le 16 ] || c=16
     fi
     echo "O $1 $at $((n * c))" && dd bs=$n count=$c <&$2 2>/dev/null || exit 0
     at=$((at + n * c))
+    if [ "$1" = 1 ]; then O=$at; else E=$at; fi
+    [ -z "$dog" ] || echo "$O $E" >"$d/read"
   done
 }
 
@@ -227,9 +274,7 @@ emit() {
   [ -s "$d/out" ] || [ -s "$d/err" ] || return 0
   set -- $(stat -c %s "$d/out" "$d/err")
   part 1 3 "$O" "${1:-0}"
-  O=$at
   part 2 4 "$E" "${2:-0}"
-  E=$at
 }
 
 # What was read long ago is given back to the disk, 64 MiB behind the reader, where the file system can.
@@ -253,34 +298,36 @@ streams() {
   po=$((O / 67108864 * 67108864)) pe=$((E / 67108864 * 67108864))
 }
 
-# Variables are the whole program's: no two functions that call each other share a name.
-# The end, once `ended` has found it.
+# The end, once `ended` has found it. Variables are the whole program's: no two functions that call each other share a name.
 finish() {
   code=${fin##*/exit.}
-  case $code in
-  void)
+  if [ "$code" = void ]; then
     x void
     return 0
-    ;;
-  esac
-  if [ -e "$d/out" ]; then
-    streams
-    emit
   fi
-  why=exit stop=0
+  why=exit stop=0 t0=0
   {
     read -r rest
-    t0=0
     read -r t0
     read -r rest
     while read -r k rest; do
       case $k in
       end) stop=$rest ;;
       changed) CHANGED=$rest ;;
+      pg) ;;
       *) why=$k ;;
       esac
     done
   } <"$fin"
+  if [ -s "$d/out" ] || [ -s "$d/err" ]; then
+    # All of it is still to be told: by one process, without counting. A mark ends each stream, and what is longer than 16 MiB.
+    if [ -z "$open" ] && [ "$O$E" = 00 ] && [ -s "$d/lock" ]; then
+      echo "Z $why $code $((stop - t0))"
+      exec head -q -c 16777216 "$d/out" "$d/lock" "$d/err" "$d/lock"
+    fi
+    streams
+    emit
+  fi
   x "$why" "$code" $((stop - t0)) "${CHANGED-}"
 }
 
@@ -296,8 +343,9 @@ follow() {
   done
   { read -r rest && read -r t0 && read -r end; } <"$d/go" 2>/dev/null || return 0
   streams
-  exec 8<"$d/wait"
-  w=$1 quiet=0 dog=
+  exec 8<"$d/out" 5>>"$d/reader"
+  flock -s 5
+  w=0.2 quiet=0
   while :; do
     flock -s -w "$w" 8
     r=$?
@@ -316,18 +364,20 @@ follow() {
       [ $((quiet % 30)) -gt 0 ] || echo K || exit 0
     else
       quiet=0 w=0.1
-      echo "$O $E" >"$d/read"
       punch
     fi
   done
-  exec 8<&-
+  exec 8<&- 5>&-
 }
 
 # Sending it again resolves it: the answer is the same, whoever asks and however often.
 start() {
   token
-  first=0.2 tries=0
-  [ "$L" -gt 20 ] || first=0.0$((L / 2))
+  settle
+}
+
+settle() {
+  exec 9>>"$d/lock"
   while :; do
     if ended; then
       finish
@@ -354,12 +404,11 @@ start() {
         return 0
       fi
       begin
-      follow $first
       ;;
     1)
       exec 9>&-
       [ "$V" != stop ] || [ -e "$d/stop" ] || true >"$d/stop" || refuse unwritable
-      follow $first
+      follow
       if ! ended && [ -s "$d/go" ] && alive; then
         # The wrapper was killed and the command lives: its time-out ends it; it is never begun again.
         now
@@ -382,109 +431,13 @@ start() {
 
 stop() { start; }
 
-# The bytes come on our standard input, once we have said from where on; what is here already is not sent again.
-upload() {
-  token
-  flock -w 9.5 9 || { x busy; return 0; }
-  if ended; then
-    finish
-    return 0
-  fi
-  epoch
-  s=$B/blobs
-  [ -d "$s" ] || mkdir "$s" || [ -d "$s" ] || refuse unwritable
-  find "$s" -type f -mtime +1 -exec rm -f {} + 2>/dev/null
-  CHANGED=1
-  if [ -z "$UNPACK" ] && same "$TO"; then
-    CHANGED=0
-  else
-    true >>"$s/$SHA.lock" || refuse unwritable
-    exec 5>>"$s/$SHA.lock"
-    flock -w 9.5 5 || { x busy; return 0; }
-    same "$s/$SHA" || fetch
-    exec 5>&-
-  fi
-  # Given up meanwhile.
-  if [ -e "$d/stop" ]; then
-    true >"$d/exit.void"
-    x void
-    return 0
-  fi
-  dir=${TO%/*}/
-  [ -d "$dir" ] || refuse upload "$dir is not a directory"
-  tmp=$dir.phased-$T
-  if [ "$CHANGED" = 0 ]; then
-    dress "$TO"
-  elif [ -n "$UNPACK" ]; then
-    rm -rf "$tmp" "$tmp.old"
-    mkdir "$tmp" && tar -xf "$s/$SHA" -C "$tmp" || gone upload
-    dress "$tmp"
-    [ ! -e "$TO" ] && [ ! -L "$TO" ] || mv -T "$TO" "$tmp.old" || gone upload
-    mv -T "$tmp" "$TO" || gone upload
-    rm -rf "$tmp.old"
-  else
-    [ ! -d "$TO" ] || refuse upload "$TO is a directory"
-    cp "$s/$SHA" "$tmp" || gone unwritable
-    dress "$tmp"
-    mv -fT "$tmp" "$TO" || gone upload
-  fi
-  { echo - && echo 0 && echo 0 && echo "changed $CHANGED"; } >"$d/exit.0"
-  x exit 0 0 "$CHANGED"
-}
-
-gone() {
-  rm -rf "$tmp"
-  refuse "$@"
-}
-
-dress() {
-  [ -z "$OWNER" ] || chown "$OWNER" "$1" || gone upload
-  [ -z "$MODE" ] || chmod "$MODE" "$1" || gone upload
-}
-
-same() {
-  [ -f "$1" ] || return 1
-  [ "$(stat -L -c %s "$1")" = "$SIZE" ] || return 1
-  sum=$(sha256sum <"$1") || refuse host_unsupported "sha256sum is missing"
-  [ "${sum%% *}" = "$SHA" ]
-}
-
-fetch() {
-  f=$s/$SHA.part
-  true >>"$f" || refuse unwritable
-  have=$(stat -c %s "$f")
-  if [ "$have" -gt "$SIZE" ]; then
-    true >"$f"
-    have=0
-  fi
-  echo "G $have"
-  head -c $((SIZE - have)) >>"$f" || refuse unwritable
-  if same "$f"; then
-    mv -f "$f" "$s/$SHA" || refuse unwritable
-    return 0
-  fi
-  [ "$(stat -c %s "$f")" -ge "$SIZE" ] || { x short; exit 0; }
-  rm -f "$f"
-  refuse damaged
-}
-
-# A file of the host, from an offset on.
-download() {
-  [ -f "$FROM" ] || refuse download "there is no file $FROM"
-  [ -r "$FROM" ] || refuse download "$FROM may not be read"
-  exec 3<"$FROM"
-  set -- $(stat -L -c '%s %Y' "$FROM")
-  echo "S $1 $2"
-  [ "$O" = 0 ] || dd bs=1 skip="$O" count=0 <&3 2>/dev/null
-  part 1 3 "$O" "$1"
-  x exit 0 0
-}
-
 main() {
   trap '' HUP PIPE
   LC_ALL=C
   export LC_ALL
-  open= po=0 pe=0
+  open= dog= po=0 pe=0 tries=0 first=2
+  # Hundredths of a short time limit's half, at most 0.1 + 0.06 s.
+  [ "$L" -gt 20 ] || first=1
   echo
   echo "$MARK"
   base

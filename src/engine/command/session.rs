@@ -27,6 +27,8 @@ const BROKEN: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(5);
 /// How much longer than its time-out, grace and `reconnect` a command's answer is waited for at all.
 const SLACK: Duration = Duration::from_secs(60);
+/// How long to listen for complaints after the end.
+const LISTEN: Duration = Duration::from_secs(1);
 /// For an answer that needs no command to end: identify, stop of what is not ours to wait for.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -45,8 +47,6 @@ pub struct Session {
     connect: Arc<dyn Connect>,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
-    /// Numbers requests, so that each has a mark of its own.
-    requests: std::sync::atomic::AtomicU64,
 }
 
 /// What came of one request on one channel.
@@ -55,6 +55,8 @@ pub(super) enum Answer {
     Words(Vec<String>),
     /// It was not sent, or the channel is gone: ask again.
     Cut { error: LinkError, broken: bool },
+    /// There is more of it: ask at once.
+    More,
     /// It cannot be answered on this machine.
     Refused(Cause),
 }
@@ -86,7 +88,7 @@ impl Session {
     #[must_use]
     pub fn new(connect: Arc<dyn Connect>, clock: Arc<dyn Clock>, host_id: Option<String>) -> Self {
         let state = Mutex::new(State { host_id, ..State::default() });
-        Session { connect, clock, state, requests: std::sync::atomic::AtomicU64::new(0) }
+        Session { connect, clock, state }
     }
 
     /// The machine's own id, once it has answered anything; to be journaled for the host and given to the next session.
@@ -146,19 +148,19 @@ impl Session {
     pub async fn identify(&self) -> Result<String, Cause> {
         let link = self.link().await.map_err(|e| e.cause)?;
         let build = |frame: &program::Frame<'_>| program::identify(frame);
+        let mark = "phased-identify".to_owned();
         let (mut at, mut discard, mut nothing, mut sent) = ([0; 2], Discard, Nothing, false);
-        let asked = self.ask(&link, &build, [0; 2], &mut discard, &mut nothing, &mut at, &mut sent);
+        let asked = self.ask(&link, &build, &mark, [0; 2], &mut discard, &mut nothing, &mut at, &mut sent);
         let answer = within(&*self.clock, ANSWER, asked).await;
         match answer {
+            Some(Answer::More) => {}
             // The program says who it is and has nothing to add: the channel's end is the end.
             Some(Answer::Refused(cause)) => return Err(cause),
             Some(Answer::Words(words)) => {
                 if let Some(verdict) = self.verdict(&words, &[], None).await {
                     return match verdict {
                         Verdict::Refused(cause) => Err(cause),
-                        other => Err(other
-                            .cause("the host", Duration::ZERO)
-                            .unwrap_or_else(|| Cause::new("internal", "no id"))),
+                        other => Err(other.cause("the host", Duration::ZERO).unwrap_or_else(|| Cause::new("internal", "no id"))),
                     };
                 }
             }
@@ -193,6 +195,7 @@ impl Session {
                             }
                             LinkError::new("host_unsupported", "the host's answer is not understood")
                         }
+                        Answer::More => continue,
                         Answer::Refused(cause) => return Verdict::Refused(cause),
                         Answer::Cut { error, broken: is_broken } => {
                             if is_broken {
@@ -238,9 +241,9 @@ impl Session {
                 program::start(frame, cmd)
             }
         };
-        let from = *at;
+        let (from, mark) = (*at, program::mark(&cmd.token));
         let mut nothing = Nothing;
-        let mut asked = pin!(self.ask(link, &build, from, sink, &mut nothing, at, sent));
+        let mut asked = pin!(self.ask(link, &build, &mark, from, sink, &mut nothing, at, sent));
         let span = self.clock.now().since(began);
         let mut limit = self.clock.sleep((cmd.timeout + cmd.grace + cmd.reconnect + SLACK).saturating_sub(span));
         if !stopping {
@@ -253,7 +256,7 @@ impl Session {
             // The command's own channel goes on and brings its last output and its verdict; this one only ends it.
             let build = |frame: &program::Frame<'_>| program::stop(frame, &cmd.token, cmd.user.as_deref(), false);
             let (mut none, mut discard, mut nobody, mut also) = ([0; 2], Discard, Nothing, false);
-            let mut ending = pin!(self.ask(link, &build, [0; 2], &mut discard, &mut nobody, &mut none, &mut also));
+            let mut ending = pin!(self.ask(link, &build, &mark, [0; 2], &mut discard, &mut nobody, &mut none, &mut also));
             limit = self.clock.sleep(cmd.grace + ANSWER);
             tokio::select! {
                 biased;
@@ -280,6 +283,7 @@ impl Session {
     pub async fn resolve(&self, token: &Digest, user: Option<&str>, limit: Duration) -> Verdict {
         let began = self.clock.now();
         let build = |frame: &program::Frame<'_>| program::stop(frame, token, user, false);
+        let mark = program::mark(token);
         let mut pause = Duration::from_millis(100);
         let mut broken = 0;
         loop {
@@ -288,8 +292,9 @@ impl Session {
                 Ok(link) => {
                     let left = limit.saturating_sub(self.clock.now().since(&began)).max(Duration::from_secs(1));
                     let (mut at, mut discard, mut nothing, mut sent) = ([0; 2], Discard, Nothing, false);
-                    let asked = self.ask(&link, &build, [0; 2], &mut discard, &mut nothing, &mut at, &mut sent);
+                    let asked = self.ask(&link, &build, &mark, [0; 2], &mut discard, &mut nothing, &mut at, &mut sent);
                     match within(&*self.clock, left, asked).await.unwrap_or_else(silent) {
+                        Answer::More => continue,
                         Answer::Refused(cause) => return Verdict::Refused(cause),
                         Answer::Words(words) => match self.verdict(&words, &[], None).await {
                             Some(verdict) => return verdict,
@@ -321,20 +326,20 @@ impl Session {
         &self,
         link: &Arc<dyn Link>,
         build: &(dyn Fn(&program::Frame<'_>) -> Result<Vec<u8>, Cause> + Sync),
+        mark: &str,
         from: [u64; 2],
         sink: &mut dyn OutputSink,
         feed: &mut dyn Feed,
         at: &mut [u64; 2],
         sent: &mut bool,
     ) -> Answer {
-        let n = self.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let mark = format!("phased-{n}-{:x}", self.clock.now().boot_ms);
         let (host_id, first) = {
             let state = self.state.lock().await;
             (state.host_id.clone(), !state.looked)
         };
         let base = link.base();
-        let frame = program::Frame { mark: &mark, base: base.as_deref(), host_id: host_id.as_deref(), first, from };
+        let frame =
+            program::Frame { mark, base: base.as_deref(), host_id: host_id.as_deref(), first, from };
         let text = match build(&frame) {
             Ok(text) => text,
             Err(cause) => return Answer::Refused(cause),
@@ -347,7 +352,7 @@ impl Session {
             }
         };
         *sent = true;
-        self.converse(channel, &mark, &text, sink, feed, at).await
+        self.converse(channel, mark, &text, sink, feed, at).await
     }
 
     async fn converse(
@@ -399,13 +404,18 @@ impl Session {
             let mut talk = pin!(talk);
             let mut listen = pin!(listen(stderr, &mut complaints));
             let mut listening = true;
-            loop {
+            let ended = loop {
                 tokio::select! {
                     biased;
                     ended = &mut talk => break ended,
                     () = &mut listen, if listening => listening = false,
                 }
+            };
+            // Why it was refused was said on the other stream, which may come later.
+            if listening && !matches!(&ended, Ok(Ok(words)) if words.first().is_none_or(|word| word != "refused")) {
+                within(&*self.clock, LISTEN, listen).await;
             }
+            ended
         };
         match ended {
             Ok(Ok(words)) => {
@@ -417,6 +427,7 @@ impl Session {
                 Answer::Words(words)
             }
             Err(cause) => Answer::Refused(cause),
+            Ok(Err(FrameError::More)) => Answer::More,
             Ok(Err(error)) => self.without_verdict(error, exit, &complaints).await,
         }
     }
@@ -497,19 +508,17 @@ impl Session {
         let cmd = cmd?;
         let wanted = match (&cmd.user, &cmd.what) {
             (Some(user), _) => (user.clone(), "/bin/sh".to_owned()),
-            (None, super::What::Exec { argv }) => {
-                match argv.iter().map(|a| String::from_utf8_lossy(a)).collect::<Vec<_>>().as_slice() {
-                    [sudo, n, program, rest @ ..] if sudo == "sudo" && n == "-n" => {
-                        let mut line = format!("/usr/bin/{program}");
-                        for word in rest {
-                            line.push(' ');
-                            line.push_str(word);
-                        }
-                        ("root".to_owned(), line)
+            (None, super::What::Exec { argv }) => match argv.iter().map(|a| String::from_utf8_lossy(a)).collect::<Vec<_>>().as_slice() {
+                [sudo, n, program, rest @ ..] if sudo == "sudo" && n == "-n" => {
+                    let mut line = format!("/usr/bin/{program}");
+                    for word in rest {
+                        line.push(' ');
+                        line.push_str(word);
                     }
-                    _ => return None,
+                    ("root".to_owned(), line)
                 }
-            }
+                _ => return None,
+            },
             _ => return None,
         };
         let said = String::from_utf8_lossy(stderr);
@@ -541,21 +550,16 @@ fn refusal(code: &str, text: &str) -> Cause {
     match code {
         "unwritable" => {
             let full = ["No space left", "Disk quota exceeded", "nospace"].iter().any(|sign| text.contains(sign));
-            let (code, what) =
-                if full { ("host_disk_full", "is full") } else { ("host_unwritable", "cannot be written") };
+            let (code, what) = if full { ("host_disk_full", "is full") } else { ("host_unwritable", "cannot be written") };
             Cause::new(code, format!("nothing was run: the place for phased's files on the host {what} {text}"))
         }
         "base" => Cause::new(
             "host_unwritable",
-            format!(
-                "nothing was run: the place for phased's files on the host {text}. Remove it, or set ssh.base to another"
-            ),
+            format!("nothing was run: the place for phased's files on the host {text}. Remove it, or set ssh.base to another"),
         ),
         "stale_epoch" => Cause::new(
             "stale_epoch",
-            format!(
-                "nothing was run: a younger deployment (epoch {text}) has been on this host; this one has lost its lease"
-            ),
+            format!("nothing was run: a younger deployment (epoch {text}) has been on this host; this one has lost its lease"),
         ),
         "host_unsupported" => Cause::new(code, format!("the host cannot run commands for phased: {text}")),
         "damaged" => Cause::new("upload_failed", format!("the file was damaged on its way and thrown away {text}")),

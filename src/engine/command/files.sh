@@ -1,0 +1,100 @@
+# Uploads and downloads: part of the program only when asked for (see program.sh).
+
+# The bytes come on our standard input, once we have said from where on; what is here already is not sent again.
+upload() {
+  token
+  exec 9>>"$d/lock"
+  flock -w 9.5 9 || { x busy; return 0; }
+  if ended; then
+    finish
+    return 0
+  fi
+  epoch
+  s=$B/blobs
+  [ -d "$s" ] || mkdir "$s" || [ -d "$s" ] || refuse unwritable
+  find "$s" -type f -mtime +1 -exec rm -f {} + 2>/dev/null
+  CHANGED=1
+  if [ -z "$UNPACK" ] && same "$TO"; then
+    CHANGED=0
+  else
+    true >>"$s/$SHA.lock" || refuse unwritable
+    exec 5>>"$s/$SHA.lock"
+    flock -w 9.5 5 || { x busy; return 0; }
+    same "$s/$SHA" || fetch
+    exec 5>&-
+  fi
+  # Given up meanwhile.
+  if [ -e "$d/stop" ]; then
+    true >"$d/exit.void"
+    x void
+    return 0
+  fi
+  dir=${TO%/*}/
+  [ -d "$dir" ] || refuse upload "$dir is not a directory"
+  tmp=$dir.phased-$T
+  if [ "$CHANGED" = 0 ]; then
+    dress "$TO"
+  elif [ -n "$UNPACK" ]; then
+    rm -rf "$tmp" "$tmp.old"
+    mkdir "$tmp" && tar -xf "$s/$SHA" -C "$tmp" || gone upload
+    dress "$tmp"
+    [ ! -e "$TO" ] && [ ! -L "$TO" ] || mv -T "$TO" "$tmp.old" || gone upload
+    mv -T "$tmp" "$TO" || gone upload
+    rm -rf "$tmp.old"
+  else
+    [ ! -d "$TO" ] || refuse upload "$TO is a directory"
+    cp "$s/$SHA" "$tmp" || gone unwritable
+    dress "$tmp"
+    mv -fT "$tmp" "$TO" || gone upload
+  fi
+  { echo - && echo 0 && echo 0 && echo "changed $CHANGED"; } >"$d/exit.0"
+  x exit 0 0 "$CHANGED"
+}
+
+gone() {
+  rm -rf "$tmp"
+  refuse "$@"
+}
+
+dress() {
+  [ -z "$OWNER" ] || chown "$OWNER" "$1" || gone upload
+  [ -z "$MODE" ] || chmod "$MODE" "$1" || gone upload
+}
+
+same() {
+  [ -f "$1" ] || return 1
+  [ "$(stat -L -c %s "$1")" = "$SIZE" ] || return 1
+  sum=$(sha256sum <"$1") || refuse host_unsupported "sha256sum is missing"
+  [ "${sum%% *}" = "$SHA" ]
+}
+
+fetch() {
+  f=$s/$SHA.part
+  true >>"$f" || refuse unwritable
+  have=$(stat -c %s "$f")
+  if [ "$have" -gt "$SIZE" ]; then
+    true >"$f"
+    have=0
+  fi
+  echo "G $have"
+  head -c $((SIZE - have)) >>"$f" || refuse unwritable
+  if same "$f"; then
+    mv -f "$f" "$s/$SHA" || refuse unwritable
+    return 0
+  fi
+  [ "$(stat -c %s "$f")" -ge "$SIZE" ] || { x short; exit 0; }
+  rm -f "$f"
+  refuse damaged
+}
+
+# A file of the host, from an offset on.
+download() {
+  [ -f "$FROM" ] || refuse download "there is no file $FROM"
+  [ -r "$FROM" ] || refuse download "$FROM may not be read"
+  exec 3<"$FROM"
+  set -- $(stat -L -c '%s %Y' "$FROM")
+  echo "S $1 $2"
+  [ "$O" = 0 ] || dd bs=1 skip="$O" count=0 <&3 2>/dev/null
+  part 1 3 "$O" "$1"
+  x exit 0 0
+}
