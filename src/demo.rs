@@ -46,7 +46,7 @@ const END: Duration = Duration::from_secs(5);
 ///
 /// 0 = all three commits went as described, 1 = they did not, or the demo could not be set up; 130 = interrupted before the end.
 pub async fn run(once: bool) -> ExitCode {
-    let _already_installed = telemetry::init(telemetry::Format::Text, "warn");
+    let _already_installed = telemetry::init(telemetry::Format::Text, "error");
     let mut terminal = Terminal::new();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let tasks = Tasks::new();

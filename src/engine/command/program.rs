@@ -247,7 +247,10 @@ fn launch(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
             out.extend_from_slice(
                 b"launch() {\nif [ \"$USER\" = \"$AS\" ]; then set -- /bin/sh; else set -- sudo -n -u \"$AS\" -- /bin/sh; fi\n",
             );
-            out.extend_from_slice(format!("exec setsid sh -c 'echo \"pg $$\" >>\"$0\"; exec \"$@\"' \"$d/go\" \"$@\" <<\\{e0}\n").as_bytes());
+            out.extend_from_slice(
+                format!("exec setsid sh -c 'echo \"pg $$\" >>\"$0\"; exec \"$@\"' \"$d/go\" \"$@\" <<\\{e0}\n")
+                    .as_bytes(),
+            );
             out.extend_from_slice(&within);
             out.extend_from_slice(format!("{e0}\n").as_bytes());
         }

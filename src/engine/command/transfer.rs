@@ -191,7 +191,10 @@ impl Session {
             loop {
                 let error = match self.link().await {
                     Err(error) => error,
-                    Ok(link) => match self.ask(&link, build, "phased-transfer", at, sink, feed, &mut at, &mut sent).await {
+                    Ok(link) => match self
+                        .ask(&link, build, "phased-transfer", at, sink, feed, &mut at, &mut sent)
+                        .await
+                    {
                         Answer::More => continue,
                         Answer::Refused(cause) => return Err(Verdict::Refused(cause)),
                         // Another attempt of ours still holds the place, or the bytes were cut: go on from there.
