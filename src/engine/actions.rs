@@ -261,11 +261,9 @@ async fn watch(context: &Context, deployment: u32, host: &Host, health: &Health)
         match watch.see(elapsed, bad) {
             Verdict::Open => {}
             Verdict::Healthy => {
-                context.sessions.forget(&host.id).await;
                 return verdict(None);
             }
             Verdict::Unhealthy(cause) => {
-                context.sessions.forget(&host.id).await;
                 return verdict(Some(on_host(cause, host)));
             }
         }

@@ -8,7 +8,7 @@ use super::{
     world::World,
 };
 use crate::{
-    model::run::{Run, RunState},
+    model::run::{Checkout, Run, RunState},
     ports::{control::Commit, journal::Ticket},
 };
 
@@ -26,6 +26,7 @@ pub(super) async fn finish(world: &World, run: &Run, ticket: Option<&Ticket>) ->
         Ok(ticket) => {
             let known = ticket.synced().await.is_ok();
             ledger::release_leases(world, run);
+            clear(world, run);
             known
         }
         Err(error) => {
@@ -33,6 +34,21 @@ pub(super) async fn finish(world: &World, run: &Run, ticket: Option<&Ticket>) ->
             false
         }
     }
+}
+
+/// Takes the run's checkout away, whenever that is done: nothing of a run that has ended needs it.
+fn clear(world: &World, run: &Run) {
+    let Checkout::At(dir) = &run.checkout else { return };
+    let dir = std::path::PathBuf::from(dir);
+    let clearing = async move {
+        // The standard library follows no links here, whatever the code under test left behind.
+        if let Err(error) = tokio::fs::remove_dir_all(&dir).await
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(dir = %dir.display(), %error, "a checkout is left behind");
+        }
+    };
+    world.tasks.spawn(format!("run {} clear", run.header.run), clearing);
 }
 
 fn puts(world: &World, run: &Run, state: RunState) -> Vec<(String, Option<Value>)> {

@@ -14,9 +14,9 @@ use crate::{
         cause::Cause,
         decide::{self, Action, decide},
         event::{CallResult, Event, Record},
-        ids::{Epoch, Seq},
+        ids::{Epoch, HostId, Seq},
         run::Run,
-        step::{Branch, CallKey, Outcome, Request, StepKey, Verb},
+        step::{Branch, CallKey, Outcome, Place, Request, StepKey, Verb},
     },
     ports::{
         journal::Ticket,
@@ -88,6 +88,18 @@ pub(super) enum Progress {
     Deploying,
     /// It is over.
     Over,
+}
+
+/// The host that nothing more is wanted of after `event`: a fleet's connections are not kept until the run's end.
+fn left_host(event: &Event) -> Option<HostId> {
+    match event {
+        Event::HealthVerdict { host, .. } => Some(host.clone()),
+        Event::Return { key, result: CallResult::Raised(_) | CallResult::Ended(_) } => match key.place()? {
+            Place::Host { host, .. } => Some(host),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// What an owner starts from.
@@ -255,8 +267,13 @@ impl Owner {
             Event::DeploymentEnded { deployment, .. } => Some(*deployment),
             _ => None,
         };
+        let done_with = left_host(&record.event);
         match self.world.journals.append(&self.run.header.run, self.epoch, self.seq, vec![record]) {
             Ok(ticket) => {
+                if let Some(host) = done_with {
+                    let sessions = Arc::clone(&self.sessions);
+                    self.world.tasks.spawn("session end", async move { sessions.forget(&host).await });
+                }
                 self.seq = ticket.seq();
                 self.last_ticket = Some(ticket.clone());
                 if ended.is_some() {

@@ -3,6 +3,7 @@
 mod command;
 mod http;
 pub(super) mod plain;
+mod reports;
 mod sink;
 mod transfer;
 pub(super) mod values;

@@ -12,7 +12,7 @@ use super::{
 fn release(release: &Release, deployment: Option<&Deployment>) -> Value {
     let commit = &release.commit;
     let mut value = json!({
-        "id": release.id, "revision": commit.sha, "short": &commit.sha.as_str()[..12],
+        "id": release.id, "revision": commit.sha, "short": &commit.sha.as_str()[..7],
         "branch": release.branch, "tag": release.tag, "author": commit.author, "message": commit.message,
         "committed_at": crate::time::rfc3339(commit.committed_at_ms),
     });

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{
-    Job,
+    Job, reports,
     sink::LogSink,
     values::{self, Resolved},
 };
@@ -55,15 +55,53 @@ pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
         Verdict::TimedOut { duration_ms } | Verdict::Stopped { duration_ms } => (None, duration_ms),
         _ => (None, 0),
     };
-    let value = json!({
+    let mut value = json!({
         "stdout": values::lua_bytes(&stdout), "stderr": values::lua_bytes(&stderr), "code": code,
         "duration_ms": duration_ms, "truncated": truncated,
     });
+    let tests = match (&job.place.host, &job.place.dir, args.texts("reports")) {
+        (None, Some(dir), patterns) if !patterns.is_empty() && code.is_some() => {
+            match reports::read(job, dir, &patterns).await {
+                Ok(tests) => Some(tests),
+                Err(cause) => return Outcome::Failed { cause: job.placed(cause), value },
+            }
+        }
+        _ => None,
+    };
+    if let Some(tests) = &tests {
+        value["tests"] = json!(tests);
+    }
     match verdict {
-        Verdict::Exited { code: 0, .. } => Outcome::Ok(value),
-        Verdict::Exited { code, .. } => Outcome::Failed { cause: exit(job, args, code, &stdout, &stderr), value },
+        Verdict::Exited { code: 0, .. } => match tests.as_ref().and_then(red) {
+            None => Outcome::Ok(value),
+            Some(cause) => Outcome::Failed { cause: job.placed(cause), value },
+        },
+        Verdict::Exited { code, .. } => {
+            let mut cause = exit(job, args, code, &stdout, &stderr);
+            if let Some(tests) = tests.filter(|tests| tests.failed > 0) {
+                cause.message = format!("{}\n{}: {}", cause.message, tests.summary(), tests.failures.join("; "));
+                cause = cause
+                    .with("tests", json!({ "total": tests.total, "failed": tests.failed, "skipped": tests.skipped }));
+            }
+            Outcome::Failed { cause, value }
+        }
         verdict => job.outcome(&verdict, timeout, value),
     }
+}
+
+/// Green is never a lie: an exit code 0 over reports that say otherwise, or say nothing, is a failure.
+fn red(tests: &reports::Tests) -> Option<Cause> {
+    if tests.failed > 0 {
+        let message =
+            format!("the command ended with exit code 0, and {}: {}", tests.summary(), tests.failures.join("; "));
+        return Some(Cause::new("tests_failed", message));
+    }
+    if let Some(first) = tests.unreadable.first() {
+        return Some(Cause::new("reports", format!("a test report cannot be read: {first}")));
+    }
+    (tests.files == 0).then(|| {
+        Cause::new("reports", "the command ended with exit code 0, and no file matches `reports`: did the tests run?")
+    })
 }
 
 /// Exactly what one line of sudoers allows.
