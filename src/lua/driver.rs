@@ -127,7 +127,8 @@ fn structured(table: &Table) -> Cause {
     };
     let mut cause = Cause::new(&text("code").unwrap_or_else(|| "failed".to_owned()), message);
     if let Ok(Json::Object(facts)) = convert::from_lua(&Value::Table(table.clone())) {
-        let facts: Map<String, Json> = facts.into_iter().filter(|(key, _)| !["code", "message", "1"].contains(&key.as_str())).collect();
+        let facts: Map<String, Json> =
+            facts.into_iter().filter(|(key, _)| !["code", "message", "1"].contains(&key.as_str())).collect();
         cause.facts = facts;
     }
     cause
@@ -170,9 +171,7 @@ pub(super) fn open_project(
     let files = Arc::clone(bundle);
     let resolver = Box::new(move |name: &str| files.module(name));
     let sandbox = Sandbox::for_call(limits, resolver, seed, owner).map_err(|e| broken(&e, None))?;
-    let entry = bundle
-        .main()
-        .ok_or_else(|| Cause::new("code_damaged", "the project's own file is missing"))?;
+    let entry = bundle.main().ok_or_else(|| Cause::new("code_damaged", "the project's own file is missing"))?;
     let returned = sandbox.evaluate(&entry.path, &entry.text).map_err(|e| broken(&e, Some(&sandbox)))?;
     let project = definitions::project(&returned).map_err(|why| Cause::new("lua_error", why))?;
     Ok((sandbox, project.table))
@@ -204,7 +203,8 @@ impl Vm {
         let lua = self.sandbox.lua();
         let called = project::function(lua, project, function)?;
         let info = called.info();
-        if let (Some(chunk), Some(line)) = (info.source.as_deref().and_then(|s| s.strip_prefix('@')), info.line_defined) {
+        if let (Some(chunk), Some(line)) = (info.source.as_deref().and_then(|s| s.strip_prefix('@')), info.line_defined)
+        {
             *self.begins.borrow_mut() = format!("{chunk}:{line}");
         }
         let objects: Function = self.sandbox.function("objects")?;

@@ -371,7 +371,9 @@ mod tests {
         // As string.find does: `a)` has no magic for it.
         if is_plain(pattern.as_bytes()) {
             let at = plain(text.as_bytes(), pattern.as_bytes(), 0, &mut 1_000_000).unwrap();
-            return at.map_or("[\"nil\"]".to_owned(), |at| format!("{:?}", [at + 1, at + pattern.len()].map(|n| n.to_string())));
+            return at.map_or("[\"nil\"]".to_owned(), |at| {
+                format!("{:?}", [at + 1, at + pattern.len()].map(|n| n.to_string()))
+            });
         }
         match find(text.as_bytes(), pattern.as_bytes(), 0, &mut 1_000_000) {
             Ok(None) => "[\"nil\"]".to_owned(),

@@ -83,8 +83,8 @@ impl Vm {
         let asking = Rc::new(Asking::default());
         let owner: Rc<dyn Owner> = asking.clone();
         let (sandbox, project) = driver::open_project(bundle, limits, 0, owner)?;
-        let called =
-            project::function(sandbox.lua(), &project, function).map_err(|e| Cause::new("lua_error", sandbox::words(&e)))?;
+        let called = project::function(sandbox.lua(), &project, function)
+            .map_err(|e| Cause::new("lua_error", sandbox::words(&e)))?;
         Ok((Vm { sandbox, asking }, called))
     }
 
@@ -154,7 +154,8 @@ pub fn open(bundle: Arc<Bundle>, function: String, input: Json, limits: Limits) 
                 _ => match Vm::open(&bundle, &limits, &function) {
                     Err(cause) => PluginTurn::Raised(cause),
                     Ok((opened, called)) => {
-                        let turn = opened.start(called, input.get("message").filter(|_| function.starts_with("notify/")));
+                        let turn =
+                            opened.start(called, input.get("message").filter(|_| function.starts_with("notify/")));
                         vm = Some(opened);
                         turn
                     }

@@ -5,7 +5,6 @@ mod plugins;
 mod runaways;
 mod steps;
 
-
 use std::sync::mpsc;
 
 use serde_json::{Value as Json, json};
@@ -32,7 +31,8 @@ pub(super) fn project(body: &str) -> String {
 }
 
 pub(super) fn input() -> Json {
-    let host = |id: &str| json!({"id": id, "name": format!("name-{id}"), "address": "10.0.0.1", "labels": {"role": "web"}});
+    let host =
+        |id: &str| json!({"id": id, "name": format!("name-{id}"), "address": "10.0.0.1", "labels": {"role": "web"}});
     json!({
         "run": {"id": "01k", "project": "shop", "dir": "/work", "reason": null},
         "release": {"id": "a1b2c3d4e5f6", "revision": "a1b2", "short": "a1b2c3d", "branch": "main", "author": "Eve",
@@ -128,7 +128,11 @@ pub(super) fn through(driving: &mut Driving, function: &str) -> (Vec<String>, Tu
             let request = open.remove(0);
             let value = json!({"stdout": request.args["command"], "stderr": "", "code": 0});
             driving.answer(&request.branch, &Outcome::Ok(value));
-            match driving.turns.recv_timeout(std::time::Duration::from_millis(if open.is_empty() { 60_000 } else { 200 })) {
+            match driving.turns.recv_timeout(std::time::Duration::from_millis(if open.is_empty() {
+                60_000
+            } else {
+                200
+            })) {
                 Ok((_, turn)) => break turn,
                 Err(_) => assert!(!open.is_empty(), "no turn"),
             }

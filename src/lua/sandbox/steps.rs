@@ -73,8 +73,11 @@ pub(super) fn install(lua: &Lua, native: &Table, owner: Rc<dyn Owner>) -> mlua::
             }
             let steps =
                 all.steps.iter().filter(|step| step.on.iter().any(|on| on.word() == receiver)).map(|step| step.name);
-            let fields =
-                all.objects.iter().filter(|o| o.name.eq_ignore_ascii_case(&receiver)).flat_map(|o| o.fields.iter().map(|(name, ..)| *name));
+            let fields = all
+                .objects
+                .iter()
+                .filter(|o| o.name.eq_ignore_ascii_case(&receiver))
+                .flat_map(|o| o.fields.iter().map(|(name, ..)| *name));
             let own = (receiver == "release").then_some("changed");
             let known: Vec<&str> = steps.chain(fields).chain(own).collect();
             if let Some(near) = nearest(&text, known.into_iter()) {

@@ -165,7 +165,8 @@ pub(super) fn install(lua: &Lua, native: &Table, meter: &Rc<Meter>) -> mlua::Res
         lua.create_string(out)
     };
     native.raw_set("expand", lua.create_function(expand)?)?;
-    native.raw_set("has_pointer", lua.create_function(|_, text: mlua::LuaString| Ok(has_pointer(&text.as_bytes())))?)?;
+    native
+        .raw_set("has_pointer", lua.create_function(|_, text: mlua::LuaString| Ok(has_pointer(&text.as_bytes())))?)?;
     let lock = |lua: &Lua, (): ()| {
         if let Some(meta) = lua.type_metatable::<mlua::LuaString>() {
             meta.raw_set("__metatable", false)?;

@@ -38,7 +38,12 @@ fn order_is_numbers_texts_booleans() {
       for k in pairs(t) do keys[#keys + 1] = tostring(k) end
       return table.concat(keys, " ")"#;
     assert_eq!(returned(body), json!("-1 1 2 2.5 10  B a b false true"));
-    assert_eq!(returned("local n = 0 local t = { a = 1, b = 2 } for k in pairs(t) do t[k] = nil n = n + 1 end return { n, next(t) == nil }"), json!([2, true]));
+    assert_eq!(
+        returned(
+            "local n = 0 local t = { a = 1, b = 2 } for k in pairs(t) do t[k] = nil n = n + 1 end return { n, next(t) == nil }"
+        ),
+        json!([2, true])
+    );
     assert_eq!(returned("return { next {} == nil, next { 5 }, (next { a = 1 }) }"), json!([true, 1, "a"]));
     assert!(raised("for k in next, { a = 1 } do end").message.contains("use pairs(t)"));
 }

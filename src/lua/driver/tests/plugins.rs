@@ -72,17 +72,24 @@ fn every_shipped_alert_asks_for_what_it_needs() {
         let (asked_for, args) = asked(plugin.start());
         assert_eq!(asked_for, what, "{notify}");
         assert!(args[key].to_string().contains("it failed"), "{notify}: {args}");
-        assert_eq!(plugin.resume(&Outcome::Ok(json!({"status": 200, "code": 0}))), PluginTurn::Return(Json::Null), "{notify}");
+        assert_eq!(
+            plugin.resume(&Outcome::Ok(json!({"status": 200, "code": 0}))),
+            PluginTurn::Return(Json::Null),
+            "{notify}"
+        );
         let mut plugin = project.plugin("notify/bad/1");
         plugin.start();
-        let PluginTurn::Raised(cause) = plugin.resume(&Outcome::failed(Cause::new("http_status", "500"))) else { panic!() };
+        let PluginTurn::Raised(cause) = plugin.resume(&Outcome::failed(Cause::new("http_status", "500"))) else {
+            panic!()
+        };
         assert_eq!((cause.code.as_str(), cause.message.as_str()), ("http_status", "500"), "{notify}");
     }
 }
 
 #[test]
 fn hosts_of_a_file_are_read_checked_and_named() {
-    let project = |file: &str| Project::new("require 'alerts.log' {}", &format!("require 'discovery.file' {{ {file:?} }}"), "");
+    let project =
+        |file: &str| Project::new("require 'alerts.log' {}", &format!("require 'discovery.file' {{ {file:?} }}"), "");
     let ids = |turn: PluginTurn| match turn {
         PluginTurn::Return(hosts) => {
             Ok(hosts.as_array().unwrap().iter().map(|h| h["id"].as_str().unwrap().to_owned()).collect::<BTreeSet<_>>())
@@ -91,7 +98,11 @@ fn hosts_of_a_file_are_read_checked_and_named() {
         other => panic!("{other:?}"),
     };
     for (file, text, expected) in [
-        ("/h.json", r#"["web1", {"id": "i-2", "address": "10.0.0.2", "labels": {"role": "web"}}]"#, Ok(vec!["web1", "i-2"])),
+        (
+            "/h.json",
+            r#"["web1", {"id": "i-2", "address": "10.0.0.2", "labels": {"role": "web"}}]"#,
+            Ok(vec!["web1", "i-2"]),
+        ),
         ("/h.json", "[]", Ok(vec![])),
         ("/h.csv", "id,address,labels.role\ni-1,10.0.0.1,web\n,web2,\n", Ok(vec!["i-1", "web2"])),
         ("/h.json", "{", Err("no JSON")),
@@ -111,14 +122,17 @@ fn hosts_of_a_file_are_read_checked_and_named() {
         }
         let mut plugin = project.plugin("discovery/p/1");
         plugin.start();
-        let PluginTurn::Raised(cause) = plugin.resume(&Outcome::failed(Cause::new("read", "no such file"))) else { panic!() };
+        let PluginTurn::Raised(cause) = plugin.resume(&Outcome::failed(Cause::new("read", "no such file"))) else {
+            panic!()
+        };
         assert_eq!(cause.code, "read");
     }
 }
 
 #[test]
 fn a_discovery_is_given_its_options_and_an_alert_also_the_message() {
-    let further = "local found = phased.discovery { name = 'd', hosts = function(...) return { 'n' .. select('#', ...) } end }
+    let further =
+        "local found = phased.discovery { name = 'd', hosts = function(...) return { 'n' .. select('#', ...) } end }
     local said = phased.alert { name = 's', send = function(...) return select('#', ...) end }";
     let project = Project::new("said {}", "found {}", further);
     let PluginTurn::Return(hosts) = project.plugin("discovery/p/1").start() else { panic!("hosts") };
@@ -138,7 +152,8 @@ fn what_a_plugin_does_wrong_is_said() {
         ("pcall(phased.read, 5) error(select(2, pcall(phased.read, 5)), 0)", "phased.read"),
         ("return setmetatable({}, { __index = function() end }), phased.jsn.x", "attempt to index a nil value"),
     ] {
-        let further = format!("local said = phased.alert {{ name = 's', send = function(options, message)\n{body}\nend }}");
+        let further =
+            format!("local said = phased.alert {{ name = 's', send = function(options, message)\n{body}\nend }}");
         let project = Project::new("said {}", "{ 'a' }", &further);
         let PluginTurn::Raised(cause) = project.plugin("notify/bad/1").start() else { panic!("{body}") };
         assert!(cause.message.contains(said), "{body}: {cause:?}");

@@ -4,7 +4,7 @@ use super::*;
 
 /// Small limits, so that all of these take a moment.
 fn small() -> Limits {
-    Limits { memory: 16 << 20, instructions: 5_000_000, slice: std::time::Duration::from_secs(5) }
+    Limits { memory: 8 << 20, instructions: 1_000_000, slice: std::time::Duration::from_secs(5) }
 }
 
 fn end_of(body: &str, modules: &[(&str, &str)]) -> Turn {
@@ -53,7 +53,10 @@ fn what_runs_away_is_ended_with_its_limit() {
     ] {
         match end_of(body, &[]) {
             Turn::Ended(cause) => {
-                assert!(["limit_instructions", "limit_time", "limit_memory"].contains(&cause.code.as_str()), "{body}: {cause:?}");
+                assert!(
+                    ["limit_instructions", "limit_time", "limit_memory"].contains(&cause.code.as_str()),
+                    "{body}: {cause:?}"
+                );
             }
             Turn::Raised(cause) if cause.message.contains("stack overflow") => {}
             other => panic!("{body}: {other:?}"),
@@ -77,7 +80,9 @@ fn what_eats_memory_is_ended() {
         "local p = {} for i = 1, 1e7 do p['k' .. i] = function() end end run:parallel(p)",
     ] {
         match end_of(body, &[]) {
-            Turn::Ended(cause) => assert!(["limit_memory", "limit_instructions"].contains(&cause.code.as_str()), "{body}: {cause:?}"),
+            Turn::Ended(cause) => {
+                assert!(["limit_memory", "limit_instructions"].contains(&cause.code.as_str()), "{body}: {cause:?}")
+            }
             Turn::Raised(cause) if cause.message.contains("stack overflow") || cause.message.contains("too large") => {}
             other => panic!("{body}: {other:?}"),
         }
@@ -93,21 +98,35 @@ fn what_is_too_large_is_refused() {
         ("return table.unpack({}, -(1 << 62), 1 << 62)", "over more than a million values"),
         ("return table.unpack({}, math.mininteger, math.maxinteger)", "over more than a million values"),
         ("return table.concat({}, 'x', 1, 1 << 40)", "over more than a million values"),
-        ("return table.unpack(setmetatable({}, { __len = function() return 1 << 40 end }), 1, 1e7)", "over more than a million values"),
+        (
+            "return table.unpack(setmetatable({}, { __len = function() return 1 << 40 end }), 1, 1e7)",
+            "over more than a million values",
+        ),
         ("return ('%99999d'):format(1)", "invalid conversion"),
     ] {
         let cause = raised(body);
         assert!(cause.message.contains(said), "{body}: {cause:?}");
     }
     let fake = "setmetatable({ 1, 2 }, { __len = function() return 1 << 60 end })";
-    assert_eq!(returned(&format!("local t = {fake} table.insert(t, 3) return {{ table.unpack(t) }}")), json!([1, 2, 3]));
+    assert_eq!(
+        returned(&format!("local t = {fake} table.insert(t, 3) return {{ table.unpack(t) }}")),
+        json!([1, 2, 3])
+    );
     assert_eq!(returned(&format!("return table.concat({fake}, '-')")), json!("1-2"));
     assert_eq!(returned("return ('').rep('', 1 << 60)"), json!(""));
     // Data that is written out doubles at each level; only so much of it is.
     let bomb = "local t = { 1 } for _ = 1, 50 do t = { t, t } end ";
-    assert_eq!(returned(&format!("{bomb} return select(2, pcall(phased.json.encode, t))")).as_str().map(|s| s.contains("more than")), Some(true));
+    assert_eq!(
+        returned(&format!("{bomb} return select(2, pcall(phased.json.encode, t))"))
+            .as_str()
+            .map(|s| s.contains("more than")),
+        Some(true)
+    );
     assert_eq!(Driving::new(&format!("{bomb} return t")).start(), Turn::Return(Json::Null));
-    assert!(matches!(end_of(&format!("{bomb} run:http {{ 'https://x', json = t }}"), &[]), Turn::Raised(_) | Turn::Ended(_)));
+    assert!(matches!(
+        end_of(&format!("{bomb} run:http {{ 'https://x', json = t }}"), &[]),
+        Turn::Raised(_) | Turn::Ended(_)
+    ));
 }
 
 #[test]
@@ -116,7 +135,12 @@ fn files_that_do_not_end_are_ended_while_they_are_loaded() {
         let Turn::Ended(cause) = end_of(body, &[("m", module)]) else { panic!("{body}") };
         assert_eq!(cause.code, "limit_instructions");
     }
-    for text in ["while true do end", "pcall(function() while true do end end) return 1", "require 'm'", "local t = {} while true do t[#t+1] = 'x' .. #t end"] {
+    for text in [
+        "while true do end",
+        "pcall(function() while true do end end) return 1",
+        "require 'm'",
+        "local t = {} while true do t[#t+1] = 'x' .. #t end",
+    ] {
         let turn = Driving::of(bundle(text, &[("m", "while true do end")]), small()).start();
         assert!(matches!(&turn, Turn::Ended(cause) if cause.code.starts_with("limit_")), "{text}: {turn:?}");
     }

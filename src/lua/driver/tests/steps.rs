@@ -38,10 +38,7 @@ fn hosts_are_named_by_id_and_services_are_steps() {
     let (asked, end) = through(&mut driving, "environments/p/deploy");
     assert_eq!(
         asked,
-        [
-            r#"- service#1 h/1 {"action":"restart","timeout":"1m","unit":"shop"}"#,
-            r#"- sh#1 h/1 {"command":"x"}"#
-        ]
+        [r#"- service#1 h/1 {"action":"restart","timeout":"1m","unit":"shop"}"#, r#"- sh#1 h/1 {"command":"x"}"#]
     );
     assert_eq!(end, Turn::Return(json!(true)));
 }
@@ -77,7 +74,8 @@ fn where_no_step_can_wait_none_is_asked_for() {
         ("phased.run = run pcall(require, 'late') require 'late'", "phased.run:parallel { a = function() end }"),
     ] {
         let text = project(body);
-        let (asked, end) = through(&mut Driving::of(bundle(&text, &[("late", late)]), Limits::default()), "test/unit/run");
+        let (asked, end) =
+            through(&mut Driving::of(bundle(&text, &[("late", late)]), Limits::default()), "test/unit/run");
         assert!(asked.is_empty(), "{body}: {asked:?}");
         match end {
             Turn::Return(value) => assert_eq!(value, json!("on"), "{body}"),
@@ -145,8 +143,10 @@ fn the_first_error_by_name_is_raised_after_all_have_ended() {
 #[test]
 fn nobody_knows_and_a_function_finds_out() {
     let lost = Outcome::Unknown { cause: Cause::new("lost", "the command is gone") };
-    let body = |verdict: &str| format!("return run:sh {{ 'x', on_unknown = function(on, why) asked = on.id .. why.code {verdict} end }}")
-        .replace("asked =", "local asked =");
+    let body = |verdict: &str| {
+        format!("return run:sh {{ 'x', on_unknown = function(on, why) asked = on.id .. why.code {verdict} end }}")
+            .replace("asked =", "local asked =")
+    };
     let mut driving = Driving::new(&body("return true"));
     driving.start();
     let Turn::Return(value) = driving.resume(&lost) else { panic!("it happened") };
@@ -160,7 +160,11 @@ fn nobody_knows_and_a_function_finds_out() {
         let mut driving = Driving::new(&body(verdict));
         driving.start();
         let Turn::Raised(cause) = driving.resume(&lost) else { panic!("{verdict}") };
-        assert_eq!((cause.code.as_str(), cause.facts["at"].as_str()), ("lost", Some("projects/shop.lua:1")), "a tail call leaves only this");
+        assert_eq!(
+            (cause.code.as_str(), cause.facts["at"].as_str()),
+            ("lost", Some("projects/shop.lua:1")),
+            "a tail call leaves only this"
+        );
     }
     for plain in ["run:sh 'x'", "run:sh { 'x', on_unknown = 'fail', check = false }"] {
         let mut driving = Driving::new(plain);
@@ -261,7 +265,24 @@ fn answers_that_fit_nothing_do_no_harm() {
 
 #[test]
 fn verify_is_given_the_run_and_the_deployment() {
-    let text = project("return { run.id, #release.hosts, release.hosts[2].name, release.release.id, release.previous.id }");
+    let text =
+        project("return { run.id, #release.hosts, release.hosts[2].name, release.release.id, release.previous.id }");
     let (_, end) = through(&mut Driving::of(bundle(&text, &[]), Limits::default()), "environments/p/verify");
     assert_eq!(end, Turn::Return(json!(["01k", 2, "name-h2", "a1b2c3d4e5f6", "old"])));
+}
+
+/// `cargo test -- --ignored --nocapture ten_thousand_calls`.
+#[test]
+#[ignore = "a measurement"]
+#[allow(clippy::disallowed_methods)]
+fn ten_thousand_calls() {
+    let began = std::time::Instant::now();
+    let mut driving = Driving::new("for i = 1, 3 do run:sh { 'step', env = { N = i } } end");
+    for _ in 0..10_000 {
+        driving.start();
+        for _ in 0..3 {
+            driving.resume(&Outcome::Ok(json!({"stdout": "x", "stderr": "", "code": 0})));
+        }
+    }
+    println!("10,000 calls of three steps, each a VM: {:?}", began.elapsed());
 }
