@@ -38,7 +38,7 @@ pub enum PatternError {
 
 #[derive(Clone, Copy)]
 enum Open {
-    Open,
+    Waiting,
     Position,
     Closed(usize),
 }
@@ -114,7 +114,7 @@ impl Matcher<'_> {
             .map(|(start, state)| match state {
                 Open::Closed(end) => Ok(Capture::Span(*start, *end)),
                 Open::Position => Ok(Capture::Position(start + 1)),
-                Open::Open => malformed("unfinished capture"),
+                Open::Waiting => malformed("unfinished capture"),
             })
             .collect()
     }
@@ -135,7 +135,7 @@ impl Matcher<'_> {
             let Some(&c) = self.pattern.get(p) else { return Ok(Some(s)) };
             match (c, self.pattern.get(p + 1)) {
                 (b'(', Some(b')')) => return self.start_capture(s, p + 2, Open::Position),
-                (b'(', _) => return self.start_capture(s, p + 1, Open::Open),
+                (b'(', _) => return self.start_capture(s, p + 1, Open::Waiting),
                 (b')', _) => return self.end_capture(s, p + 1),
                 (b'$', None) => return Ok((s == self.text.len()).then_some(s)),
                 (b'%', Some(b'b')) => match self.balanced(s, p + 2)? {
@@ -313,13 +313,13 @@ impl Matcher<'_> {
     }
 
     fn end_capture(&mut self, s: usize, p: usize) -> Step<Option<usize>> {
-        let Some(open) = self.captures.iter().rposition(|(_, state)| matches!(state, Open::Open)) else {
+        let Some(open) = self.captures.iter().rposition(|(_, state)| matches!(state, Open::Waiting)) else {
             return malformed("invalid pattern capture");
         };
         self.captures[open].1 = Open::Closed(s);
         let found = self.run(s, p)?;
         if found.is_none() {
-            self.captures[open].1 = Open::Open;
+            self.captures[open].1 = Open::Waiting;
         }
         Ok(found)
     }

@@ -22,6 +22,7 @@ Failure.__concat = function(a, b) return said(a) .. said(b) end
 
 local function failure(cause)
   if type(cause) ~= "table" then cause = { code = "lua_internal", message = "the step ended without a cause" } end
+  if metatable_of(cause) == Failure then return cause end
   return setmetatable(cause, Failure)
 end
 

@@ -10,8 +10,11 @@ pub(super) fn install(lua: &Lua, native: &Table, meter: &Rc<Meter>, seed: u64) -
     // Numbers ascending, then texts by bytes, then booleans; anything else has no order.
     let counted = Rc::clone(meter);
     let keys = move |lua: &Lua, table: Table| {
-        let (mut numbers, mut texts, mut booleans): (Vec<(f64, Value)>, Vec<(Vec<u8>, Value)>, Vec<bool>) =
-            Default::default();
+        let mut numbers: Vec<(f64, Value)> = Vec::new();
+        let mut texts: Vec<(Vec<u8>, Value)> = Vec::new();
+        let mut booleans = Vec::new();
+        // Of several odd keys the same one is named every time.
+        let mut odd: Option<&'static str> = None;
         for pair in table.pairs::<Value, Value>() {
             let (key, _) = pair?;
             match &key {
@@ -20,8 +23,11 @@ pub(super) fn install(lua: &Lua, native: &Table, meter: &Rc<Meter>, seed: u64) -
                 Value::Number(n) => numbers.push((*n, key)),
                 Value::String(text) => texts.push((text.as_bytes().to_vec(), key)),
                 Value::Boolean(b) => booleans.push(*b),
-                other => return Ok((Value::Nil, Some(other.type_name().to_owned()))),
+                other => odd = Some(odd.map_or(other.type_name(), |odd| odd.min(other.type_name()))),
             }
+        }
+        if odd.is_some() {
+            return Ok((Value::Nil, odd));
         }
         // Sorting is work that no hook sees.
         counted.look(8 * (numbers.len() + texts.len()) as u64)?;

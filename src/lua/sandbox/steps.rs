@@ -80,7 +80,7 @@ pub(super) fn install(lua: &Lua, native: &Table, owner: Rc<dyn Owner>) -> mlua::
                 .flat_map(|o| o.fields.iter().map(|(name, ..)| *name));
             let own = (receiver == "release").then_some("changed");
             let known: Vec<&str> = steps.chain(fields).chain(own).collect();
-            if let Some(near) = nearest(&text, known.into_iter()) {
+            if let Some(near) = nearest(&text, known) {
                 return Ok(format!("{receiver} has no {name}; did you mean {near:?}?"));
             }
         }

@@ -6,7 +6,7 @@ use super::*;
 
 /// What `text` comes to: its value, or its error.
 fn tried(text: &str) -> Result<String, String> {
-    let limits = Limits { memory: 32 << 20, instructions: 5_000_000, slice: Duration::from_secs(5) };
+    let limits = Limits { memory: 32 << 20, instructions: 1_000_000, slice: Duration::from_secs(5) };
     let resolver: Resolver = Box::new(|name| Err(format!("module {name:?} is not there")));
     let sandbox = Sandbox::for_call(&limits, resolver, 1, Rc::new(Loading)).unwrap();
     let text = format!(

@@ -4,7 +4,7 @@ use super::*;
 
 /// Small limits, so that all of these take a moment.
 fn small() -> Limits {
-    Limits { memory: 16 << 20, instructions: 5_000_000, slice: std::time::Duration::from_secs(5) }
+    Limits { memory: 8 << 20, instructions: 1_000_000, slice: std::time::Duration::from_secs(5) }
 }
 
 fn end_of(body: &str, modules: &[(&str, &str)]) -> Turn {
