@@ -421,7 +421,7 @@ impl HostRun {
         match (&self.deploy, &self.health) {
             (Progress::Due, _) if over => HostState::Skipped,
             (Progress::Due, _) => HostState::Pending,
-            (Progress::Ended(CallEnd::Raised(cause) | CallEnd::Ended(cause)), _) if cause.is_unreachable() => {
+            (Progress::Ended(CallEnd::Raised(cause) | CallEnd::Ended(cause)), _) if cause.is_shut() => {
                 HostState::Unreachable
             }
             (Progress::Ended(CallEnd::Raised(_) | CallEnd::Ended(_)), _) | (_, HealthRun::Unhealthy(_)) => {

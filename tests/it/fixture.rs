@@ -11,11 +11,11 @@ mod wait;
 mod world;
 
 pub use api::{Answer, Api};
-pub use daemon::{Daemon, Output};
+pub use daemon::{Daemon, output};
 pub use fleet::{Sshd, listening_silent, refused_port};
 pub use project::Project;
 pub use repo::Repo;
 pub use run::Run;
 pub use sink::Sink;
-pub use wait::{eventually, never_during, patience};
-pub use world::World;
+pub use wait::{eventually, never_during};
+pub use world::{HOOK_SECRET, World};

@@ -11,7 +11,6 @@ mod crash;
 mod environments;
 mod failures;
 mod health;
-mod hostile;
 mod hosts;
 mod names;
 mod output;
