@@ -424,6 +424,10 @@ impl HostRun {
             (Progress::Ended(CallEnd::Raised(cause) | CallEnd::Ended(cause)), _) if cause.is_shut() => {
                 HostState::Unreachable
             }
+            // Cut off from outside: that says nothing about the release, and nobody has looked at the host since.
+            (Progress::Ended(CallEnd::Ended(cause)), _) if matches!(cause.code.as_str(), "interrupted" | "stopped") => {
+                HostState::Unknown
+            }
             (Progress::Ended(CallEnd::Raised(_) | CallEnd::Ended(_)), _) | (_, HealthRun::Unhealthy(_)) => {
                 HostState::Failed
             }

@@ -5,7 +5,7 @@ mod daemon;
 mod fleet;
 mod project;
 mod repo;
-mod run;
+pub mod run;
 mod sink;
 mod wait;
 mod world;

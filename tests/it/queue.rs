@@ -33,10 +33,14 @@ fn under_latest_a_newer_push_supersedes_those_still_queued() {
 
 #[test]
 fn under_all_every_push_is_a_run() {
-    let (world, daemon) = World::with(&Project::new("shop").hosts(&["h1"]).stage("unit", GATED).queue_all());
+    let (world, daemon) = World::with(&Project::new("shop").hosts(&["h1"]).stage("unit", GATED).queue_all().webhook());
     let commits: Vec<_> = ["one", "two", "three"]
         .into_iter()
-        .map(|message| (world.repo.push(message), daemon.press()))
+        .map(|message| {
+            let commit = world.repo.push(message);
+            let run = crate::webhook::tell(&daemon, &commit);
+            (commit, run)
+        })
         .collect();
     go(&world);
     for (commit, run) in &commits {

@@ -32,7 +32,7 @@ fn it_can_read_no_secret_no_journal_no_code_and_nothing_of_other_projects() {
     let (_world, log) = within(
         r#"set +e
         look() { for f in "$@"; do
-            if cat "$f" >/dev/null 2>&1 || ls "$f" >/dev/null 2>&1; then echo "READABLE $f"; fi
+            if cat "$f" >/dev/null 2>&1 || { [ -d "$f" ] && ls "$f" >/dev/null 2>&1; }; then echo "READABLE $f"; fi
         done; }
         look "$ROOT"/secrets "$ROOT"/secrets/hook "$ROOT"/secrets/key
         for d in journal state blobs code tmp; do look "$ROOT/data/$d"; find "$ROOT/data/$d" -type f -readable 2>/dev/null | sed 's/^/READABLE /'; done

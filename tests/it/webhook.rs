@@ -62,6 +62,12 @@ impl Hook {
     }
 }
 
+/// Tells the daemon of a push to `main`, as GitHub does; the run.
+pub fn tell(daemon: &Daemon, commit: &str) -> crate::fixture::Run {
+    let answer = Hook::push(MAIN, commit).id(&commit[..20]).send(daemon).is(202).json();
+    daemon.run(answer["run"].as_str().unwrap())
+}
+
 fn hooked() -> (World, Daemon) {
     World::with(&Project::new("shop").hosts(&["h1"]).webhook())
 }
