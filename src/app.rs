@@ -125,8 +125,8 @@ impl App {
             limits: Limits {
                 max_output: config.limits.max_output.0,
                 max_queued: config.limits.max_queued,
+                reconnect: config.limits.reconnect.0,
                 path: config.exec.path.clone(),
-                ..Limits::default()
             },
             controller: controller(),
             job_user: uids::owner(users),

@@ -5,11 +5,12 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::Deserialize;
 
-use crate::telemetry;
+use crate::{telemetry, time::Span};
 
 mod error;
 mod secrets;
@@ -88,6 +89,8 @@ pub struct Limits {
     pub max_output: Size,
     /// Runs waiting per project; further starts are refused.
     pub max_queued: usize,
+    /// How long a host that is gone in the middle of a command is tried again beyond the step's own time-out.
+    pub reconnect: Span,
 }
 
 /// `[log]`
@@ -137,7 +140,7 @@ impl Default for Exec {
 impl Default for Limits {
     fn default() -> Self {
         // A call of the largest sample project needs 2 MiB and a million instructions; a runaway loop is over in a second.
-        Limits { memory: Size::mib(64), instructions: 100_000_000, max_output: Size::mib(256), max_queued: 100 }
+        Limits { memory: Size::mib(64), instructions: 100_000_000, max_output: Size::mib(256), max_queued: 100, reconnect: Span(Duration::from_secs(300)) }
     }
 }
 

@@ -173,6 +173,8 @@ impl Engine for Conductor {
                 (Wanted::Head, sha.clone(), Some(sha))
             }
         };
+        // It answers, so what an earlier look said is over.
+        self.trouble(&format!("project {}", loaded.name), None);
         if !start.redeploy && !start.retest && self.already_live(&loaded, last.as_ref(), &sha) {
             return Ok(Started::AlreadyLive(Box::new(self.status_of(&loaded)?)));
         }

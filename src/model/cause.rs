@@ -30,10 +30,16 @@ impl Cause {
         self
     }
 
-    /// Codes of a host that could not be reached, as against one that was reached and failed.
+    /// Codes of a host that could not be reached, as against one that was reached and failed. Asking again may help.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         matches!(self.code.as_str(), "unreachable" | "connect_timeout" | "connection_lost")
+    }
+
+    /// Codes of a host on which nothing was done: it could not be reached, or it is not the one we know, or it did not let us in.
+    #[must_use]
+    pub fn is_shut(&self) -> bool {
+        self.is_unreachable() || self.code == "auth_failed" || self.code.starts_with("host_key_")
     }
 }
 

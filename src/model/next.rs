@@ -222,8 +222,8 @@ impl Run {
         } else if let Some(call) = self.calls.get_mut(&call_key) {
             call.steps.remove(key);
         }
-        // What could not even be begun because the host was not reached has not touched it.
-        let reached = outcome.cause().is_none_or(|cause| !cause.is_unreachable());
+        // What could not even be begun because we did not get into the host has not touched it.
+        let reached = outcome.cause().is_none_or(|cause| !cause.is_shut());
         if let (true, Some(Place::Host { deployment, host, .. })) = (reached, call_key.place()) {
             self.host_mut("done", deployment, &host)?.touched = true;
         }

@@ -421,8 +421,12 @@ impl HostRun {
         match (&self.deploy, &self.health) {
             (Progress::Due, _) if over => HostState::Skipped,
             (Progress::Due, _) => HostState::Pending,
-            (Progress::Ended(CallEnd::Raised(cause) | CallEnd::Ended(cause)), _) if cause.is_unreachable() => {
+            (Progress::Ended(CallEnd::Raised(cause) | CallEnd::Ended(cause)), _) if cause.is_shut() => {
                 HostState::Unreachable
+            }
+            // Cut off from outside: that says nothing about the release, and nobody has looked at the host since.
+            (Progress::Ended(CallEnd::Ended(cause)), _) if matches!(cause.code.as_str(), "interrupted" | "stopped") => {
+                HostState::Unknown
             }
             (Progress::Ended(CallEnd::Raised(_) | CallEnd::Ended(_)), _) | (_, HealthRun::Unhealthy(_)) => {
                 HostState::Failed

@@ -123,6 +123,7 @@ fn feed(bytes: &[u8]) -> String {
     for piece in bytes.chunks(4096) {
         out.push_str("printf '");
         for &byte in piece {
+            // A format that begins with `-` would be an option.
             match byte {
                 b'%' => out.push_str("%%"),
                 b'a'..=b'z'
@@ -135,8 +136,7 @@ fn feed(bytes: &[u8]) -> String {
                 | b':'
                 | b'/'
                 | b'='
-                | b'+'
-                | b'-' => {
+                | b'+' => {
                     out.push(char::from(byte));
                 }
                 _ => {

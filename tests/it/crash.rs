@@ -1,0 +1,224 @@
+//! `kill -9` and SIGTERM at any moment: what was running is ended, and what is told is true.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::fixture::{Daemon, Project, Run, Sink, World, eventually, output};
+
+/// A stage that hangs once it has said `begun`, with a cleanup that leaves a mark.
+fn hanging() -> Project {
+    let keys = r#"run = function(run) run:sh "echo begun; sleep 300" end,
+      cleanup = function(run) run:sh { 'echo cleaned >>"$T"', env = { T = "@ROOT@/../tested/trace" } } end"#;
+    Project::new("shop").hosts(&["h1", "h2"]).stage_of("unit", keys)
+}
+
+/// No process of this world sleeps.
+fn nothing_sleeps(world: &World) {
+    eventually("nothing sleeps any more", || {
+        let sleeps = |pid: i32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.starts_with(b"sleep\x00300"));
+        (!world.pids().into_iter().any(sleeps)).then_some(())
+    });
+}
+
+#[test]
+fn a_run_killed_in_a_stage_ends_interrupted_and_is_cleaned_up() {
+    let sink = Sink::start();
+    let (world, daemon) = World::with(&hanging().tells(&sink));
+    world.repo.push("cut off");
+    let run = daemon.press();
+    run.prints("begun");
+    daemon.kill();
+    let daemon = world.start();
+    let ended = daemon.run(&run.id).wait().is("failed");
+    assert_eq!((ended.code(), ended.stage("unit")["cause"]["code"].as_str()), ("interrupted", Some("interrupted")));
+    assert_eq!(std::fs::read_to_string(world.path("tested/trace")).unwrap(), "cleaned\n");
+    assert_eq!(sink.message_of(&run.id)["cause"]["code"], "interrupted");
+    nothing_sleeps(&world);
+    assert!(world.untouched());
+}
+
+#[test]
+fn a_run_killed_while_it_deploys_ends_halted_and_its_hosts_are_told_as_they_are() {
+    let sink = Sink::start();
+    let hang = r#"if host.id == "h2" then host:sh "echo begun; sleep 300" end"#;
+    let project = Project::new("shop").deploy_after(hang).tells(&sink);
+    let (world, daemon) = World::with(&project);
+    let commit = world.repo.push("cut off");
+    let run = daemon.press();
+    run.prints("begun");
+    daemon.kill();
+    let daemon = world.start();
+    let ended = daemon.run(&run.id).wait().is("halted");
+    assert_eq!(ended.code(), "interrupted");
+    assert_eq!(ended.hosts()[0], "h1:healthy");
+    assert_eq!(ended.hosts()[2], "h3:skipped");
+    assert_ne!(ended.hosts()[1], "h2:healthy");
+    assert!(world.hosts_have(&["h1"], &commit) && world.touched("h2").is_empty() && world.touched("h3").is_empty());
+    assert_eq!(sink.message_of(&run.id)["event"], "halted");
+    nothing_sleeps(&world);
+}
+
+#[test]
+fn after_a_crash_the_button_works_again() {
+    let (world, daemon) = World::with(&hanging());
+    world.repo.push("cut off");
+    let run = daemon.press();
+    run.prints("begun");
+    daemon.kill();
+    world.project(&Project::new("shop").hosts(&["h1", "h2"]));
+    let daemon = world.start();
+    daemon.run(&run.id).wait();
+    daemon.idle();
+    daemon.deploy().is("succeeded");
+    assert!(world.hosts_have(&["h1", "h2"], &world.repo.head()));
+}
+
+#[test]
+fn a_run_that_is_queued_survives_a_crash() {
+    let (world, daemon) = World::with(&hanging());
+    world.repo.push("one");
+    let first = daemon.press();
+    first.prints("begun");
+    let commit = world.repo.push("two");
+    let second = daemon.press();
+    daemon.kill();
+    world.project(&Project::new("shop").hosts(&["h1", "h2"]));
+    let daemon = world.start();
+    daemon.run(&second.id).wait().is("succeeded");
+    assert!(world.hosts_have(&["h1", "h2"], &commit));
+}
+
+#[test]
+fn sigterm_ends_the_daemon_within_five_seconds_whatever_runs() {
+    let (world, daemon) = World::with(&hanging());
+    world.repo.push("cut off");
+    let run = daemon.press();
+    run.prints("begun");
+    let (status, took) = daemon.terminate();
+    assert!(status.success() && took < Duration::from_secs(5), "{status} after {took:?}");
+    let daemon = world.start();
+    assert_eq!(daemon.run(&run.id).wait().code(), "interrupted");
+    nothing_sleeps(&world);
+}
+
+#[test]
+fn a_second_daemon_on_the_same_directory_ends_at_once_and_names_the_first() {
+    let (world, daemon) = World::with(&Project::new("shop"));
+    let second = output(&mut Daemon::command(&daemon.config));
+    assert_eq!(second.code, 1);
+    assert!(second.stderr.contains(&daemon.pid().to_string()), "{second:?}");
+    let rebuild = daemon.cli(&["rebuild", "--config", daemon.config.to_str().unwrap()]);
+    assert!(rebuild.code == 1 && rebuild.stderr.contains(&daemon.pid().to_string()), "{rebuild:?}");
+    daemon.api.get("/readyz").is(200);
+    drop(world);
+}
+
+/// Three runs of different ends; what the API says of them.
+fn some_history(world: &World, daemon: &Daemon) -> Vec<Run> {
+    world.repo.push("good");
+    let good = daemon.press();
+    good.wait().is("succeeded");
+    world.repo.commit(&[("bad", "")], "bad");
+    world.repo.push_as("main");
+    daemon.idle();
+    let bad = daemon.press();
+    bad.wait().is("failed");
+    daemon.idle();
+    vec![good, bad]
+}
+
+fn answers(daemon: &Daemon, runs: &[Run]) -> Vec<Value> {
+    let mut paths: Vec<String> = runs.iter().map(|r| format!("/v1/runs/{}", r.id)).collect();
+    paths.extend(["/v1/runs?project=shop".to_owned(), "/v1/projects/shop/status".to_owned()]);
+    let mut answers: Vec<Value> = paths.iter().map(|path| daemon.api.get(path).is(200).json()).collect();
+    answers.extend(runs.iter().map(|r| json!(daemon.run(&r.id).log())));
+    answers
+}
+
+/// Compares answer by answer, so that a difference can be seen.
+#[track_caller]
+fn same(after: &[Value], before: &[Value]) {
+    for (after, before) in after.iter().zip(before) {
+        assert_eq!(format!("{after:#}"), format!("{before:#}"));
+    }
+    assert_eq!(after.len(), before.len());
+}
+
+fn tested() -> Project {
+    Project::new("shop").hosts(&["h1"]).stage("unit", r#"run:sh "echo testing; test ! -e bad""#)
+}
+
+#[test]
+fn the_answers_are_the_same_without_the_index() {
+    let (world, daemon) = World::with(&tested());
+    let runs = some_history(&world, &daemon);
+    let before = answers(&daemon, &runs);
+    daemon.kill();
+    std::fs::remove_dir_all(world.path("data/state")).unwrap();
+    let daemon = world.start();
+    same(&answers(&daemon, &runs), &before);
+}
+
+#[test]
+fn the_answers_are_the_same_after_a_rebuild() {
+    let (world, daemon) = World::with(&tested());
+    let runs = some_history(&world, &daemon);
+    let before = answers(&daemon, &runs);
+    daemon.terminate();
+    let mut rebuild = std::process::Command::new(env!("CARGO_BIN_EXE_phased"));
+    let rebuilt = output(rebuild.args(["rebuild", "--config"]).arg(world.path("phased.toml")));
+    assert!(rebuilt.code == 0 && rebuilt.stdout.contains("2 runs"), "{rebuilt:?}");
+    let daemon = world.start();
+    same(&answers(&daemon, &runs), &before);
+}
+
+#[test]
+fn a_damaged_index_is_set_aside_and_said() {
+    let (world, daemon) = World::with(&tested());
+    let runs = some_history(&world, &daemon);
+    let before = answers(&daemon, &runs);
+    daemon.kill();
+    for file in ["db", "conf"] {
+        let path = world.path("data/state").join(file);
+        if path.exists() {
+            std::fs::write(path, b"not what sled wrote").unwrap();
+        }
+    }
+    let daemon = world.start();
+    same(&answers(&daemon, &runs), &before);
+}
+
+#[test]
+fn a_journal_cut_in_its_last_line_is_continued() {
+    let (world, daemon) = World::with(&hanging());
+    world.repo.push("cut off");
+    let run = daemon.press();
+    run.prints("begun");
+    daemon.kill();
+    let journal = world.path(&format!("data/journal/runs/{}/journal", run.id));
+    let bytes = std::fs::read(&journal).unwrap();
+    let torn = [&bytes[..], b"00000000 99 1 {\"half\":"].concat();
+    std::fs::write(&journal, torn).unwrap();
+    let daemon = world.start();
+    assert_eq!(daemon.run(&run.id).wait().code(), "interrupted");
+}
+
+#[test]
+fn a_journal_damaged_in_the_middle_is_not_continued_and_people_are_told() {
+    let sink = Sink::start();
+    let (world, daemon) = World::with(&hanging().tells(&sink));
+    world.repo.push("cut off");
+    let run = daemon.press();
+    run.prints("begun");
+    daemon.kill();
+    let journal = world.path(&format!("data/journal/runs/{}/journal", run.id));
+    let mut bytes = std::fs::read(&journal).unwrap();
+    let second = bytes.iter().position(|b| *b == b'\n').unwrap() + 40;
+    bytes[second] ^= 1;
+    std::fs::write(&journal, bytes).unwrap();
+    let daemon = world.start();
+    assert_eq!(daemon.run(&run.id).wait().state(), "damaged");
+    assert_eq!(sink.message_of(&run.id)["event"], "damaged");
+    assert!(daemon.status()["trouble"].to_string().contains(&run.id));
+}

@@ -1,0 +1,21 @@
+//! The words the tests are written in.
+
+mod api;
+mod daemon;
+mod fleet;
+mod project;
+mod repo;
+pub mod run;
+mod sink;
+mod wait;
+mod world;
+
+pub use api::{Answer, Api};
+pub use daemon::{Daemon, output};
+pub use fleet::{Sshd, listening_silent, refused_port};
+pub use project::Project;
+pub use repo::Repo;
+pub use run::Run;
+pub use sink::Sink;
+pub use wait::{eventually, never_during};
+pub use world::{HOOK_SECRET, World};
