@@ -80,8 +80,8 @@
 //! Architecture invariant: liveness of a command is a lock its processes hold, never a process id. Nothing of a command is in an
 //! argv, here or on a host.
 //!
-//! Architecture invariant: code under test shares no user with the daemon. There is no way to run a project's commands as root but
-//! `[exec] same_user` in a daemon of root's.
+//! Architecture invariant: code under test has a user of its own. A daemon that cannot give it one refuses projects that name a secret
+//! (`source.webhook` apart), unless `[exec] same_user = true` says on purpose that they may share its own.
 //!
 //! Architecture invariant: no request reaches a route but through `api/gate.rs`, and what is not known there to need less needs `admin`.
 //!
