@@ -1,0 +1,549 @@
+---@meta phased
+-- Types of phased's Lua for LuaLS. Written by `phased init`; changes are lost.
+
+---The only global; everything else comes by require.
+phased = {}
+
+---A handle of a secret: resolved when a step uses it, never text.
+---@class phased.Secret
+
+---A plugin's value called with its options.
+---@class phased.Bound
+
+---The name of a secret in the secrets directory.
+---@param name string
+---@return phased.Secret
+function phased.secret(name) end
+
+---The repository that is deployed.
+---@class phased.source
+---@field git string The URL as git takes it: https://, ssh://, user@host:path or file:///.
+---@field branch string The branch that is deployed.
+---@field poll? string How often the branch's head is asked for, beside webhooks; without it only at start.
+---@field webhook? phased.Secret|phased.Secret[] The secret that signs webhooks, or two during a rotation; without it the project has no webhook endpoint.
+---@field user? string User for https://, where the forge wants one beside the token.
+---@field token? phased.Secret Password or token for https://.
+---@field key? phased.Secret Private key for ssh:// and user@host:path.
+---@field known_hosts? string The known_hosts file for ssh:// and user@host:path.
+
+---A named group of tests, run in the run's own checkout.
+---@class phased.stage
+---@field [1] string What the stage is called.
+---@field setup? fun(run: phased.Run) Called before run, to make what the tests need.
+---@field run fun(run: phased.Run) The tests; an error fails the run.
+---@field cleanup? fun(run: phased.Run) Always called in the end: pass, fail, stop or crash.
+---@field timeout? string The limit of each of these calls as a whole. Default: "1h".
+
+---A deploy target, as a project writes it and a discovery returns it.
+---@class phased.host
+---@field address string Where its sshd listens.
+---@field id? string Its identity, by its provider; the address when absent.
+---@field name? string What people call it, and its place in the order of a rollout; the id when absent.
+---@field zone? string Its failure domain.
+---@field labels? table<string, string|integer> Free facts, for the pipeline to read.
+---@field user? string The user to log in as.
+---@field port? integer The port of its sshd.
+---@field key? phased.Secret The private key to log in with.
+---@field known_hosts? string The known_hosts file its key is held against.
+---@field jump? string A bastion on the way.
+---@field connect_timeout? string Connecting, key exchange and login together.
+---@field path? string PATH of its commands.
+---@field base? string Where phased keeps its files on the host.
+
+---How to reach the hosts of an environment.
+---@class phased.ssh
+---@field user? string The user to log in as; the daemon's own user name when absent.
+---@field port? integer The port of sshd. Default: 22.
+---@field key? phased.Secret The private key to log in with.
+---@field known_hosts? string The known_hosts file that host keys are held against.
+---@field jump? string A bastion on the way; its key is held against the same file.
+---@field connect_timeout? string Connecting, key exchange and login together. Default: "10s".
+---@field path? string PATH of commands on the hosts.
+---@field base? string Where phased keeps its files on a host. Default: /var/tmp/phased-<uid>.
+
+---How a deployment goes over its hosts.
+---@class phased.rollout
+---@field max_parallel? integer Hosts updated at the same moment. Default: 1.
+---@field max_failures? integer|string Failed hosts that do not stop the rollout; it stops when this is exceeded. Default: 0.
+---@field max_unreachable? integer|string Unreachable hosts that do not stop the rollout; it stops when this is exceeded. Default: 0.
+
+---When a host is healthy: every check good, without a break, for min_healthy_time, before healthy_deadline.
+---@class phased.health
+---@field http? string|string[] GET; good is a status from 200 to 299. ":8080/path" is the host's own loopback, asked through its SSH session; a full URL is asked from here.
+---@field tcp? string|string[] Something listens there, as the host sees it.
+---@field command? string|string[] Shell text on the host; good is exit code 0.
+---@field min_healthy_time? string How long all checks must be good without a break. Default: "10s".
+---@field healthy_deadline? string Not healthy by then is a failed host. Default: "2m".
+---@field interval? string Between looks. Default: "1s".
+---@field timeout? string Of one look. Default: "5s".
+
+---A named set of hosts with its own rules.
+---@class phased.environment
+---@field [1] string What the environment is called.
+---@field hosts phased.Bound|(string|phased.Bound|phased.host)[] Its hosts: a list of addresses, host tables and discoveries, or one discovery.
+---@field ssh? phased.ssh How to reach its hosts; a host's own values win.
+---@field rollout? phased.rollout How many hosts at once, and how many may fail.
+---@field deploy fun(host: phased.Host, release: phased.Release) Puts the release on one host.
+---@field health "none"|phased.health When a host is healthy after its deploy; "none" on purpose.
+---@field verify? fun(run: phased.Run, deployment: phased.Deployment) Tests in production, after the last host; an error is a bad deployment.
+---@field timeout? string The limit of each of its calls as a whole. Default: "1h".
+
+---Who is told, bad and good ends apart.
+---@class phased.notify
+---@field bad phased.Bound|phased.Bound[] For every bad end, and for recovery from one.
+---@field good? phased.Bound|phased.Bound[] For good ends.
+
+---One deployable system; the file in projects/ returns it, and the file's name is the project's name.
+---@class phased.project
+---@field source phased.source Where commits come from.
+---@field queue? "latest"|"all" What happens to pushes while one is being tested: a newer one supersedes those still queued, or every one is a run. Default: "latest".
+---@field test phased.stage[] Stages of tests on this server, in order; the first failure ends the run and nothing is deployed.
+---@field environments phased.environment[] Environments in order; each is deployed to only if the one before is good.
+---@field notify phased.Bound|phased.Bound[]|phased.notify Who is told: one alert or a list of them for every bad end and recovery, or { bad = ..., good = ... }.
+
+---One deployable system; the file in projects/ returns it, and the file's name is the project's name.
+---@param description phased.project
+---@return table
+function phased.project(description) end
+
+---One option of a plugin: { "text", required = true, doc = "..." }.
+---@class phased.option
+---@field [1] "text"|"secret"|"text_or_secret"|"url"|"url_or_secret"|"path"|"duration"|"integer"|"number"|"boolean"|"percentage"|"list"|"map"|"data" What it must be; list and map hold texts or secrets.
+---@field required? boolean Its absence is an error. Default: false.
+---@field position? integer It is given without a name, in this place.
+---@field default? any Its value when absent.
+---@field values? string[] The only values it may have.
+---@field doc? string One sentence for people.
+
+---Finds hosts; calling the value with its options gives what an environment takes as hosts.
+---@class phased.discovery
+---@field name string What the plugin is called in messages.
+---@field options? table<string, phased.option> The options it takes, by name; others are refused.
+---@field hosts fun(options: table): phased.host[] Returns the hosts as they are now.
+
+---Finds hosts; calling the value with its options gives what an environment takes as hosts.
+---@param description phased.discovery
+---@return fun(options?: table|string): phased.Bound
+function phased.discovery(description) end
+
+---Tells people; calling the value with its options gives what a project takes as notify.
+---@class phased.alert
+---@field name string What the plugin is called in messages.
+---@field options? table<string, phased.option> The options it takes, by name; others are refused.
+---@field send fun(options: table, message: phased.Message) Sends one message; an error makes phased try again later.
+
+---Tells people; calling the value with its options gives what a project takes as notify.
+---@param description phased.alert
+---@return fun(options?: table|string): phased.Bound
+function phased.alert(description) end
+
+---Measures something; calling the value with its options gives what an alarm takes as its cause.
+---@class phased.probe
+---@field name string What the plugin is called in messages.
+---@field options? table<string, phased.option> The options it takes, by name; others are refused.
+---@field measure fun(options: table): any Takes one measurement.
+
+---Measures something; calling the value with its options gives what an alarm takes as its cause.
+---@param description phased.probe
+---@return fun(options?: table|string): phased.Bound
+function phased.probe(description) end
+
+---Makes one HTTP request from here; redirects are not followed.
+---@class phased.http
+---@field [1] string|phased.Secret Where to.
+---@field method? "GET"|"HEAD"|"POST"|"PUT"|"PATCH"|"DELETE" The method. Default: "GET".
+---@field headers? table<string, string|integer|phased.Secret> Further headers.
+---@field body? string|phased.Secret The body as it is.
+---@field json? any The body as data, sent as JSON.
+---@field timeout? string The limit of the whole exchange. Default: "30s".
+---@field check? boolean false: a status outside 200 to 299 is returned, not raised. Default: true.
+
+---Makes one HTTP request from here; redirects are not followed.
+---phased.http { options.url, method = "POST", json = { text = message.title } }
+---@param what string|phased.Secret|phased.http
+---@return phased.Answer
+function phased.http(what) end
+
+phased.json = {}
+
+---Reads JSON.
+---local rows = phased.json.decode(phased.read "/etc/phased/hosts.json")
+---@param what string
+---@return any
+function phased.json.decode(what) end
+
+---Writes JSON.
+---local text = phased.json.encode(message)
+---@param what any
+---@return string
+function phased.json.encode(what) end
+
+phased.csv = {}
+
+---Reads CSV whose first line names the columns.
+---local rows = phased.csv.decode(phased.read "/etc/phased/hosts.csv")
+---@param what string
+---@return table<string, string>[]
+function phased.csv.decode(what) end
+
+---Adds a line to the daemon's log.
+---phased.log "3 hosts found"
+---@param what string|integer
+function phased.log(what) end
+
+---Reads a file of this machine, at most 16 MiB.
+---local text = phased.read "/etc/phased/hosts.json"
+---@param what string
+---@return string
+function phased.read(what) end
+
+---Runs a program on this machine as the project's own user, without a shell.
+---@class phased.exec
+---@field [integer] string|integer The program and its arguments.
+---@field argv? (string|integer)[] The program and its arguments.
+---@field stdin? string|phased.Secret Its standard input.
+---@field env? table<string, string|integer|phased.Secret> Further environment variables.
+---@field timeout? string The limit of the command. Default: "1m".
+---@field check? boolean false: a failure is returned, not raised. Default: true.
+
+---Runs a program on this machine as the project's own user, without a shell.
+---phased.exec { argv = options.argv, stdin = phased.json.encode(message) }
+---@param what phased.exec
+---@return phased.Result
+function phased.exec(what) end
+
+---Sends one mail.
+---@class phased.smtp
+---@field host string The relay.
+---@field port? integer Its port. Default: 587.
+---@field tls? "starttls"|"implicit"|"none" How the connection is protected; none is for a relay on this machine. Default: "starttls".
+---@field user? string The login; with password.
+---@field password? phased.Secret The password; with user.
+---@field from string Who sends it.
+---@field to string|string[] Who gets it.
+---@field subject string One line.
+---@field body string Plain text.
+---@field timeout? string The limit of the whole exchange. Default: "30s".
+
+---Sends one mail.
+---phased.smtp { host = "localhost", from = "phased@example.com", to = "ops@example.com", subject = "...", body = "..." }
+---@param what phased.smtp
+function phased.smtp(what) end
+
+---One press of the button; its steps run on this server, in the run's checkout, as the project's own user.
+---@class phased.Run
+---@field id string The run's id.
+---@field project string The project's name.
+---@field release phased.Release What is tested and deployed.
+---@field reason? string Why it was started, in the words of whoever did.
+---@field dir string The checkout.
+local Run = {}
+
+---Runs text under /bin/sh -eu: the first failing line fails the step.
+---@class phased.step.sh
+---@field [1] string The shell text; values go in through env, never by concatenation.
+---@field name? string Shown instead of the verb and its number.
+---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "10m" on hosts, "30m" in stages.
+---@field retries? integer Further attempts after a failure. Default: 0.
+---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
+---@field on_unknown? "fail"|"retry"|(fun(host: phased.Host): boolean) When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did. Default: "fail".
+---@field cwd? string The directory to run in; the checkout, or the user's home on a host.
+---@field env? table<string, string|integer|phased.Secret> Further environment variables: the way to pass values and secrets in.
+---@field stdin? string|phased.Secret Its standard input; empty when absent.
+---@field user? string Run it as this user, by sudo -n.
+---@field check? boolean false: a failure is returned, not raised. Default: true.
+---@field reports? string|string[] JUnit reports it writes, as patterns below the checkout.
+---@field shell? "sh"|"bash" bash: run it under bash -euo pipefail. Default: "sh".
+
+---Runs text under /bin/sh -eu: the first failing line fails the step.
+---host:sh { 'cd /srv/shop && git checkout --detach "$PHASED_REVISION"', timeout = "2m" }
+---@param what string|phased.step.sh
+---@return phased.Result
+function Run:sh(what) end
+
+---Runs a program with arguments, without a shell.
+---@class phased.step.exec
+---@field [integer] string|integer The program and its arguments.
+---@field argv? (string|integer)[] The program and its arguments.
+---@field name? string Shown instead of the verb and its number.
+---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "10m" on hosts, "30m" in stages.
+---@field retries? integer Further attempts after a failure. Default: 0.
+---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
+---@field on_unknown? "fail"|"retry"|(fun(host: phased.Host): boolean) When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did. Default: "fail".
+---@field cwd? string The directory to run in; the checkout, or the user's home on a host.
+---@field env? table<string, string|integer|phased.Secret> Further environment variables: the way to pass values and secrets in.
+---@field stdin? string|phased.Secret Its standard input; empty when absent.
+---@field user? string Run it as this user, by sudo -n.
+---@field check? boolean false: a failure is returned, not raised. Default: true.
+---@field reports? string|string[] JUnit reports it writes, as patterns below the checkout.
+
+---Runs a program with arguments, without a shell.
+---run:exec { "npm", "test", timeout = "10m" }
+---@param what phased.step.exec
+---@return phased.Result
+function Run:exec(what) end
+
+---Writes a file by temporary file and rename.
+---@class phased.step.write
+---@field [1] string The file.
+---@field name? string Shown instead of the verb and its number.
+---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "10m".
+---@field retries? integer Further attempts after a failure. Default: 0.
+---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
+---@field on_unknown? "fail"|"retry"|(fun(host: phased.Host): boolean) When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did. Default: "fail".
+---@field content? string|phased.Secret What is to be in it.
+---@field env? table<string, string|integer|phased.Secret> What is to be in it, as lines of NAME=value that systemd and sh can read.
+---@field mode? string Its mode, in octal; a new file has 0644 less the umask.
+---@field owner? string Its owner; needs user = "root".
+---@field user? string Write it as this user, by sudo -n.
+
+---Writes a file by temporary file and rename.
+---host:write { "/etc/shop/env", mode = "0600", owner = "shop", user = "root", env = { PORT = 8080 } }
+---@param what string|phased.step.write
+---@return {changed: boolean}
+function Run:write(what) end
+
+---Makes one HTTP request; redirects are not followed.
+---@class phased.step.http
+---@field [1] string ":8080/path" is the host's own loopback, asked through its SSH session; a full URL is asked from here.
+---@field name? string Shown instead of the verb and its number.
+---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "30s".
+---@field retries? integer Further attempts after a failure. Default: 0.
+---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
+---@field on_unknown? "fail"|"retry"|(fun(host: phased.Host): boolean) When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did. Default: "fail".
+---@field method? "GET"|"HEAD"|"POST"|"PUT"|"PATCH"|"DELETE" The method. Default: "GET".
+---@field headers? table<string, string|integer|phased.Secret> Further headers.
+---@field body? string|phased.Secret The body as it is.
+---@field json? any The body as data, sent as JSON.
+---@field status? integer|integer[] The statuses that are no failure. Default: 200 to 299.
+---@field check? boolean false: another status is returned, not raised. Default: true.
+---@field idempotent? boolean Whether it may be sent again when nobody can tell whether it arrived. Default: true but for POST and PATCH.
+
+---Makes one HTTP request; redirects are not followed.
+---host:http { ":8080/cache", method = "DELETE" }
+---@param what string|phased.step.http
+---@return phased.Answer
+function Run:http(what) end
+
+---Asks until the answer is good or the time is up.
+---@class phased.step.wait
+---@field [1] string Until this answers with a good status.
+---@field name? string Shown instead of the verb and its number.
+---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "5m".
+---@field retries? integer Further attempts after a failure. Default: 0.
+---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
+---@field on_unknown? "fail"|"retry"|(fun(host: phased.Host): boolean) When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did. Default: "fail".
+---@field tcp? string Until something listens there.
+---@field command? string Until this shell text ends with 0.
+---@field status? integer|integer[] The good statuses. Default: 200 to 299.
+---@field interval? string Between looks. Default: "1s".
+
+---Asks until the answer is good or the time is up.
+---host:wait { ":8080/healthz", timeout = "1m" }
+---@param what string|phased.step.wait
+function Run:wait(what) end
+
+---Waits a while; the wait survives a restart of the daemon.
+---@class phased.step.sleep
+---@field [1] string How long.
+---@field name? string Shown instead of the verb and its number.
+
+---Waits a while; the wait survives a restart of the daemon.
+---run:sleep "10s"
+---@param what string|phased.step.sleep
+function Run:sleep(what) end
+
+---The time, recorded: the same on replay.
+---@class phased.step.now
+---@field name? string Shown instead of the verb and its number.
+
+---The time, recorded: the same on replay.
+---local started = run:now()
+---@param what? phased.step.now
+---@return {ms: integer, text: string}
+function Run:now(what) end
+
+---Adds a line to the run's log.
+---run:log "assets are built"
+---@param what string|integer
+function Run:log(what) end
+
+---Ends the call as failed, with these words as its cause.
+---run:fail "the schema is not the one we expect"
+---@param what string|integer
+function Run:fail(what) end
+
+---Runs functions side by side, waits for all of them, then raises the first error by name.
+---run:parallel { lint = function() run:sh "npm run lint" end, unit = function() run:sh "npm test" end }
+---@param what table<string, fun()>
+---@return table<string, any>
+function Run:parallel(what) end
+
+---A deploy target; its steps run there, as the user of ssh.user.
+---@class phased.Host
+---@field id string Its identity, by its provider.
+---@field name string What people call it.
+---@field address string Where its sshd listens.
+---@field labels table<string, string> Free facts of the project or its discovery.
+---@field zone? string Its failure domain.
+local Host = {}
+
+---Runs text under /bin/sh -eu: the first failing line fails the step.
+---host:sh { 'cd /srv/shop && git checkout --detach "$PHASED_REVISION"', timeout = "2m" }
+---@param what string|phased.step.sh
+---@return phased.Result
+function Host:sh(what) end
+
+---Runs a program with arguments, without a shell.
+---run:exec { "npm", "test", timeout = "10m" }
+---@param what phased.step.exec
+---@return phased.Result
+function Host:exec(what) end
+
+---Copies a file of the run's checkout to the host; skipped when the host has these very bytes.
+---@class phased.step.upload
+---@field [1] string The file, relative to the run's checkout.
+---@field name? string Shown instead of the verb and its number.
+---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "10m".
+---@field retries? integer Further attempts after a failure. Default: 0.
+---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
+---@field on_unknown? "fail"|"retry"|(fun(host: phased.Host): boolean) When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did. Default: "fail".
+---@field to string Where to on the host.
+---@field mode? string Its mode, in octal.
+---@field owner? string Its owner; needs user = "root".
+---@field user? string Install it as this user, by sudo -n.
+
+---Copies a file of the run's checkout to the host; skipped when the host has these very bytes.
+---host:upload { "build/app.tar", to = "/srv/shop/app.tar" }
+---@param what phased.step.upload
+---@return {changed: boolean}
+function Host:upload(what) end
+
+---Copies a file of the host into the run's checkout.
+---@class phased.step.download
+---@field [1] string The file on the host.
+---@field name? string Shown instead of the verb and its number.
+---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "10m".
+---@field retries? integer Further attempts after a failure. Default: 0.
+---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
+---@field on_unknown? "fail"|"retry"|(fun(host: phased.Host): boolean) When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did. Default: "fail".
+---@field to string Where to, relative to the run's checkout.
+---@field user? string Read it as this user, by sudo -n.
+
+---Copies a file of the host into the run's checkout.
+---host:download { "/var/log/shop.log", to = "shop.log" }
+---@param what phased.step.download
+---@return {size: integer, sha256: string}
+function Host:download(what) end
+
+---Writes a file by temporary file and rename.
+---host:write { "/etc/shop/env", mode = "0600", owner = "shop", user = "root", env = { PORT = 8080 } }
+---@param what string|phased.step.write
+---@return {changed: boolean}
+function Host:write(what) end
+
+---Makes one HTTP request; redirects are not followed.
+---host:http { ":8080/cache", method = "DELETE" }
+---@param what string|phased.step.http
+---@return phased.Answer
+function Host:http(what) end
+
+---Asks until the answer is good or the time is up.
+---host:wait { ":8080/healthz", timeout = "1m" }
+---@param what string|phased.step.wait
+function Host:wait(what) end
+
+---Waits a while; the wait survives a restart of the daemon.
+---run:sleep "10s"
+---@param what string|phased.step.sleep
+function Host:sleep(what) end
+
+---The time, recorded: the same on replay.
+---local started = run:now()
+---@param what? phased.step.now
+---@return {ms: integer, text: string}
+function Host:now(what) end
+
+---Acts on a systemd unit by exactly sudo -n systemctl ACTION UNIT.service, so that one line of sudoers is enough.
+---@param unit string
+---@return phased.Service
+function Host:service(unit) end
+
+---Adds a line to the run's log.
+---run:log "assets are built"
+---@param what string|integer
+function Host:log(what) end
+
+---Ends the call as failed, with these words as its cause.
+---run:fail "the schema is not the one we expect"
+---@param what string|integer
+function Host:fail(what) end
+
+---Runs functions side by side, waits for all of them, then raises the first error by name.
+---run:parallel { lint = function() run:sh "npm run lint" end, unit = function() run:sh "npm test" end }
+---@param what table<string, fun()>
+---@return table<string, any>
+function Host:parallel(what) end
+
+---The immutable thing that ships: the project at one commit.
+---@class phased.Release
+---@field id string 12 hex digits of the commit.
+---@field revision string The full hash of the commit.
+---@field short string The first 7 digits of it.
+---@field branch? string The branch it came by.
+---@field tag? string The tag it came by.
+---@field author string Name and mail of the commit's author.
+---@field message string The commit's message.
+---@field committed_at string When, RFC 3339.
+---@field previous? phased.Release What was live before.
+
+---One attempt to put a release on one environment.
+---@class phased.Deployment
+---@field id string The run's id and a number.
+---@field run string The run's id.
+---@field environment string The environment's name.
+---@field release phased.Release What is deployed.
+---@field previous? phased.Release What was live before.
+---@field hosts phased.Host[] The hosts.
+
+---What a command did.
+---@class phased.Result
+---@field stdout string Its standard output, at most the last 1 MiB.
+---@field stderr string Its standard error, at most the last 1 MiB.
+---@field code integer Its exit code.
+---@field duration_ms integer How long it ran.
+---@field truncated boolean Whether there was more output than is shown here.
+
+---What an HTTP request brought.
+---@class phased.Answer
+---@field status integer 100 to 599.
+---@field headers table<string, string> By lower-case names.
+---@field body string At most 1 MiB.
+---@field truncated boolean Whether there was more.
+---@field duration_ms integer How long it took.
+
+---A systemd unit of a host; each of its methods (restart, start, stop, status) takes the step options in a table.
+---@class phased.Service
+---@field restart fun(self: phased.Service, options?: table): phased.Result Restarts it.
+---@field start fun(self: phased.Service, options?: table): phased.Result Starts it.
+---@field stop fun(self: phased.Service, options?: table): phased.Result Stops it.
+---@field status fun(self: phased.Service, options?: table): phased.Result Asks for it; a unit that is not active is no error.
+
+---What an alert's send gets.
+---@class phased.Message
+---@field event string failed, rolled_back, rollback_failed, halted, damaged, stopped, recovered or succeeded.
+---@field project string The project's name.
+---@field run? string The run's id.
+---@field state? string The run's state.
+---@field title string One line that says it all.
+---@field text string The sentences a person needs.
+---@field release? string The release's id.
+---@field revision? string The full hash of the commit.
+---@field author? string Name and mail of the commit's author.
+---@field environment? string Where.
+---@field stage? string Which stage of tests.
+---@field host? string Which host.
+---@field cause? {code: string, message: string} Why.
+---@field output? string The last lines of output.
+---@field command? string What to type to look further.
+
