@@ -46,7 +46,8 @@ const END: Duration = Duration::from_secs(5);
 ///
 /// 0 = all three commits went as described, 1 = they did not, or the demo could not be set up; 130 = interrupted before the end.
 pub async fn run(once: bool) -> ExitCode {
-    let _already_installed = telemetry::init(telemetry::Format::Text, "warn");
+    // That the repository has no branch before its first commit is part of the story.
+    let _already_installed = telemetry::init(telemetry::Format::Text, "warn,phased::engine::poll=error");
     let mut terminal = Terminal::new();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let tasks = Tasks::new();
@@ -133,7 +134,8 @@ async fn tell(
     }
     let daemon = up.daemon.insert(daemon::start(&site.config(), &token).await?);
     terminal.line(Tone::Plain, &format!("   {:<12}http://{}", "daemon", daemon.addr()));
-    let mut story = Story { site, daemon: daemon.addr(), token: &token, clock: clock.clone(), terminal };
+    let mut story =
+        Story { site, daemon: daemon.addr(), token: &token, clock: clock.clone(), terminal, label: String::new() };
     let differences = story.tell().await?;
     Ok((differences, token))
 }
