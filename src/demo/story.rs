@@ -22,6 +22,8 @@ use crate::{
 
 /// The longest a run of the demo may take; all of them together take about 15 s.
 const RUN_LIMIT: Duration = Duration::from_secs(60);
+/// The longest the daemon may take to look for the branch.
+const START_LIMIT: Duration = Duration::from_secs(10);
 /// The longest an announcement may take.
 const ALERT_LIMIT: Duration = Duration::from_secs(10);
 /// Columns of what an announcement quotes, and the most lines of it.
@@ -68,12 +70,25 @@ impl Story<'_> {
     /// Something stood in the way: no answer, an answer that cannot be read, git.
     pub(super) async fn tell(&mut self) -> anyhow::Result<Differences> {
         let mut differences = Differences::default();
+        self.daemon_has_looked().await?;
         let good = self.good(&mut differences).await?;
         // The daemon began before there was a branch, and says so until it looks again.
         ask(&*self.clock, self.daemon, "/v1/reload", Some(self.token), Some("")).await?;
         self.fails_tests(&good, &mut differences).await?;
         self.unhealthy(&good, &mut differences).await?;
         Ok(differences)
+    }
+
+    /// Waits until the daemon has looked for the branch, as it does once at its start, and found none: else that look might see the
+    /// first commit and start a run of its own beside the button's.
+    async fn daemon_has_looked(&self) -> anyhow::Result<()> {
+        let looked = async {
+            while self.status().await?.trouble.is_none() {
+                self.clock.sleep(LOOK).await;
+            }
+            anyhow::Ok(())
+        };
+        within(&*self.clock, START_LIMIT, looked).await.context("the daemon does not ask for the branch")?
     }
 
     async fn good(&mut self, differences: &mut Differences) -> anyhow::Result<String> {
@@ -231,11 +246,14 @@ impl Story<'_> {
         Ok(all)
     }
 
+    async fn status(&self) -> anyhow::Result<ProjectStatus> {
+        ask(&*self.clock, self.daemon, "/v1/projects/shop/status", Some(self.token), None).await?.json()
+    }
+
     /// The commit that the daemon holds to be live.
     async fn live(&self) -> anyhow::Result<Option<String>> {
-        let answer = ask(&*self.clock, self.daemon, "/v1/projects/shop/status", Some(self.token), None).await?;
-        let status: ProjectStatus = answer.json()?;
-        Ok(status.environments.into_iter().next().and_then(|live| live.release).map(|release| release.revision))
+        let first = self.status().await?.environments.into_iter().next();
+        Ok(first.and_then(|live| live.release).map(|release| release.revision))
     }
 
     /// The announcement of a run's end.
