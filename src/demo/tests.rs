@@ -139,12 +139,7 @@ async fn the_project_loads_without_a_word() {
     assert_eq!(loaded.len(), 1);
     assert_eq!(loaded[0].name.to_string(), "shop");
     let config = std::fs::read_to_string(site.config()).unwrap();
-    assert!(
-        config.contains(
-            "listen = \"127.0.0.1:0\"
-"
-        ) && config.contains("same_user = true")
-    );
+    assert!(config.contains("listen = \"127.0.0.1:0\"") && config.contains("same_user = true"));
 }
 
 #[tokio::test]
