@@ -46,32 +46,33 @@ const END: Duration = Duration::from_secs(5);
 ///
 /// 0 = all three commits went as described, 1 = they did not, or the demo could not be set up; 130 = interrupted before the end.
 pub async fn run(once: bool) -> ExitCode {
-    let _already_installed = telemetry::init(telemetry::Format::Text, "error");
+    // That the repository has no branch before its first commit is part of the story.
+    let _already_installed = telemetry::init(telemetry::Format::Text, "warn,phased::engine::poll=error");
     let mut terminal = Terminal::new();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let tasks = Tasks::new();
-    let mut up = None;
+    let mut up = Up::default();
     let code = tokio::select! {
         biased;
         () = interrupted() => {
             terminal.line(Tone::Plain, "");
-            130
+            None
         }
-        code = show(once, &mut terminal, &tasks, &clock, &mut up) => code,
+        code = show(once, &mut terminal, &tasks, &clock, &mut up) => Some(code),
     };
-    let (site, daemon) = up.map_or((None, None), |up: Up| (up.site, up.daemon));
-    if let Some(daemon) = daemon {
+    if let Some(daemon) = up.daemon {
         daemon.shut_down().await;
     }
     for name in tasks.shut_down(END).await {
         tracing::warn!(task = %name, "still works though the demo has ended");
     }
-    if let Some(site) = site {
+    if let Some(site) = up.site {
         let dir = site.root().display().to_string();
         drop(site);
         terminal.line(Tone::Quiet, &format!("All of it is gone again, {dir} too."));
     }
-    ExitCode::from(code)
+    // Ctrl-C after the story is how one leaves; before it, an interruption.
+    ExitCode::from(code.or(up.told).unwrap_or(130))
 }
 
 /// What has to be taken down, however the demo ends.
@@ -79,10 +80,12 @@ pub async fn run(once: bool) -> ExitCode {
 struct Up {
     site: Option<Site>,
     daemon: Option<Daemon>,
+    /// The exit code, once the story has been told.
+    told: Option<u8>,
 }
 
-async fn show(once: bool, terminal: &mut Terminal, tasks: &Tasks, clock: &Arc<dyn Clock>, up: &mut Option<Up>) -> u8 {
-    let told = tell(terminal, tasks, clock, up.insert(Up::default())).await;
+async fn show(once: bool, terminal: &mut Terminal, tasks: &Tasks, clock: &Arc<dyn Clock>, up: &mut Up) -> u8 {
+    let told = tell(terminal, tasks, clock, up).await;
     let (code, token) = match told {
         Ok((Differences(differences), token)) if differences.is_empty() => {
             terminal.line(Tone::Plain, "");
@@ -102,10 +105,10 @@ async fn show(once: bool, terminal: &mut Terminal, tasks: &Tasks, clock: &Arc<dy
             return 1;
         }
     };
-    if !once && let Some(Up { site: Some(site), daemon: Some(daemon) }) = up.as_ref() {
+    up.told = Some(code);
+    if !once && let (Some(site), Some(daemon)) = (&up.site, &up.daemon) {
         hints(terminal, site, daemon, &token);
-        interrupted().await;
-        terminal.line(Tone::Plain, "");
+        std::future::pending::<()>().await;
     }
     code
 }
@@ -133,7 +136,8 @@ async fn tell(
     }
     let daemon = up.daemon.insert(daemon::start(&site.config(), &token).await?);
     terminal.line(Tone::Plain, &format!("   {:<12}http://{}", "daemon", daemon.addr()));
-    let mut story = Story { site, daemon: daemon.addr(), token: &token, clock: clock.clone(), terminal };
+    let mut story =
+        Story { site, daemon: daemon.addr(), token: &token, clock: clock.clone(), terminal, label: String::new() };
     let differences = story.tell().await?;
     Ok((differences, token))
 }
@@ -149,8 +153,8 @@ fn hints(terminal: &mut Terminal, site: &Site, daemon: &Daemon, token: &str) {
         (Tone::Plain, r#"   curl -sH "$auth" -H "$text" $api/projects/shop/status"#.to_owned()),
         (Tone::Plain, r#"   curl -sH "$auth" -H "$text" $api/projects/shop/plan"#.to_owned()),
         (Tone::Plain, r#"   curl -sH "$auth" -H "$text" $api/runs"#.to_owned()),
-        (Tone::Plain, r#"   curl -sNH "$auth" $api/events                                    # what happens, as it happens"#.to_owned()),
-        (Tone::Plain, format!("   curl -s http://{web}/                                     # web-1, which is down now")),
+        (Tone::Plain, r#"   curl -sNH "$auth" $api/events    # what happens, as it happens"#.to_owned()),
+        (Tone::Plain, format!("   curl -s http://{web}/    # web-1, which is down now")),
         (Tone::Quiet, "Mend what is broken, press the button, and follow the run's log:".to_owned()),
         (Tone::Plain, format!(r"   cd {repository} && sed -i 's/\$SHOP_CURRENCY/EUR/' app.sh && git commit -qam 'Sell in EUR again'")),
         (Tone::Plain, r#"   run=$(curl -sH "$auth" -d reason=mended $api/projects/shop/start | sed 's/.*"id":"\([^"]*\)","project.*/\1/')"#.to_owned()),

@@ -62,7 +62,12 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
 
 fn demo(once: bool) -> ExitCode {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(phased::demo::run(once)),
+        Ok(runtime) => {
+            let code = runtime.block_on(phased::demo::run(once));
+            // Threads that still wait for a disk or for Lua are not waited for.
+            runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+            code
+        }
         Err(error) => said(Err(error.into())),
     }
 }

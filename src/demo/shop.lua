@@ -35,6 +35,7 @@ return phased.project {
             cd shop
             git fetch --quiet origin
             git checkout --quiet --detach "$PHASED_REVISION"
+            git log -1 --format='%h %s is checked out'
           ]],
           env = { REPOSITORY = repository },
         }

@@ -22,8 +22,13 @@ use crate::{
 
 /// The longest a run of the demo may take; all of them together take about 15 s.
 const RUN_LIMIT: Duration = Duration::from_secs(60);
+/// The longest the daemon may take to look for the branch.
+const START_LIMIT: Duration = Duration::from_secs(10);
 /// The longest an announcement may take.
 const ALERT_LIMIT: Duration = Duration::from_secs(10);
+/// Columns of what an announcement quotes, and the most lines of it.
+const WIDTH: usize = 100;
+const MOST_LINES: usize = 4;
 /// How often the daemon is asked how far it is.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -34,6 +39,8 @@ pub(super) struct Story<'a> {
     pub(super) token: &'a str,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) terminal: &'a mut Terminal,
+    /// What the rows above are about.
+    pub(super) label: String,
 }
 
 /// What went otherwise than described.
@@ -63,10 +70,25 @@ impl Story<'_> {
     /// Something stood in the way: no answer, an answer that cannot be read, git.
     pub(super) async fn tell(&mut self) -> anyhow::Result<Differences> {
         let mut differences = Differences::default();
+        self.daemon_has_looked().await?;
         let good = self.good(&mut differences).await?;
+        // The daemon began before there was a branch, and says so until it looks again.
+        ask(&*self.clock, self.daemon, "/v1/reload", Some(self.token), Some("")).await?;
         self.fails_tests(&good, &mut differences).await?;
         self.unhealthy(&good, &mut differences).await?;
         Ok(differences)
+    }
+
+    /// Waits until the daemon has looked for the branch, as it does once at its start, and found none: else that look might see the
+    /// first commit and start a run of its own beside the button's.
+    async fn daemon_has_looked(&self) -> anyhow::Result<()> {
+        let looked = async {
+            while self.status().await?.trouble.is_none() {
+                self.clock.sleep(LOOK).await;
+            }
+            anyhow::Ok(())
+        };
+        within(&*self.clock, START_LIMIT, looked).await.context("the daemon does not ask for the branch")?
     }
 
     async fn good(&mut self, differences: &mut Differences) -> anyhow::Result<String> {
@@ -176,9 +198,7 @@ impl Story<'_> {
                     self.marked(Tone::Good, "test", &format!("✓ {} passed", one_line(&stage.name, 40)));
                 }
                 StageState::Failed if new => {
-                    let why =
-                        stage.cause.as_ref().map_or_else(String::new, |c| format!(": {}", one_line(&c.message, 150)));
-                    self.marked(Tone::Bad, "test", &format!("✗ {} failed{why}", one_line(&stage.name, 40)));
+                    self.marked(Tone::Bad, "test", &format!("✗ {} failed", one_line(&stage.name, 40)));
                 }
                 _ => {}
             }
@@ -197,7 +217,7 @@ impl Story<'_> {
             let all = deployment.hosts.len();
             let done = deployment.hosts.iter().filter(|host| host.state == HostState::Healthy).count();
             let seconds = self.clock.now().since(began).as_millis() as f64 / 1000.0;
-            self.terminal.moon(done, all, &format!("{done} of {all} hosts are healthy, {seconds:.1} s"));
+            self.terminal.moon(done, all, &format!("{done} of {all} hosts are healthy after {seconds:.1} s"));
         }
     }
 
@@ -206,10 +226,7 @@ impl Story<'_> {
         match host.state {
             HostState::Pending | HostState::Running | HostState::Unknown | HostState::Skipped => {}
             HostState::Healthy => self.marked(Tone::Good, "deploy", &format!("✓ {name} is healthy")),
-            state => {
-                let why = host.cause.as_ref().map_or_else(String::new, |c| format!(": {}", one_line(&c.message, 150)));
-                self.marked(Tone::Bad, "deploy", &format!("✗ {name} {}{why}", word(&state)));
-            }
+            state => self.marked(Tone::Bad, "deploy", &format!("✗ {name} {}", word(&state))),
         }
     }
 
@@ -229,11 +246,14 @@ impl Story<'_> {
         Ok(all)
     }
 
+    async fn status(&self) -> anyhow::Result<ProjectStatus> {
+        ask(&*self.clock, self.daemon, "/v1/projects/shop/status", Some(self.token), None).await?.json()
+    }
+
     /// The commit that the daemon holds to be live.
     async fn live(&self) -> anyhow::Result<Option<String>> {
-        let answer = ask(&*self.clock, self.daemon, "/v1/projects/shop/status", Some(self.token), None).await?;
-        let status: ProjectStatus = answer.json()?;
-        Ok(status.environments.into_iter().next().and_then(|live| live.release).map(|release| release.revision))
+        let first = self.status().await?.environments.into_iter().next();
+        Ok(first.and_then(|live| live.release).map(|release| release.revision))
     }
 
     /// The announcement of a run's end.
@@ -262,14 +282,16 @@ impl Story<'_> {
         // What a program printed is what helps; without it, the cause.
         let (output, cause) = (text("output"), text("text"));
         let said = if output.trim().is_empty() { &cause } else { &output };
-        for line in said.lines().filter(|line| !line.trim().is_empty()).take(3) {
-            self.terminal.line(Tone::Quiet, &format!("           | {}", one_line(line, 150)));
+        let lines = said.lines().flat_map(|line| wrapped(&one_line(line, 400), WIDTH));
+        for line in lines.filter(|line| !line.is_empty()).take(MOST_LINES) {
+            self.terminal.line(Tone::Quiet, &format!("           {line}"));
         }
     }
 
     fn heading(&mut self, text: &str) {
         self.terminal.line(Tone::Plain, "");
         self.terminal.line(Tone::Heading, text);
+        self.label.clear();
     }
 
     fn row(&mut self, label: &str, text: &str) {
@@ -277,7 +299,10 @@ impl Story<'_> {
     }
 
     fn marked(&mut self, tone: Tone, label: &str, text: &str) {
-        self.terminal.line(tone, &format!("   {label:<8}{text}"));
+        // Said once for all rows that follow each other.
+        let shown = if label == self.label { "" } else { label };
+        self.terminal.line(tone, &format!("   {shown:<8}{text}"));
+        label.clone_into(&mut self.label);
     }
 
     fn verdict(&mut self, as_described: bool, text: &str) {
@@ -286,6 +311,21 @@ impl Story<'_> {
             false => self.terminal.line(Tone::Bad, "   = this did not go as described"),
         }
     }
+}
+
+/// `text` in lines of at most `columns` characters, broken between words; a longer word gets a line of its own.
+fn wrapped(text: &str, columns: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= columns => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 fn short(revision: &str) -> &str {
@@ -301,4 +341,16 @@ fn otherwise(host: &Host, serves: &Serves, revision: &str) -> String {
     let has = serves.revision.as_deref().map_or("nothing", short);
     let how = if serves.healthy { "healthy" } else { "unhealthy" };
     format!("{} has {has} and is {how} (\"{}\"); the story is about {}", host.name, serves.says, short(revision))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wrapped;
+
+    #[test]
+    fn lines_break_between_words() {
+        assert_eq!(wrapped("one two  three", 7), ["one two", "three"]);
+        assert_eq!(wrapped("a incomprehensible b", 5), ["a", "incomprehensible", "b"]);
+        assert!(wrapped("  ", 5).is_empty());
+    }
 }

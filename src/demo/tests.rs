@@ -138,9 +138,8 @@ async fn the_project_loads_without_a_word() {
     let loaded = loader.load().unwrap();
     assert_eq!(loaded.len(), 1);
     assert_eq!(loaded[0].name.to_string(), "shop");
-    let config: toml::Value = std::fs::read_to_string(site.config()).unwrap().parse::<toml::Table>().unwrap().into();
-    assert_eq!(config["api"]["listen"].as_str(), Some("127.0.0.1:0"));
-    assert_eq!(config["exec"]["same_user"].as_bool(), Some(true));
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    assert!(config.contains("listen = \"127.0.0.1:0\"") && config.contains("same_user = true"));
 }
 
 #[tokio::test]

@@ -43,18 +43,29 @@ fn commands_have_exactly_the_environment_they_are_promised() {
     ] {
         // The log is gone with the daemon; it was read before.
         let log = run.logs[query].clone();
-        let mut names: Vec<&str> = log.lines().filter_map(|l| l.split_once('=')).map(|(n, _)| n).filter(|n| *n != "_").collect();
+        let mut names: Vec<&str> =
+            log.lines().filter_map(|l| l.split_once('=')).map(|(n, _)| n).filter(|n| *n != "_").collect();
         names.sort_unstable();
-        let names: Vec<&str> = names.into_iter().filter(|n| n.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')).collect();
+        let names: Vec<&str> =
+            names.into_iter().filter(|n| n.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')).collect();
         let expected: Vec<&str> = expected.split_whitespace().collect();
         let without_pwd: Vec<&str> = expected.iter().copied().filter(|n| *n != "PWD").collect();
         assert!(names == expected || names == without_pwd, "{query}: {names:?}");
-        for line in ["LANG=C.UTF-8", "CI=true", "EXTRA=e x=tra", "PHASED_PROJECT=shop", "PHASED_BRANCH=main", "PHASED_STEP=sh#1"] {
+        for line in [
+            "LANG=C.UTF-8",
+            "CI=true",
+            "EXTRA=e x=tra",
+            "PHASED_PROJECT=shop",
+            "PHASED_BRANCH=main",
+            "PHASED_STEP=sh#1",
+        ] {
             assert!(log.contains(line), "{line}: {log}");
         }
     }
     let host = &run.logs["?step=production"];
-    for line in ["PHASED_HOST_ID=h1", "PHASED_ENVIRONMENT=production", "PHASED_PHASE=deploy", "USER=fleet", "LOGNAME=fleet"] {
+    for line in
+        ["PHASED_HOST_ID=h1", "PHASED_ENVIRONMENT=production", "PHASED_PHASE=deploy", "USER=fleet", "LOGNAME=fleet"]
+    {
         assert!(host.contains(line), "{line}: {host}");
     }
 }
@@ -120,7 +131,9 @@ fn write_changes_a_file_only_when_it_is_different() {
         assert(r.stdout:find([=[|8080|a"b$c`d\e]=], 1, true), r.stdout)"#,
     );
     assert_eq!(read(&world, "conf"), "a = 2\n");
-    let mode = |name: &str| std::os::unix::fs::PermissionsExt::mode(&world.host("h1").join(name).metadata().unwrap().permissions());
+    let mode = |name: &str| {
+        std::os::unix::fs::PermissionsExt::mode(&world.host("h1").join(name).metadata().unwrap().permissions())
+    };
     assert_eq!((mode("conf") & 0o777, mode("env") & 0o777), (0o640, 0o600));
     assert!(read(&world, "env").contains("s3cr3t-value"));
 }
@@ -210,7 +223,8 @@ fn a_service_is_restarted_by_exactly_one_sudo_line_and_a_refusal_names_it() {
 
 #[test]
 fn log_and_fail_say_it_in_the_authors_words() {
-    let (world, daemon) = World::with(&Project::new("shop").hosts(&["h1"]).deploy(r#"host:log "almost there"; host:fail "but no""#));
+    let (world, daemon) =
+        World::with(&Project::new("shop").hosts(&["h1"]).deploy(r#"host:log "almost there"; host:fail "but no""#));
     world.repo.push("x");
     let run = daemon.deploy().is("halted");
     assert!(run.log().contains("almost there"), "{}", run.log());

@@ -126,17 +126,7 @@ fn feed(bytes: &[u8]) -> String {
             // A format that begins with `-` would be an option.
             match byte {
                 b'%' => out.push_str("%%"),
-                b'a'..=b'z'
-                | b'A'..=b'Z'
-                | b'0'..=b'9'
-                | b' '
-                | b'_'
-                | b'.'
-                | b','
-                | b':'
-                | b'/'
-                | b'='
-                | b'+' => {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b' ' | b'_' | b'.' | b',' | b':' | b'/' | b'=' | b'+' => {
                     out.push(char::from(byte));
                 }
                 _ => {
@@ -288,7 +278,7 @@ pub(super) fn start(frame: &Frame<'_>, cmd: &CommandSpec) -> Result<Vec<u8>, Cau
 }
 
 fn command_limits(text: &mut Text, cmd: &CommandSpec) -> Result<(), Cause> {
-    text.set("L", &(cmd.timeout.as_millis() / 10).max(1).min(1 << 40).to_string())?;
+    text.set("L", &(cmd.timeout.as_millis() / 10).clamp(1, 1 << 40).to_string())?;
     text.set("K", &cmd.grace.as_secs().clamp(1, 3600).to_string())?;
     text.set("M", &cmd.max_output.min(1 << 50).to_string())
 }
