@@ -154,7 +154,10 @@ impl CommandSpec {
 
 impl std::fmt::Debug for CommandSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CommandSpec").field("token", &self.token).field("timeout", &self.timeout).finish_non_exhaustive()
+        f.debug_struct("CommandSpec")
+            .field("token", &self.token)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
     }
 }
 
@@ -241,8 +244,10 @@ impl Verdict {
         Some(match self {
             Verdict::Exited { code: 0, .. } => return None,
             Verdict::Exited { code, .. } => {
-                let presumed = signal_name(*code).map_or(String::new(), |name| format!(", presumably killed by {name}"));
-                Cause::new("exit", format!("the command on {host} ended with exit code {code}{presumed}")).with("exit_code", *code)
+                let presumed =
+                    signal_name(*code).map_or(String::new(), |name| format!(", presumably killed by {name}"));
+                Cause::new("exit", format!("the command on {host} ended with exit code {code}{presumed}"))
+                    .with("exit_code", *code)
             }
             Verdict::TimedOut { duration_ms } => Cause::new(
                 "timeout",
@@ -253,7 +258,9 @@ impl Verdict {
             Verdict::Void => Cause::new("stopped", format!("the command on {host} was given up before it began")),
             Verdict::OutputUnread => Cause::new(
                 "output_unread",
-                format!("the command on {host} printed more than could be taken and was ended: let it print less or into a file"),
+                format!(
+                    "the command on {host} printed more than could be taken and was ended: let it print less or into a file"
+                ),
             ),
             Verdict::Lost => Cause::new(
                 "lost",
@@ -269,7 +276,9 @@ impl Verdict {
             ),
             Verdict::Orphaned => Cause::new(
                 "orphaned",
-                format!("the command on {host} does not end and cannot be ended from here: look for its processes there"),
+                format!(
+                    "the command on {host} does not end and cannot be ended from here: look for its processes there"
+                ),
             ),
             Verdict::Replaced { found } => Cause::new(
                 "replaced",
@@ -279,7 +288,10 @@ impl Verdict {
             Verdict::LinkLost { error, sent: false } => error.cause.clone(),
             Verdict::LinkLost { error, sent: true } => Cause::new(
                 "lost",
-                format!("the connection to {host} was cut while the command ran and could not be made again: {}", error.cause.message),
+                format!(
+                    "the connection to {host} was cut while the command ran and could not be made again: {}",
+                    error.cause.message
+                ),
             ),
         })
     }

@@ -4,8 +4,9 @@ use std::{borrow::Cow, path::Path, sync::Arc, time::Duration};
 
 use nix::unistd::{Uid, User};
 use russh::{
-    Limits, Preferred, compression,
+    Limits, Preferred,
     client::{self, AuthResult, Handle, Handler},
+    compression,
     keys::{HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate},
 };
 use tokio::{net::TcpStream, sync::Semaphore};
@@ -121,7 +122,9 @@ impl SshLinks {
         let failed = |why: String| LinkError::new("auth_failed", why);
         let name = match &ssh.key {
             Some(key) => &key.name,
-            None => return Err(failed("there is no key to log in with: set ssh.key = phased.secret \"name\"".to_owned())),
+            None => {
+                return Err(failed("there is no key to log in with: set ssh.key = phased.secret \"name\"".to_owned()));
+            }
         };
         let secret = self.secrets.get(name).map_err(|e| failed(e.to_string()))?;
         // The secret's trailing newline was taken off; the format wants its last line whole.
@@ -137,7 +140,9 @@ impl SshLinks {
             failed(format!("the secret {name:?} is not a private key in OpenSSH or PEM format: {e}{encrypted}"))
         })?;
         if key.is_encrypted() {
-            return Err(failed(format!("the private key in the secret {name:?} has a passphrase: take it off with ssh-keygen -p")));
+            return Err(failed(format!(
+                "the private key in the secret {name:?} has a passphrase: take it off with ssh-keygen -p"
+            )));
         }
         Ok(Arc::new(key))
     }
@@ -197,9 +202,8 @@ impl SshLinks {
     ) -> Result<Handle<Checker>, LinkError> {
         let config = Arc::new(config(&known));
         let again = known.clone();
-        let mut handle = client::connect_stream(config, stream, Checker { known })
-            .await
-            .map_err(|e| failed(place, &again, e))?;
+        let mut handle =
+            client::connect_stream(config, stream, Checker { known }).await.map_err(|e| failed(place, &again, e))?;
         let lost = |e: russh::Error| failed(place, &again, Refusal::Ssh(e));
         let hash = if key.algorithm().is_rsa() {
             match handle.best_supported_rsa_hash().await.map_err(lost)? {
@@ -207,7 +211,9 @@ impl SshLinks {
                 Some(None) => {
                     return Err(LinkError::new(
                         "auth_failed",
-                        format!("{place} takes RSA keys with SHA-1 signatures only: use an ed25519 key, or update the host"),
+                        format!(
+                            "{place} takes RSA keys with SHA-1 signatures only: use an ed25519 key, or update the host"
+                        ),
                     ));
                 }
                 None => Some(HashAlg::Sha512),
@@ -227,7 +233,10 @@ impl SshLinks {
             )),
             AuthResult::Failure { .. } => Err(LinkError::new(
                 "auth_failed",
-                format!("{place} refused our key ({}): is it in the user's authorized_keys?", key.public_key().fingerprint(HashAlg::Sha256)),
+                format!(
+                    "{place} refused our key ({}): is it in the user's authorized_keys?",
+                    key.public_key().fingerprint(HashAlg::Sha256)
+                ),
             )),
         }
     }
@@ -280,7 +289,9 @@ async fn tcp(address: &str, port: u16) -> Result<Box<dyn Duplex>, LinkError> {
 fn failed(place: &str, known: &Known, refusal: Refusal) -> LinkError {
     match refusal {
         Refusal::Key(error) => error,
-        Refusal::Ssh(russh::Error::NoCommonAlgo { kind: russh::AlgorithmKind::Key, theirs, .. }) if !known.is_empty() => {
+        Refusal::Ssh(russh::Error::NoCommonAlgo { kind: russh::AlgorithmKind::Key, theirs, .. })
+            if !known.is_empty() =>
+        {
             known.changed(&format!("it has only {}", theirs.join(", ")))
         }
         Refusal::Ssh(error) => LinkError::new("connection_lost", format!("{place}: the SSH handshake failed: {error}")),
@@ -313,7 +324,9 @@ fn own_name() -> Result<String, LinkError> {
     let uid = Uid::effective();
     match User::from_uid(uid) {
         Ok(Some(user)) => Ok(user.name),
-        _ => Err(LinkError::new("auth_failed", format!("the daemon's uid {uid} has no name to log in as: set ssh.user"))),
+        _ => {
+            Err(LinkError::new("auth_failed", format!("the daemon's uid {uid} has no name to log in as: set ssh.user")))
+        }
     }
 }
 
@@ -323,7 +336,8 @@ mod tests {
 
     #[test]
     fn bastions() {
-        let read = |text| destination(text, "me").map(|d| (d.user, d.address.to_owned(), d.port)).map_err(|e| e.cause.code);
+        let read =
+            |text| destination(text, "me").map(|d| (d.user, d.address.to_owned(), d.port)).map_err(|e| e.cause.code);
         assert_eq!(read("b"), Ok(("me".into(), "b".into(), 22)));
         assert_eq!(read("x@b:2222"), Ok(("x".into(), "b".into(), 2222)));
         assert_eq!(read("x@[::1]:2222"), Ok(("x".into(), "::1".into(), 2222)));

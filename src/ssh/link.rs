@@ -164,9 +164,10 @@ impl Link for SshLink {
         });
         match opened.await.map_err(|_| self.lost())? {
             Ok(raw) => Ok(Box::new(raw.into_stream())),
-            Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::ConnectFailed)) => {
-                Err(LinkError::new("unreachable", format!("{place} cannot connect to {host} port {port}: nobody listens there")))
-            }
+            Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::ConnectFailed)) => Err(LinkError::new(
+                "unreachable",
+                format!("{place} cannot connect to {host} port {port}: nobody listens there"),
+            )),
             Err(russh::Error::ChannelOpenFailure(reason)) => Err(LinkError::new(
                 "forwarding_refused",
                 format!(

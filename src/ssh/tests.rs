@@ -158,7 +158,8 @@ async fn exec(link: &dyn Link, command: &str, input: &[u8]) -> (Vec<u8>, Vec<u8>
         let _closed = channel.stdin.write_all(input).await;
         let _closed = channel.stdin.shutdown().await;
     };
-    let ((), read, listened) = tokio::join!(feed, channel.stdout.read_to_end(&mut out), channel.stderr.read_to_end(&mut err));
+    let ((), read, listened) =
+        tokio::join!(feed, channel.stdout.read_to_end(&mut out), channel.stderr.read_to_end(&mut err));
     read.unwrap();
     listened.unwrap();
     (out, err, channel.exit.await)
@@ -223,10 +224,20 @@ async fn keys_that_are_none_say_so() {
     std::fs::write(sshd.dir.path().join("junk"), "not a key at all").unwrap();
     keygen(&sshd.dir.path().join("other"), &["-t", "ed25519"]);
     let locked = sshd.dir.path().join("locked");
-    assert!(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "secret", "-f"]).arg(&locked).status().unwrap().success());
-    for (name, said) in
-        [("junk", "not a private key"), ("locked", "passphrase"), ("absent", "does not exist"), ("other", "refused our key")]
-    {
+    assert!(
+        Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "secret", "-f"])
+            .arg(&locked)
+            .status()
+            .unwrap()
+            .success()
+    );
+    for (name, said) in [
+        ("junk", "not a private key"),
+        ("locked", "passphrase"),
+        ("absent", "does not exist"),
+        ("other", "refused our key"),
+    ] {
         let mut host = sshd.host();
         host.ssh.key = Some(SecretRef { name: name.into() });
         let Err(error) = sshd.links().connect(&host).await else { panic!("{name}") };
@@ -260,10 +271,24 @@ async fn a_host_is_only_what_its_key_says() {
     assert_eq!(sshd.refused().await.cause.code, "host_key_unknown");
     // Refused before anybody tried to log in, and nothing was learnt.
     assert!(!sshd.dir.path().join("known_hosts").exists());
-    assert!(!sshd.text("log").contains("Accepted") && !sshd.text("log").contains("Failed publickey"), "{}", sshd.text("log"));
+    assert!(
+        !sshd.text("log").contains("Accepted") && !sshd.text("log").contains("Failed publickey"),
+        "{}",
+        sshd.text("log")
+    );
     // A hashed entry, as ssh-keygen -H writes it.
     sshd.known("127.0.0.1", &own);
-    assert!(Command::new("ssh-keygen").arg("-H").arg("-f").arg(sshd.dir.path().join("known_hosts")).stderr(Stdio::null()).stdout(Stdio::null()).status().unwrap().success());
+    assert!(
+        Command::new("ssh-keygen")
+            .arg("-H")
+            .arg("-f")
+            .arg(sshd.dir.path().join("known_hosts"))
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .unwrap()
+            .success()
+    );
     assert!(sshd.text("known_hosts").starts_with("|1|"));
     sshd.connect().await.unwrap();
 }
@@ -277,14 +302,28 @@ async fn servers_that_are_none_end_in_their_own_error_in_time() {
     let key = std::fs::read(dir.path().join("id")).unwrap();
     let known = dir.path().join("known_hosts");
     std::fs::write(&known, format!("* {}", std::fs::read_to_string(dir.path().join("id.pub")).unwrap())).unwrap();
-    let links = SshLinks::new(Arc::new(Keys(BTreeMap::from([("id".to_owned(), key)]))), Arc::new(SystemClock::new()), tasks.clone());
+    let links = SshLinks::new(
+        Arc::new(Keys(BTreeMap::from([("id".to_owned(), key)]))),
+        Arc::new(SystemClock::new()),
+        tasks.clone(),
+    );
     let servers: [(&str, &'static [u8], bool, &str); 6] = [
         ("says nothing", b"", true, "connect_timeout"),
         ("closes at once", b"", false, "connection_lost"),
         ("says only its name", b"SSH-2.0-broken\r\n", true, "connect_timeout"),
         ("speaks HTTP", b"HTTP/1.1 400 Bad Request\r\n\r\n", false, "connection_lost"),
-        ("sends a packet of 4 GiB", b"SSH-2.0-broken\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", true, "connection_lost"),
-        ("sends zeros", b"SSH-2.0-broken\r\n\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", true, "connection_lost"),
+        (
+            "sends a packet of 4 GiB",
+            b"SSH-2.0-broken\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+            true,
+            "connection_lost",
+        ),
+        (
+            "sends zeros",
+            b"SSH-2.0-broken\r\n\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            true,
+            "connection_lost",
+        ),
     ];
     for (name, said, stays, code) in servers {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -261,7 +261,8 @@ mod tests {
 
     #[tokio::test]
     async fn noise_before_the_mark_is_skipped_and_bytes_are_exact() {
-        let (seen, end) = all(b"Welcome!\nX exit 0 1\n\nmark\nI abc deploy /a b\nO 1 5 4\n\0X\n\nO 2 0 0\nK\nX exit 3 12\n").await;
+        let (seen, end) =
+            all(b"Welcome!\nX exit 0 1\n\nmark\nI abc deploy /a b\nO 1 5 4\n\0X\n\nO 2 0 0\nK\nX exit 3 12\n").await;
         assert_eq!(
             seen,
             [

@@ -122,7 +122,18 @@ fn feed(bytes: &[u8]) -> String {
         for &byte in piece {
             match byte {
                 b'%' => out.push_str("%%"),
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b' ' | b'_' | b'.' | b',' | b':' | b'/' | b'=' | b'+' | b'-' => {
+                b'a'..=b'z'
+                | b'A'..=b'Z'
+                | b'0'..=b'9'
+                | b' '
+                | b'_'
+                | b'.'
+                | b','
+                | b':'
+                | b'/'
+                | b'='
+                | b'+'
+                | b'-' => {
                     out.push(char::from(byte));
                 }
                 _ => {
@@ -173,7 +184,12 @@ fn inner(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
         What::Exec { argv } => {
             match argv.first() {
                 Some(program) if !program.is_empty() && !program.starts_with(b"-") => {}
-                _ => return Err(Cause::new("bad_argument", "exec needs the name of a program, not beginning with \"-\"")),
+                _ => {
+                    return Err(Cause::new(
+                        "bad_argument",
+                        "exec needs the name of a program, not beginning with \"-\"",
+                    ));
+                }
             }
             inner.extend_from_slice(b"exec 4<&-\nexec");
             for (i, argument) in argv.iter().enumerate() {
@@ -228,7 +244,10 @@ fn launch(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
             out.extend_from_slice(
                 b"launch() {\nif [ \"$USER\" = \"$AS\" ]; then set -- /bin/sh; else set -- sudo -n -u \"$AS\" -- /bin/sh; fi\n",
             );
-            out.extend_from_slice(format!("exec setsid sh -c 'echo \"pg $$\" >>\"$0\"; exec \"$@\"' \"$d.go\" \"$@\" <<\\{e0}\n").as_bytes());
+            out.extend_from_slice(
+                format!("exec setsid sh -c 'echo \"pg $$\" >>\"$0\"; exec \"$@\"' \"$d.go\" \"$@\" <<\\{e0}\n")
+                    .as_bytes(),
+            );
             out.extend_from_slice(&within);
             out.extend_from_slice(format!("{e0}\n").as_bytes());
         }
@@ -266,7 +285,7 @@ pub(super) fn start(frame: &Frame<'_>, cmd: &CommandSpec) -> Result<Vec<u8>, Cau
 }
 
 fn command_limits(text: &mut Text, cmd: &CommandSpec) -> Result<(), Cause> {
-    text.set("L", &(cmd.timeout.as_millis() / 10).max(1).min(1 << 40).to_string())?;
+    text.set("L", &(cmd.timeout.as_millis() / 10).clamp(1, 1 << 40).to_string())?;
     text.set("K", &cmd.grace.as_secs().clamp(1, 3600).to_string())?;
     text.set("M", &cmd.max_output.min(1 << 50).to_string())
 }
@@ -337,9 +356,7 @@ fn owner(owner: Option<&str>) -> Result<String, Cause> {
 pub(super) fn write_text(to: &str, file_mode: Option<u32>, file_owner: Option<&str>) -> Result<Vec<u8>, Cause> {
     absolute("path", to)?;
     let mut text = Vec::new();
-    for (name, value) in
-        [("to", to.to_owned()), ("mode", mode(file_mode)?), ("owner", owner(file_owner)?)]
-    {
+    for (name, value) in [("to", to.to_owned()), ("mode", mode(file_mode)?), ("owner", owner(file_owner)?)] {
         text.extend_from_slice(name.as_bytes());
         text.push(b'=');
         text.extend(quote(value.as_bytes(), name)?);

@@ -158,7 +158,9 @@ impl Session {
                 if let Some(verdict) = self.verdict(&words, &[], None).await {
                     return match verdict {
                         Verdict::Refused(cause) => Err(cause),
-                        other => Err(other.cause("the host", Duration::ZERO).unwrap_or_else(|| Cause::new("internal", "no id"))),
+                        other => Err(other
+                            .cause("the host", Duration::ZERO)
+                            .unwrap_or_else(|| Cause::new("internal", "no id"))),
                     };
                 }
             }
@@ -254,7 +256,8 @@ impl Session {
             // The command's own channel goes on and brings its last output and its verdict; this one only ends it.
             let build = |frame: &program::Frame<'_>| program::stop(frame, &cmd.token, cmd.user.as_deref(), false);
             let (mut none, mut discard, mut nobody, mut also) = ([0; 2], Discard, Nothing, false);
-            let mut ending = pin!(self.ask(link, &build, &mark, [0; 2], &mut discard, &mut nobody, &mut none, &mut also));
+            let mut ending =
+                pin!(self.ask(link, &build, &mark, [0; 2], &mut discard, &mut nobody, &mut none, &mut also));
             limit = self.clock.sleep(cmd.grace + ANSWER);
             tokio::select! {
                 biased;
@@ -333,8 +336,7 @@ impl Session {
     ) -> Answer {
         let host_id = self.state.lock().await.host_id.clone();
         let base = link.base();
-        let frame =
-            program::Frame { mark, base: base.as_deref(), host_id: host_id.as_deref(), from };
+        let frame = program::Frame { mark, base: base.as_deref(), host_id: host_id.as_deref(), from };
         let text = match build(&frame) {
             Ok(text) => text,
             Err(cause) => return Answer::Refused(cause),
@@ -502,17 +504,19 @@ impl Session {
         let cmd = cmd?;
         let wanted = match (&cmd.user, &cmd.what) {
             (Some(user), _) => (user.clone(), "/bin/sh".to_owned()),
-            (None, super::What::Exec { argv }) => match argv.iter().map(|a| String::from_utf8_lossy(a)).collect::<Vec<_>>().as_slice() {
-                [sudo, n, program, rest @ ..] if sudo == "sudo" && n == "-n" => {
-                    let mut line = format!("/usr/bin/{program}");
-                    for word in rest {
-                        line.push(' ');
-                        line.push_str(word);
+            (None, super::What::Exec { argv }) => {
+                match argv.iter().map(|a| String::from_utf8_lossy(a)).collect::<Vec<_>>().as_slice() {
+                    [sudo, n, program, rest @ ..] if sudo == "sudo" && n == "-n" => {
+                        let mut line = format!("/usr/bin/{program}");
+                        for word in rest {
+                            line.push(' ');
+                            line.push_str(word);
+                        }
+                        ("root".to_owned(), line)
                     }
-                    ("root".to_owned(), line)
+                    _ => return None,
                 }
-                _ => return None,
-            },
+            }
             _ => return None,
         };
         let said = String::from_utf8_lossy(stderr);
@@ -544,16 +548,21 @@ fn refusal(code: &str, text: &str) -> Cause {
     match code {
         "unwritable" => {
             let full = ["No space left", "Disk quota exceeded", "nospace"].iter().any(|sign| text.contains(sign));
-            let (code, what) = if full { ("host_disk_full", "is full") } else { ("host_unwritable", "cannot be written") };
+            let (code, what) =
+                if full { ("host_disk_full", "is full") } else { ("host_unwritable", "cannot be written") };
             Cause::new(code, format!("nothing was run: the place for phased's files on the host {what} {text}"))
         }
         "base" => Cause::new(
             "host_unwritable",
-            format!("nothing was run: the place for phased's files on the host {text}. Remove it, or set ssh.base to another"),
+            format!(
+                "nothing was run: the place for phased's files on the host {text}. Remove it, or set ssh.base to another"
+            ),
         ),
         "stale_epoch" => Cause::new(
             "stale_epoch",
-            format!("nothing was run: a younger deployment (epoch {text}) has been on this host; this one has lost its lease"),
+            format!(
+                "nothing was run: a younger deployment (epoch {text}) has been on this host; this one has lost its lease"
+            ),
         ),
         "host_unsupported" => Cause::new(code, format!("the host cannot run commands for phased: {text}")),
         "damaged" => Cause::new("upload_failed", format!("the file was damaged on its way and thrown away {text}")),

@@ -47,7 +47,8 @@ impl Link for ShellLink {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = process.spawn().unwrap();
-        let (stdin, stdout, stderr) = (child.stdin.take().unwrap(), child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let (stdin, stdout, stderr) =
+            (child.stdin.take().unwrap(), child.stdout.take().unwrap(), child.stderr.take().unwrap());
         let cut = self.cut.clone();
         Ok(Channel {
             stdin: Box::new(stdin),
@@ -144,8 +145,26 @@ impl Host {
                 let bin = dir.path().join("bin");
                 std::fs::create_dir(&bin).unwrap();
                 for tool in [
-                    "setsid", "env", "stat", "dd", "mkdir", "mv", "rm", "ln", "sleep", "cat", "head", "sha256sum", "cp", "chmod",
-                    "chown", "tar", "find", "id", "mktemp", "cmp",
+                    "setsid",
+                    "env",
+                    "stat",
+                    "dd",
+                    "mkdir",
+                    "mv",
+                    "rm",
+                    "ln",
+                    "sleep",
+                    "cat",
+                    "head",
+                    "sha256sum",
+                    "cp",
+                    "chmod",
+                    "chown",
+                    "tar",
+                    "find",
+                    "id",
+                    "mktemp",
+                    "cmp",
                 ] {
                     std::os::unix::fs::symlink("/usr/bin/busybox", bin.join(tool)).unwrap();
                 }
@@ -200,7 +219,12 @@ impl Host {
     /// Runs text and returns what it printed; it must succeed.
     async fn sh(&self, n: u32, text: &str) -> String {
         let (verdict, out, err) = self.run(&sh(n, text)).await;
-        assert!(matches!(verdict, Verdict::Exited { code: 0, .. }), "{}: {verdict:?} {}", self.name, String::from_utf8_lossy(&err));
+        assert!(
+            matches!(verdict, Verdict::Exited { code: 0, .. }),
+            "{}: {verdict:?} {}",
+            self.name,
+            String::from_utf8_lossy(&err)
+        );
         String::from_utf8(out).unwrap()
     }
 }
@@ -857,12 +881,7 @@ async fn a_missing_tool_is_named() {
 #[tokio::test]
 async fn bad_requests_are_refused_before_anything_is_sent() {
     let host = Host::new("dash");
-    let mut bad = Vec::new();
-    bad.push(exec(1, &[]));
-    bad.push(exec(1, &[b""]));
-    bad.push(exec(1, &[b"-c", b"x"]));
-    bad.push(exec(1, &[b"a\0b"]));
-    bad.push(sh(1, "a\0b"));
+    let mut bad = vec![exec(1, &[]), exec(1, &[b""]), exec(1, &[b"-c", b"x"]), exec(1, &[b"a\0b"]), sh(1, "a\0b")];
     for name in ["", "1A", "A-B", "A=B", "A B", "é"] {
         let mut cmd = sh(1, "true");
         cmd.env = vec![(name.into(), b"x".to_vec())];

@@ -7,8 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CommandSpec, Discard, EpochCheck, OutputSink, Session, Shell, Verdict, What,
-    program,
+    CommandSpec, Discard, EpochCheck, OutputSink, Session, Shell, Verdict, What, program,
     session::{Answer, Feed, Nothing},
 };
 use crate::{
@@ -100,7 +99,11 @@ struct Send<'a> {
 
 #[async_trait]
 impl Feed for Send<'_> {
-    async fn feed(&mut self, offset: u64, stdin: &mut (dyn AsyncWrite + std::marker::Send + Unpin)) -> Result<(), Cause> {
+    async fn feed(
+        &mut self,
+        offset: u64,
+        stdin: &mut (dyn AsyncWrite + std::marker::Send + Unpin),
+    ) -> Result<(), Cause> {
         let here = |e: std::io::Error| {
             Cause::new("upload_failed", format!("{} cannot be read here: {e}", self.upload.file.display()))
         };
@@ -188,7 +191,10 @@ impl Session {
             loop {
                 let error = match self.link().await {
                     Err(error) => error,
-                    Ok(link) => match self.ask(&link, build, "phased-transfer", at, sink, feed, &mut at, &mut sent).await {
+                    Ok(link) => match self
+                        .ask(&link, build, "phased-transfer", at, sink, feed, &mut at, &mut sent)
+                        .await
+                    {
                         Answer::More => continue,
                         Answer::Refused(cause) => return Err(Verdict::Refused(cause)),
                         // Another attempt of ours still holds the place, or the bytes were cut: go on from there.
