@@ -6,7 +6,7 @@
 //! a lock, starts the command in a session of its own under a wrapper and a watchdog, and answers in frames: each
 //! stream's bytes with their offset, then the verdict. The command does not notice when the channel or this process goes.
 //!
-//! * **At most once.** `flock -n` on `<base>/<token>/lock` is the claim, and the lock is inherited by the command: it tells
+//! * **At most once.** `flock -n` on `<base>/<token>.lock` is the claim, and the lock is inherited by the command: it tells
 //!   who is alive, never a pid. Sending the same start again resolves it: it attaches to a running command, or answers
 //!   with the end it had. [`Session::resolve`] ends a running command or forbids one that has not begun.
 //! * **Nothing in an argv.** Environment, text, standard input go in as literals and here-documents; nothing of them is ever in a
@@ -14,15 +14,17 @@
 //! * **Never a guess.** `lost`, `rebooted`, `orphaned` and `replaced` mean that nobody can tell whether it happened.
 //!
 //! ```text
-//! <base>/id                          made once: "<uuid> <capabilities>"; another id = another machine
-//! <base>/epoch.<project>.<environment>   the highest epoch that began anything here
-//! <base>/blobs/<sha256>[.part]       files on their way
-//! <base>/<token>/lock                locked by every process of the command
-//!                out                 its output; locked (ENGINE's `wait`) by its wrapper, which wakes followers
-//!                err                 its other output
-//!                go                  it was begun: boot id, start, deadline (boot time, centiseconds), process group, why it was ended
-//!                exit.<code>         the same file, renamed: it ended. `exit.void`: it may never begin
-//!                stop read reader watch      only where a command takes longer
+//! <base>/id                               made once; another id = another machine
+//!        epoch.<project>.<environment>    the highest epoch that began anything here
+//!        blobs/<sha256>[.part]            files on their way
+//!        <token>.lock                     locked by every process of the command
+//!                out                      its output; locked (ENGINE's `wait`) by its wrapper, which so wakes followers
+//!                err                      its other output
+//!                go                       it was begun: "end <when> <code>" once it ended; boot id; start; deadline; then "pg <process
+//!                                         group>" and why it was ended from outside. Times are boot time in centiseconds
+//!                exit.<code>              `go` renamed, where the disk could not even take the end in place of other bytes
+//!                void                     it may never begin
+//!                stop read reader watch   only where a command takes longer
 //! ```
 
 mod frames;

@@ -73,7 +73,7 @@ impl Local {
     /// `job_user` where commands could only run as the daemon itself, or the directory cannot be made the job user's.
     pub fn link(&self, project: &ProjectName) -> Result<Arc<dyn Link>, LinkError> {
         let base = self.jobs.join(project.as_str());
-        let job = self.job(project, &base)?;
+        let job = self.job(project, &base, Uid::effective())?;
         own(&base, job.ids)?;
         if let (JobUsers::Each(_), Some(_)) = (&self.users, job.ids) {
             own(&base.join("home"), job.ids)?;
@@ -82,8 +82,7 @@ impl Local {
         Ok(Arc::new(LocalLink { job, base }))
     }
 
-    fn job(&self, project: &ProjectName, base: &Path) -> Result<Job, LinkError> {
-        let me = Uid::effective();
+    fn job(&self, project: &ProjectName, base: &Path, me: Uid) -> Result<Job, LinkError> {
         let entry = match &self.users {
             JobUsers::Same => {
                 let user = known(User::from_uid(me), &format!("uid {me}"))?;
@@ -268,5 +267,121 @@ impl AsyncWrite for Stdin {
     fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0 = None;
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    struct Fixed(u32);
+    impl Uids for Fixed {
+        fn uid(&self, _: &ProjectName) -> Result<u32, String> {
+            Ok(self.0)
+        }
+    }
+
+    fn shop() -> ProjectName {
+        "shop".parse().unwrap()
+    }
+
+    fn jobs() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
+        dir
+    }
+
+    async fn run(link: &dyn Link, text: &str) -> (String, Exit) {
+        let mut channel = link.open("sh").await.unwrap();
+        channel.stdin.write_all(text.as_bytes()).await.unwrap();
+        channel.stdin.shutdown().await.unwrap();
+        let mut out = String::new();
+        channel.stdout.read_to_string(&mut out).await.unwrap();
+        (out, channel.exit.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn commands_run_as_the_projects_own_uid_and_as_nobody_else() {
+        if !Uid::effective().is_root() {
+            eprintln!("SKIPPED: only root can switch users");
+            return;
+        }
+        let dir = jobs();
+        let local = Local::new(dir.path().join("jobs"), JobUsers::Each(Arc::new(Fixed(61_234))));
+        let link = local.link(&shop()).unwrap();
+        let _open = std::fs::File::create(dir.path().join("opened-by-the-daemon")).unwrap();
+        let text = "id -u; id -g; grep '^Groups:' /proc/self/status; pwd; ps -o sid= -p $$ | tr -d ' '; echo $$; ls -l /proc/self/fd; env | sort";
+        let (out, exit) = run(&*link, text).await;
+        assert_eq!(exit, Exit::Code(0));
+        let lines: Vec<&str> = out.lines().collect();
+        assert_eq!(lines[..4], ["61234", "61234", "Groups:\t ", "/"], "{out}");
+        assert_eq!(lines[4], lines[5], "a session of its own");
+        assert!(!out.contains("opened-by-the-daemon"), "{out}");
+        let base = dir.path().join("jobs/shop");
+        let home = format!("HOME={}/home", base.display());
+        assert!(lines.contains(&home.as_str()) && lines.contains(&"USER=job-61234"), "{out}");
+        assert!(!out.contains("CARGO"), "nothing of the daemon's environment: {out}");
+        let made = std::fs::metadata(&base).unwrap();
+        assert_eq!((made.uid(), made.gid(), made.mode() & 0o7777), (61_234, 61_234, 0o700));
+        assert_eq!(link.base().as_deref(), base.to_str());
+        // Another project's user gets nowhere near it.
+        let other = Local::new(dir.path().join("jobs"), JobUsers::Each(Arc::new(Fixed(61_235))));
+        let (out, _) =
+            run(&*other.link(&"web".parse().unwrap()).unwrap(), &format!("ls {} 2>&1", base.display())).await;
+        assert!(out.contains("Permission denied"), "{out}");
+        assert_eq!(other.link(&shop()).err().unwrap().cause.code, "job_user");
+    }
+
+    #[tokio::test]
+    async fn the_same_user_is_only_on_purpose() {
+        let dir = jobs();
+        let local = Local::new(dir.path().join("jobs"), JobUsers::Same);
+        let link = local.link(&shop()).unwrap();
+        assert_eq!(run(&*link, "id -u; exit 3").await, (format!("{}\n", Uid::effective()), Exit::Code(3)));
+        assert_eq!(run(&*link, "kill -KILL $$").await.1, Exit::Signal("KILL".into()));
+        let mut probe = link.open("echo probe").await.unwrap();
+        let mut out = String::new();
+        probe.stdout.read_to_string(&mut out).await.unwrap();
+        assert_eq!(out, "probe\n");
+    }
+
+    #[test]
+    fn who_may_be_switched_to() {
+        let local = |users| Local::new(PathBuf::from("/jobs"), users);
+        let job = |users, me| local(users).job(&shop(), Path::new("/jobs/shop"), Uid::from_raw(me));
+        let each = |uid| JobUsers::Each(Arc::new(Fixed(uid)));
+        assert_eq!(job(each(61_000), 0).unwrap().ids, Some((61_000, 61_000)));
+        assert_eq!(job(each(61_000), 61_000).unwrap().ids, None, "already is");
+        for (users, me) in [
+            (each(61_000), 1000),
+            (each(0), 0),
+            (JobUsers::One("root".into()), 0),
+            (JobUsers::One("no-such-user".into()), 0),
+        ] {
+            assert_eq!(job(users, me).unwrap_err().cause.code, "job_user");
+        }
+        assert_eq!(job(JobUsers::Same, 1000).unwrap().ids, None);
+    }
+
+    #[test]
+    fn a_directory_that_is_not_ours_is_refused() {
+        let dir = jobs();
+        let jobs = dir.path().join("jobs");
+        std::fs::create_dir(&jobs).unwrap();
+        std::os::unix::fs::symlink("/tmp", jobs.join("shop")).unwrap();
+        let error = Local::new(jobs.clone(), JobUsers::Same).link(&shop()).err().unwrap();
+        assert!(error.cause.message.contains("not a directory"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn dial_connects_from_here() {
+        let dir = jobs();
+        let link = Local::new(dir.path().join("jobs"), JobUsers::Same).link(&shop()).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(link.dial("127.0.0.1", port).await.is_ok());
+        drop(listener);
+        assert_eq!(link.dial("127.0.0.1", port).await.err().unwrap().cause.code, "unreachable");
     }
 }

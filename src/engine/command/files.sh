@@ -2,8 +2,8 @@
 
 # The bytes come on our standard input, once we have said from where on; what is here already is not sent again.
 upload() {
-  token
-  exec 9>>"$d/lock"
+  true >>"$d.lock" || refuse unwritable
+  exec 9>>"$d.lock"
   flock -w 9.5 9 || { x busy; return 0; }
   if ended; then
     finish
@@ -24,8 +24,8 @@ upload() {
     exec 5>&-
   fi
   # Given up meanwhile.
-  if [ -e "$d/stop" ]; then
-    true >"$d/exit.void"
+  if [ -e "$d.stop" ]; then
+    true >"$d.void"
     x void
     return 0
   fi
@@ -47,7 +47,7 @@ upload() {
     dress "$tmp"
     mv -fT "$tmp" "$TO" || gone upload
   fi
-  { echo - && echo 0 && echo 0 && echo "changed $CHANGED"; } >"$d/exit.0"
+  { echo "end 0 0" && echo - && echo 0 && echo 0 && echo "changed $CHANGED"; } >"$d.go"
   x exit 0 0 "$CHANGED"
 }
 

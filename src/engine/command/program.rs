@@ -26,8 +26,6 @@ pub(super) struct Frame<'a> {
     pub base: Option<&'a str>,
     /// The id the host must have.
     pub host_id: Option<&'a str>,
-    /// Look at the base's mode too: once a session.
-    pub first: bool,
     /// Where output goes on, by stream.
     pub from: [u64; 2],
 }
@@ -48,7 +46,6 @@ impl Text {
         text.set("T", token)?;
         text.set("B", frame.base.unwrap_or(""))?;
         text.set("I", frame.host_id.unwrap_or(""))?;
-        text.set("F", if frame.first { "1" } else { "" })?;
         text.set("O", &frame.from[0].to_string())?;
         text.set("E", &frame.from[1].to_string())?;
         for (name, value) in [("L", "100"), ("K", "2"), ("M", "0"), ("G", ""), ("P", ""), ("AS", ""), ("FEED", "")] {
@@ -123,10 +120,20 @@ fn feed(bytes: &[u8]) -> String {
     for piece in bytes.chunks(4096) {
         out.push_str("printf '");
         for &byte in piece {
-            // A format that begins with `-` would be an option.
             match byte {
                 b'%' => out.push_str("%%"),
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b' ' | b'_' | b'.' | b',' | b':' | b'/' | b'=' | b'+' => {
+                b'a'..=b'z'
+                | b'A'..=b'Z'
+                | b'0'..=b'9'
+                | b' '
+                | b'_'
+                | b'.'
+                | b','
+                | b':'
+                | b'/'
+                | b'='
+                | b'+'
+                | b'-' => {
                     out.push(char::from(byte));
                 }
                 _ => {
@@ -218,7 +225,7 @@ fn launch(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
             if let Some(stdin) = &cmd.stdin {
                 out.extend_from_slice(feed(stdin).as_bytes());
             }
-            out.extend_from_slice(b"launch() {\nexport PHASED_GO=\"$d/go\"\nexec setsid");
+            out.extend_from_slice(b"launch() {\nexport PHASED_GO=\"$d.go\"\nexec setsid");
             out.extend_from_slice(&documents);
         }
         // sudo closes every descriptor from 3 on and has its own environment: the whole goes in by its standard input.
@@ -238,7 +245,7 @@ fn launch(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
                 b"launch() {\nif [ \"$USER\" = \"$AS\" ]; then set -- /bin/sh; else set -- sudo -n -u \"$AS\" -- /bin/sh; fi\n",
             );
             out.extend_from_slice(
-                format!("exec setsid sh -c 'echo \"pg $$\" >>\"$0\"; exec \"$@\"' \"$d/go\" \"$@\" <<\\{e0}\n")
+                format!("exec setsid sh -c 'echo \"pg $$\" >>\"$0\"; exec \"$@\"' \"$d.go\" \"$@\" <<\\{e0}\n")
                     .as_bytes(),
             );
             out.extend_from_slice(&within);

@@ -1,13 +1,13 @@
 # The host's half of the command protocol (see ../command.rs): POSIX sh, coreutils, util-linux flock and setsid.
 # Comments and indentation are stripped before it is sent. Forks are what a step costs: builtins wherever they do.
 # Set in front of it, as literals: MARK V T B I F O E G P and, by verb, more; the functions `launch` and `feed`.
-#   T token  B base or empty  I expected host id or empty  F 1 = look at the base closely  O E offsets to resume output at
+#   T token  B base or empty  I expected host id or empty  O E offsets to resume output at
 #   L time limit, centiseconds  K grace after TERM, seconds  M most unread output, bytes  G epoch or empty  P its file
 
 x() { echo "X $*"; }
 refuse() {
   # Shells do not all say why a file could not be written; a tool does, and its complaint is the reason given.
-  [ "$1" != unwritable ] || { cp /proc/self/status "${d:-$B}/probe" && rm -f "${d:-$B}/probe"; }
+  [ "$1" != unwritable ] || { cp /proc/self/status "$B/probe" && rm -f "$B/probe"; }
   x refused "$@"
   exit 0
 }
@@ -59,7 +59,6 @@ base() {
   fi
   : "${USER:=${LOGNAME:-$(id -un)}}" "${HOME:=/}" "${SHELL:=/bin/sh}"
   [ -s "$B/id" ] && [ ! -L "$B" ] && [ -O "$B" ] || first
-  [ -z "$F" ] || close
   read -r id <"$B/id" || refuse unwritable
   echo "I $id $USER $B"
   if [ -n "$I" ] && [ "$I" != "$id" ]; then
@@ -69,15 +68,19 @@ base() {
   d=$B/$T
 }
 
-# The token's directory and its lock file.
-token() {
-  [ -d "$d" ] || mkdir "$d" || [ -d "$d" ] || refuse unwritable
-  true >>"$d/lock" || refuse unwritable
-}
-
-# Sets `fin` to the file that holds the end, if there is one.
+# Sets `code` if it is over: `go` begins with the end, or was renamed where the disk had no room even for that.
 ended() {
-  for fin in "$d"/exit.*; do
+  code=void
+  [ ! -e "$d.void" ] || return 0
+  fin=$d.go
+  if [ -e "$fin" ]; then
+    read -r k rest code <"$fin"
+    [ "$k" = end ] && [ -n "$code" ]
+    return
+  fi
+  [ -s "$d.lock" ] || return 1
+  for fin in "$d".exit.*; do
+    code=${fin##*.}
     [ ! -e "$fin" ] || return 0
   done
   return 1
@@ -107,19 +110,20 @@ begin() {
   now
   end=$((now + L))
   # The mark that ends each stream of a short answer lies in the lock's file: every file costs a host's disk some time.
-  export -p >"$d/err" && true >"$d/out" && printf %s "$MARK." >"$d/lock" || refuse unwritable
-  exec 8>>"$d/out"
+  export -p >"$d.err" && true >"$d.out" && printf %s "$MARK." >"$d.lock" || refuse unwritable
+  exec 8>>"$d.out"
   # All that could need disk space exists before the command does: a full disk is a refusal and never a doubt.
-  if ! { echo "$boot" && echo "$now" && echo "$end" && echo "pg 0"; } >"$d/go"; then
-    rm -f "$d/go"
+  # The first line is where the end will be written, over what is there already.
+  if ! { printf '%-39s\n' begun && echo "$boot" && echo "$now" && echo "$end"; } >"$d.go"; then
+    rm -f "$d.go"
     refuse unwritable
   fi
   (
-    exec 9<"$d/lock"
+    exec 9<"$d.lock"
     short
     settle
   ) &
-  # Nothing of the connection is ours any more. What ends us is one rename, which needs no space.
+  # Nothing of the connection is ours any more.
   exec </dev/null >/dev/null 2>&1
   if [ -n "$FEED" ]; then
     feed 8>&- | (begun)
@@ -128,8 +132,8 @@ begin() {
   fi
   code=$?
   now
-  echo "end $now" >>"$d/go"
-  exec mv -f "$d/go" "$d/exit.$code"
+  printf '%-39s\n' "end $now $code" 1<>"$d.go" || exec mv -f "$d.go" "$d.exit.$code"
+  exit 0
 }
 
 # The command's process, up to the moment it becomes the command: its own session, and nothing of the launcher's environment.
@@ -145,10 +149,10 @@ begun() {
       esac
       ;;
     esac
-  done <"$d/err"
-  true >"$d/err"
+  done <"$d.err"
+  true >"$d.err"
   trap - HUP PIPE
-  exec >>"$d/out" 2>>"$d/err" 8>&-
+  exec >>"$d.out" 2>>"$d.err" 8>&-
   export HOME USER SHELL
   launch
 }
@@ -166,7 +170,7 @@ short() {
 
 # Whether any process of the command lives: the lock says so, never a pid.
 alive() {
-  exec 6>>"$d/lock"
+  exec 6>>"$d.lock"
   flock -n 6
   alive=$?
   exec 6>&-
@@ -176,9 +180,9 @@ alive() {
 signal() {
   alive || exit 0
   # Once known it stays: what outlives its leader is signalled after the file has its last name.
-  [ "$pg" -gt 1 ] || [ ! -e "$d/go" ] || while read -r k rest; do
+  [ "$pg" -gt 1 ] || [ ! -e "$d.go" ] || while read -r k rest; do
     [ "$k" != pg ] || pg=$rest
-  done <"$d/go"
+  done <"$d.go"
   [ "$pg" -gt 1 ] || return 0
   # A command of another user is signalled as that user, by the right that started it.
   kill -"$1" -"$pg" 2>/dev/null || [ -z "$AS" ] || echo "kill -$1 -$pg" | sudo -n -u "$AS" -- /bin/sh
@@ -186,9 +190,9 @@ signal() {
 
 # More output than may lie here, and nobody reads it: no reader at all, or one that has not got on for a minute.
 unread() {
-  set -- $(stat -c %s "$d/out" "$d/err")
+  set -- $(stat -c %s "$d.out" "$d.err")
   ro=0 re=0
-  [ ! -s "$d/read" ] || read -r ro re <"$d/read"
+  [ ! -s "$d.read" ] || read -r ro re <"$d.read"
   [ $(($1 - ro + $2 - re)) -gt "$M" ] || return 1
   if [ "$ro $re" = "$seen" ]; then
     stalled=$((stalled + 1))
@@ -196,7 +200,7 @@ unread() {
   else
     seen="$ro $re" stalled=0
   fi
-  exec 6>>"$d/reader"
+  exec 6>>"$d.reader"
   flock -n 6
   r=$?
   exec 6>&-
@@ -207,13 +211,13 @@ unread() {
 watchdog() {
   (
     exec 3<&- 4<&- 5>&- 8<&- 9>&- </dev/null >/dev/null 2>&1
-    exec 7>>"$d/watch"
+    exec 7>>"$d.watch"
     flock -n 7 || exit 0
-    exec 8<"$d/out"
+    exec 8<"$d.out"
     why= seen= stalled=0 pg=0
     while ! ended; do
       now
-      if [ -e "$d/stop" ]; then
+      if [ -e "$d.stop" ]; then
         why=stop
       elif [ "$now" -ge "$end" ]; then
         why=timeout
@@ -233,7 +237,7 @@ watchdog() {
       fi
     done
     [ -n "$why" ] || exit 0
-    [ ! -e "$d/go" ] || echo "$why" >>"$d/go"
+    [ ! -e "$d.go" ] || echo "$why" >>"$d.go"
     # The whole group, also what outlives its leader.
     signal TERM
     n=0
@@ -266,13 +270,13 @@ part() {
     echo "O $1 $at $((n * c))" && dd bs=$n count=$c <&$2 2>/dev/null || exit 0
     at=$((at + n * c))
     if [ "$1" = 1 ]; then O=$at; else E=$at; fi
-    [ -z "$dog" ] || echo "$O $E" >"$d/read"
+    [ -z "$dog" ] || echo "$O $E" >"$d.read"
   done
 }
 
 emit() {
-  [ -s "$d/out" ] || [ -s "$d/err" ] || return 0
-  set -- $(stat -c %s "$d/out" "$d/err")
+  [ -s "$d.out" ] || [ -s "$d.err" ] || return 0
+  set -- $(stat -c %s "$d.out" "$d.err")
   part 1 3 "$O" "${1:-0}"
   part 2 4 "$E" "${2:-0}"
 }
@@ -280,11 +284,11 @@ emit() {
 # What was read long ago is given back to the disk, 64 MiB behind the reader, where the file system can.
 punch() {
   while [ $((O - po)) -gt 134217728 ]; do
-    fallocate -p -o "$po" -l 67108864 "$d/out" 2>/dev/null
+    fallocate -p -o "$po" -l 67108864 "$d.out" 2>/dev/null
     po=$((po + 67108864))
   done
   while [ $((E - pe)) -gt 134217728 ]; do
-    fallocate -p -o "$pe" -l 67108864 "$d/err" 2>/dev/null
+    fallocate -p -o "$pe" -l 67108864 "$d.err" 2>/dev/null
     pe=$((pe + 67108864))
   done
 }
@@ -292,7 +296,7 @@ punch() {
 streams() {
   [ -z "$open" ] || return 0
   open=1
-  exec 3<"$d/out" 4<"$d/err"
+  exec 3<"$d.out" 4<"$d.err"
   [ "$O" = 0 ] || dd bs=1 skip="$O" count=0 <&3 2>/dev/null
   [ "$E" = 0 ] || dd bs=1 skip="$E" count=0 <&4 2>/dev/null
   po=$((O / 67108864 * 67108864)) pe=$((E / 67108864 * 67108864))
@@ -300,30 +304,31 @@ streams() {
 
 # The end, once `ended` has found it. Variables are the whole program's: no two functions that call each other share a name.
 finish() {
-  code=${fin##*/exit.}
   if [ "$code" = void ]; then
     x void
     return 0
   fi
-  why=exit stop=0 t0=0
+  why=exit
   {
+    read -r k stop rest
     read -r rest
     read -r t0
     read -r rest
     while read -r k rest; do
       case $k in
-      end) stop=$rest ;;
-      changed) CHANGED=$rest ;;
       pg) ;;
+      changed) CHANGED=$rest ;;
       *) why=$k ;;
       esac
     done
   } <"$fin"
-  if [ -s "$d/out" ] || [ -s "$d/err" ]; then
+  # Renamed for want of space: when it ended is not known.
+  [ "$k$stop" != begun ] || stop=$t0
+  if [ -s "$d.out" ] || [ -s "$d.err" ]; then
     # All of it is still to be told: by one process, without counting. A mark ends each stream, and what is longer than 16 MiB.
-    if [ -z "$open" ] && [ "$O$E" = 00 ] && [ -s "$d/lock" ]; then
+    if [ -z "$open" ] && [ "$O$E" = 00 ] && [ -s "$d.lock" ]; then
       echo "Z $why $code $((stop - t0))"
-      exec head -q -c 16777216 "$d/out" "$d/lock" "$d/err" "$d/lock"
+      exec head -q -c 16777216 "$d.out" "$d.lock" "$d.err" "$d.lock"
     fi
     streams
     emit
@@ -334,16 +339,16 @@ finish() {
 # Follow a command that runs, whoever began it, until the wrapper lets go of `wait`.
 follow() {
   n=0
-  while [ ! -s "$d/go" ]; do
+  while [ ! -s "$d.go" ]; do
     ended && return 0
     # Begun this very moment by another, who has not come as far yet, or who was killed before it got there.
     n=$((n + 1))
     [ "$n" -lt 200 ] || return 0
     sleep 0.02
   done
-  { read -r rest && read -r t0 && read -r end; } <"$d/go" 2>/dev/null || return 0
+  { read -r rest && read -r rest && read -r t0 && read -r end; } <"$d.go" 2>/dev/null || return 0
   streams
-  exec 8<"$d/out" 5>>"$d/reader"
+  exec 8<"$d.out" 5>>"$d.reader"
   flock -s 5
   w=0.2 quiet=0
   while :; do
@@ -372,12 +377,12 @@ follow() {
 
 # Sending it again resolves it: the answer is the same, whoever asks and however often.
 start() {
-  token
   settle
 }
 
 settle() {
-  exec 9>>"$d/lock"
+  true >>"$d.lock" || refuse unwritable
+  exec 9>>"$d.lock"
   while :; do
     if ended; then
       finish
@@ -388,9 +393,9 @@ settle() {
     case $r in
     0)
       ended && continue
-      if [ -e "$d/go" ]; then
+      if [ -e "$d.go" ]; then
         # It ran, and nothing of it is left, nor its end.
-        read -r was <"$d/go"
+        { read -r rest && read -r was; } <"$d.go"
         read -r boot </proc/sys/kernel/random/boot_id
         streams
         emit
@@ -399,7 +404,7 @@ settle() {
       fi
       if [ "$V" = stop ]; then
         # From now on a start still on its way can never begin.
-        true >"$d/exit.void" || refuse unwritable
+        true >"$d.void" || refuse unwritable
         x void
         return 0
       fi
@@ -407,9 +412,9 @@ settle() {
       ;;
     1)
       exec 9>&-
-      [ "$V" != stop ] || [ -e "$d/stop" ] || true >"$d/stop" || refuse unwritable
+      [ "$V" != stop ] || [ -e "$d.stop" ] || true >"$d.stop" || refuse unwritable
       follow
-      if ! ended && [ -s "$d/go" ] && alive; then
+      if ! ended && [ -s "$d.go" ] && alive; then
         # The wrapper was killed and the command lives: its time-out ends it; it is never begun again.
         now
         if [ "$now" -gt $((end + K * 100 + 500)) ] || [ "$tries" -gt $((K * 4 + 10)) ]; then
@@ -425,7 +430,7 @@ settle() {
       ;;
     *) refuse host_unsupported "flock failed ($r)" ;;
     esac
-    exec 9>>"$d/lock"
+    exec 9>>"$d.lock"
   done
 }
 

@@ -37,8 +37,6 @@ const ANSWER: Duration = Duration::from_secs(30);
 struct State {
     link: Option<Arc<dyn Link>>,
     host_id: Option<String>,
-    /// The base was looked at closely in this session.
-    looked: bool,
     user: Option<String>,
 }
 
@@ -336,12 +334,9 @@ impl Session {
         at: &mut [u64; 2],
         sent: &mut bool,
     ) -> Answer {
-        let (host_id, first) = {
-            let state = self.state.lock().await;
-            (state.host_id.clone(), !state.looked)
-        };
+        let host_id = self.state.lock().await.host_id.clone();
         let base = link.base();
-        let frame = program::Frame { mark, base: base.as_deref(), host_id: host_id.as_deref(), first, from };
+        let frame = program::Frame { mark, base: base.as_deref(), host_id: host_id.as_deref(), from };
         let text = match build(&frame) {
             Ok(text) => text,
             Err(cause) => return Answer::Refused(cause),
@@ -470,7 +465,6 @@ impl Session {
 
     async fn learn(&self, id: String, user: String) {
         let mut state = self.state.lock().await;
-        state.looked = true;
         state.user = Some(user);
         // The first answer decides which machine this session is with; a later one with another id says `replaced` itself.
         if state.host_id.is_none() {

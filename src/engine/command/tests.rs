@@ -187,6 +187,11 @@ impl Host {
         Host { name, dir, shells, session }
     }
 
+    /// A file of the `n`th step in the base.
+    fn file(&self, n: u32, name: &str) -> PathBuf {
+        self.shells.base.join(format!("{}.{name}", token(n)))
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -479,7 +484,7 @@ in_every_shell! {
     async fn a_cut_program_runs_nothing(host: Host) {
         let file = host.path("ran");
         let cmd = sh(1, &format!("touch {}", file.display()));
-        let frame = program::Frame { mark: "m", base: host.shells.base.to_str(), host_id: None, first: true, from: [0; 2] };
+        let frame = program::Frame { mark: "m", base: host.shells.base.to_str(), host_id: None, from: [0; 2] };
         let whole = program::start(&frame, &cmd).unwrap();
         let last = whole.len() - b"main; exit 0\n".len();
         for cut in [10, 300, whole.len() / 3, whole.len() / 2, last - 40, last - 1, last, last + 3] {
@@ -538,14 +543,14 @@ in_every_shell! {
         let mut cmd = sh(1, &format!("yes | head -c 30000000; sleep {marker}"));
         cmd.max_output = 5_000_000;
         let mark = program::mark(&cmd.token);
-        let frame = program::Frame { mark: &mark, base: host.shells.base.to_str(), host_id: None, first: true, from: [0; 2] };
+        let frame = program::Frame { mark: &mark, base: host.shells.base.to_str(), host_id: None, from: [0; 2] };
         let link = host.shells.connect().await.unwrap();
         let mut channel = link.open("sh").await.unwrap();
         tokio::io::AsyncWriteExt::write_all(&mut channel.stdin, &program::start(&frame, &cmd).unwrap()).await.unwrap();
         until("the command", || process_exists(&marker)).await;
         drop(channel);
-        let dir = host.shells.base.join(token(1).as_str());
-        until("its end", || std::fs::read_dir(&dir).unwrap().flatten().any(|e| e.file_name().to_string_lossy().starts_with("exit."))).await;
+        let go = host.file(1, "go");
+        until("its end", || std::fs::read_to_string(&go).unwrap().starts_with("end ")).await;
         let (verdict, out, _) = host.run(&cmd).await;
         assert_eq!(verdict, Verdict::OutputUnread);
         assert_eq!(out.len(), 30_000_000, "and what there is can still be read");
@@ -566,7 +571,7 @@ in_every_shell! {
         let other = host.again(Some("another"));
         let verdict = other.run(&sh(2, "true"), &mut Discard, &CancellationToken::new()).await;
         assert!(matches!(verdict, Verdict::Replaced { .. }), "{verdict:?}");
-        assert!(!host.shells.base.join(token(2).as_str()).exists());
+        assert!(!host.file(2, "lock").exists());
         assert!(matches!(other.resolve(&token(1), None, Duration::from_secs(5)).await, Verdict::Replaced { .. }));
         assert_eq!(host.again(None).identify().await.unwrap(), id);
     }
@@ -575,11 +580,10 @@ in_every_shell! {
         let marker = host.marker();
         let mut cmd = sh(1, &format!("sleep {marker}"));
         cmd.timeout = Duration::from_secs(2);
-        let dir = host.shells.base.join(token(1).as_str());
         let mut sink = Discard;
         let killing = async {
             until("the command", || process_exists(&marker)).await;
-            let go = std::fs::read_to_string(dir.join("go")).unwrap();
+            let go = std::fs::read_to_string(host.file(1, "go")).unwrap();
             let leader: i32 = go.lines().rev().find_map(|line| line.strip_prefix("pg ")).unwrap().parse().unwrap();
             let stat = std::fs::read_to_string(format!("/proc/{leader}/stat")).unwrap();
             let wrapper: i32 = stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
@@ -593,14 +597,23 @@ in_every_shell! {
         assert_eq!(host.run(&cmd).await.0, Verdict::Lost, "and it is not begun again");
     }
 
+    async fn an_end_that_found_no_room_is_read_from_the_name(host: Host) {
+        let cmd = sh(1, "echo out; exit 5");
+        host.run(&cmd).await;
+        let go = std::fs::read_to_string(host.file(1, "go")).unwrap();
+        std::fs::write(host.file(1, "go"), go.replacen("end", "begun", 1)).unwrap();
+        std::fs::rename(host.file(1, "go"), host.file(1, "exit.5")).unwrap();
+        let (verdict, out, _) = host.run(&cmd).await;
+        assert!(matches!(verdict, Verdict::Exited { code: 5, .. }), "{verdict:?}");
+        assert_eq!(out, b"out\n");
+    }
+
     async fn a_reboot_is_told_from_a_loss(host: Host) {
         host.sh(1, "true").await;
-        let dir = host.shells.base.join(token(2).as_str());
-        std::fs::create_dir(&dir).unwrap();
         for file in ["out", "err", "lock"] {
-            std::fs::write(dir.join(file), "").unwrap();
+            std::fs::write(host.file(2, file), "").unwrap();
         }
-        std::fs::write(dir.join("go"), "another-boot\n1\n2\n").unwrap();
+        std::fs::write(host.file(2, "go"), "begun\nanother-boot\n1\n2\n").unwrap();
         assert_eq!(host.run(&sh(2, "true")).await.0, Verdict::Rebooted);
     }
 
@@ -637,7 +650,7 @@ in_every_shell! {
         let (verdict, ()) = tokio::join!(host.session.run(&cmd, &mut sink, &stop), watching);
         assert!(matches!(verdict, Verdict::Exited { code: 0, .. }), "{verdict:?}");
         // Nor in any file that is left.
-        for entry in std::fs::read_dir(host.shells.base.join(token(1).as_str())).unwrap().flatten() {
+        for entry in std::fs::read_dir(&host.shells.base).unwrap().flatten() {
             assert!(!String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap()).contains(&secret), "{:?}", entry.path());
         }
     }
