@@ -57,7 +57,9 @@ fn links_between_pages_lead_somewhere() {
 
 /// The name by which a heading is linked to.
 fn anchor(line: &str) -> String {
-    let Some(title) = line.strip_prefix('#').map(|rest| rest.trim_start_matches('#').trim()) else { return String::new() };
+    let Some(title) = line.strip_prefix('#').map(|rest| rest.trim_start_matches('#').trim()) else {
+        return String::new();
+    };
     let kept = title.to_lowercase().replace(' ', "-");
     kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
 }
