@@ -1,5 +1,6 @@
 -- A plain Node service on a few servers, complete. Copy it to plugins/projects/shop.lua: the file's name is the project's name.
--- `phased check` says whether all is well, `phased start shop` presses the button.
+-- `phased check` says whether all is well, `phased start shop` presses the button. Mind that the daemon presses it by itself when it
+-- sees a head of the branch for the first time, also right after its start: begin with one test machine in `hosts`.
 
 -- Who is told when something goes wrong. alerts.log writes to the daemon's log only; put alerts.slack, alerts.email,
 -- alerts.webhook or alerts.command beside it, so that bad news reaches somebody:
