@@ -140,7 +140,13 @@ impl Default for Exec {
 impl Default for Limits {
     fn default() -> Self {
         // A call of the largest sample project needs 2 MiB and a million instructions; a runaway loop is over in a second.
-        Limits { memory: Size::mib(64), instructions: 100_000_000, max_output: Size::mib(256), max_queued: 100, reconnect: Span(Duration::from_secs(300)) }
+        Limits {
+            memory: Size::mib(64),
+            instructions: 100_000_000,
+            max_output: Size::mib(256),
+            max_queued: 100,
+            reconnect: Span(Duration::from_secs(300)),
+        }
     }
 }
 

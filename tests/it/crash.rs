@@ -16,7 +16,8 @@ fn hanging() -> Project {
 /// No process of this world sleeps.
 fn nothing_sleeps(world: &World) {
     eventually("nothing sleeps any more", || {
-        let sleeps = |pid: i32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.starts_with(b"sleep\x00300"));
+        let sleeps =
+            |pid: i32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.starts_with(b"sleep\x00300"));
         (!world.pids().into_iter().any(sleeps)).then_some(())
     });
 }

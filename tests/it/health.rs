@@ -50,7 +50,9 @@ fn a_host_is_healthy_when_its_page_answers() {
     let port = port();
     let serve = serving("echo fine >www/healthz").replace("(\"127.0.0.1\", 0)", &format!("(\"127.0.0.1\", {port})"));
     let project = Project::new("shop").hosts(&["h1"]).deploy(&serve);
-    let health = format!(r#"http = ":{port}/healthz", tcp = ":{port}", min_healthy_time = "300ms", interval = "100ms", healthy_deadline = "20s""#);
+    let health = format!(
+        r#"http = ":{port}/healthz", tcp = ":{port}", min_healthy_time = "300ms", interval = "100ms", healthy_deadline = "20s""#
+    );
     let (world, daemon) = World::with(&project.health(&health));
     world.repo.push("healthy");
     assert_eq!(daemon.deploy().is("succeeded").hosts(), ["h1:healthy"]);

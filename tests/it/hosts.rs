@@ -73,10 +73,8 @@ fn a_host_that_nobody_knows_is_refused() {
 fn a_host_that_does_not_take_our_key_says_so() {
     let world = with_bad(|w| {
         let other = w.path("other-key");
-        let keygen = std::process::Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-            .arg(&other)
-            .status();
+        let keygen =
+            std::process::Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&other).status();
         assert!(keygen.unwrap().success());
         w.secret("other", &std::fs::read_to_string(other).unwrap());
         w.host_table_with("h2", ", key = phased.secret \"other\"")
@@ -116,7 +114,8 @@ fn a_host_that_is_no_shell_is_its_own_error() {
 
 #[test]
 fn a_full_budget_halts_and_skips_the_rest() {
-    let project = Project::new("shop").deploy_after(r#"if host.id == "h2" then host:sh "echo no room >&2; exit 28" end"#);
+    let project =
+        Project::new("shop").deploy_after(r#"if host.id == "h2" then host:sh "echo no room >&2; exit 28" end"#);
     let (world, daemon) = with_bad_and(|w| w.host_table("h2"), project);
     let run = daemon.deploy().is("halted");
     assert_eq!(run.hosts(), ["h1:healthy", "h2:failed", "h3:skipped", "h4:skipped"]);

@@ -115,7 +115,8 @@ fn hostile_messages_authors_and_files_reach_lua_the_api_and_alerts_as_they_are()
     let deploy = r#"host:sh { 'printf %s "$M" >"$ROOT/h1/message"; printf %s "$A" >"$ROOT/h1/author"',
       env = { ROOT = "@ROOT@", M = release.message, A = release.author } }"#;
     let sink = crate::fixture::Sink::start();
-    let notify = format!(r#"{{ bad = require "alerts.log" {{}}, good = require "alerts.webhook" {{ "{}" }} }}"#, sink.url());
+    let notify =
+        format!(r#"{{ bad = require "alerts.log" {{}}, good = require "alerts.webhook" {{ "{}" }} }}"#, sink.url());
     let (world, daemon) = World::with(&Project::new("shop").hosts(&["h1"]).deploy(deploy).notify(&notify));
     let all = HOSTILE.join("\n");
     let files: Vec<(String, String)> = HOSTILE
@@ -161,13 +162,16 @@ fn hostile_branches_are_tested_and_deployed() {
         let stage = format!(r#"run:sh {{ {seen}, env = {{ OUT = "@ROOT@/../tested/branch{i}" }} }}"#);
         let deploy = format!(r#"host:sh {{ {seen}, env = {{ OUT = "@ROOT@/h{i}/branch" }} }}"#);
         let host = format!("h{i}");
-        world.project(&Project::new(&format!("p{i}")).branch(branch).stage("unit", &stage).hosts(&[&host]).deploy(&deploy));
+        world.project(
+            &Project::new(&format!("p{i}")).branch(branch).stage("unit", &stage).hosts(&[&host]).deploy(&deploy),
+        );
         world.repo.commit(&[("branch", branch)], branch);
         world.repo.push_as(branch);
     }
     let daemon = world.start();
     for (i, branch) in branches.iter().enumerate() {
-        let runs = || daemon.api.get(&format!("/v1/runs?project=p{i}")).json()["items"][0]["id"].as_str().map(str::to_owned);
+        let runs =
+            || daemon.api.get(&format!("/v1/runs?project=p{i}")).json()["items"][0]["id"].as_str().map(str::to_owned);
         let id = crate::fixture::eventually("the branch is found", runs);
         let run = daemon.run(&id).wait().is("succeeded");
         assert_eq!(std::fs::read_to_string(world.path(&format!("tested/branch{i}"))).unwrap(), *branch);
@@ -187,7 +191,10 @@ fn hostile_host_ids_and_names_are_only_names() {
         .map(|(i, name)| {
             let table = world.host_table(&format!("n{i}"));
             let escaped: String = name.bytes().map(|b| format!("\\{b:03}")).collect();
-            table.replace(&format!("id = \"n{i}\""), &format!("id = \"n{i}\", name = \"{escaped}\", labels = {{ n = {i} }}"))
+            table.replace(
+                &format!("id = \"n{i}\""),
+                &format!("id = \"n{i}\", name = \"{escaped}\", labels = {{ n = {i} }}"),
+            )
         })
         .collect();
     let tables: Vec<&str> = tables.iter().map(String::as_str).collect();

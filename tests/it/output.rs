@@ -43,7 +43,9 @@ fn a_torrent_is_bounded(mib: usize) {
     let stored = size_of(&world.path("data/journal/runs"));
     assert!(stored < 16 << 20, "{stored} bytes are stored");
     assert!(peak(&daemon) < 160 << 10, "{} KiB", peak(&daemon));
-    eventually("the gap shows", || (log.contains("not kept") || log.contains("…") || log.contains("gap")).then_some(()));
+    eventually("the gap shows", || {
+        (log.contains("not kept") || log.contains("…") || log.contains("gap")).then_some(())
+    });
 }
 
 #[test]
@@ -97,7 +99,10 @@ fn the_log_can_be_followed_while_it_grows() {
     world.repo.push("x");
     let run = daemon.press();
     run.prints("first");
-    let follower = { let run = run.clone(); std::thread::spawn(move || run.log_of("?follow")) };
+    let follower = {
+        let run = run.clone();
+        std::thread::spawn(move || run.log_of("?follow"))
+    };
     let dir = world.path(&format!("data/work/shop/{}", run.id));
     std::fs::write(dir.join("go"), "").unwrap();
     run.wait().is("succeeded");

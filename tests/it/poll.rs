@@ -46,7 +46,9 @@ fn a_remote_that_is_away_is_shown_and_found_again() {
     daemon.nth_run(1).wait().is("succeeded");
     std::fs::rename(world.path("repo.git"), world.path("away.git")).unwrap();
     let trouble = || daemon.status()["projects"][0]["trouble"].clone();
-    eventually("the trouble shows", || trouble()["message"].as_str().is_some_and(|m| m.contains("repo.git")).then_some(()));
+    eventually("the trouble shows", || {
+        trouble()["message"].as_str().is_some_and(|m| m.contains("repo.git")).then_some(())
+    });
     std::fs::rename(world.path("away.git"), world.path("repo.git")).unwrap();
     let commit = world.repo.push("two");
     daemon.nth_run(2).wait().is("succeeded");

@@ -79,7 +79,8 @@ fn retest_runs_the_tests_again() {
 
 /// A project whose tests write down that they ran.
 fn counting() -> Project {
-    Project::new("shop").stage("unit", r#"run:sh { 'echo tested >>"$COUNT"', env = { COUNT = "@ROOT@/../tested/count" } }"#)
+    Project::new("shop")
+        .stage("unit", r#"run:sh { 'echo tested >>"$COUNT"', env = { COUNT = "@ROOT@/../tested/count" } }"#)
 }
 
 fn tested(world: &World) -> usize {

@@ -94,7 +94,8 @@ fn nowhere(project: Project) {
     let lines = watcher.end();
     sink.message_of(&run.id);
     assert!(run.log().contains("plain") && run.log().contains("split"), "{}", run.log());
-    let mut shown = vec![run.log(), run.view.to_string(), daemon.said(), String::from_utf8_lossy(&sink.raw()).into_owned()];
+    let mut shown =
+        vec![run.log(), run.view.to_string(), daemon.said(), String::from_utf8_lossy(&sink.raw()).into_owned()];
     shown.push(run.api.with("accept", "application/x-ndjson").get(&format!("/v1/runs/{}/log", run.id)).text());
     shown.push(daemon.status().to_string());
     shown.push(daemon.cli(&["log", "shop"]).stdout);

@@ -120,17 +120,7 @@ fn feed(bytes: &[u8]) -> String {
             // A format that begins with `-` would be an option.
             match byte {
                 b'%' => out.push_str("%%"),
-                b'a'..=b'z'
-                | b'A'..=b'Z'
-                | b'0'..=b'9'
-                | b' '
-                | b'_'
-                | b'.'
-                | b','
-                | b':'
-                | b'/'
-                | b'='
-                | b'+' => {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b' ' | b'_' | b'.' | b',' | b':' | b'/' | b'=' | b'+' => {
                     out.push(char::from(byte));
                 }
                 _ => {
