@@ -17,5 +17,5 @@ pub use project::Project;
 pub use repo::Repo;
 pub use run::Run;
 pub use sink::Sink;
-pub use wait::{eventually, never_during};
+pub use wait::eventually;
 pub use world::{HOOK_SECRET, World};

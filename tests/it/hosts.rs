@@ -151,26 +151,59 @@ fn a_cut_connection_is_taken_up_and_the_command_runs_once() {
     assert!(run.log().contains("over"));
 }
 
-#[test]
-fn a_host_that_dies_in_the_middle_of_a_command_ends_in_its_time_out_and_the_others_finish() {
+/// A world whose host `h2` has an sshd of its own and a command that runs for long when the others have none.
+fn with_one_apart() -> (World, Daemon, Sshd) {
     let world = World::new();
     let authorized = std::fs::read_to_string(world.path("id.pub")).unwrap();
-    let dying = Sshd::start(&world.path("dying"), &authorized, "");
-    std::fs::write(world.path("known_dying"), dying.known_hosts()).unwrap();
-    let keys = format!(", port = {}, known_hosts = \"{}\"", dying.port, world.path("known_dying").display());
+    let apart = Sshd::start(&world.path("apart"), &authorized, "");
+    std::fs::write(world.path("known_apart"), apart.known_hosts()).unwrap();
+    let keys = format!(", port = {}, known_hosts = \"{}\"", apart.port, world.path("known_apart").display());
     let bad = world.host_table_with("h2", &keys);
     let long = r#"if host.id == "h2" then host:sh { "echo begun; sleep 300", timeout = "3s" } end"#;
     let project = Project::new("shop").hosts(&["h1", &bad, "h3"]).rollout("max_parallel = 3, max_failures = 1");
     world.project(&project.deploy_after(long));
     let daemon = world.start();
-    let commit = world.repo.push("one dies");
+    world.repo.push("for most of them");
+    (world, daemon, apart)
+}
+
+#[test]
+fn a_host_that_dies_in_the_middle_of_a_command_ends_in_its_time_out_and_the_others_finish() {
+    let (world, daemon, dying) = with_one_apart();
     let run = daemon.press();
     run.prints("begun");
     drop(dying);
     let run = run.wait().is("succeeded");
-    assert!(world.hosts_have(&["h1", "h3"], &commit));
+    assert!(world.hosts_have(&["h1", "h3"], &world.repo.head()));
     let cause = &run.host("h2")["cause"];
     assert!(cause["message"].as_str().unwrap().contains("was cut while the command ran"), "{cause}");
+}
+
+#[test]
+fn a_host_that_hangs_in_the_middle_of_a_command_ends_and_the_others_finish() {
+    let (world, daemon, hanging) = with_one_apart();
+    let run = daemon.press();
+    run.prints("begun");
+    hanging.freeze();
+    let run = run.wait().is("succeeded");
+    assert!(world.hosts_have(&["h1", "h3"], &world.repo.head()));
+    // Silence is no error: after three keepalives the connection is made again, and the host says how the command ended.
+    assert_eq!(run.host("h2")["cause"]["code"], "timeout", "{:#}", run.view);
+}
+
+#[test]
+fn stop_now_ends_a_host_after_its_running_step() {
+    let slow = r#"host:sh "echo begun; sleep 2; echo over""#;
+    let project = Project::new("shop").hosts(&["h1", "h2"]).deploy_after(slow);
+    let (world, daemon) = World::with(&project);
+    world.repo.push("stopped in the middle");
+    let run = daemon.press();
+    run.prints("begun");
+    daemon.api.post("/v1/projects/shop/stop", &json!({ "now": true })).is(202);
+    let run = run.wait().is("stopped");
+    assert!(run.log().contains("over"), "{}", run.log());
+    assert_eq!(run.hosts(), ["h1:unknown", "h2:skipped"]);
+    assert!(world.touched("h1").is_empty());
 }
 
 #[test]

@@ -138,3 +138,36 @@ fn what_is_not_on_the_branch_is_refused() {
     assert_eq!(start("nowhere"), (422, "ref_unknown".to_owned()));
     assert_eq!(start("--upload-pack=touch"), (422, "ref_invalid".to_owned()));
 }
+
+#[test]
+fn a_tag_on_the_branch_can_be_named() {
+    let (world, daemon) = World::with(&Project::new("shop").hosts(&["h1"]));
+    let tagged = world.repo.push("one");
+    world.repo.tag("v1.0");
+    world.repo.push("two");
+    daemon.press_with(&json!({ "ref": "v1.0" })).wait().is("succeeded");
+    assert!(world.hosts_have(&["h1"], &tagged));
+}
+
+#[test]
+fn a_repository_is_fetched_over_ssh() {
+    let world = World::new();
+    world.project(&Project::new("shop").hosts(&["h1"]));
+    let commit = world.repo.push("over ssh");
+    let (repo, lua) = (world.path("repo.git"), world.path("plugins/projects/shop.lua"));
+    // git serves a repository to its owner only.
+    let chown = std::process::Command::new("chown").args(["-R", "fleet"]).arg(&repo).status();
+    assert!(chown.unwrap().success());
+    let text = std::fs::read_to_string(&lua).unwrap();
+    let url = format!(
+        "git = \"ssh://fleet@127.0.0.1:{}{}\", key = phased.secret \"key\", known_hosts = \"{}\"",
+        world.sshd.port,
+        repo.display(),
+        world.path("known_hosts").display()
+    );
+    let text = text.replace(&format!("git = \"{}\"", world.repo.url()), &url);
+    std::fs::write(&lua, text).unwrap();
+    let daemon = world.start();
+    daemon.nth_run(1).wait().is("succeeded");
+    assert!(world.hosts_have(&["h1"], &commit));
+}

@@ -185,6 +185,8 @@ fn the_command_line_shows_runs_status_log_and_plan() {
     assert!(daemon.cli(&["status"]).stdout.contains("shop"));
     assert!(daemon.cli(&["runs", "shop"]).stdout.contains("succeeded"));
     assert!(daemon.cli(&["plan", "shop"]).stdout.contains("h2"));
+    let followed = daemon.cli(&["log", "-f", "shop"]);
+    assert!(followed.code == 0 && followed.stdout.contains("hello from the test"), "{followed:?}");
     let json: serde_json::Value = serde_json::from_str(&daemon.cli(&["--json", "status"]).stdout).unwrap();
     assert_eq!(json["projects"][0]["project"], "shop");
 }

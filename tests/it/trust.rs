@@ -1,6 +1,6 @@
 //! Code under test can read nothing of the daemon's, nor ask it for anything.
 
-use crate::fixture::{Project, World};
+use crate::fixture::{Project, World, eventually};
 
 /// Runs `script` in a stage, with the daemon's pid and the world's paths in its environment, and returns what it printed.
 fn within(script: &str) -> (World, String) {
@@ -14,10 +14,11 @@ fn within(script: &str) -> (World, String) {
     std::fs::write(world.path("tested/pid"), "0").unwrap();
     let daemon = world.start();
     std::fs::write(world.path("tested/pid"), daemon.pid().to_string()).unwrap();
-    let runs = daemon.api.get("/v1/runs?project=other").json();
-    daemon.run(runs["items"][0]["id"].as_str().unwrap()).wait().is("succeeded");
-    let first = daemon.api.get("/v1/runs?project=shop").json()["items"][0]["id"].as_str().unwrap().to_owned();
-    daemon.run(&first).wait();
+    for project in ["other", "shop"] {
+        let runs = || daemon.api.get(&format!("/v1/runs?project={project}")).json();
+        let id = eventually("its head is found", || runs()["items"][0]["id"].as_str().map(str::to_owned));
+        daemon.run(&id).wait();
+    }
     let start = serde_json::json!({ "retest": true });
     let run = daemon.api.post("/v1/projects/shop/start", &start).is(202).json()["id"].as_str().unwrap().to_owned();
     let run = daemon.run(&run).wait();
