@@ -246,7 +246,7 @@ local Run = {}
 ---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "10m" on hosts, "30m" in stages.
 ---@field retries? integer Further attempts after a failure. Default: 0.
 ---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
----@field on_unknown? "fail"|"retry"|(fun(host: phased.Host): boolean) When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did. Default: "fail".
+---@field on_unknown? "fail"|"retry"|(fun(on: phased.Run|phased.Host, failure: table): boolean?) When nobody can tell whether it happened: fail, try again, or a function that finds out and returns true (it happened: the step succeeds without output), false (it did not: it is done again) or nothing (it fails). Default: "fail".
 ---@field cwd? string The directory to run in; the checkout, or the user's home on a host.
 ---@field env? table<string, string|integer|phased.Secret> Further environment variables: the way to pass values and secrets in.
 ---@field stdin? string|phased.Secret Its standard input; empty when absent.
@@ -269,7 +269,7 @@ function Run:sh(what) end
 ---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "10m" on hosts, "30m" in stages.
 ---@field retries? integer Further attempts after a failure. Default: 0.
 ---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
----@field on_unknown? "fail"|"retry"|(fun(host: phased.Host): boolean) When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did. Default: "fail".
+---@field on_unknown? "fail"|"retry"|(fun(on: phased.Run|phased.Host, failure: table): boolean?) When nobody can tell whether it happened: fail, try again, or a function that finds out and returns true (it happened: the step succeeds without output), false (it did not: it is done again) or nothing (it fails). Default: "fail".
 ---@field cwd? string The directory to run in; the checkout, or the user's home on a host.
 ---@field env? table<string, string|integer|phased.Secret> Further environment variables: the way to pass values and secrets in.
 ---@field stdin? string|phased.Secret Its standard input; empty when absent.
@@ -290,7 +290,7 @@ function Run:exec(what) end
 ---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "10m".
 ---@field retries? integer Further attempts after a failure. Default: 0.
 ---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
----@field on_unknown? "fail"|"retry"|(fun(host: phased.Host): boolean) When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did. Default: "fail".
+---@field on_unknown? "fail"|"retry"|(fun(on: phased.Run|phased.Host, failure: table): boolean?) When nobody can tell whether it happened: fail, try again, or a function that finds out and returns true (it happened: the step succeeds without output), false (it did not: it is done again) or nothing (it fails). Default: "fail".
 ---@field content? string|phased.Secret What is to be in it.
 ---@field env? table<string, string|integer|phased.Secret> What is to be in it, as lines of NAME=value that systemd and sh can read.
 ---@field mode? string Its mode, in octal; a new file has 0644 less the umask.
@@ -310,7 +310,7 @@ function Run:write(what) end
 ---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "30s".
 ---@field retries? integer Further attempts after a failure. Default: 0.
 ---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
----@field on_unknown? "fail"|"retry"|(fun(host: phased.Host): boolean) When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did. Default: "fail".
+---@field on_unknown? "fail"|"retry"|(fun(on: phased.Run|phased.Host, failure: table): boolean?) When nobody can tell whether it happened: fail, try again, or a function that finds out and returns true (it happened: the step succeeds without output), false (it did not: it is done again) or nothing (it fails). Default: "fail".
 ---@field method? "GET"|"HEAD"|"POST"|"PUT"|"PATCH"|"DELETE" The method. Default: "GET".
 ---@field headers? table<string, string|integer|phased.Secret> Further headers.
 ---@field body? string|phased.Secret The body as it is.
@@ -332,7 +332,7 @@ function Run:http(what) end
 ---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "5m".
 ---@field retries? integer Further attempts after a failure. Default: 0.
 ---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
----@field on_unknown? "fail"|"retry"|(fun(host: phased.Host): boolean) When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did. Default: "fail".
+---@field on_unknown? "fail"|"retry"|(fun(on: phased.Run|phased.Host, failure: table): boolean?) When nobody can tell whether it happened: fail, try again, or a function that finds out and returns true (it happened: the step succeeds without output), false (it did not: it is done again) or nothing (it fails). Default: "fail".
 ---@field tcp? string Until something listens there.
 ---@field command? string Until this shell text ends with 0.
 ---@field status? integer|integer[] The good statuses. Default: 200 to 299.
@@ -407,7 +407,7 @@ function Host:exec(what) end
 ---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "10m".
 ---@field retries? integer Further attempts after a failure. Default: 0.
 ---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
----@field on_unknown? "fail"|"retry"|(fun(host: phased.Host): boolean) When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did. Default: "fail".
+---@field on_unknown? "fail"|"retry"|(fun(on: phased.Run|phased.Host, failure: table): boolean?) When nobody can tell whether it happened: fail, try again, or a function that finds out and returns true (it happened: the step succeeds without output), false (it did not: it is done again) or nothing (it fails). Default: "fail".
 ---@field to string Where to on the host.
 ---@field mode? string Its mode, in octal.
 ---@field owner? string Its owner; needs user = "root".
@@ -426,7 +426,7 @@ function Host:upload(what) end
 ---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "10m".
 ---@field retries? integer Further attempts after a failure. Default: 0.
 ---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
----@field on_unknown? "fail"|"retry"|(fun(host: phased.Host): boolean) When nobody can tell whether it happened: fail, try again, or a function that asks the host and returns whether it did. Default: "fail".
+---@field on_unknown? "fail"|"retry"|(fun(on: phased.Run|phased.Host, failure: table): boolean?) When nobody can tell whether it happened: fail, try again, or a function that finds out and returns true (it happened: the step succeeds without output), false (it did not: it is done again) or nothing (it fails). Default: "fail".
 ---@field to string Where to, relative to the run's checkout.
 ---@field user? string Read it as this user, by sudo -n.
 
