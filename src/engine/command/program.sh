@@ -157,11 +157,18 @@ begun() {
   launch
 }
 
+# As long as this is locked somebody reads: begun before the watchdog is, which asks.
+reading() {
+  exec 5>>"$d.reader"
+  flock -s 5
+}
+
 # The first moments of a command, which are the whole life of most. Woken by `lock`, for `wait` is nobody's yet: a process left
 # behind may hold that on, so not for long. Then `wait` is locked: the wrapper shares what we have opened.
 short() {
   flock -s -w 0.0$((first * 3)) 9 || ended || flock -s -w 0.$first 9 || ended || {
     flock 8
+    reading
     watchdog
     dog=1
   }
@@ -204,7 +211,10 @@ unread() {
   flock -n 6
   r=$?
   exec 6>&-
-  [ "$r" = 0 ]
+  [ "$r" = 0 ] || return 1
+  # A cut connection may be made again.
+  unread=$((unread + 1))
+  [ "$unread" -gt 3 ]
 }
 
 # One watchdog a command, in no session of the command's, begun once the command has proved not to be a short one.
@@ -214,7 +224,7 @@ watchdog() {
     exec 7>>"$d.watch"
     flock -n 7 || exit 0
     exec 8<"$d.out"
-    why= seen= stalled=0 pg=0
+    why= seen= stalled=0 unread=0 pg=0
     while ! ended; do
       now
       if [ -e "$d.stop" ]; then
@@ -348,8 +358,8 @@ follow() {
   done
   { read -r rest && read -r rest && read -r t0 && read -r end; } <"$d.go" 2>/dev/null || return 0
   streams
-  exec 8<"$d.out" 5>>"$d.reader"
-  flock -s 5
+  exec 8<"$d.out"
+  [ -n "$dog" ] || reading
   w=0.2 quiet=0
   while :; do
     flock -s -w "$w" 8

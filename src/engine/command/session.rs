@@ -4,7 +4,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    sync::Mutex,
+    sync::{Mutex, Semaphore, SemaphorePermit},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +27,10 @@ const BROKEN: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(5);
 /// How much longer than its time-out, grace and `reconnect` a command's answer is waited for at all.
 const SLACK: Duration = Duration::from_secs(60);
+/// Of one host at once: sshd's `MaxSessions` is 10, and the channel opened ahead, a probe and a stop want theirs too.
+const CHANNELS: usize = 7;
+/// How long a host that refuses another channel is asked again: somebody else's sessions may end.
+const REFUSED: Duration = Duration::from_secs(30);
 /// How long to listen for complaints after the end.
 const LISTEN: Duration = Duration::from_secs(1);
 /// For an answer that needs no command to end: identify, stop of what is not ours to wait for.
@@ -45,6 +49,8 @@ pub struct Session {
     connect: Arc<dyn Connect>,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
+    /// Commands and transfers at the same moment; stops and questions need no turn.
+    turns: Semaphore,
 }
 
 /// What came of one request on one channel.
@@ -86,7 +92,16 @@ impl Session {
     #[must_use]
     pub fn new(connect: Arc<dyn Connect>, clock: Arc<dyn Clock>, host_id: Option<String>) -> Self {
         let state = Mutex::new(State { host_id, ..State::default() });
-        Session { connect, clock, state }
+        Session { connect, clock, state, turns: Semaphore::new(CHANNELS) }
+    }
+
+    /// The next free turn; `None` = stopped while waiting for it.
+    pub(super) async fn turn(&self, stop: &CancellationToken) -> Option<SemaphorePermit<'_>> {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => None,
+            turn = self.turns.acquire() => turn.ok(),
+        }
     }
 
     /// The machine's own id, once it has answered anything; to be journaled for the host and given to the next session.
@@ -175,6 +190,7 @@ impl Session {
     /// Not cancel safe in the sense that dropping the future leaves the command running on the host; nothing else is lost, and
     /// the same call again attaches.
     pub async fn run(&self, cmd: &CommandSpec, sink: &mut dyn OutputSink, stop: &CancellationToken) -> Verdict {
+        let Some(_turn) = self.turn(stop).await else { return Verdict::Stopped { duration_ms: 0 } };
         let began = self.clock.now();
         let limit = cmd.timeout + cmd.grace + cmd.reconnect;
         let (mut at, mut sent, mut broken) = (cmd.from, false, 0);
@@ -198,21 +214,20 @@ impl Session {
                         Answer::More => continue,
                         Answer::Refused(cause) => return Verdict::Refused(cause),
                         Answer::Cut { error, broken: is_broken } => {
-                            if is_broken {
-                                broken += 1;
-                            } else {
-                                self.drop_link(&link).await;
-                            }
+                            broken += u32::from(is_broken && error.cause.code != "channel_refused");
+                            self.forget(&link, is_broken).await;
                             error
                         }
                     }
                 }
             };
+            let waited = self.clock.now().since(&began);
+            let refused = error.cause.code == "channel_refused";
             // A key that changed or a login that is refused does not get better by asking again.
-            let hopeless = !error.cause.is_unreachable() && error.cause.code != "channel_refused" && broken == 0;
+            let hopeless = !error.cause.is_unreachable() && !refused && broken == 0;
             // Before anything was sent, a host that cannot be reached is just that: whether to try again is the caller's.
-            let unsent = !sent && error.cause.code != "channel_refused";
-            if hopeless || unsent || broken >= BROKEN || self.clock.now().since(&began) >= limit {
+            let unsent = !sent && (!refused || waited >= REFUSED);
+            if hopeless || unsent || broken >= BROKEN || waited >= limit {
                 return Verdict::LinkLost { error, sent };
             }
             tracing::debug!(code = error.cause.code, "asking again after a cut");

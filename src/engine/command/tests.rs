@@ -854,6 +854,21 @@ async fn a_refusal_of_sudo_names_the_line_to_add() {
     assert!(cause.message.ends_with("tester ALL=(root) NOPASSWD: /usr/bin/systemctl restart shop.service"), "{cause}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_at_once_than_a_host_has_channels_for() {
+    let host = Arc::new(Host::new("dash"));
+    let mut all = tokio::task::JoinSet::new();
+    let counter = host.path("now");
+    std::fs::create_dir(&counter).unwrap();
+    for n in 0..20 {
+        let (host, counter) = (host.clone(), counter.display().to_string());
+        let text = format!("touch {counter}/{n}; ls {counter} | wc -l; sleep 0.1; rm {counter}/{n}");
+        all.spawn(async move { host.sh(n, &text).await.trim().parse::<usize>().unwrap() });
+    }
+    let most = all.join_all().await.into_iter().max().unwrap();
+    assert!(most <= 7, "{most} at once");
+}
+
 #[tokio::test]
 async fn a_missing_tool_is_named() {
     let mut host = Host::new("dash");

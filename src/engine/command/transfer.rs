@@ -184,6 +184,7 @@ impl Session {
         timeout: Duration,
         stop: &CancellationToken,
     ) -> Result<(Verdict, Vec<String>), Verdict> {
+        let Some(_turn) = self.turn(stop).await else { return Err(Verdict::Stopped { duration_ms: 0 }) };
         let (mut at, mut sent) = ([0; 2], false);
         let work = async {
             let mut pause = Duration::from_millis(100);
