@@ -83,7 +83,10 @@ impl App {
         let lock = DataLock::take(&layout.root, &clock.now())?;
 
         let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(config.secret_dirs(options.credentials.as_deref())));
-        let programs: Arc<dyn Programs> = Arc::new(guard::Guarded::new(projects(&config, &secrets), &config.exec));
+        let guard = guard::Guard::new(&config.exec);
+        let programs: Arc<dyn Programs> = Arc::new(guard.programs(projects(&config, &secrets)));
+        // Loading only asks which secrets exist; whatever uses them gets those that may be used here.
+        let secrets = guard.secrets(secrets);
         let loaded = {
             let programs = Arc::clone(&programs);
             tokio::task::spawn_blocking(move || programs.load()).await?
@@ -155,7 +158,7 @@ impl App {
         let auth = api::AuthConfig {
             job_uids: uids::range(&config.exec),
             fixed_token: options.fixed_token,
-            host_names: Vec::new(),
+            host_names: config.api.host_names.clone(),
         };
         api::serve(Arc::new(conductor.clone()), listeners, auth, &tasks, clock);
         tracing::info!(socket = %config.api.socket.display(), listen = ?addr, data_dir = %layout.root.display(), "phased is ready");

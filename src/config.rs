@@ -52,6 +52,8 @@ pub struct Api {
     /// The TCP address, for bearer tokens and webhooks; `"none"` in the file = not at all. Port 0 takes a free one.
     #[serde(deserialize_with = "values::listen")]
     pub listen: Option<SocketAddr>,
+    /// Names besides `localhost` and the address itself under which TCP may be asked, for a reverse proxy in front of it.
+    pub host_names: Vec<String>,
 }
 
 /// `[secrets]`
@@ -120,7 +122,11 @@ impl Default for Config {
 
 impl Default for Api {
     fn default() -> Self {
-        Api { socket: "/run/phased/phased.sock".into(), listen: Some(SocketAddr::from(([127, 0, 0, 1], 7427))) }
+        Api {
+            socket: "/run/phased/phased.sock".into(),
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 7427))),
+            host_names: Vec::new(),
+        }
     }
 }
 

@@ -1,9 +1,14 @@
 //! A daemon that can only run local commands as itself must not hold secrets that code under test could read.
 
-use serde_json::Value;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
 
 use nix::unistd::Uid;
+use serde_json::Value;
 
+use super::locked;
 use crate::{
     config::Exec,
     lua::loader::Loader,
@@ -11,60 +16,91 @@ use crate::{
         cause::Cause,
         ids::{Digest, ProjectName},
     },
-    ports::program::{Diagnostic, Loaded, Plugin, Program, Programs, Sink},
+    ports::{
+        program::{Diagnostic, Loaded, Plugin, Program, Programs, Sink},
+        secrets::{Secret, SecretError, Secrets},
+    },
 };
 
-/// The loader, refusing what could not be kept secret here.
-pub(super) struct Guarded {
-    loader: Loader,
-    /// Local commands run as the daemon itself, and nobody has said that this is fine.
+/// Whether local commands run as the daemon itself and nobody has said that this is fine; and then, which secrets may be used.
+#[derive(Clone)]
+pub(super) struct Guard {
     exposed: bool,
+    /// Names of webhook secrets of the loaded projects: code under test cannot press the button with them that it could not press
+    /// by a push.
+    webhooks: Arc<Mutex<BTreeSet<String>>>,
 }
 
-impl Guarded {
-    pub(super) fn new(loader: Loader, exec: &Exec) -> Self {
-        let exposed = !Uid::effective().is_root() && !exec.same_user;
-        Guarded { loader, exposed }
+impl Guard {
+    pub(super) fn new(exec: &Exec) -> Self {
+        Guard { exposed: !Uid::effective().is_root() && !exec.same_user, webhooks: Arc::default() }
     }
 
-    /// What `loaded` names besides its webhook secrets.
-    fn exposed(loaded: &Loaded) -> Vec<&str> {
-        let webhook = &loaded.pipeline.source.webhook;
-        loaded.secrets.iter().filter(|name| webhook.iter().all(|w| w.name != **name)).map(String::as_str).collect()
+    /// `secrets`, without those that must not be used here.
+    pub(super) fn secrets(&self, secrets: Arc<dyn Secrets>) -> Arc<dyn Secrets> {
+        if self.exposed { Arc::new(Guarded { guard: self.clone(), inner: secrets }) } else { secrets }
+    }
+
+    /// The loader, refusing projects that name such secrets.
+    pub(super) fn programs(&self, loader: Loader) -> Guarded<Loader> {
+        Guarded { guard: self.clone(), inner: loader }
     }
 }
 
-impl Programs for Guarded {
+/// Something behind the guard.
+pub(super) struct Guarded<T> {
+    guard: Guard,
+    inner: T,
+}
+
+const WHY: &str = "tests would run as the daemon's own user and could read it";
+const HELP: &str = "run phased as root, which gives every project a user of its own, or set `same_user = true` in [exec] if you trust the code under test";
+
+impl Secrets for Guarded<Arc<dyn Secrets>> {
+    fn get(&self, name: &str) -> Result<Secret, SecretError> {
+        if locked(&self.guard.webhooks).contains(name) {
+            return self.inner.get(name);
+        }
+        Err(SecretError::Unusable { name: name.to_owned(), why: format!("{WHY}: {HELP}") })
+    }
+}
+
+/// What `loaded` names besides its webhook secrets.
+fn exposed(loaded: &Loaded) -> Vec<&str> {
+    let webhook = &loaded.pipeline.source.webhook;
+    loaded.secrets.iter().filter(|name| webhook.iter().all(|w| w.name != **name)).map(String::as_str).collect()
+}
+
+impl Programs for Guarded<Loader> {
     fn load(&self) -> Result<Vec<Loaded>, Vec<Diagnostic>> {
-        let loaded = self.loader.load()?;
-        if !self.exposed {
+        let loaded = self.inner.load()?;
+        if !self.guard.exposed {
             return Ok(loaded);
         }
+        let mut webhooks = locked(&self.guard.webhooks);
+        webhooks.extend(loaded.iter().flat_map(|one| one.pipeline.source.webhook.iter().map(|w| w.name.clone())));
         let refused: Vec<Diagnostic> = loaded
             .iter()
-            .filter(|one| !Guarded::exposed(one).is_empty())
+            .filter(|one| !exposed(one).is_empty())
             .map(|one| Diagnostic {
                 file: format!("projects/{}.lua", one.name).into(),
                 line: 0,
                 column: 0,
                 length: 1,
                 code: "secrets_exposed",
-                message: format!(
-                    "the tests of this project would run as the daemon's own user and could read its secrets ({})",
-                    Guarded::exposed(one).join(", ")
-                ),
-                help: Some("run phased as root, which gives every project a user of its own, or set `same_user = true` in [exec] if you trust the code under test".to_owned()),
+                message: format!("this project names secrets ({}), and its {WHY}", exposed(one).join(", ")),
+                help: Some(HELP.to_owned()),
             })
             .collect();
         if refused.is_empty() { Ok(loaded) } else { Err(refused) }
     }
 
     fn pin(&self, loaded: &Loaded) -> std::io::Result<()> {
-        self.loader.pin(loaded)
+        self.inner.pin(loaded)
     }
 
     fn open(&self, code: &Digest, project: &ProjectName, seed: u64, sink: Sink) -> Result<Box<dyn Program>, Cause> {
-        self.loader.open(code, project, seed, sink)
+        self.inner.open(code, project, seed, sink)
     }
 
     fn plugin(
@@ -74,6 +110,6 @@ impl Programs for Guarded {
         function: &str,
         input: Value,
     ) -> Result<Box<dyn Plugin>, Cause> {
-        self.loader.plugin(code, project, function, input)
+        self.inner.plugin(code, project, function, input)
     }
 }

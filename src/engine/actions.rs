@@ -13,9 +13,11 @@ use crate::{
         event::{Event, Wanted},
         health::{Verdict, Watch},
         host::Host,
+        input,
         pipeline::{Check, Environment, Health, Queue},
         release::{Commit, Release},
         run::{Run, Waiting},
+        step::{Branch, CallKey, StepKey},
     },
     ports::{journal::Ticket, leases::Acquired},
 };
@@ -38,7 +40,7 @@ pub(super) enum Job {
     Checkout(Box<Run>),
     Lease { run: Box<Run>, deployment: u32 },
     Plan { run: Box<Run>, deployment: u32, environment: Box<Environment> },
-    Watch { deployment: u32, host: Box<Host>, health: Health },
+    Watch { deployment: u32, host: Box<Host>, health: Health, variables: Vec<(String, String)> },
     Finish(Box<Run>),
 }
 
@@ -57,7 +59,9 @@ impl Job {
             Action::Watch { deployment, host } => {
                 let of = run.deployment(deployment)?;
                 let health = run.environment(&of.environment)?.health.clone()?;
-                Job::Watch { deployment, host: Box::new(of.host(&host)?.host.clone()), health }
+                let call = CallKey::host(of.environment.as_str(), deployment, host.as_str(), "health");
+                let variables = input::variables(run, &StepKey::new(&call, &Branch::top(), "health", 1), None);
+                Job::Watch { deployment, host: Box::new(of.host(&host)?.host.clone()), health, variables }
             }
             Action::Finish => Job::Finish(whole()),
             Action::Append(_) | Action::Call { .. } | Action::Retry(_) | Action::EndCall { .. } => return None,
@@ -77,7 +81,8 @@ pub(super) async fn perform(context: Context, job: Job) {
                 let fact = plan(&context, &run, deployment, &environment).await;
                 context.last(fact).await;
             }
-            Job::Watch { deployment, host, health } => {
+            Job::Watch { deployment, host, mut health, variables } => {
+                health.checks.iter_mut().for_each(|check| with_variables(check, &variables));
                 let fact = watch(&context, deployment, &host, &health).await;
                 context.last(fact).await;
             }
@@ -269,6 +274,15 @@ async fn watch(context: &Context, deployment: u32, host: &Host, health: &Health)
         }
         clock.sleep(Duration::from_millis(health.interval_ms)).await;
     }
+}
+
+/// A probe's command knows where it runs, as every command does.
+fn with_variables(check: &mut Check, variables: &[(String, String)]) {
+    let Check::Command(text) = check else { return };
+    let quoted = |value: &str| format!("'{}'", value.replace('\'', r"'\''"));
+    let exports: Vec<String> =
+        variables.iter().map(|(name, value)| format!("export {name}={}", quoted(value))).collect();
+    *text = format!("{}\n{text}", exports.join("\n"));
 }
 
 fn on_host(cause: Cause, host: &Host) -> Cause {

@@ -178,6 +178,16 @@ impl Engine for Conductor {
         if !start.redeploy && !start.retest && self.already_live(&loaded, last.as_ref(), &sha) {
             return Ok(Started::AlreadyLive(Box::new(self.status_of(&loaded)?)));
         }
+        let under_way = ledger::head(&*self.inner.world.control, &loaded.name).filter(|head| head.sha == sha);
+        if let Some(run) = under_way.and_then(|head| head.run)
+            && last.is_none()
+            && !start.redeploy
+            && !start.retest
+            && self.active(&loaded.name).contains(&run)
+        {
+            // A poll or hook was faster with the very same commit: one press more does not make it two deployments.
+            return Ok(Started::Run(Box::new(self.view(&run)?)));
+        }
         let ask = Ask {
             wanted,
             environment: last,

@@ -12,7 +12,7 @@ use crate::{
         decide,
         ids::{Digest, EnvironmentName, ProjectName, ReleaseId, RunId, Sha},
         release::Release,
-        run::{DeploymentState, Run, RunState},
+        run::{Deployment, DeploymentState, HostState, Run, RunState},
     },
     ports::{
         control::{Commit, Control},
@@ -124,7 +124,8 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
         let environment = &deployment.environment;
         let newer = |run: &RunId| *run > header.run;
         if last(control, project, environment).is_none_or(|last| !newer(&last.run)) {
-            let last = Last { run: header.run.clone(), state: *state, cause: cause.clone() };
+            let cause = cause.clone().or_else(|| left_out(deployment));
+            let last = Last { run: header.run.clone(), state: *state, cause };
             puts.push((format!("last/{project}/{environment}"), Some(json!(last))));
         }
         if *state == DeploymentState::Succeeded
@@ -140,6 +141,21 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
         }
     }
     puts
+}
+
+/// The hosts within the budgets that do not have what is live: a success that names them.
+fn left_out(deployment: &Deployment) -> Option<Cause> {
+    let hosts: Vec<_> = deployment.hosts.iter().filter(|h| h.state(true) != HostState::Healthy).collect();
+    let first = hosts.first()?;
+    let why = first.cause().map_or("it was skipped", |cause| cause.message.as_str());
+    let message = format!(
+        "{} of {} hosts do not have it, which the budgets allow; first {}: {why}",
+        hosts.len(),
+        deployment.hosts.len(),
+        first.host.name
+    );
+    let ids: Vec<&str> = hosts.iter().take(20).map(|h| h.host.id.as_str()).collect();
+    Some(Cause::new("hosts_left_out", message).with("hosts", ids))
 }
 
 /// A deployment has ended: its outcome, then its lease, for whoever waits.

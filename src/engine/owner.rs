@@ -90,6 +90,20 @@ pub(super) enum Progress {
     Over,
 }
 
+/// What the log says of a call that did not end well, or a host that did not get well: where people look is where it stands.
+fn told(run: &Run, event: &Event) -> Option<(CallKey, Vec<u8>)> {
+    let (call, what, cause) = match event {
+        Event::Return { key, result } => (key.clone(), "ended", result.cause()?),
+        Event::HealthVerdict { deployment, host, unhealthy: Some(cause), .. } => {
+            let environment = &run.deployment(*deployment)?.environment;
+            (CallKey::host(environment.as_str(), *deployment, host.as_str(), "deploy"), "health", cause)
+        }
+        _ => return None,
+    };
+    let at = cause.facts.get("at").and_then(Value::as_str).map(|at| format!(" [{at}]")).unwrap_or_default();
+    Some((call, format!("{what}: {} ({}){at}", cause.message, cause.code).into_bytes()))
+}
+
 /// The host that nothing more is wanted of after `event`: a fleet's connections are not kept until the run's end.
 fn left_host(event: &Event) -> Option<HostId> {
     match event {
@@ -268,6 +282,9 @@ impl Owner {
             _ => None,
         };
         let done_with = left_host(&record.event);
+        if let Some((call, text)) = told(&self.run, &record.event) {
+            self.note(&StepKey::new(&call, &Branch::top(), "end", 1), text);
+        }
         match self.world.journals.append(&self.run.header.run, self.epoch, self.seq, vec![record]) {
             Ok(ticket) => {
                 if let Some(host) = done_with {
@@ -373,7 +390,11 @@ impl Owner {
     }
 
     fn log(&self, key: &StepKey, args: &Value) {
-        let mut bytes = steps::values::bytes_of(args.get("text").unwrap_or(&Value::Null));
+        self.note(key, steps::values::bytes_of(args.get("text").unwrap_or(&Value::Null)));
+    }
+
+    /// A line of the pipeline, or of phased itself, in the run's output.
+    fn note(&self, key: &StepKey, mut bytes: Vec<u8>) {
         bytes.push(b'\n');
         let bytes = self.sessions.redact_bytes(&bytes);
         let wall_ms = self.world.clock.now().wall_ms;

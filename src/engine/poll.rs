@@ -56,7 +56,7 @@ async fn once(conductor: &Conductor, loaded: &Loaded) -> bool {
         return true;
     }
     let ask = Ask { wanted: Wanted::Pushed(sha.clone()), head: Some(sha), ..Ask::default() };
-    if let Err(refusal) = conductor.request(&loaded.name, Trigger::Poll, "poll".to_owned(), ask, Vec::new()).await {
+    if let Err(refusal) = conductor.request(&loaded.name, Trigger::Poll, "phased".to_owned(), ask, Vec::new()).await {
         tracing::error!(project = %loaded.name, %refusal, "a new head is not requested");
     }
     true

@@ -391,7 +391,9 @@ fn deploy(run: &Run, environment: &Environment, deployment: &Deployment, decisio
     let halt = over_budget(deployment, budgets.max_failures, budgets.max_unreachable)
         .map(|cause| (if touched { DeploymentState::Halted } else { DeploymentState::Failed }, cause));
     // A verdict on the release outranks a wish: what failed is told as a failure.
-    if let Some((state, cause)) = halt.or_else(cut_short) {
+    // An interruption outranks both: what it cut looks like a failure and is none.
+    let ending = if run.interrupted { cut_short() } else { halt.or_else(cut_short) };
+    if let Some((state, cause)) = ending {
         // Hosts in flight finish.
         if in_flight == 0 && deployment.verify != Progress::Open {
             decision.act(ended(state, Some(cause)));

@@ -15,9 +15,6 @@ use crate::{
     },
 };
 
-/// Lines of output a failure quotes in its message.
-const QUOTED: usize = 3;
-
 pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
     let timeout = job.command_timeout(args);
     let what = match job.request.verb {
@@ -111,20 +108,32 @@ fn service(args: &Resolved) -> Vec<Vec<u8>> {
     ["sudo", "-n", "systemctl", &action, &unit].map(|word| word.as_bytes().to_vec()).to_vec()
 }
 
+/// The line of output that most likely says why: the last one that speaks of an error, else the last one.
+fn telling(text: &str) -> &str {
+    const WORDS: [&str; 8] = ["error", "fail", "fatal", "denied", "not found", "cannot", "no such", "panic"];
+    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let speaks = |line: &&str| {
+        let line = line.to_ascii_lowercase();
+        WORDS.iter().any(|word| line.contains(word)) && !line.contains("fail 0") && !line.contains(" 0 fail")
+    };
+    lines().rfind(speaks).or_else(|| lines().next_back()).unwrap_or_default()
+}
+
 /// A command that failed: where, how, and what it said last.
 fn exit(job: &Job, args: &Resolved, code: u32, stdout: &[u8], stderr: &[u8]) -> Cause {
     let said = if stderr.iter().any(|b| !b.is_ascii_whitespace()) { stderr } else { stdout };
     let text = String::from_utf8_lossy(said);
-    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    let last = lines[lines.len().saturating_sub(QUOTED)..].join("\n");
-    let last: String = last.chars().take(600).collect();
+    let last: String = telling(&text).chars().take(400).collect();
     let verdict = Verdict::Exited { code, duration_ms: 0 };
     let cause = verdict.cause(job.place.name(), std::time::Duration::ZERO);
     let mut cause = cause.unwrap_or_else(|| Cause::new("exit", "it failed"));
     if !last.is_empty() {
         cause.message = format!("{}: {last}", cause.message);
     }
-    if job.request.verb == Verb::Service && text.contains("sudo:") {
+    if job.request.verb == Verb::Service && text.contains("sudo: not found") {
+        cause.code = "sudo_missing".to_owned();
+        cause.message = format!("sudo is not installed on {}: install it, or log in as root", job.place.name());
+    } else if job.request.verb == Verb::Service && text.contains("sudo:") {
         let command =
             service(args).iter().skip(2).map(|w| String::from_utf8_lossy(w).into_owned()).collect::<Vec<_>>().join(" ");
         let user = job.place.host.as_ref().and_then(|h| h.ssh.user.clone()).unwrap_or_else(|| "USER".to_owned());
