@@ -119,7 +119,7 @@ fn events_tell_what_happens_in_order() {
     world.repo.push("told");
     let again = || {
         daemon.idle();
-        daemon.press_with(&json!({ "retest": true })).wait().is("succeeded")
+        daemon.press_with(&json!({ "redeploy": true, "retest": true })).wait().is("succeeded")
     };
     // Nothing tells from outside when the follower is connected but that it hears something.
     eventually("the follower listens", || {
