@@ -303,7 +303,7 @@ pub struct LogLine {
 pub struct EventView {
     /// `<start>-<n>`: resumable within one life of the daemon.
     pub id: String,
-    /// `run.queued`, `run.testing`, `run.ended`, `stage.succeeded`, `deployment.rolling`, `host.healthy`, ...
+    /// `run.queued`, `run.testing`, `run.succeeded`, `stage.failed`, `deployment.rolling`, `host.healthy`, ...
     pub event: String,
     /// RFC 3339.
     pub at: String,

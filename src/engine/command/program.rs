@@ -118,7 +118,7 @@ fn feed(bytes: &[u8]) -> String {
     out.push_str("feed() {\n");
     // In pieces: one argument of megabytes is slow in every shell.
     for piece in bytes.chunks(4096) {
-        out.push_str("printf '");
+        out.push_str("printf -- '");
         for &byte in piece {
             match byte {
                 b'%' => out.push_str("%%"),
