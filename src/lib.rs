@@ -48,11 +48,11 @@
 //! | [`store`], [`blobs`] | the index in sled, which may be lost; content by hash |
 //! | [`lua`] | the registry of everything Lua may write, the loader and its errors, the boxed VM, the driver of calls |
 //! | [`exec`], [`ssh`] | links: a channel to `sh`, here or on a host |
-//! | [`forge`], [`http`], [`probe`], [`alert`], [`discovery`] | git and webhooks; requests; looks at a host's health; mail; (discovery is Lua: `plugins/discovery`) |
+//! | [`forge`], [`http`], [`probe`], [`alert`] | git and webhooks; requests; looks at a host's health; mail (discovery is Lua: `plugins/discovery`) |
 //! | [`engine`] | the conductor, the owner of a run, actions, steps, the command protocol, recovery, views |
 //! | [`api`] | the HTTP API; one file per noun under `routes/` |
 //! | [`cli`], [`daemon`], [`app`] | the command line; into the background; the wiring, where `App::start` is the start script |
-//! | `demo` | `phased demo`: a repository, the real daemon, and hosts that are SSH servers in this process |
+//! | [`demo`] | `phased demo`: a repository, the real daemon, and hosts that are SSH servers in this process |
 //!
 //! Beside `src/`: `plugins/` are the shipped Lua plugins, built in; they use the public Lua API and nothing else. `packaging/` holds the
 //! configuration and the example that `phased init` writes.
@@ -123,7 +123,6 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod demo;
-pub mod discovery;
 pub mod engine;
 pub mod exec;
 pub mod forge;
