@@ -252,7 +252,7 @@ impl Conductor {
     }
 
     /// The run that holds the project's testing slot.
-    fn testing(&self, project: &ProjectName) -> Option<RunId> {
+    pub(super) fn testing(&self, project: &ProjectName) -> Option<RunId> {
         let runs = locked(&self.inner.runs);
         runs.iter()
             .find(|(_, r)| r.project == *project && *r.progress.borrow() == Progress::Testing)
