@@ -13,7 +13,6 @@ use crate::{
         event::{Event, Wanted},
         health::{Verdict, Watch},
         host::Host,
-        ids::{EnvironmentName, RunId},
         pipeline::{Check, Environment, Health, Queue},
         release::{Commit, Release},
         run::{Run, Waiting},
@@ -287,7 +286,7 @@ async fn plan(context: &Context, run: &Run, deployment: u32, environment: &Envir
 }
 
 /// An older release never overtakes a newer one.
-fn superseded(environment: &EnvironmentName, by: &RunId) -> Cause {
+fn superseded(environment: &crate::model::ids::EnvironmentName, by: &crate::model::ids::RunId) -> Cause {
     Cause::new("superseded", format!("run {by} is newer and took its place in {environment}")).with("by", by.as_str())
 }
 

@@ -65,8 +65,7 @@ impl Conductor {
         let entry = self.inner.world.control.get(&ledger::run_key(id));
         let requested = entry.and_then(|entry| serde_json::from_value::<Requested>(entry.value).ok());
         let requested = requested.ok_or_else(|| Refusal::RunUnknown(id.to_string()))?;
-        let holder = self.testing(&requested.project);
-        Ok(views::queued(id, &requested.project, &requested.request, holder.as_ref()))
+        Ok(views::queued(id, &requested.project, &requested.request, self.testing(&requested.project).as_ref()))
     }
 
     fn lease(&self, project: &ProjectName, environment: &EnvironmentName) -> Option<WaitingView> {

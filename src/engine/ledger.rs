@@ -2,7 +2,7 @@
 //!
 //! Outcomes cross to control only after the run's journal is synced, and every put can be made again from the journal.
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, Serializer, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{actions::lease_name, world::World};
@@ -23,6 +23,7 @@ use crate::{
 /// What is live in an environment: every host that must have it has it, healthy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Live {
+    #[serde(serialize_with = "brief_release")]
     pub(super) release: Release,
     pub(super) run: RunId,
     /// The code that put it there.
@@ -36,7 +37,7 @@ pub(super) struct Live {
 pub(super) struct Last {
     pub(super) run: RunId,
     pub(super) state: DeploymentState,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(skip_serializing_if = "Option::is_none", default, serialize_with = "brief_cause")]
     pub(super) cause: Option<Cause>,
 }
 
@@ -133,12 +134,17 @@ fn brief(cause: &Cause) -> Cause {
     Cause { code: cut(&cause.code, 100), message: cut(&cause.message, LONGEST), facts }
 }
 
+#[allow(clippy::ref_option)] // serde's signature
+fn brief_cause<S: Serializer>(cause: &Option<Cause>, serializer: S) -> Result<S::Ok, S::Error> {
+    cause.as_ref().map(brief).serialize(serializer)
+}
+
 /// A release with no more of its message than people look at.
-fn brief_release(release: &Release) -> Release {
+fn brief_release<S: Serializer>(release: &Release, serializer: S) -> Result<S::Ok, S::Error> {
     let mut release = release.clone();
     release.commit.message = cut(&release.commit.message, LONGEST);
     release.commit.author = cut(&release.commit.author, 200);
-    release
+    release.serialize(serializer)
 }
 
 /// Everything a run's journal says to control so far. Idempotent: the same puts whenever it is made.
@@ -157,14 +163,14 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
         let environment = &deployment.environment;
         let newer = |run: &RunId| *run > header.run;
         if last(control, project, environment).is_none_or(|last| !newer(&last.run)) {
-            let last = Last { run: header.run.clone(), state: *state, cause: cause.as_ref().map(brief) };
+            let last = Last { run: header.run.clone(), state: *state, cause: cause.clone() };
             puts.push((format!("last/{project}/{environment}"), Some(json!(last))));
         }
         if *state == DeploymentState::Succeeded
             && live(control, project, environment).is_none_or(|live| !newer(&live.run))
         {
             let live = Live {
-                release: brief_release(release),
+                release: release.clone(),
                 run: header.run.clone(),
                 code: header.code.clone(),
                 since_ms: at.wall_ms,
@@ -173,29 +179,6 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
         }
     }
     puts
-}
-
-/// Commits `puts` in order: as one record where they fit, else in several. What must be last comes last.
-///
-/// # Errors
-/// The control log's; a value that fits no record by itself is left out and said, because nothing else may fail with it.
-pub(super) fn commit(
-    control: &dyn Control,
-    what: Commit,
-    mut puts: Vec<(String, Option<Value>)>,
-) -> Result<Ticket, CommitError> {
-    match control.commit(what, &[], puts.clone()) {
-        Err(CommitError::TooLarge { bytes, .. }) => {
-            if let [(key, _)] = puts.as_slice() {
-                tracing::error!(key, bytes, "a value is too large for control and is left out");
-                return control.commit(what, &[], Vec::new());
-            }
-            let rest = puts.split_off(puts.len() / 2);
-            commit(control, what, puts)?;
-            commit(control, what, rest)
-        }
-        other => other,
-    }
 }
 
 /// A deployment has ended: its outcome, then its lease, for whoever waits.
@@ -220,6 +203,29 @@ pub(super) fn release_leases(world: &World, run: &Run) {
         if let Err(error) = world.leases.release(&name, &decide::holder(run, deployment.n)) {
             tracing::error!(lease = name, %error, "a lease is not given back yet");
         }
+    }
+}
+
+/// Commits `puts` in order: as one record where they fit, else in several. What must be last comes last.
+///
+/// # Errors
+/// The control log's; a value that fits no record by itself is left out and said, because nothing else may fail with it.
+pub(super) fn commit(
+    control: &dyn Control,
+    what: Commit,
+    mut puts: Vec<(String, Option<Value>)>,
+) -> Result<Ticket, CommitError> {
+    match control.commit(what, &[], puts.clone()) {
+        Err(CommitError::TooLarge { bytes, .. }) => {
+            if let [(key, _)] = puts.as_slice() {
+                tracing::error!(key, bytes, "a value is too large for control and is left out");
+                return control.commit(what, &[], Vec::new());
+            }
+            let rest = puts.split_off(puts.len() / 2);
+            commit(control, what, puts)?;
+            commit(control, what, rest)
+        }
+        other => other,
     }
 }
 

@@ -61,7 +61,7 @@ async fn once(conductor: &Conductor, loaded: &Loaded, head: Result<Sha, Cause>, 
     }
     let ask = Ask { wanted: Wanted::Pushed(sha.clone()), head: Some(sha), ..Ask::default() };
     let only_if = [(ledger::head_key(&loaded.name), seen)];
-    match conductor.request(&loaded.name, Trigger::Poll, "poll".to_owned(), ask, &only_if, Vec::new()).await {
+    match conductor.request(&loaded.name, Trigger::Poll, "phased".to_owned(), ask, &only_if, Vec::new()).await {
         // `None`: a hook was faster; the next look sees whether it was for this head.
         Ok(_) => true,
         Err(refusal) => {
