@@ -29,6 +29,7 @@ mod sweep;
 mod tokens;
 pub mod view;
 mod views;
+mod waiters;
 pub mod world;
 
 pub use conductor::Conductor;

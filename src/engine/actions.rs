@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{end, hosts, ledger, owner::Message, sessions::Sessions, world::World};
+use super::{end, hosts, ledger, owner::Message, sessions::Sessions, waiters::Waiters, world::World};
 use crate::{
     model::{
         cause::Cause,
@@ -26,6 +26,7 @@ use crate::{
 pub(super) struct Context {
     pub(super) world: Arc<World>,
     pub(super) sessions: Arc<Sessions>,
+    pub(super) waiters: Arc<Waiters>,
     pub(super) name: String,
     pub(super) sender: mpsc::Sender<Message>,
     /// The run does not want it any more.
@@ -69,9 +70,24 @@ impl Job {
     }
 }
 
+impl Job {
+    /// The fact it leaves when it is cancelled: a watch that is cut says nothing about the host, and that is its verdict.
+    fn cut(&self) -> Option<Event> {
+        let Job::Watch { deployment, host, .. } = self else { return None };
+        let message = format!("the health of {} was not watched to the end: the run was stopped", host.name);
+        Some(Event::HealthVerdict {
+            deployment: *deployment,
+            host: host.id.clone(),
+            unhealthy: Some(Cause::new("stopped", message).with("host", host.id.as_str())),
+            evidence: Vec::new(),
+        })
+    }
+}
+
 /// Does `job` and sends its facts. Never fails: a failure is a fact.
 pub(super) async fn perform(context: Context, job: Job) {
     let stopping = context.world.tasks.stopping();
+    let cut = job.cut();
     let work = async {
         match job {
             Job::Resolve(run) => context.last(resolve(&context, &run).await).await,
@@ -87,9 +103,8 @@ pub(super) async fn perform(context: Context, job: Job) {
                 context.last(fact).await;
             }
             Job::Finish(run) => {
-                if end::finish(&context.world, &run, context.ticket.as_ref()).await {
-                    let _owner_gone = context.sender.send(Message::Finished).await;
-                }
+                let finished = end::finish(&context.world, &run, context.ticket.as_ref()).await;
+                let _owner_gone = context.sender.send(Message::Finished(finished)).await;
             }
         }
     };
@@ -98,7 +113,7 @@ pub(super) async fn perform(context: Context, job: Job) {
         () = stopping.cancelled() => {}
         () = work => {}
         // The action is over without a fact: the decision that follows the wish knows what to do.
-        () = context.cancel.cancelled() => context.facts(Vec::new(), true).await,
+        () = context.cancel.cancelled() => context.facts(cut.into_iter().collect(), true).await,
     }
 }
 
@@ -117,6 +132,7 @@ async fn resolve(context: &Context, run: &Run) -> Event {
     let world = &context.world;
     let (header, pipeline) = (&run.header, &run.header.pipeline);
     let project = &header.project;
+    let head = ledger::head_revision(&*world.control, project);
     let found = match world.forge.resolve(project, &pipeline.source, &header.request.wanted).await {
         Ok(found) => found,
         Err(cause) if cause.code == "ref_unknown" && matches!(header.request.wanted, Wanted::Pushed(_)) => {
@@ -142,7 +158,7 @@ async fn resolve(context: &Context, run: &Run) -> Event {
         }
     }
     if found.is_head {
-        ledger::saw_head(world, run, &found.commit.sha);
+        ledger::saw_head(world, run, &found.commit.sha, head);
     }
     resolved(world, run, found.commit, found.tag)
 }
@@ -192,27 +208,44 @@ pub(super) fn lease_name(run: &Run, deployment: u32) -> Option<String> {
     Some(format!("{}/{}", run.header.project, run.deployment(deployment)?.environment))
 }
 
-/// Waits for the environment; says who is in the way each time that changes.
+/// Waits for the environment, the oldest run first; says who is in the way each time that changes.
 async fn lease(context: &Context, run: &Run, deployment: u32) {
+    let Some(of) = run.deployment(deployment) else { return };
     let Some(name) = lease_name(run, deployment) else { return };
     let holder = decide::holder(run, deployment);
     let reason = run.release.as_ref().map_or_else(String::new, |r| format!("deployment of {}", r.id));
     let leases = &context.world.leases;
     let mut changed = leases.changed();
+    let place = context.waiters.join(&name, &run.header.run);
+    let mut others = place.changed();
     let mut told: Option<String> = None;
     loop {
         changed.mark_unchanged();
-        match leases.acquire(&name, &holder, &reason) {
-            Ok(Acquired::Granted(epoch, ticket)) => {
+        others.mark_unchanged();
+        if run.header.pipeline.queue == Queue::Latest
+            && let Some(newer) = place.newer()
+        {
+            return context.last(Event::PlanFailed { deployment, cause: superseded(&of.environment, &newer) }).await;
+        }
+        let first = place.before();
+        let asked = match &first {
+            Some(first) => Ok(Err((first.to_string(), None))),
+            None => leases.acquire(&name, &holder, &reason).map(|acquired| match acquired {
+                Acquired::Granted(epoch, ticket) => Ok((epoch, ticket)),
+                Acquired::Held(other) => Err((other.holder, other.until_ms)),
+            }),
+        };
+        match asked {
+            Ok(Ok((epoch, ticket))) => {
                 // Granted is what the disk knows: otherwise another start could grant it to somebody else.
                 if ticket.synced().await.is_ok() {
                     return context.last(Event::LeaseGranted { deployment, epoch }).await;
                 }
             }
-            Ok(Acquired::Held(other)) => {
-                if told.as_ref() != Some(&other.holder) {
-                    told = Some(other.holder.clone());
-                    let waiting = Waiting { code: "lease".to_owned(), holder: other.holder, until_ms: other.until_ms };
+            Ok(Err((holder, until_ms))) => {
+                if told.as_ref() != Some(&holder) {
+                    told = Some(holder.clone());
+                    let waiting = Waiting { code: "lease".to_owned(), holder, until_ms };
                     context.facts(vec![Event::Blocked { deployment, waiting: Some(waiting) }], false).await;
                 }
             }
@@ -220,6 +253,7 @@ async fn lease(context: &Context, run: &Run, deployment: u32) {
         }
         tokio::select! {
             _ = changed.changed() => {}
+            _ = others.changed() => {}
             () = context.world.clock.sleep(Duration::from_secs(10)) => {}
         }
     }
@@ -228,12 +262,18 @@ async fn lease(context: &Context, run: &Run, deployment: u32) {
 /// Finds out the hosts and puts the numbers down before the first host is touched.
 async fn plan(context: &Context, run: &Run, deployment: u32, environment: &Environment) -> Event {
     let world = &context.world;
+    // The lease is ours: nobody changes what is live here until we do.
+    let live = ledger::live(&*world.control, &run.header.project, &environment.name);
+    if let Some(newer) = live.as_ref().map(|live| &live.run).filter(|live| **live > run.header.run) {
+        return Event::PlanFailed { deployment, cause: superseded(&environment.name, newer) };
+    }
     let found = hosts::of(world, &run.header.project, &run.header.code, environment).await;
     let hosts = match found {
         Ok(hosts) => hosts,
         Err(cause) => return Event::PlanFailed { deployment, cause },
     };
-    let changed_paths = match (run.deployment(deployment).and_then(|d| d.previous.as_ref()), &run.release) {
+    let previous = live.map(|live| Box::new(live.release));
+    let changed_paths = match (&previous, &run.release) {
         (Some(previous), Some(release)) => {
             world.forge.changed(&run.header.project, &previous.commit.sha, &release.commit.sha).await.ok()
         }
@@ -243,10 +283,16 @@ async fn plan(context: &Context, run: &Run, deployment: u32, environment: &Envir
     Event::Planned {
         deployment,
         hosts,
+        previous,
         changed_paths,
         max_failures: environment.rollout.max_failures.of(count),
         max_unreachable: environment.rollout.max_unreachable.of(count),
     }
+}
+
+/// An older release never overtakes a newer one.
+fn superseded(environment: &crate::model::ids::EnvironmentName, by: &crate::model::ids::RunId) -> Cause {
+    Cause::new("superseded", format!("run {by} is newer and took its place in {environment}")).with("by", by.as_str())
 }
 
 /// Looks at a host until there is a verdict.
@@ -256,6 +302,10 @@ async fn watch(context: &Context, deployment: u32, host: &Host, health: &Health)
     let mut watch = Watch::new(health);
     loop {
         let (evidence, bad) = look(context, host, health).await;
+        // A check may print what a step of this run has used.
+        let redactor = context.sessions.redactor();
+        let evidence: Vec<String> = evidence.iter().map(|seen| redactor.text(seen)).collect();
+        let bad = bad.map(|seen| redactor.text(&seen));
         let elapsed = clock.now().since(&began);
         let verdict = |unhealthy| Event::HealthVerdict {
             deployment,

@@ -196,7 +196,8 @@ impl Engine for Conductor {
             retest: start.retest,
             head,
         };
-        let view = self.request(&loaded.name, Trigger::Api, by.to_owned(), ask, Vec::new()).await?;
+        let view = self.request(&loaded.name, Trigger::Api, by.to_owned(), ask, &[], Vec::new()).await?;
+        let view = view.ok_or_else(|| Refusal::Degraded("a request without conditions met one".to_owned()))?;
         Ok(Started::Run(Box::new(view)))
     }
 
@@ -220,8 +221,9 @@ impl Engine for Conductor {
         let loaded = self.project(project)?;
         let mut stopped = Vec::new();
         for id in self.active(&loaded.name) {
+            let view = self.view(&id)?;
             if self.stop(&id, now, reason.clone(), by).await? {
-                stopped.push(self.view(&id)?);
+                stopped.push(self.view(&id).unwrap_or(view));
             }
         }
         if stopped.is_empty() {
@@ -236,7 +238,8 @@ impl Engine for Conductor {
         if !self.stop(&id, now, reason, by).await? {
             return Err(Refusal::NothingToStop(format!("run {run} of {} has ended", view.project)));
         }
-        self.view(&id)
+        // The index may be behind: then it is shown as it was.
+        self.view(&id).or(Ok(view))
     }
 
     async fn status(&self) -> Result<Status, Refusal> {

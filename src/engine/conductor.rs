@@ -2,12 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +19,7 @@ use super::{
     owner::{Begin, Left, Message, Owner, Progress},
     view::RunView,
     views::{self, Views},
+    waiters::Waiters,
     world::World,
 };
 use crate::{
@@ -29,7 +32,7 @@ use crate::{
         run::{Run, RunState, Trigger},
     },
     ports::{
-        control::{Commit, CommitError},
+        control::{Commit, CommitError, Revision},
         journal::Ticket,
         program::Loaded,
     },
@@ -61,6 +64,9 @@ pub(super) struct Inner {
     pub(super) views: Views,
     pub(super) projects: RwLock<BTreeMap<ProjectName, Arc<Loaded>>>,
     pub(super) runs: Mutex<BTreeMap<RunId, Running>>,
+    /// Queued runs that end without an owner: superseded or stopped before they began. Locked after `runs`.
+    leaving: Mutex<BTreeSet<RunId>>,
+    waiters: Arc<Waiters>,
     /// The queue has something to look at.
     pub(super) nudge: Notify,
     /// What is wrong, by where: `journal`, `index`, `project <name>`.
@@ -89,6 +95,8 @@ impl Conductor {
                 views,
                 projects: RwLock::default(),
                 runs: Mutex::default(),
+                leaving: Mutex::default(),
+                waiters: Arc::default(),
                 nudge: Notify::new(),
                 trouble: Mutex::default(),
                 since,
@@ -172,10 +180,15 @@ impl Conductor {
         }
     }
 
+    /// The disk failed somewhere: nothing that changes anything is taken any more.
+    pub(super) fn degraded(&self, why: &str) {
+        self.trouble("journal", Some(Cause::new("degraded", why)));
+    }
+
     /// What control refused, as an answer.
     pub(super) fn refused(&self, error: &CommitError) -> Refusal {
         if let CommitError::Broken(_) = error {
-            self.trouble("journal", Some(Cause::new("degraded", error.to_string())));
+            self.degraded(&error.to_string());
         }
         Refusal::Degraded(error.to_string())
     }
@@ -183,20 +196,22 @@ impl Conductor {
     /// Waits for a ticket; a journal that cannot be written degrades the daemon.
     pub(super) async fn synced(&self, ticket: &Ticket) -> Result<(), Refusal> {
         ticket.synced().await.map_err(|error| {
-            self.trouble("journal", Some(Cause::new("degraded", error.to_string())));
+            self.degraded(&error.to_string());
             Refusal::Degraded(error.to_string())
         })
     }
 
-    /// Puts a run into the queue: one record, with what else must be true together with it. Returns once it is on disk.
+    /// Puts a run into the queue: one record, with what else must be true together with it. Returns once it is on disk; `None`: a key
+    /// of `only_if` was written meanwhile, so what was asked for is stale.
     pub(super) async fn request(
         &self,
         project: &ProjectName,
         trigger: Trigger,
         by: String,
         ask: Ask,
-        also: Vec<(String, Option<Value>)>,
-    ) -> Result<RunView, Refusal> {
+        only_if: &[(String, Revision)],
+        also: Vec<String>,
+    ) -> Result<Option<RunView>, Refusal> {
         self.writable()?;
         let world = &self.inner.world;
         let waiting = self.queued(project).len();
@@ -208,8 +223,8 @@ impl Conductor {
         let after = ledger::head(&*world.control, project).map(|head| head.sha);
         let request = Request {
             trigger,
-            by,
-            reason: ask.reason,
+            by: ledger::cut(&by, 256),
+            reason: ask.reason.map(|reason| ledger::cut(&reason, 4 * ledger::LONGEST)),
             wanted: ask.wanted,
             environment: ask.environment,
             redeploy: ask.redeploy,
@@ -223,17 +238,17 @@ impl Conductor {
             puts.push((ledger::head_key(project), Some(json!(ledger::Head { sha, run: Some(id.clone()) }))));
         }
         // Keys that name this run get its id.
-        puts.extend(
-            also.into_iter()
-                .map(|(key, value)| (key, value.or_else(|| Some(json!({ "run": id, "at_ms": now.wall_ms }))))),
-        );
-        let ticket = world.control.commit(Commit::RunRequested, &[], puts).map_err(|e| self.refused(&e))?;
+        puts.extend(also.into_iter().map(|key| (key, Some(json!({ "run": id, "at_ms": now.wall_ms })))));
+        let ticket = match world.control.commit(Commit::RunRequested, only_if, puts) {
+            Err(CommitError::Conflict { .. }) => return Ok(None),
+            committed => committed.map_err(|e| self.refused(&e))?,
+        };
         self.synced(&ticket).await?;
         let view = views::queued(&id, project, &requested.request, self.testing(project).as_ref());
         self.inner.views.queued(view.clone());
         self.inner.nudge.notify_one();
         tracing::info!(%project, run = %id, by = requested.request.by, "a run was requested");
-        Ok(view)
+        Ok(Some(view))
     }
 
     /// The run that holds the project's testing slot.
@@ -251,12 +266,39 @@ impl Conductor {
 
     fn requests(&self) -> Vec<(RunId, Requested)> {
         let runs = locked(&self.inner.runs);
+        let leaving = locked(&self.inner.leaving);
         let entries = self.inner.world.control.scan("run/");
         let parsed = entries.into_iter().filter_map(|entry| {
             let id: RunId = entry.key.strip_prefix("run/")?.parse().ok()?;
             Some((id, serde_json::from_value::<Requested>(entry.value).ok()?))
         });
-        parsed.filter(|(id, _)| !runs.contains_key(id)).collect()
+        parsed.filter(|(id, _)| !runs.contains_key(id) && !leaving.contains(id)).collect()
+    }
+
+    /// Takes a queued run out of the queue, to end it; false when somebody else has begun or ended it.
+    fn take(&self, id: &RunId) -> bool {
+        let runs = locked(&self.inner.runs);
+        let mut leaving = locked(&self.inner.leaving);
+        !runs.contains_key(id)
+            && self.inner.world.control.get(&ledger::run_key(id)).is_some()
+            && leaving.insert(id.clone())
+    }
+
+    /// Writes the whole journal of a run that never began, then tells control.
+    async fn end_queued(&self, id: &RunId, epoch: Epoch, records: Vec<Record>) -> Result<(), Refusal> {
+        let world = &self.inner.world;
+        let ticket = world.journals.append(id, epoch, Seq(0), records).map_err(|error| {
+            self.degraded(&error.to_string());
+            Refusal::Degraded(error.to_string())
+        })?;
+        // Run first, then control, as for every end.
+        self.synced(&ticket).await?;
+        let puts = vec![(ledger::run_key(id), None)];
+        let ticket = world.control.commit(Commit::RunEnded, &[], puts).map_err(|e| self.refused(&e))?;
+        locked(&self.inner.leaving).remove(id);
+        self.synced(&ticket).await?;
+        world.journals.close(id);
+        Ok(())
     }
 
     /// The queue: one commit of a project is tested at a time; under `latest` the newest request supersedes the others.
@@ -296,8 +338,19 @@ impl Conductor {
     /// Requests of a project that is not there any more.
     fn drop_requests(&self, project: &ProjectName, queued: &[(RunId, Requested)]) {
         tracing::error!(%project, "requests of a project that is not loaded any more are dropped");
+        let cause = Cause::new(
+            "project_unknown",
+            format!("project {project} is not loaded any more; nothing was done. Put its file back and start it again"),
+        );
+        for (id, requested) in queued {
+            // Without its code it can have no journal; this is what people see of it.
+            let mut view = views::queued(id, project, &requested.request, None);
+            (view.state, view.cause) = (RunState::Failed, Some((&cause).into()));
+            view.finished_at = Some(self.inner.world.clock.now().rfc3339());
+            self.inner.views.replace(view);
+        }
         let puts = queued.iter().map(|(id, _)| (ledger::run_key(id), None)).collect();
-        if let Err(error) = self.inner.world.control.commit(Commit::RunEnded, &[], puts) {
+        if let Err(error) = ledger::commit(&*self.inner.world.control, Commit::RunEnded, puts) {
             tracing::error!(%error, "control cannot be written");
         }
     }
@@ -333,23 +386,15 @@ impl Conductor {
             self.record(Event::Started(Box::new(header))),
             self.record(Event::End { state: RunState::Superseded, cause: Some(cause) }),
         ];
-        let world = Arc::clone(&self.inner.world);
-        match world.journals.append(id, epoch, Seq(0), records) {
-            Ok(ticket) => {
-                let id = id.clone();
-                // Off the list at once, so that the queue does not see it again.
-                let puts = vec![(ledger::run_key(&id), None)];
-                world.tasks.clone().spawn(format!("run {id} superseded"), async move {
-                    if ticket.synced().await.is_ok() {
-                        world.journals.close(&id);
-                    }
-                });
-                if let Err(error) = self.inner.world.control.commit(Commit::RunEnded, &[], puts) {
-                    tracing::error!(%error, "control cannot be written");
-                }
-            }
-            Err(error) => self.trouble("journal", Some(Cause::new("degraded", error.to_string()))),
+        if !self.take(id) {
+            return;
         }
+        let (conductor, id) = (self.clone(), id.clone());
+        self.inner.world.tasks.spawn(format!("run {id} superseded"), async move {
+            if let Err(error) = conductor.end_queued(&id, epoch, records).await {
+                tracing::error!(run = %id, %error, "a superseded run is not ended");
+            }
+        });
     }
 
     /// Begins a run: its journal, its program, its owner.
@@ -361,23 +406,47 @@ impl Conductor {
             Ok(run) => run,
             Err(error) => return tracing::error!(run = %id, %error, "a run cannot begin"),
         };
+        let Some(seat) = self.seat(&id, &run.header.project, true) else { return };
         match self.inner.world.journals.append(&id, epoch, Seq(0), vec![first]) {
-            Ok(ticket) => self.own(run, ticket.seq(), epoch, Some(ticket), false),
-            Err(error) => self.trouble("journal", Some(Cause::new("degraded", error.to_string()))),
+            Ok(ticket) => self.sit(seat, run, ticket.seq(), epoch, Some(ticket), false),
+            // It stays on the list: nothing begins over it.
+            Err(error) => self.degraded(&error.to_string()),
+        }
+    }
+
+    /// Puts a run on the list of those with an owner, before there is one; `None` when it is there, or left the queue meanwhile.
+    fn seat(&self, id: &RunId, project: &ProjectName, queued: bool) -> Option<Seat> {
+        let mut runs = locked(&self.inner.runs);
+        let gone = locked(&self.inner.leaving).contains(id)
+            || (queued && self.inner.world.control.get(&ledger::run_key(id)).is_none());
+        if gone || runs.contains_key(id) {
+            return None;
+        }
+        let channel = mpsc::channel(1024);
+        let progress = watch::channel(Progress::Testing);
+        let running = Running { project: project.clone(), sender: channel.0.clone(), progress: progress.1 };
+        runs.insert(id.clone(), running);
+        Some(Seat { channel, progress: progress.0 })
+    }
+
+    /// Takes up a run that an earlier life left unfinished.
+    pub(super) fn resume(&self, run: Run, seq: Seq, epoch: Epoch) {
+        if let Some(seat) = self.seat(&run.header.run, &run.header.project, false) {
+            self.sit(seat, run, seq, epoch, None, true);
         }
     }
 
     /// Gives a run an owner; `interrupted` = it was cut off by the end of an earlier life.
-    pub(super) fn own(&self, run: Run, seq: Seq, epoch: Epoch, ticket: Option<Ticket>, interrupted: bool) {
+    fn sit(&self, seat: Seat, run: Run, seq: Seq, epoch: Epoch, ticket: Option<Ticket>, interrupted: bool) {
         let world = Arc::clone(&self.inner.world);
-        let (id, project) = (run.header.run.clone(), run.header.project.clone());
-        let channel = mpsc::channel(1024);
+        let id = run.header.run.clone();
+        let Seat { channel, progress } = seat;
         let turns = channel.0.clone();
         let sink = Box::new(move |key: &_, turn| {
             // On the program's own thread: waiting there is what bounds the queue.
             let _owner_gone = turns.blocking_send(Message::Turn(Clone::clone(key), turn));
         });
-        let program = match world.programs.open(&run.header.code, &project, run.header.seed, sink) {
+        let program = match world.programs.open(&run.header.code, &run.header.project, run.header.seed, sink) {
             Ok(program) => program,
             Err(cause) => {
                 tracing::error!(run = %id, %cause, "the pinned code of a run cannot be opened");
@@ -386,30 +455,21 @@ impl Conductor {
                 return;
             }
         };
-        let (progress_tx, progress) = watch::channel(Progress::Testing);
-        let sender = channel.0.clone();
-        let mut owner = Owner::new(Begin {
-            world: Arc::clone(&world),
-            run,
-            seq,
-            epoch,
-            program,
-            channel,
-            progress: progress_tx,
-            ticket,
-        });
+        let mut watched = progress.subscribe();
+        let waiters = Arc::clone(&self.inner.waiters);
+        let begin = Begin { world: Arc::clone(&world), waiters, run, seq, epoch, program, channel, progress, ticket };
+        let mut owner = Owner::new(begin);
         if interrupted {
             owner.interrupt();
         }
-        locked(&self.inner.runs).insert(id.clone(), Running { project, sender, progress: progress.clone() });
         let conductor = self.clone();
-        let mut watched = progress;
         world.tasks.spawn(format!("run {id}"), async move {
-            let mut owned = std::pin::pin!(owner.run());
+            let mut owned = std::pin::pin!(AssertUnwindSafe(owner.run()).catch_unwind());
             let left = loop {
                 tokio::select! {
                     biased;
-                    left = &mut owned => break left,
+                    // A panic has no journal entry: the run stands still, and says so.
+                    left = &mut owned => break left.unwrap_or_else(|_| Left::Broken("its owner panicked".to_owned())),
                     // The testing slot is free: the next commit's verdict does not wait for this one's rollout.
                     changed = watched.changed() => if changed.is_ok() { conductor.inner.nudge.notify_one() },
                 }
@@ -427,11 +487,16 @@ impl Conductor {
         let id = run.header.run.clone();
         match world.journals.append(&id, epoch, seq, vec![record]) {
             Ok(ticket) => {
+                let conductor = self.clone();
                 world.tasks.clone().spawn(format!("run {id} damaged"), async move {
-                    super::end::finish(&world, &run, Some(&ticket)).await;
+                    let left = match super::end::finish(&world, &run, Some(&ticket)).await {
+                        Ok(()) => Left::Finished,
+                        Err(why) => Left::Broken(why),
+                    };
+                    conductor.left(&id, left);
                 });
             }
-            Err(error) => tracing::error!(run = %id, %error, "its end cannot be written"),
+            Err(error) => self.left(&id, Left::Broken(error.to_string())),
         }
     }
 
@@ -443,13 +508,7 @@ impl Conductor {
             }
             Left::Broken(why) => {
                 // It stays on the list: its project must not start another run over it.
-                self.trouble(
-                    "journal",
-                    Some(Cause::new(
-                        "degraded",
-                        format!("run {id} stands still: {why}; restart the daemon once the disk is well"),
-                    )),
-                );
+                self.degraded(&format!("run {id} stands still: {why}; restart the daemon once the disk is well"));
             }
             Left::Stopping => {}
         }
@@ -481,17 +540,14 @@ impl Conductor {
         let cause = Cause::new("stopped", format!("stopped in the queue by {by}{why}")).with("by", by);
         let records = vec![
             self.record(Event::Started(Box::new(header))),
-            self.record(Event::StopRequested { by: by.to_owned(), now, reason }),
+            self.record(Event::StopRequested { by: by.to_owned(), now, reason: reason.clone() }),
             self.record(Event::End { state: RunState::Stopped, cause: Some(cause) }),
         ];
-        let world = &self.inner.world;
-        let ticket =
-            world.journals.append(id, epoch, Seq(0), records).map_err(|error| Refusal::Degraded(error.to_string()))?;
-        self.synced(&ticket).await?;
-        let puts = vec![(ledger::run_key(id), None)];
-        let ticket = world.control.commit(Commit::RunEnded, &[], puts).map_err(|e| self.refused(&e))?;
-        self.synced(&ticket).await?;
-        world.journals.close(id);
+        if !self.take(id) {
+            // It began just now, or somebody else ended it.
+            return Box::pin(self.stop(id, now, reason, by)).await;
+        }
+        self.end_queued(id, epoch, records).await?;
         Ok(true)
     }
 
@@ -514,6 +570,12 @@ impl Conductor {
         };
         crate::time::within(&*self.inner.world.clock, limit, changed).await.is_some()
     }
+}
+
+/// A place on the list of runs, for an owner.
+struct Seat {
+    channel: (mpsc::Sender<Message>, mpsc::Receiver<Message>),
+    progress: watch::Sender<Progress>,
 }
 
 /// What a run is asked for.

@@ -12,34 +12,37 @@ use crate::{
     ports::{control::Commit, journal::Ticket},
 };
 
-/// Completes a run whose journal has its `end`: live, or at the next start. Idempotent by run id. True when control knows.
-pub(super) async fn finish(world: &World, run: &Run, ticket: Option<&Ticket>) -> bool {
+/// Completes a run whose journal has its `end`: live, or at the next start. Idempotent by run id.
+///
+/// # Errors
+/// Why control does not know: the disk. The next start completes it.
+pub(super) async fn finish(world: &World, run: &Run, ticket: Option<&Ticket>) -> Result<(), String> {
     if let Some(ticket) = ticket {
         // Run first, then control: a crash between the two is completed at start, the other way round would lie.
-        if ticket.synced().await.is_err() {
-            return false;
-        }
+        ticket.synced().await.map_err(|error| error.to_string())?;
     }
-    let Some((state, ..)) = &run.end else { return false };
+    let Some((state, ..)) = &run.end else { return Err("the run has not ended".to_owned()) };
     let puts = puts(world, run, *state);
-    match world.control.commit(Commit::RunEnded, &[], puts) {
-        Ok(ticket) => {
-            let known = ticket.synced().await.is_ok();
-            ledger::release_leases(world, run);
-            clear(world, run);
-            known
-        }
-        Err(error) => {
-            tracing::error!(run = %run.header.run, %error, "the end of a run is not in control; the next start completes it");
-            false
-        }
+    let ended = match ledger::commit(&*world.control, Commit::RunEnded, puts) {
+        Ok(ticket) => ticket.synced().await.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(error) = &ended {
+        tracing::error!(run = %run.header.run, %error, "the end of a run is not in control; the next start completes it");
+        return ended;
     }
+    ledger::release_leases(world, run);
+    clear(world, run);
+    ended
 }
 
-/// Takes the run's checkout away, whenever that is done: nothing of a run that has ended needs it.
+/// Takes the run's checkout away, whenever that is done, also one that was never finished: nothing of a run that has ended needs it.
 fn clear(world: &World, run: &Run) {
-    let Checkout::At(dir) = &run.checkout else { return };
-    let dir = std::path::PathBuf::from(dir);
+    let dir = match &run.checkout {
+        Checkout::At(dir) => std::path::PathBuf::from(dir),
+        _ if run.release.is_none() => return,
+        _ => world.forge.work_dir(&run.header.project).join(run.header.run.as_str()),
+    };
     let clearing = async move {
         // The standard library follows no links here, whatever the code under test left behind.
         if let Err(error) = tokio::fs::remove_dir_all(&dir).await
@@ -56,19 +59,18 @@ fn puts(world: &World, run: &Run, state: RunState) -> Vec<(String, Option<Value>
     let project = &header.project;
     let control = &*world.control;
     let mut puts = ledger::puts(control, run);
+    if state != RunState::Superseded {
+        let before = ledger::last_run(control, project);
+        // Of two runs that overlap the newer one's word stays, but the bad news of each arrives.
+        let newest = before.as_ref().is_none_or(|last| last.run <= header.run);
+        let recovered = newest && state == RunState::Succeeded && before.is_some_and(|last| last.state.is_bad());
+        puts.extend(message::outbox(world, run, state, recovered));
+        // A person who stops a run knows; it neither heals nor harms what was said before.
+        if newest && state != RunState::Stopped {
+            puts.push((format!("last/{project}"), Some(json!(LastRun { run: header.run.clone(), state }))));
+        }
+    }
+    // The last put: until it is written the next start completes the rest.
     puts.push((ledger::run_key(&header.run), None));
-    if state == RunState::Superseded {
-        return puts;
-    }
-    let before = ledger::last_run(control, project);
-    if before.as_ref().is_some_and(|last| last.run >= header.run) {
-        return puts;
-    }
-    let recovered = state == RunState::Succeeded && before.is_some_and(|last| last.state.is_bad());
-    // A person who stops a run knows; it neither heals nor harms what was said before.
-    if state != RunState::Stopped {
-        puts.push((format!("last/{project}"), Some(json!(LastRun { run: header.run.clone(), state }))));
-    }
-    puts.extend(message::outbox(world, run, state, recovered));
     puts
 }

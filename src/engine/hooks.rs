@@ -13,7 +13,10 @@ use crate::{
         ids::{Digest, RunId},
         run::Trigger,
     },
-    ports::forge::{Delivery, HookError},
+    ports::{
+        control::Revision,
+        forge::{Delivery, HookError},
+    },
 };
 
 /// Takes a delivery.
@@ -67,22 +70,30 @@ pub(super) async fn take(
     let delivery_key = id.map(|id| format!("delivery/{provider}/{}", Digest::of(format!("{project}|{id}").as_bytes())));
     let mut keys: Vec<String> = vec![signature_key];
     keys.extend(delivery_key);
-    let seen = keys.iter().find_map(|key| run_of(&world.control.get(key)?.value));
-    if let Some(run) = seen {
-        return Ok(Hooked::Duplicate(run));
-    }
-    if let Some(ledger::Head { sha, run: Some(run) }) = ledger::head(&*world.control, &loaded.name)
-        && sha == after
-    {
-        // A poll was faster, or the forge sends the same push twice in two forms.
-        return Ok(Hooked::Duplicate(run));
-    }
-    let also = keys.into_iter().map(|key| (key, None)).collect();
     let by = pusher.map_or_else(|| provider.to_owned(), |pusher| format!("{provider} {pusher}"));
-    let ask = Ask { wanted: Wanted::Pushed(after.clone()), head: Some(after), ..Ask::default() };
-    let view = conductor.request(&loaded.name, Trigger::Hook, by, ask, also).await?;
-    let run = view.id.parse().map_err(|_| Refusal::Degraded("a run without an id".to_owned()))?;
-    Ok(Hooked::Accepted(run))
+    let ask = Ask { wanted: Wanted::Pushed(after.clone()), head: Some(after.clone()), ..Ask::default() };
+    // Two deliveries at the same moment: whoever writes second finds the first when it looks again.
+    for _ in 0..16 {
+        if let Some(run) = keys.iter().find_map(|key| run_of(&world.control.get(key)?.value)) {
+            return Ok(Hooked::Duplicate(run));
+        }
+        let head = ledger::head_revision(&*world.control, &loaded.name);
+        if let Some(ledger::Head { sha, run: Some(run) }) = ledger::head(&*world.control, &loaded.name)
+            && sha == after
+        {
+            // A poll was faster, or the forge sends the same push twice in two forms.
+            return Ok(Hooked::Duplicate(run));
+        }
+        let mut only_if: Vec<_> = keys.iter().map(|key| (key.clone(), Revision::default())).collect();
+        only_if.push((ledger::head_key(&loaded.name), head));
+        let asked =
+            conductor.request(&loaded.name, Trigger::Hook, by.clone(), ask.clone(), &only_if, keys.clone()).await?;
+        if let Some(view) = asked {
+            let run = view.id.parse().map_err(|_| Refusal::Degraded("a run without an id".to_owned()))?;
+            return Ok(Hooked::Accepted(run));
+        }
+    }
+    Err(Refusal::QueueFull(format!("project {project} is given too many pushes at once; send it again")))
 }
 
 fn run_of(value: &Value) -> Option<RunId> {

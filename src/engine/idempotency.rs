@@ -7,7 +7,10 @@ use super::{
     handle::{KeptAnswer, Refusal},
     sweep,
 };
-use crate::{model::ids::Digest, ports::control::Commit};
+use crate::{
+    model::ids::Digest,
+    ports::control::{Commit, CommitError},
+};
 
 /// Larger answers are not kept whole; there are none.
 const LARGEST: usize = 32 * 1024;
@@ -49,7 +52,11 @@ pub(super) async fn keep(
         None => Ok(None),
         Some(answer) => {
             let value = json!({ "body": body, "answer": answer, "at_ms": world.clock.now().wall_ms });
-            world.control.commit(Commit::Idempotency, &[], vec![(name.clone(), Some(value))]).map(Some)
+            match world.control.commit(Commit::Idempotency, &[], vec![(name.clone(), Some(value))]) {
+                // As large an answer as one over `LARGEST`, once it is escaped.
+                Err(CommitError::TooLarge { .. }) => Ok(None),
+                committed => committed.map(Some),
+            }
         }
     };
     locked(&conductor.inner.claims).remove(&name);

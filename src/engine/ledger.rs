@@ -2,7 +2,7 @@
 //!
 //! Outcomes cross to control only after the run's journal is synced, and every put can be made again from the journal.
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, Serializer, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::{actions::lease_name, world::World};
@@ -15,7 +15,7 @@ use crate::{
         run::{Deployment, DeploymentState, HostState, Run, RunState},
     },
     ports::{
-        control::{Commit, Control},
+        control::{Commit, CommitError, Control, Revision},
         journal::Ticket,
     },
 };
@@ -23,6 +23,7 @@ use crate::{
 /// What is live in an environment: every host that must have it has it, healthy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Live {
+    #[serde(serialize_with = "brief_release")]
     pub(super) release: Release,
     pub(super) run: RunId,
     /// The code that put it there.
@@ -36,7 +37,7 @@ pub(super) struct Live {
 pub(super) struct Last {
     pub(super) run: RunId,
     pub(super) state: DeploymentState,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(skip_serializing_if = "Option::is_none", default, serialize_with = "brief_cause")]
     pub(super) cause: Option<Cause>,
 }
 
@@ -84,14 +85,21 @@ pub(super) fn head_key(project: &ProjectName) -> String {
     format!("head/{project}")
 }
 
-/// Remembers a head that a run found by itself, so that a poll does not request it again.
-pub(super) fn saw_head(world: &World, run: &Run, sha: &Sha) {
+/// Which record wrote the head last.
+pub(super) fn head_revision(control: &dyn Control, project: &ProjectName) -> Revision {
+    control.get(&head_key(project)).map_or(Revision::default(), |entry| entry.revision)
+}
+
+/// Remembers a head that a run found by itself, so that a poll does not request it again; unless somebody has seen another one
+/// since `before`, which is then the newer.
+pub(super) fn saw_head(world: &World, run: &Run, sha: &Sha, before: Revision) {
     let project = &run.header.project;
     if head(&*world.control, project).is_none_or(|head| head.sha != *sha) {
         let head = Head { sha: sha.clone(), run: Some(run.header.run.clone()) };
         let puts = vec![(head_key(project), Some(json!(head)))];
-        if let Err(error) = world.control.commit(Commit::Setting, &[], puts) {
-            tracing::warn!(%project, %error, "the head is not remembered");
+        match world.control.commit(Commit::Setting, &[(head_key(project), before)], puts) {
+            Ok(_) | Err(CommitError::Conflict { .. }) => {}
+            Err(error) => tracing::warn!(%project, %error, "the head is not remembered"),
         }
     }
 }
@@ -106,6 +114,37 @@ pub(super) fn passed(
     let entry = control.get(&format!("passed/{project}/{release}"))?;
     let same = entry.value.get("code").and_then(Value::as_str) == Some(code.as_str());
     same.then(|| entry.value.get("run").and_then(Value::as_str)?.parse().ok()).flatten()
+}
+
+/// The longest text of people's that control keeps, in characters: records are small.
+pub(super) const LONGEST: usize = 1000;
+
+/// `text`, cut after `most` characters.
+pub(super) fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// A cause without its longer facts: those are in the run's journal.
+fn brief(cause: &Cause) -> Cause {
+    let facts = cause.facts.iter().filter(|(_, value)| value.to_string().len() <= LONGEST).take(8);
+    let facts = facts.map(|(name, value)| (name.clone(), value.clone())).collect();
+    Cause { code: cut(&cause.code, 100), message: cut(&cause.message, LONGEST), facts }
+}
+
+#[allow(clippy::ref_option)] // serde's signature
+fn brief_cause<S: Serializer>(cause: &Option<Cause>, serializer: S) -> Result<S::Ok, S::Error> {
+    cause.as_ref().map(brief).serialize(serializer)
+}
+
+/// A release with no more of its message than people look at.
+fn brief_release<S: Serializer>(release: &Release, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut release = release.clone();
+    release.commit.message = cut(&release.commit.message, LONGEST);
+    release.commit.author = cut(&release.commit.author, 200);
+    release.serialize(serializer)
 }
 
 /// Everything a run's journal says to control so far. Idempotent: the same puts whenever it is made.
@@ -164,7 +203,7 @@ pub(super) async fn deployment_ended(world: &World, run: &Run, ticket: &Ticket) 
         return;
     }
     let puts = puts(&*world.control, run);
-    if let Err(error) = world.control.commit(Commit::DeploymentEnded, &[], puts) {
+    if let Err(error) = commit(&*world.control, Commit::DeploymentEnded, puts) {
         // The next start makes the same puts from the journal.
         tracing::error!(run = %run.header.run, %error, "the end of a deployment is not in control yet");
         return;
@@ -172,9 +211,10 @@ pub(super) async fn deployment_ended(world: &World, run: &Run, ticket: &Ticket) 
     release_leases(world, run);
 }
 
-/// Gives back the leases of every deployment of `run` that has ended.
+/// Gives back the leases of every deployment of `run` that has ended, and of all of them if the run has. Also where the journal knows of
+/// none: control grants first, so the run may have been cut off in between.
 pub(super) fn release_leases(world: &World, run: &Run) {
-    for deployment in run.deployments.iter().filter(|d| d.end.is_some() && d.lease.is_some()) {
+    for deployment in run.deployments.iter().filter(|d| d.end.is_some() || run.end.is_some()) {
         let Some(name) = lease_name(run, deployment.n) else { continue };
         if let Err(error) = world.leases.release(&name, &decide::holder(run, deployment.n)) {
             tracing::error!(lease = name, %error, "a lease is not given back yet");
@@ -182,7 +222,93 @@ pub(super) fn release_leases(world: &World, run: &Run) {
     }
 }
 
+/// Commits `puts` in order: as one record where they fit, else in several. What must be last comes last.
+///
+/// # Errors
+/// The control log's; a value that fits no record by itself is left out and said, because nothing else may fail with it.
+pub(super) fn commit(
+    control: &dyn Control,
+    what: Commit,
+    mut puts: Vec<(String, Option<Value>)>,
+) -> Result<Ticket, CommitError> {
+    match control.commit(what, &[], puts.clone()) {
+        Err(CommitError::TooLarge { bytes, .. }) => {
+            if let [(key, _)] = puts.as_slice() {
+                tracing::error!(key, bytes, "a value is too large for control and is left out");
+                return control.commit(what, &[], Vec::new());
+            }
+            let rest = puts.split_off(puts.len() / 2);
+            commit(control, what, puts)?;
+            commit(control, what, rest)
+        }
+        other => other,
+    }
+}
+
 /// The key of a request or run that control still has to do with.
 pub(super) fn run_key(run: &RunId) -> String {
     format!("run/{run}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::{model::ids::Seq, ports::control::Entry, ports::journal::Synced};
+
+    /// Takes records of at most 300 bytes.
+    #[derive(Default)]
+    struct Small(Mutex<Vec<Vec<String>>>);
+
+    impl Control for Small {
+        fn get(&self, _: &str) -> Option<Entry> {
+            None
+        }
+        fn scan(&self, _: &str) -> Vec<Entry> {
+            Vec::new()
+        }
+        fn commit(
+            &self,
+            _: Commit,
+            _: &[(String, Revision)],
+            puts: Vec<(String, Option<Value>)>,
+        ) -> Result<Ticket, CommitError> {
+            let bytes = json!(puts).to_string().len();
+            if bytes > 300 {
+                return Err(CommitError::TooLarge { bytes, limit: 300 });
+            }
+            let mut records = self.0.lock().unwrap();
+            records.push(puts.into_iter().map(|(key, _)| key).collect());
+            Ok(Ticket::new(Seq(records.len() as u64), watch::channel(Synced::UpTo(Seq(9))).1))
+        }
+        fn changed(&self) -> watch::Receiver<u64> {
+            watch::channel(0).1
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_for_one_record_is_several_and_the_last_stays_last() {
+        let control = Small::default();
+        let mut puts: Vec<_> = (0..7).map(|n| (format!("letter/{n}"), Some(json!("x".repeat(80))))).collect();
+        puts.insert(3, ("letter/huge".to_owned(), Some(json!("x".repeat(1000)))));
+        puts.push(("run/1".to_owned(), None));
+        let ticket = commit(&control, Commit::RunEnded, puts).unwrap();
+        let records = control.0.into_inner().unwrap();
+        assert_eq!(ticket.seq().0, records.len() as u64);
+        let keys: Vec<String> = records.into_iter().flatten().collect();
+        let wanted = ["letter/0", "letter/1", "letter/2", "letter/3", "letter/4", "letter/5", "letter/6", "run/1"];
+        assert_eq!(keys, wanted, "all but the one that fits nowhere");
+    }
+
+    #[test]
+    fn what_people_wrote_is_kept_short() {
+        let long = "é".repeat(100_000);
+        let cause = brief(&Cause::new("exit", long.clone()).with("traceback", long.clone()).with("host", "web1"));
+        assert!(cause.message.chars().count() == LONGEST + 1 && cause.message.ends_with('…'));
+        assert_eq!(cause.facts.keys().collect::<Vec<_>>(), ["host"]);
+        assert_eq!(cut("short", 5), "short");
+    }
 }

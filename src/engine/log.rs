@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use super::{
     conductor::Conductor,
     handle::{LogQuery, LogStream, Refusal},
+    ledger,
     view::LogLine,
 };
 use crate::{
@@ -35,7 +36,7 @@ pub(super) struct Reader {
     query: LogQuery,
     positions: BTreeMap<CallKey, Position>,
     /// Lines that have begun: by call, step, attempt and stream.
-    partial: BTreeMap<(String, u8), (i64, Vec<u8>)>,
+    partial: BTreeMap<(String, u32, u8), (i64, Vec<u8>)>,
     /// The tail is out, what follows goes out as it comes.
     tailed: bool,
     done: bool,
@@ -60,14 +61,17 @@ impl Reader {
         let outputs = std::sync::Arc::clone(&self.conductor.inner.world.outputs);
         let (run, positions) = (self.run.clone(), self.positions.clone());
         let read = tokio::task::spawn_blocking(move || {
-            let mut found = Vec::new();
+            let (mut found, mut size) = (Vec::new(), 0);
             for call in outputs.calls(&run)? {
                 let from = positions.get(&call).copied().unwrap_or_default();
                 let (frames, next) = outputs.read(&run, &call, from, CHUNK)?;
                 if next != from {
+                    size += next.0.saturating_sub(from.0);
                     found.push((call, frames, next));
                     // One call after another: what belongs together is shown together.
-                    break;
+                    if size >= CHUNK as u64 {
+                        break;
+                    }
                 }
             }
             std::io::Result::Ok(found)
@@ -91,7 +95,7 @@ impl Reader {
         if self.query.step.as_deref().is_some_and(|wanted| !step.starts_with(wanted)) {
             return;
         }
-        let key = (step.to_owned(), frame.stream as u8);
+        let key = (step.to_owned(), frame.attempt, frame.stream as u8);
         let (_, mut bytes) = self.partial.remove(&key).unwrap_or_default();
         bytes.extend_from_slice(&frame.bytes);
         let mut rest = bytes.as_slice();
@@ -113,12 +117,17 @@ impl Reader {
         };
         std::mem::take(&mut self.partial)
             .into_iter()
-            .map(|((step, n), (wall_ms, bytes))| line(&step, stream(n), wall_ms, &bytes))
+            .map(|((step, _, n), (wall_ms, bytes))| line(&step, stream(n), wall_ms, &bytes))
             .collect()
     }
 
     fn over(&self) -> bool {
-        self.conductor.inner.views.head(&self.run).ok().flatten().is_none_or(|run| run.state.is_end())
+        match self.conductor.inner.views.head(&self.run) {
+            Ok(Some(run)) => run.state.is_end(),
+            // Requested, and the index does not know it yet.
+            Ok(None) => self.conductor.inner.world.control.get(&ledger::run_key(&self.run)).is_none(),
+            Err(_) => true,
+        }
     }
 
     async fn step(&mut self) -> Option<Result<Vec<LogLine>, Refusal>> {

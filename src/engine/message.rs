@@ -41,6 +41,9 @@ const QUOTED_LINES: usize = 20;
 /// The longest quote, bytes: chats cut longer ones anyway.
 const QUOTED_BYTES: usize = 4000;
 
+/// The longest name or line a message has, in characters: a letter fits a control record whatever people wrote.
+const NAME: usize = 256;
+
 /// The outbox entries of a run's end.
 pub(super) fn outbox(world: &World, run: &Run, state: RunState, recovered: bool) -> Vec<(String, Option<Value>)> {
     let notify = &run.header.pipeline.notify;
@@ -113,9 +116,10 @@ pub(super) fn state_word(state: RunState) -> &'static str {
 fn compose(world: &World, run: &Run, state: RunState, event: &str) -> Value {
     let header = &run.header;
     let cause = run.end.as_ref().and_then(|(_, cause, _)| cause.as_ref());
-    let fact = |name: &str| cause.and_then(|c| c.facts.get(name)).and_then(Value::as_str).map(str::to_owned);
+    let fact =
+        |name: &str| cause.and_then(|c| c.facts.get(name)).and_then(Value::as_str).map(|text| ledger::cut(text, NAME));
     let release = run.release.as_ref();
-    let subject = release.map(|r| r.commit.message.lines().next().unwrap_or_default().to_owned());
+    let subject = release.map(|r| ledger::cut(r.commit.message.lines().next().unwrap_or_default(), NAME));
     let environment = fact("environment").or_else(|| run.deployments.last().map(|d| d.environment.to_string()));
     let (stage, host) = (fact("stage"), fact("host"));
     let what = match release {
@@ -134,22 +138,24 @@ fn compose(world: &World, run: &Run, state: RunState, event: &str) -> Value {
         _ => format!("{} {}{place}: {what}", header.project, event.replace('_', " ")),
     };
     let command = format!("phased log {}", header.run);
-    let mut text = cause.map(|c| c.message.clone()).unwrap_or_default();
+    let words = cause.map(|c| ledger::cut(&c.message, ledger::LONGEST)).unwrap_or_default();
+    let mut text = words.clone();
     if let Some(at) = fact("at") {
         text.push_str(&format!(" [{at}]"));
     }
-    if state.is_bad() && run.deployments.is_empty() {
+    let touched = run.deployments.iter().flat_map(|d| &d.hosts).any(|h| h.touched);
+    if state.is_bad() && state != RunState::Damaged && !touched {
         text.push_str(" No host was touched.");
     }
     json!({
         "event": event, "project": header.project, "run": header.run, "state": state_word(state),
         "title": title, "text": text.trim(),
         "release": release.map(|r| &r.id), "revision": release.map(|r| &r.commit.sha),
-        "author": release.map(|r| &r.commit.author), "subject": subject,
+        "author": release.map(|r| ledger::cut(&r.commit.author, NAME)), "subject": subject,
         "environment": environment, "stage": stage, "host": host,
-        "cause": cause.map(|c| json!({ "code": c.code, "message": c.message })),
+        "cause": cause.map(|c| json!({ "code": c.code, "message": words })),
         "output": if state.is_bad() { output(world, run, stage.as_deref(), host.as_deref()) } else { String::new() },
-        "command": command, "trigger": header.request.trigger, "by": header.request.by,
+        "command": command, "trigger": header.request.trigger, "by": ledger::cut(&header.request.by, NAME),
         "live": environment.as_ref().and_then(|e| e.parse().ok())
             .and_then(|e| ledger::live(&*world.control, &header.project, &e)).map(|live| live.release.id),
     })

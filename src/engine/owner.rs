@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{actions, sessions::Sessions, steps, world::World};
+use super::{actions, sessions::Sessions, steps, waiters::Waiters, world::World};
 use crate::{
     model::{
         canonical,
@@ -35,8 +35,8 @@ pub(super) enum Message {
     StepDone { key: StepKey, attempt: u32, outcome: Outcome },
     /// Somebody wants the run to end; answered once that is on disk.
     Stop { by: String, now: bool, reason: Option<String>, reply: oneshot::Sender<Result<(), String>> },
-    /// Everything is done: control knows of the end.
-    Finished,
+    /// Everything is done: control knows of the end. Or why it does not.
+    Finished(Result<(), String>),
 }
 
 /// A step as the owner holds it: whose answer it is, and how to end it.
@@ -67,6 +67,7 @@ pub(super) struct Owner {
     inbox: mpsc::Receiver<Message>,
     sender: mpsc::Sender<Message>,
     sessions: Arc<Sessions>,
+    waiters: Arc<Waiters>,
     /// Actions under way, by name.
     busy: BTreeMap<String, CancellationToken>,
     open: BTreeMap<StepKey, OpenStep>,
@@ -119,6 +120,7 @@ fn left_host(event: &Event) -> Option<HostId> {
 /// What an owner starts from.
 pub(super) struct Begin {
     pub(super) world: Arc<World>,
+    pub(super) waiters: Arc<Waiters>,
     pub(super) run: Run,
     /// The number of the journal's last record.
     pub(super) seq: Seq,
@@ -132,10 +134,11 @@ pub(super) struct Begin {
 
 impl Owner {
     pub(super) fn new(begin: Begin) -> Self {
-        let Begin { world, run, seq, epoch, program, channel: (sender, inbox), progress, ticket } = begin;
+        let Begin { world, waiters, run, seq, epoch, program, channel: (sender, inbox), progress, ticket } = begin;
         Owner {
             sessions: Arc::new(Sessions::new(Arc::clone(&world), run.header.project.clone())),
             world,
+            waiters,
             run,
             seq,
             epoch,
@@ -219,7 +222,9 @@ impl Owner {
         }
         match action {
             Action::Append(event) => {
-                let event = self.completed(event);
+                if self.is_early(&event) {
+                    return false;
+                }
                 self.append(event);
                 true
             }
@@ -245,6 +250,7 @@ impl Owner {
                 let context = actions::Context {
                     world: Arc::clone(&self.world),
                     sessions: Arc::clone(&self.sessions),
+                    waiters: Arc::clone(&self.waiters),
                     name: name.clone(),
                     sender: self.sender.clone(),
                     cancel,
@@ -257,15 +263,17 @@ impl Owner {
         }
     }
 
-    /// What only the engine can add to a decision.
-    fn completed(&self, event: Event) -> Event {
+    /// An end waits for what is under way: its facts come before the end or not at all, and a lease that it is just being given can
+    /// be given back. Whoever wants the end has cancelled it, so that is soon.
+    fn is_early(&self, event: &Event) -> bool {
         match event {
-            Event::DeploymentCreated { deployment, environment, .. } => {
-                let previous = super::ledger::live(&*self.world.control, &self.run.header.project, &environment)
-                    .map(|live| Box::new(live.release));
-                Event::DeploymentCreated { deployment, environment, previous }
+            Event::End { .. } => !self.busy.is_empty(),
+            Event::DeploymentEnded { deployment, .. } => {
+                let own = [format!("lease {deployment}"), format!("plan {deployment}")];
+                let watch = format!("watch {deployment} ");
+                self.busy.keys().any(|name| own.contains(name) || name.starts_with(&watch))
             }
-            other => other,
+            _ => false,
         }
     }
 
@@ -329,8 +337,10 @@ impl Owner {
                 }
                 // An action that waits for the world (a fetch, a lease, discovery) is not worth finishing any more.
                 let ticket = self.append(Event::StopRequested { by, now, reason });
+                let sharp = self.run.stop.as_ref().is_some_and(|stop| stop.now);
                 for (name, cancel) in &self.busy {
-                    if ["resolve", "checkout", "lease ", "plan "].iter().any(|p| name.starts_with(p)) {
+                    // A host in flight is watched to the end, unless the stop is `now`.
+                    if *name != Action::Finish.name().unwrap_or_default() && (sharp || !name.starts_with("watch ")) {
                         cancel.cancel();
                     }
                 }
@@ -342,7 +352,8 @@ impl Owner {
                     let _gone = reply.send(answer);
                 });
             }
-            Message::Finished => self.finished = true,
+            Message::Finished(Ok(())) => self.finished = true,
+            Message::Finished(Err(why)) => self.broken = Some(why),
         }
     }
 
@@ -537,9 +548,16 @@ impl Owner {
             self.open.insert(key.clone(), OpenStep { branch: request.branch.clone(), request, running });
             if !between {
                 let sender = self.sender.clone();
+                let stopping = self.world.tasks.stopping();
                 self.world.tasks.spawn(format!("run {} resolve {key}", self.run.header.run), async move {
-                    let outcome = steps::resolve(job).await;
-                    let _owner_gone = sender.send(Message::StepDone { key, attempt, outcome }).await;
+                    tokio::select! {
+                        biased;
+                        // The next start asks again.
+                        () = stopping.cancelled() => {}
+                        outcome = steps::resolve(job) => {
+                            let _owner_gone = sender.send(Message::StepDone { key, attempt, outcome }).await;
+                        }
+                    }
                 });
             }
         }

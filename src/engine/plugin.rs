@@ -41,7 +41,10 @@ pub(super) async fn run(
     function: &str,
     input: Value,
 ) -> Result<Value, Cause> {
-    let mut plugin = world.programs.plugin(code, project, function, input)?;
+    let (programs, code, of, name) =
+        (std::sync::Arc::clone(&world.programs), code.clone(), project.clone(), function.to_owned());
+    let opened = tokio::task::spawn_blocking(move || programs.plugin(&code, &of, &name, input)).await;
+    let mut plugin = opened.unwrap_or_else(|_| Err(broken()))?;
     let mut redactor = Redactor::default();
     let work = async {
         let mut answer: Option<Outcome> = None;
@@ -75,8 +78,11 @@ async fn blocking(
         };
         (turn, plugin)
     });
-    turn.await
-        .map_err(|_| Cause::new("lua_internal", "the plugin's thread ended unexpectedly; this is a bug of phased"))
+    turn.await.map_err(|_| broken())
+}
+
+fn broken() -> Cause {
+    Cause::new("lua_internal", "the plugin's thread ended unexpectedly; this is a bug of phased")
 }
 
 async fn perform(world: &World, project: &ProjectName, request: &PluginRequest, redactor: &mut Redactor) -> Outcome {

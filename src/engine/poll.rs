@@ -9,8 +9,8 @@ use super::{
     ledger,
 };
 use crate::{
-    model::{event::Wanted, run::Trigger},
-    ports::program::Loaded,
+    model::{cause::Cause, event::Wanted, ids::Sha, run::Trigger},
+    ports::{control::Revision, program::Loaded},
 };
 
 /// How soon a remote that could not be asked at start is asked again, where there is no `poll`.
@@ -21,11 +21,15 @@ pub(super) async fn poll(conductor: Conductor, loaded: Arc<Loaded>, token: Cance
     let world = Arc::clone(&conductor.inner.world);
     let stopping = world.tasks.stopping();
     loop {
-        let asked = tokio::select! {
+        // Read before the remote is asked: whoever requests a commit meanwhile knows better.
+        let seen = ledger::head_revision(&*world.control, &loaded.name);
+        let head = tokio::select! {
             () = stopping.cancelled() => return,
             () = token.cancelled() => return,
-            asked = once(&conductor, &loaded) => asked,
+            head = world.forge.head(&loaded.name, &loaded.pipeline.source) => head,
         };
+        // Not given up half-way: a request on disk that the queue was not told of would lie there.
+        let asked = once(&conductor, &loaded, head, seen).await;
         let wait = match (asked, loaded.pipeline.source.poll_ms) {
             (_, Some(ms)) => Duration::from_millis(ms),
             (false, None) => RETRY,
@@ -39,11 +43,11 @@ pub(super) async fn poll(conductor: Conductor, loaded: Arc<Loaded>, token: Cance
     }
 }
 
-/// True when the remote answered.
-async fn once(conductor: &Conductor, loaded: &Loaded) -> bool {
+/// True when the remote answered and what it says is taken care of.
+async fn once(conductor: &Conductor, loaded: &Loaded, head: Result<Sha, Cause>, seen: Revision) -> bool {
     let world = &conductor.inner.world;
     let place = format!("project {}", loaded.name);
-    let sha = match world.forge.head(&loaded.name, &loaded.pipeline.source).await {
+    let sha = match head {
         Ok(sha) => sha,
         Err(cause) => {
             tracing::warn!(project = %loaded.name, %cause, "the head of the branch cannot be asked for");
@@ -56,8 +60,13 @@ async fn once(conductor: &Conductor, loaded: &Loaded) -> bool {
         return true;
     }
     let ask = Ask { wanted: Wanted::Pushed(sha.clone()), head: Some(sha), ..Ask::default() };
-    if let Err(refusal) = conductor.request(&loaded.name, Trigger::Poll, "phased".to_owned(), ask, Vec::new()).await {
-        tracing::error!(project = %loaded.name, %refusal, "a new head is not requested");
+    let only_if = [(ledger::head_key(&loaded.name), seen)];
+    match conductor.request(&loaded.name, Trigger::Poll, "phased".to_owned(), ask, &only_if, Vec::new()).await {
+        // `None`: a hook was faster; the next look sees whether it was for this head.
+        Ok(_) => true,
+        Err(refusal) => {
+            tracing::error!(project = %loaded.name, %refusal, "a new head is not requested");
+            false
+        }
     }
-    true
 }

@@ -47,7 +47,12 @@ async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), String> {
         return Err(damage);
     }
     if found.records.is_empty() {
-        // Killed between making the file and its first record: the request is still queued.
+        // Killed between making the file and its first record: the request is still queued, and is to find the file open.
+        if open {
+            let (journals, run_id) = (std::sync::Arc::clone(&world.journals), id.clone());
+            let reopened = tokio::task::spawn_blocking(move || journals.reopen(&run_id, Epoch(0))).await;
+            reopened.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+        }
         return Ok(());
     }
     let run = fold(&found)?;
@@ -55,7 +60,9 @@ async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), String> {
         views.recover(id, found.records, true);
         if open {
             tracing::info!(run = %id, "its end is completed");
-            end::finish(world, &run, None).await;
+            if let Err(why) = end::finish(world, &run, None).await {
+                conductor.degraded(&format!("the end of run {id} is not in control: {why}"));
+            }
         }
         return Ok(());
     }
@@ -67,7 +74,7 @@ async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), String> {
     let last = found.records.last().map_or(Seq(0), |(seq, ..)| *seq);
     views.recover(id, found.records, false);
     tracing::warn!(run = %id, project = %run.header.project, "it was cut off; what it had begun is ended");
-    conductor.own(run, last, epoch, None, true);
+    conductor.resume(run, last, epoch);
     Ok(())
 }
 
@@ -95,11 +102,12 @@ fn damaged(conductor: &Conductor, id: &RunId, why: &str) {
     view.state = RunState::Damaged;
     view.cause = Some((&cause).into());
     conductor.inner.views.replace(view);
-    let mut puts = vec![(key, None)];
+    let mut puts = Vec::new();
     if let Ok(loaded) = conductor.project(requested.project.as_str()) {
         puts.extend(super::message::damaged(world, &loaded, id, &cause));
     }
-    if let Err(error) = world.control.commit(Commit::RunEnded, &[], puts) {
+    puts.push((key, None));
+    if let Err(error) = ledger::commit(&*world.control, Commit::RunEnded, puts) {
         tracing::error!(%error, "control cannot be written");
     }
 }

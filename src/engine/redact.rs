@@ -266,6 +266,13 @@ impl Stream {
         self.settle(false)
     }
 
+    /// Looks for what `redactor` looks for from here on.
+    pub fn learn(&mut self, redactor: &Redactor) {
+        if !Arc::ptr_eq(&self.set, &redactor.set) {
+            self.set = Arc::clone(&redactor.set);
+        }
+    }
+
     /// Raw bytes held back: not yet in any piece, so not to be acknowledged to the sender.
     #[must_use]
     pub fn held(&self) -> usize {

@@ -1,9 +1,9 @@
-//! Forgets what control need not know any more: old deliveries, signatures, idempotency keys, expired tokens.
+//! Forgets what control need not know any more: old deliveries, signatures, idempotency keys.
 
 use std::{sync::Arc, time::Duration};
 
 use super::world::World;
-use crate::ports::control::Commit;
+use crate::ports::control::{Commit, Entry};
 
 /// Deliveries and signatures are kept so long: a replay after that finds another head anyway.
 pub(super) const SEEN_MS: i64 = 8 * 86_400_000;
@@ -14,25 +14,38 @@ pub(super) const KEPT_MS: i64 = 86_400_000;
 pub(super) async fn sweep(world: Arc<World>) {
     let stopping = world.tasks.stopping();
     loop {
-        let now = world.clock.now().wall_ms;
-        let age = |entry: &crate::ports::control::Entry| {
-            entry.value.get("at_ms").and_then(serde_json::Value::as_i64).map(|at| now - at)
-        };
-        let old = [("delivery/", SEEN_MS), ("signature/", SEEN_MS), ("idem/", KEPT_MS)].into_iter().flat_map(
-            |(prefix, keep)| {
-                world.control.scan(prefix).into_iter().filter(move |entry| age(entry).is_some_and(|age| age > keep))
-            },
-        );
-        // A record has a size limit; the rest goes next time.
-        let puts: Vec<_> = old.take(200).map(|entry| (entry.key, None)).collect();
-        if !puts.is_empty()
-            && let Err(error) = world.control.commit(Commit::Setting, &[], puts)
-        {
-            tracing::warn!(%error, "control is not swept");
-        }
+        // A record has a size limit: as many records as it takes.
+        while !stopping.is_cancelled() && forget(&world) {}
         tokio::select! {
             () = stopping.cancelled() => return,
             () = world.clock.sleep(Duration::from_secs(3600)) => {}
+        }
+    }
+}
+
+/// Forgets the first of what is old; true when there is more.
+fn forget(world: &World) -> bool {
+    const AT_ONCE: usize = 200;
+    let now = world.clock.now().wall_ms;
+    let old = |entry: &Entry, keep: i64| {
+        entry.value.get("at_ms").and_then(serde_json::Value::as_i64).is_some_and(|at| now - at > keep)
+    };
+    let found = [("delivery/", SEEN_MS), ("signature/", SEEN_MS), ("idem/", KEPT_MS)]
+        .into_iter()
+        .flat_map(|(prefix, keep)| world.control.scan(prefix).into_iter().filter(move |entry| old(entry, keep)));
+    let found: Vec<Entry> = found.take(AT_ONCE).collect();
+    if found.is_empty() {
+        return false;
+    }
+    // Written again meanwhile is not old any more.
+    let only_if: Vec<_> = found.iter().map(|entry| (entry.key.clone(), entry.revision)).collect();
+    let count = found.len();
+    let puts = found.into_iter().map(|entry| (entry.key, None)).collect();
+    match world.control.commit(Commit::Setting, &only_if, puts) {
+        Ok(_) => count == AT_ONCE,
+        Err(error) => {
+            tracing::warn!(%error, "control is not swept");
+            false
         }
     }
 }

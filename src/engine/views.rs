@@ -263,6 +263,49 @@ fn host_document(run: &Run, of: &Deployment, index: usize) -> Option<Document> {
     document(host_key(&run.header.run, of.n, index), "host", view.state, &view)
 }
 
+/// The most that the index takes as one document, bytes.
+const LARGEST: usize = 4096;
+
+/// A document's bytes. One that is too large loses the facts of its causes, then the ends of its texts: a shortened view is better than
+/// none, and one that is refused would take the whole batch with it.
+fn fitted(mut json: Value) -> Vec<u8> {
+    let bytes = |json: &Value| serde_json::to_vec(json).unwrap_or_default();
+    let mut document = bytes(&json);
+    if document.len() > LARGEST
+        && let Some(Value::Object(cause)) = json.get_mut("cause")
+    {
+        cause.retain(|name, _| matches!(name.as_str(), "code" | "message"));
+        document = bytes(&json);
+    }
+    for most in [500, 250, 120, 60, 30] {
+        if document.len() <= LARGEST {
+            break;
+        }
+        shorten(&mut json, most);
+        document = bytes(&json);
+    }
+    document
+}
+
+/// Cuts every text in `json` at `most` characters; what names something stays whole, it is short.
+fn shorten(json: &mut Value, most: usize) {
+    match json {
+        Value::String(text) => {
+            if let Some((end, _)) = text.char_indices().nth(most) {
+                text.truncate(end);
+                text.push('…');
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| shorten(item, most)),
+        Value::Object(map) => {
+            let named =
+                |name: &str| matches!(name, "id" | "code" | "revision" | "project" | "holder") || name.ends_with("_at");
+            map.iter_mut().filter(|(name, _)| !named(name)).for_each(|(_, value)| shorten(value, most));
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
 /// The runs a view thread follows, and what it wrote of them last.
 struct Folding {
     index: Arc<dyn Index>,
@@ -303,7 +346,7 @@ impl Folding {
                 if written.get(&key) == Some(&json) {
                     continue;
                 }
-                puts.insert(key.clone(), serde_json::to_vec(&json).ok());
+                puts.insert(key.clone(), Some(fitted(json.clone())));
                 if !quiet {
                     self.board.tell(event, &record.at.rfc3339(), &project, id, json.clone());
                 }
@@ -527,10 +570,38 @@ impl Folding {
 
     fn put(&mut self, view: &RunView) {
         let (Ok(id), Ok(project)) = (view.id.parse::<RunId>(), view.project.parse::<ProjectName>()) else { return };
-        let puts = vec![(head_key(&id), serde_json::to_vec(view).ok()), (project_key(&project, &id), Some(Vec::new()))];
+        let json = serde_json::to_value(view).unwrap_or_default();
+        let puts = vec![(head_key(&id), Some(fitted(json))), (project_key(&project, &id), Some(Vec::new()))];
         if let Err(error) = self.index.apply(Batch { run: None, puts }) {
             tracing::error!(run = %id, %error, "what people see of this run is behind");
         }
         self.board.version.send_modify(|version| *version += 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_fits_whatever_people_wrote_in_it() {
+        let loud = "\u{1}é\"".repeat(1000);
+        let facts: serde_json::Map<String, Value> =
+            (0..8).map(|n| (format!("fact{n}"), Value::String("x".repeat(900)))).collect();
+        let id = "ü".repeat(120);
+        let view = HostView {
+            id: id.clone(),
+            name: loud.clone(),
+            address: loud.clone(),
+            state: crate::model::run::HostState::Failed,
+            cause: Some(CauseView { code: "exit".to_owned(), message: loud.clone(), facts }),
+            release: None,
+        };
+        let bytes = fitted(serde_json::to_value(&view).unwrap());
+        assert!(bytes.len() <= LARGEST, "{}", bytes.len());
+        let read: HostView = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!((read.id, read.cause.map(|c| c.code)), (id, Some("exit".to_owned())));
+        let small = serde_json::json!({ "name": "web1", "cause": { "code": "a", "message": "b", "fact": 1 } });
+        assert_eq!(fitted(small.clone()), serde_json::to_vec(&small).unwrap());
     }
 }

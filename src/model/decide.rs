@@ -218,11 +218,8 @@ fn commit(run: &Run, decision: &mut Decision) {
     if run.release.is_some() && matches!(run.checkout, Checkout::At(_)) {
         return stages(run, decision);
     }
-    if run.interrupted {
-        return end(decision, RunState::Failed, Some(interrupted()));
-    }
-    if run.stop.is_some() {
-        return end(decision, RunState::Stopped, Some(stopped(run)));
+    if let Some((state, cause)) = cut_short(run) {
+        return end(decision, state, Some(cause));
     }
     decision.act(if run.release.is_none() { Action::Resolve } else { Action::Checkout });
 }
@@ -236,18 +233,12 @@ fn stages(run: &Run, decision: &mut Decision) {
         let call = |function: &str| {
             call(run, CallKey::stage(spec.name.as_str(), function), format!("test/{}/{function}", spec.name))
         };
-        let ending = run.stop.is_some() || run.interrupted;
+        let ending = cut_short(run);
         match (&stage.setup, &stage.run, &stage.cleanup) {
             (Progress::Open, ..) | (_, Progress::Open, _) | (.., Progress::Open) => return,
-            (Progress::Due, Progress::Due, _) if ending => {
-                return if run.interrupted {
-                    end(decision, RunState::Failed, Some(interrupted()))
-                } else {
-                    end(decision, RunState::Stopped, Some(stopped(run)))
-                };
-            }
+            (Progress::Due, Progress::Due, _) if ending.is_some() => {}
             (Progress::Due, Progress::Due, _) if spec.setup => return decision.act(call("setup")),
-            (Progress::Due | Progress::Ended(CallEnd::Returned), Progress::Due, Progress::Due) if !ending => {
+            (Progress::Due | Progress::Ended(CallEnd::Returned), Progress::Due, Progress::Due) if ending.is_none() => {
                 return decision.act(call("run"));
             }
             (.., Progress::Due) if spec.cleanup => return decision.act(call("cleanup")),
@@ -258,8 +249,23 @@ fn stages(run: &Run, decision: &mut Decision) {
             let state = if cause.code == "stopped" { RunState::Stopped } else { RunState::Failed };
             return end(decision, state, Some(cause));
         }
+        if stage.run == Progress::Due {
+            // Its turn never came, though its setup may have gone well: what was not run was not passed.
+            if let Some((state, cause)) = ending {
+                return end(decision, state, Some(cause));
+            }
+        }
     }
     environments(run, decision);
+}
+
+/// How a run ends that was cut before any host of it was touched.
+fn cut_short(run: &Run) -> Option<(RunState, Cause)> {
+    if run.interrupted {
+        Some((RunState::Failed, interrupted()))
+    } else {
+        run.stop.is_some().then(|| (RunState::Stopped, stopped(run)))
+    }
 }
 
 /// Why a stage that is over did not succeed: what failed first. A cleanup that fails is a failure too: it leaves a mess.
@@ -296,27 +302,22 @@ fn environments(run: &Run, decision: &mut Decision) {
     let live = |name: &EnvironmentName| !run.header.request.redeploy && run.live.contains(name);
     for environment in asked_for(run).filter(|e| !live(&e.name)) {
         let Some(deployment) = run.deployments.iter().find(|d| d.environment == environment.name) else {
-            if run.interrupted {
-                return end(decision, ended_so_far(run), Some(interrupted()));
-            }
-            if run.stop.is_some() {
-                return end(decision, RunState::Stopped, Some(stopped(run)));
+            if let Some((state, cause)) = cut_short(run) {
+                return end(decision, unless_touched(run, state), Some(cause));
             }
             let deployment = u32::try_from(run.deployments.len()).unwrap_or(u32::MAX - 1) + 1;
-            let name = environment.name.clone();
-            // The owner fills in what is live there; the decision does not know.
-            return decision.act(Action::Append(Event::DeploymentCreated {
-                deployment,
-                environment: name,
-                previous: None,
-            }));
+            let environment = environment.name.clone();
+            return decision.act(Action::Append(Event::DeploymentCreated { deployment, environment }));
         };
         match &deployment.end {
             None => return deploy(run, environment, deployment, decision),
             Some((DeploymentState::Succeeded, ..)) => {}
             Some((state, cause, _)) => {
                 let state = match state {
-                    DeploymentState::Failed => RunState::Failed,
+                    DeploymentState::Failed if cause.as_ref().is_some_and(|c| c.code == "superseded") => {
+                        RunState::Superseded
+                    }
+                    DeploymentState::Failed => unless_touched(run, RunState::Failed),
                     DeploymentState::Stopped => RunState::Stopped,
                     DeploymentState::RolledBack => RunState::RolledBack,
                     DeploymentState::RollbackFailed => RunState::RollbackFailed,
@@ -330,9 +331,10 @@ fn environments(run: &Run, decision: &mut Decision) {
     end(decision, RunState::Succeeded, None);
 }
 
-/// How a run that is cut between two environments ends: an environment that was switched keeps it from being `failed`.
-fn ended_so_far(run: &Run) -> RunState {
-    if run.deployments.is_empty() { RunState::Failed } else { RunState::Halted }
+/// `failed` says that nothing was switched: a host touched in an earlier environment keeps a run from it.
+fn unless_touched(run: &Run, state: RunState) -> RunState {
+    let touched = run.deployments.iter().flat_map(|d| &d.hosts).any(|h| h.touched);
+    if touched && state == RunState::Failed { RunState::Halted } else { state }
 }
 
 /// One deployment: its lease, its plan, its hosts, its verification.
@@ -400,7 +402,8 @@ fn deploy(run: &Run, environment: &Environment, deployment: &Deployment, decisio
         }
         return;
     }
-    let free = (environment.rollout.max_parallel as usize).saturating_sub(in_flight);
+    // At least one: a rollout of none would be a success that touched nothing.
+    let free = (environment.rollout.max_parallel.max(1) as usize).saturating_sub(in_flight);
     for host in deployment.hosts.iter().filter(|h| h.deploy == Progress::Due).take(free) {
         in_flight += 1;
         let key = CallKey::host(environment.name.as_str(), n, host.host.id.as_str(), "deploy");
@@ -408,6 +411,14 @@ fn deploy(run: &Run, environment: &Environment, deployment: &Deployment, decisio
     }
     if in_flight > 0 {
         return;
+    }
+    if !deployment.hosts.is_empty() && deployment.count(HostState::Healthy) == 0 {
+        // Budgets as wide as the fleet allow every host to fail; that is no success all the same.
+        let message = format!("none of the {} hosts of {} is healthy", deployment.hosts.len(), environment.name);
+        let why = deployment.hosts.iter().find_map(HostRun::cause).map(|cause| format!(": {}", cause.message));
+        let cause = Cause::new("no_healthy_hosts", message + &why.unwrap_or_default());
+        let state = if touched { DeploymentState::Halted } else { DeploymentState::Failed };
+        return decision.act(ended(state, Some(cause)));
     }
     match &deployment.verify {
         Progress::Due if environment.verify => {
@@ -464,3 +475,6 @@ fn over_budget(deployment: &Deployment, max_failures: usize, max_unreachable: us
 pub fn holder(run: &Run, deployment: u32) -> String {
     DeploymentId { run: run.header.run.clone(), n: deployment }.to_string()
 }
+
+#[cfg(test)]
+mod tests;

@@ -105,9 +105,6 @@ pub enum Event {
         deployment: u32,
         /// Where.
         environment: EnvironmentName,
-        /// What is live there now; for `release.previous` and `release:changed`.
-        #[serde(skip_serializing_if = "Option::is_none", default)]
-        previous: Option<Box<Release>>,
     },
     /// Something is in the way, or no longer.
     Blocked {
@@ -134,6 +131,9 @@ pub enum Event {
         deployment: u32,
         /// Every host, in order.
         hosts: Vec<Host>,
+        /// What is live there, now that nobody else can change it; for `release.previous` and `release:changed`.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        previous: Option<Box<Release>>,
         /// Paths that differ from what is live there; `None` = nothing is, or it cannot be told.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         changed_paths: Option<Vec<String>>,
@@ -142,7 +142,7 @@ pub enum Event {
         /// Unreachable hosts that do not stop it.
         max_unreachable: usize,
     },
-    /// The hosts could not be found out.
+    /// The hosts could not be found out, or a newer run took this one's place.
     PlanFailed {
         /// Which deployment.
         deployment: u32,

@@ -95,14 +95,14 @@ impl Run {
             Event::Begin { key, attempt, args, .. } => self.begun(key, *attempt, args, at)?,
             Event::Done { key, attempt, outcome, last } => self.done(key, *attempt, outcome, *last, at)?,
             Event::Return { key, result } => self.returned(key, result.into(), at)?,
-            Event::DeploymentCreated { deployment, environment, previous } => {
+            Event::DeploymentCreated { deployment, environment } => {
                 if *deployment as usize != self.deployments.len() + 1 {
                     return illegal("deployment_created", format!("number {deployment} is out of order"));
                 }
                 self.deployments.push(Deployment {
                     n: *deployment,
                     environment: environment.clone(),
-                    previous: previous.as_deref().cloned(),
+                    previous: None,
                     changed_paths: None,
                     waiting: None,
                     lease: None,
@@ -124,12 +124,13 @@ impl Run {
                 deployment.waiting = None;
             }
             Event::LeaseLost { deployment } => self.deployment_mut("lease_lost", *deployment)?.lease_lost = true,
-            Event::Planned { deployment, hosts, changed_paths, max_failures, max_unreachable } => {
+            Event::Planned { deployment, hosts, previous, changed_paths, max_failures, max_unreachable } => {
                 let deployment = self.deployment_mut("planned", *deployment)?;
                 if deployment.budgets.is_some() {
                     return illegal("planned", "the plan is made");
                 }
                 deployment.budgets = Some(Budgets { max_failures: *max_failures, max_unreachable: *max_unreachable });
+                deployment.previous = previous.as_deref().cloned();
                 deployment.changed_paths.clone_from(changed_paths);
                 deployment.hosts = hosts
                     .iter()
@@ -163,9 +164,16 @@ impl Run {
             Event::Interrupted => {
                 self.interrupted = true;
                 self.calls.values_mut().for_each(|call| call.cut = true);
-                for host in self.deployments.iter_mut().filter(|d| d.end.is_none()).flat_map(|d| &mut d.hosts) {
-                    if matches!(host.health, HealthRun::Watching(_)) {
-                        host.health = HealthRun::Cut;
+                for deployment in self.deployments.iter_mut().filter(|d| d.end.is_none()) {
+                    let environment =
+                        self.header.pipeline.environments.iter().find(|e| e.name == deployment.environment);
+                    let watched = environment.is_some_and(|e| e.health.is_some());
+                    for host in &mut deployment.hosts {
+                        // Also one whose watch was about to begin.
+                        let due = host.health == HealthRun::Due && host.deploy == Progress::Ended(CallEnd::Returned);
+                        if matches!(host.health, HealthRun::Watching(_)) || (due && watched) {
+                            host.health = HealthRun::Cut;
+                        }
                     }
                 }
             }
@@ -222,8 +230,12 @@ impl Run {
         } else if let Some(call) = self.calls.get_mut(&call_key) {
             call.steps.remove(key);
         }
-        // What could not even be begun because we did not get into the host has not touched it.
-        let reached = outcome.cause().is_none_or(|cause| !cause.is_shut());
+        // What could not even be begun because we did not get into the host has not touched it. Where nobody can tell, it may
+        // have, whatever was in the way of asking.
+        let reached = match outcome {
+            Outcome::Failed { cause, .. } => !cause.is_shut(),
+            Outcome::Ok(_) | Outcome::Unknown { .. } | Outcome::Cut { .. } => true,
+        };
         if let (true, Some(Place::Host { deployment, host, .. })) = (reached, call_key.place()) {
             self.host_mut("done", deployment, &host)?.touched = true;
         }

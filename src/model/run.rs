@@ -278,7 +278,7 @@ pub struct Deployment {
     pub n: u32,
     /// Where.
     pub environment: EnvironmentName,
-    /// What was live there.
+    /// What was live there, once planned.
     pub previous: Option<Release>,
     /// Paths that differ from that.
     pub changed_paths: Option<Vec<String>>,
@@ -425,7 +425,9 @@ impl HostRun {
                 HostState::Unreachable
             }
             // Cut off from outside: that says nothing about the release, and nobody has looked at the host since.
-            (Progress::Ended(CallEnd::Ended(cause)), _) if matches!(cause.code.as_str(), "interrupted" | "stopped") => {
+            (Progress::Ended(CallEnd::Ended(cause)), _) | (_, HealthRun::Unhealthy(cause))
+                if matches!(cause.code.as_str(), "interrupted" | "stopped") =>
+            {
                 HostState::Unknown
             }
             (Progress::Ended(CallEnd::Raised(_) | CallEnd::Ended(_)), _) | (_, HealthRun::Unhealthy(_)) => {

@@ -223,3 +223,21 @@ fn a_journal_damaged_in_the_middle_is_not_continued_and_people_are_told() {
     assert_eq!(sink.message_of(&run.id)["event"], "damaged");
     assert!(daemon.status()["trouble"].to_string().contains(&run.id));
 }
+
+#[test]
+fn a_run_killed_before_its_first_record_begins_anew() {
+    let (world, daemon) = World::with(&hanging());
+    world.repo.push("one");
+    daemon.press().prints("begun");
+    let commit = world.repo.push("two");
+    let queued = daemon.press();
+    daemon.kill();
+    // As a crash between making the file and its first sync leaves it.
+    let dir = world.path("data/journal/runs").join(&queued.id);
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("journal"), "").unwrap();
+    world.project(&Project::new("shop").hosts(&["h1", "h2"]));
+    let daemon = world.start();
+    daemon.run(&queued.id).wait().is("succeeded");
+    assert!(world.hosts_have(&["h1", "h2"], &commit));
+}

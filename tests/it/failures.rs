@@ -124,3 +124,19 @@ fn a_commit_that_cannot_be_fetched_ends_the_run_with_gits_words() {
     assert_eq!(answer.problem().0, 502);
     assert!(answer.text().contains("repo.git"), "{}", answer.text());
 }
+
+#[test]
+fn a_commit_message_of_any_length_ends_its_run_and_people_are_told() {
+    let sink = Sink::start();
+    let test = r#"run:sh "[ ! -e bad ] || exit 7""#;
+    let (world, daemon) = World::with(&Project::new("shop").hosts(&["h1"]).stage("unit", test).tells(&sink));
+    let long = "a very long story ".repeat(6000);
+    let commit = world.repo.push(&long);
+    daemon.deploy().is("succeeded");
+    assert!(world.hosts_have(&["h1"], &commit));
+    world.repo.commit(&[("bad", "1")], &long);
+    world.repo.push_as("main");
+    let run = daemon.deploy().is("failed");
+    assert_eq!(sink.message_of(&run.id)["event"], "failed");
+    daemon.idle();
+}

@@ -103,3 +103,14 @@ fn health_must_hold_without_a_break() {
     world.repo.push("flapping");
     daemon.deploy().is("halted");
 }
+
+#[test]
+fn stop_now_does_not_wait_for_a_hosts_health() {
+    let health = r#"command = "false", min_healthy_time = "1s", healthy_deadline = "5m""#;
+    let (world, daemon) = World::with(&Project::new("shop").hosts(&["h1", "h2"]).health(health));
+    world.repo.push("never well");
+    let run = daemon.press();
+    run.until("it is watched", |_| world.touched("h1").iter().any(|t| t.0 == "end"));
+    daemon.api.post(&format!("/v1/runs/{}/stop", run.id), &serde_json::json!({ "now": true })).is(202);
+    assert_eq!(run.wait().is("stopped").hosts(), ["h1:unknown", "h2:skipped"]);
+}

@@ -190,3 +190,23 @@ fn the_command_line_shows_runs_status_log_and_plan() {
     let json: serde_json::Value = serde_json::from_str(&daemon.cli(&["--json", "status"]).stdout).unwrap();
     assert_eq!(json["projects"][0]["project"], "shop");
 }
+
+#[test]
+fn a_stop_at_any_moment_leaves_nothing_behind() {
+    let (world, daemon) = World::with(&Project::new("shop").hosts(&["h1"]).stage("unit", r#"run:sh "true""#));
+    for n in 0..12 {
+        world.repo.push(&format!("stopped {n}"));
+        let run = daemon.press();
+        std::thread::sleep(std::time::Duration::from_millis(n * 15));
+        let answer = daemon.api.post(&format!("/v1/runs/{}/stop", run.id), &json!({ "now": n % 2 == 0 }));
+        assert!([202, 409].contains(&answer.status), "{}", answer.text());
+        let ended = run.wait();
+        assert!(["stopped", "succeeded"].contains(&ended.state()), "{:#}", ended.view);
+    }
+    assert_eq!(daemon.status()["trouble"], json!([]), "the daemon is well");
+    let commit = world.repo.push("goes through");
+    daemon.deploy().is("succeeded");
+    assert!(world.hosts_have(&["h1"], &commit));
+    daemon.idle();
+    assert_eq!(daemon.status()["projects"][0]["environments"][0]["lease"], json!(null));
+}

@@ -231,3 +231,19 @@ fn githubs_published_vector_is_genuine() {
     // The signature is right, so what is wrong is said to be the body.
     assert_eq!(hook.send(&daemon).problem(), (400, "hook_body".to_owned()));
 }
+
+#[test]
+fn deliveries_at_the_same_moment_are_one_run() {
+    let (world, daemon) = hooked();
+    let commit = world.repo.push("pushed");
+    let (api, hooks) = (daemon.tcp(), [Hook::push(MAIN, &commit), Hook::push(MAIN, &commit).id("another-delivery")]);
+    let answers: Vec<Answer> = std::thread::scope(|scope| {
+        let sent: Vec<_> = (0..8)
+            .map(|n| (&hooks[n % 2], &api))
+            .map(|(hook, api)| scope.spawn(move || hook.send_to(api, "/hooks/github/shop")))
+            .collect();
+        sent.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(answers.iter().filter(|answer| answer.json()["code"] == "accepted").count(), 1);
+    assert_eq!(daemon.runs().len(), 1);
+}

@@ -43,6 +43,7 @@ pub(super) async fn request(job: &Job, args: &Resolved) -> Outcome {
         Ok(response) => {
             let mut value = http_value(&response);
             // Headers and body may carry what the request carried.
+            value["headers"] = job.sessions.redactor().value(&value["headers"]);
             let body = job.sessions.redact_bytes(&response.body);
             value["body"] = values::lua_bytes(&body);
             if good(args, response.status) {

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
 use super::Job;
 use crate::{
@@ -68,7 +67,7 @@ pub(super) async fn read(job: &Job, dir: &str, patterns: &[String]) -> Result<Te
     spec.cwd = Some(dir.to_owned());
     let session = job.sessions.local();
     let mut listed = Memory(Vec::new());
-    let verdict = session.run(&spec, &mut listed, &CancellationToken::new()).await;
+    let verdict = session.run(&spec, &mut listed, &job.stop).await;
     if !matches!(verdict, Verdict::Exited { code: 0, .. }) {
         let cause = verdict.cause("the integration server", LIMIT);
         let why = cause.map_or_else(String::new, |cause| cause.message);
@@ -80,7 +79,7 @@ pub(super) async fn read(job: &Job, dir: &str, patterns: &[String]) -> Result<Te
         let from = std::path::Path::new(dir).join(file).to_string_lossy().into_owned();
         let mut bytes = Memory(Vec::new());
         let download = Download { from, timeout: LIMIT };
-        let verdict = session.download(&download, &mut bytes, &CancellationToken::new()).await;
+        let verdict = session.download(&download, &mut bytes, &job.stop).await;
         let read = match verdict {
             Verdict::Exited { code: 0, .. } if bytes.0.len() <= LARGEST => count(&bytes.0, &mut tests),
             Verdict::Exited { code: 0, .. } => Err("it is larger than 16 MiB".to_owned()),

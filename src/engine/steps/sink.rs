@@ -80,6 +80,8 @@ impl<'a> LogSink<'a> {
 impl OutputSink for LogSink<'_> {
     async fn output(&mut self, stream: Stream, _offset: u64, bytes: &[u8]) {
         let flow = if stream == Stream::Out { &mut self.out } else { &mut self.err };
+        // Also what other steps of the run have resolved since this one began.
+        flow.redact.learn(&self.job.sessions.redactor());
         let pieces = flow.redact.push(bytes);
         self.store(stream, pieces);
     }

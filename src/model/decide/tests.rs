@@ -1,0 +1,571 @@
+//! A tiny world around `decide` and the fold: random pipelines, outcomes, stops and crashes, the same for the same seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::json;
+
+use super::*;
+use crate::model::{
+    event::{CallResult, Header, Record, Request, Wanted},
+    host::{Host, Ssh},
+    ids::{Digest, Epoch, RunId, Seq, Sha},
+    pipeline::{Budget, Check, Health, HostSource, Notify, Pipeline, Queue, Rollout, Source, Stage},
+    release::{Commit, Release},
+    run::{Trigger, Waiting},
+    step::{Branch, Place, StepKey},
+};
+
+/// splitmix64: enough randomness for a test, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+fn host(n: u64) -> Host {
+    let id = format!("h{n}");
+    let (name, address) = (id.clone(), id.clone());
+    Host { id: id.parse().unwrap(), name, address, labels: BTreeMap::new(), zone: None, ssh: Ssh::default() }
+}
+
+fn release() -> Release {
+    let sha: Sha = "a1".repeat(20).parse().unwrap();
+    let commit = Commit {
+        tree: sha.clone(),
+        author: "Ann <ann@example.com>".to_owned(),
+        message: "it ships".to_owned(),
+        committed_at_ms: 0,
+        sha: sha.clone(),
+    };
+    Release { id: crate::model::ids::ReleaseId::first_build(&sha), commit, branch: Some("main".to_owned()), tag: None }
+}
+
+fn budget(random: &mut Random) -> Budget {
+    if random.one_in(3) {
+        Budget::Percent(u32::try_from(random.below(60)).unwrap())
+    } else {
+        Budget::Count(u32::try_from(random.below(3)).unwrap())
+    }
+}
+
+fn pipeline(random: &mut Random) -> Pipeline {
+    let stage = |n: u64, random: &mut Random| Stage {
+        name: format!("s{n}").parse().unwrap(),
+        setup: random.one_in(2),
+        cleanup: random.one_in(2),
+        timeout_ms: 60_000,
+    };
+    let environment = |n: u64, random: &mut Random| Environment {
+        name: format!("e{n}").parse().unwrap(),
+        hosts: vec![HostSource::Static(Vec::new())],
+        ssh: Ssh::default(),
+        rollout: Rollout {
+            max_parallel: 1 + u32::try_from(random.below(3)).unwrap(),
+            max_failures: budget(random),
+            max_unreachable: budget(random),
+        },
+        health: random.one_in(2).then(|| Health {
+            checks: vec![Check::Tcp(":1".to_owned())],
+            min_healthy_time_ms: 1,
+            healthy_deadline_ms: 1,
+            interval_ms: 1,
+            timeout_ms: 1,
+        }),
+        verify: random.one_in(2),
+        timeout_ms: 60_000,
+    };
+    Pipeline {
+        source: Source {
+            git: "file:///x".to_owned(),
+            branch: "main".to_owned(),
+            poll_ms: None,
+            webhook: Vec::new(),
+            user: None,
+            token: None,
+            key: None,
+            known_hosts: None,
+        },
+        queue: Queue::Latest,
+        stages: (0..random.below(4)).map(|n| stage(n, random)).collect(),
+        environments: (0..random.below(4)).map(|n| environment(n, random)).collect(),
+        notify: Notify::default(),
+    }
+}
+
+/// A call's program: steps still to ask for, and those that run.
+#[derive(Default)]
+struct Program {
+    left: u64,
+    asked: u32,
+    running: BTreeSet<StepKey>,
+}
+
+struct Sim {
+    random: Random,
+    seed: u64,
+    now: Stamp,
+    run: Run,
+    journal: Vec<Record>,
+    /// What the owner holds in memory.
+    busy: BTreeMap<String, Action>,
+    programs: BTreeMap<CallKey, Program>,
+    ending: BTreeMap<CallKey, (Cause, bool)>,
+    /// Hosts on which something really happened.
+    touched: BTreeSet<(u32, HostId)>,
+    called: BTreeMap<CallKey, u32>,
+    /// How often the daemon may still crash.
+    crashes: u64,
+    finished: bool,
+}
+
+impl Sim {
+    fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
+        let now = Stamp { wall_ms: 1_700_000_000_000, boot_ms: 0, boot: "b".into() };
+        let pipeline = pipeline(&mut random);
+        let environment = pipeline.environments.first().map(|e| e.name.clone()).filter(|_| random.one_in(5));
+        let header = Header {
+            format: crate::model::next::FORMAT,
+            version: "0".to_owned(),
+            run: RunId::new(now.wall_ms, u128::from(seed)),
+            project: "shop".parse().unwrap(),
+            code: Digest::of(b"code"),
+            pipeline,
+            seed,
+            epoch: Epoch(1),
+            request: Request {
+                trigger: Trigger::Api,
+                by: "uid 0".to_owned(),
+                reason: None,
+                wanted: Wanted::Head,
+                environment,
+                redeploy: random.one_in(4),
+                retest: random.one_in(4),
+                after: None,
+                requested_at_ms: now.wall_ms,
+            },
+        };
+        let first = Record { at: now.clone(), by: "c".into(), event: Event::Started(Box::new(header)) };
+        let run = Run::begin(&first).unwrap();
+        let crashes = if random.one_in(3) { 1 + random.below(2) } else { 0 };
+        Sim {
+            random,
+            seed,
+            now,
+            run,
+            journal: vec![first],
+            busy: BTreeMap::new(),
+            programs: BTreeMap::new(),
+            ending: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            called: BTreeMap::new(),
+            crashes,
+            finished: false,
+        }
+    }
+
+    fn append(&mut self, event: Event) {
+        let record = Record { at: self.now.clone(), by: "c".into(), event };
+        if let Err(illegal) = self.run.next(&record) {
+            panic!("seed {}: {illegal}: {:?}", self.seed, record.event);
+        }
+        self.journal.push(record);
+    }
+
+    /// Until the run is over: settle, then one thing of the world happens.
+    fn play(mut self) -> Self {
+        for _ in 0..5_000 {
+            let wake = self.settle();
+            if self.finished {
+                self.ended();
+                return self;
+            }
+            self.happen(wake);
+        }
+        panic!("seed {}: it does not end: {:#?}", self.seed, self.run);
+    }
+
+    fn settle(&mut self) -> Option<Duration> {
+        for _ in 0..500 {
+            let decision = decide(&self.run, &self.now);
+            let mut changed = false;
+            for action in decision.actions {
+                changed |= self.act(action);
+            }
+            if !changed {
+                return decision.wake_in;
+            }
+        }
+        panic!("seed {}: decisions without end: {:?}", self.seed, decide(&self.run, &self.now));
+    }
+
+    /// As the owner does it.
+    fn act(&mut self, action: Action) -> bool {
+        match action {
+            Action::Append(event) => {
+                let early = match &event {
+                    Event::End { .. } => !self.busy.is_empty(),
+                    Event::DeploymentEnded { .. } => !self.busy.is_empty(),
+                    _ => false,
+                };
+                if !early {
+                    self.append(event);
+                }
+                !early
+            }
+            Action::Call { key, function, input } => {
+                self.calls(&key);
+                self.append(Event::Call { key: key.clone(), function, input });
+                let left = self.random.below(4);
+                self.programs.insert(key, Program { left, ..Program::default() });
+                true
+            }
+            Action::Retry(key) => {
+                let attempt = self.run.calls[&key.call()].steps[&key].attempt + 1;
+                self.begin(key, attempt);
+                true
+            }
+            Action::EndCall { key, cause, kill } => {
+                if self.ending.get(&key).is_some_and(|(_, killing)| *killing || !kill) {
+                    return false;
+                }
+                self.ending.insert(key.clone(), (cause, kill));
+                self.finish_ending(&key)
+            }
+            action => {
+                let name = action.name().unwrap();
+                if self.busy.contains_key(&name) {
+                    return false;
+                }
+                if action == Action::Finish {
+                    self.finished = true;
+                }
+                self.busy.insert(name, action);
+                false
+            }
+        }
+    }
+
+    fn begin(&mut self, key: StepKey, attempt: u32) {
+        let args = json!({ "command": "x", "retries": self.seed % 3, "on_unknown": "retry" });
+        let token = key.token(&self.run.header.run, attempt);
+        self.append(Event::Begin { key: key.clone(), attempt, token, args });
+        self.programs.get_mut(&key.call()).unwrap().running.insert(key);
+    }
+
+    fn finish_ending(&mut self, key: &CallKey) -> bool {
+        if !self.programs[key].running.is_empty() {
+            return false;
+        }
+        let Some((cause, _)) = self.ending.remove(key) else { return false };
+        let between: Vec<_> = self.run.calls[key].steps.iter().map(|(k, s)| (k.clone(), s.attempt)).collect();
+        for (step, attempt) in between {
+            let outcome = Outcome::Cut { cause: cause.clone() };
+            self.append(Event::Done { key: step, attempt, outcome, last: true });
+        }
+        self.returned(key, CallResult::Ended(cause));
+        true
+    }
+
+    fn returned(&mut self, key: &CallKey, result: CallResult) {
+        self.ending.remove(key);
+        self.programs.remove(key);
+        self.append(Event::Return { key: key.clone(), result });
+    }
+
+    /// What must hold when a call is about to begin.
+    fn calls(&mut self, key: &CallKey) {
+        let seed = self.seed;
+        *self.called.entry(key.clone()).or_default() += 1;
+        let cleaning = matches!(key.place(), Some(Place::Stage { function, .. }) if function == "cleanup");
+        let ending = self.run.stop.is_some() || self.run.interrupted;
+        assert!(cleaning || !ending, "seed {seed}: {key} begins though the run is to end");
+        let Some(Place::Host { deployment, host, .. }) = key.place() else { return };
+        self.no_stage_failed();
+        let of = self.run.deployment(deployment).unwrap();
+        let environment = self.run.environment(&of.environment).unwrap();
+        assert!(
+            self.run.calls.keys().all(|open| !matches!(open.place(), Some(Place::Host { host: h, .. }) if h == host))
+        );
+        let running = of.count(HostState::Running);
+        assert!(running < environment.rollout.max_parallel as usize, "seed {seed}: {key} is one host too many");
+        let budgets = of.budgets.unwrap();
+        assert!(of.count(HostState::Failed) <= budgets.max_failures, "seed {seed}: {key} begins beyond the budget");
+        assert!(of.count(HostState::Unreachable) <= budgets.max_unreachable, "seed {seed}: {key} beyond the budget");
+        let before = self.run.deployments.iter().filter(|d| d.n < deployment);
+        assert!(before.into_iter().all(|d| matches!(d.end, Some((DeploymentState::Succeeded, ..)))), "seed {seed}");
+    }
+
+    fn no_stage_failed(&self) {
+        let skipped = self.run.passed.is_some() && !self.run.header.request.retest;
+        for stage in &self.run.stages {
+            assert!(
+                skipped || stage.run == Progress::Ended(CallEnd::Returned),
+                "seed {}: a stage did not pass",
+                self.seed
+            );
+            let fine = |p: &Progress| matches!(p, Progress::Due | Progress::Ended(CallEnd::Returned));
+            assert!(fine(&stage.setup) && fine(&stage.cleanup), "seed {}: a stage failed", self.seed);
+        }
+    }
+
+    fn happen(&mut self, wake: Option<Duration>) {
+        self.now = self.now.plus(Duration::from_millis(self.random.below(50)));
+        if self.run.end.is_none() && self.random.one_in(150) {
+            return self.stop();
+        }
+        if self.crashes > 0 && self.random.one_in(40) {
+            return self.crash();
+        }
+        let running: Vec<StepKey> = self.programs.values().flat_map(|p| p.running.iter().cloned()).collect();
+        let idle: Vec<CallKey> = self.programs.keys().filter(|key| self.is_idle(key)).cloned().collect();
+        let busy: Vec<String> = self.busy.keys().cloned().collect();
+        let all = (running.len() + idle.len() + busy.len()) as u64;
+        if all == 0 || self.random.one_in(60) {
+            let Some(wake) = wake else {
+                assert!(all > 0, "seed {}: it waits for nothing: {:#?}", self.seed, self.run);
+                return;
+            };
+            self.now = self.now.plus(wake);
+            return;
+        }
+        let n = usize::try_from(self.random.below(all)).unwrap();
+        if let Some(step) = running.get(n) {
+            self.step_done(step);
+        } else if let Some(call) = idle.get(n - running.len()) {
+            self.turn(call);
+        } else {
+            self.action_done(&busy[n - running.len() - idle.len()]);
+        }
+    }
+
+    /// The program has its answers and is about to do something.
+    fn is_idle(&self, key: &CallKey) -> bool {
+        self.run.calls[key].steps.is_empty() && !self.run.calls[key].cut
+    }
+
+    fn turn(&mut self, key: &CallKey) {
+        let program = self.programs.get_mut(key).unwrap();
+        if program.left > 0 {
+            // Sometimes two at once, as `parallel` does.
+            let count = (1 + self.random.below(2)).min(program.left);
+            program.left -= count;
+            let from = program.asked;
+            program.asked += u32::try_from(count).unwrap();
+            for n in from..self.programs[key].asked {
+                self.begin(StepKey::new(key, &Branch::top(), "sh", n + 1), 1);
+            }
+            return;
+        }
+        let result = match self.random.below(12) {
+            0 => CallResult::Raised(Cause::new("exit", "it failed")),
+            1 => CallResult::Raised(Cause::new("unreachable", "nobody there")),
+            2 => CallResult::Ended(Cause::new("limit_memory", "too much")),
+            _ => CallResult::Returned(Value::Null),
+        };
+        self.returned(key, result);
+    }
+
+    fn step_done(&mut self, key: &StepKey) {
+        let call = key.call();
+        let attempt = self.run.calls[&call].steps[key].attempt;
+        let args = self.run.calls[&call].steps[key].args.clone();
+        let ending = self.ending.get(&call).cloned();
+        let cut = self.run.calls[&call].cut;
+        let outcome = match self.random.below(8) {
+            // What was begun before a crash may have happened, though nobody can be asked.
+            0 if cut => Outcome::Unknown { cause: Cause::new("unreachable", "nobody there") },
+            _ if cut || ending.as_ref().is_some_and(|(_, kill)| *kill) => {
+                Outcome::Cut { cause: Cause::new("stopped", "ended") }
+            }
+            0 => Outcome::failed(Cause::new("exit", "exit 1")),
+            1 => Outcome::failed(Cause::new("unreachable", "nobody there")),
+            2 => Outcome::Unknown { cause: Cause::new("connection_lost", "gone in the middle") },
+            _ => Outcome::Ok(Value::Null),
+        };
+        let real = !matches!(&outcome, Outcome::Failed { cause, .. } if cause.is_shut());
+        if let (true, Some(Place::Host { deployment, host, .. })) = (real, call.place()) {
+            self.touched.insert((deployment, host));
+        }
+        let last = is_last(&args, attempt, &outcome) || ending.is_some();
+        self.programs.get_mut(&call).unwrap().running.remove(key);
+        self.append(Event::Done { key: key.clone(), attempt, outcome, last });
+        if ending.is_some() {
+            self.finish_ending(&call);
+        }
+    }
+
+    fn action_done(&mut self, name: &str) {
+        let Some(action) = self.busy.remove(name) else { return };
+        let cause = || Cause::new("git_failed", "no");
+        let event = match &action {
+            Action::Resolve if self.random.one_in(10) => Event::Unresolved { cause: cause() },
+            Action::Resolve => {
+                let live = self.run.header.pipeline.environments.iter().map(|e| e.name.clone());
+                let live = live.filter(|_| self.random.one_in(6)).collect();
+                let passed = self.random.one_in(4).then(|| RunId::new(1, 1));
+                Event::Resolved { release: Box::new(release()), passed, live }
+            }
+            Action::Checkout if self.random.one_in(10) => Event::CheckoutFailed { cause: cause() },
+            Action::Checkout => Event::CheckedOut { dir: "/x".to_owned() },
+            Action::Lease { deployment } if self.random.one_in(4) => {
+                let waiting = Waiting { code: "lease".to_owned(), holder: "other".to_owned(), until_ms: None };
+                let event = Event::Blocked { deployment: *deployment, waiting: Some(waiting) };
+                self.busy.insert(name.to_owned(), action);
+                event
+            }
+            Action::Lease { deployment } => Event::LeaseGranted { deployment: *deployment, epoch: Epoch(2) },
+            Action::Plan { deployment } if self.random.one_in(10) => {
+                Event::PlanFailed { deployment: *deployment, cause: cause() }
+            }
+            Action::Plan { deployment } => {
+                let hosts: Vec<Host> = (0..self.random.below(7)).map(host).collect();
+                let environment = &self.run.deployment(*deployment).unwrap().environment;
+                let rollout = &self.run.environment(environment).unwrap().rollout;
+                Event::Planned {
+                    deployment: *deployment,
+                    max_failures: rollout.max_failures.of(hosts.len()),
+                    max_unreachable: rollout.max_unreachable.of(hosts.len()),
+                    hosts,
+                    previous: self.random.one_in(2).then(|| Box::new(release())),
+                    changed_paths: None,
+                }
+            }
+            Action::Watch { deployment, host } => Event::HealthVerdict {
+                deployment: *deployment,
+                host: host.clone(),
+                unhealthy: self.random.one_in(6).then(|| Cause::new("unhealthy", "500")),
+                evidence: vec!["http: 500".to_owned()],
+            },
+            other => panic!("seed {}: {other:?} was never under way", self.seed),
+        };
+        self.append(event);
+    }
+
+    fn stop(&mut self) {
+        let now = self.random.one_in(2);
+        self.append(Event::StopRequested { by: "uid 0".to_owned(), now, reason: None });
+        let now = self.run.stop.as_ref().unwrap().now;
+        for (name, action) in std::mem::take(&mut self.busy) {
+            match action {
+                Action::Watch { deployment, host } if now => {
+                    let unhealthy = Some(Cause::new("stopped", "not watched to the end"));
+                    self.append(Event::HealthVerdict { deployment, host, unhealthy, evidence: Vec::new() });
+                }
+                // Its fact was on the way already.
+                other if self.random.one_in(3) || matches!(other, Action::Watch { .. }) => {
+                    self.busy.insert(name, other);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The daemon dies, perhaps before its last records were on disk, and starts again.
+    fn crash(&mut self) {
+        self.crashes -= 1;
+        // What is about to happen waits for its record to be synced, so what is cut off has had no effect; calls may be made again.
+        let keep = match self.journal.last().map(|record| &record.event) {
+            Some(Event::Begin { .. } | Event::Call { .. }) if self.random.one_in(2) => self.journal.len() - 1,
+            _ => self.journal.len(),
+        };
+        if let Some(Event::Call { key, .. }) = self.journal.get(keep).map(|record| &record.event) {
+            self.called.remove(key);
+        }
+        self.journal.truncate(keep);
+        self.run = self.folded();
+        self.busy.clear();
+        self.ending.clear();
+        self.programs.clear();
+        for (key, call) in &self.run.calls {
+            let running = call.steps.iter().filter(|(_, s)| s.failed.is_none()).map(|(k, _)| k.clone()).collect();
+            self.programs.insert(key.clone(), Program { running, ..Program::default() });
+        }
+        if self.run.end.is_none() {
+            self.append(Event::Interrupted);
+        }
+    }
+
+    fn folded(&self) -> Run {
+        Run::fold((1..).map(Seq).zip(&self.journal)).unwrap_or_else(|e| panic!("seed {}: {e}", self.seed))
+    }
+
+    /// What must hold when all is over.
+    fn ended(&self) {
+        let (seed, run) = (self.seed, &self.run);
+        assert_eq!(self.folded(), *run, "seed {seed}: the journal folds into something else");
+        assert!(run.calls.is_empty(), "seed {seed}: calls are open at the end");
+        for (key, count) in &self.called {
+            assert_eq!(*count, 1, "seed {seed}: {key}");
+        }
+        for (stage, spec) in run.stages.iter().zip(&run.header.pipeline.stages) {
+            let called = |function| self.called.contains_key(&CallKey::stage(spec.name.as_str(), function));
+            let begun = called("setup") || called("run");
+            assert_eq!(called("cleanup"), begun && spec.cleanup, "seed {seed}: cleanup of {}", spec.name);
+            assert!(matches!(stage.cleanup, Progress::Due | Progress::Ended(_)), "seed {seed}");
+        }
+        for deployment in &run.deployments {
+            assert!(deployment.end.is_some(), "seed {seed}: deployment {} has not ended", deployment.n);
+            let failed = matches!(deployment.end, Some((DeploymentState::Failed, ..)));
+            let touched = self.touched.iter().any(|(n, _)| *n == deployment.n);
+            assert!(!(failed && touched), "seed {seed}: deployment {} failed and a host was touched", deployment.n);
+        }
+        let (state, cause, _) = run.end.as_ref().unwrap();
+        match state {
+            RunState::Succeeded => {
+                self.no_stage_failed();
+                assert_eq!(*cause, None);
+                for environment in asked_for(run) {
+                    let live = !run.header.request.redeploy && run.live.contains(&environment.name);
+                    let of = run.deployments.iter().find(|d| d.environment == environment.name);
+                    assert!(live || of.is_some(), "seed {seed}: {} has not got it", environment.name);
+                    let Some(of) = of else { continue };
+                    let budgets = of.budgets.unwrap();
+                    let (failed, shut) = (of.count(HostState::Failed), of.count(HostState::Unreachable));
+                    assert!(failed <= budgets.max_failures && shut <= budgets.max_unreachable, "seed {seed}");
+                    let healthy = of.count(HostState::Healthy);
+                    assert_eq!(healthy + failed + shut, of.hosts.len(), "seed {seed}");
+                    assert!(healthy > 0 || of.hosts.is_empty(), "seed {seed}: a success without a healthy host");
+                }
+            }
+            RunState::Failed => assert!(self.touched.is_empty(), "seed {seed}: failed, and a host was touched"),
+            RunState::Halted | RunState::Stopped => {}
+            other => panic!("seed {seed}: it ended {other:?}"),
+        }
+        assert!(*state == RunState::Succeeded || cause.is_some(), "seed {seed}: {state:?} without a cause");
+        assert!(*state != RunState::Stopped || run.stop.is_some(), "seed {seed}: nobody stopped it");
+    }
+}
+
+#[test]
+fn whatever_happens_a_run_ends_and_its_end_is_true() {
+    let mut ends: BTreeMap<String, u32> = BTreeMap::new();
+    for seed in 0..5_000 {
+        let sim = Sim::new(seed).play();
+        *ends.entry(format!("{:?}", sim.run.state())).or_default() += 1;
+        // Records are a format; a part of the journals is enough to see each kind many times.
+        if seed % 8 == 0 {
+            for record in &sim.journal {
+                let json = serde_json::to_string(record).unwrap();
+                assert_eq!(serde_json::from_str::<Record>(&json).unwrap(), *record, "seed {seed}: {json}");
+            }
+        }
+    }
+    for state in ["Succeeded", "Failed", "Halted", "Stopped"] {
+        assert!(ends.get(state).is_some_and(|count| *count > 100), "{ends:?}");
+    }
+}
