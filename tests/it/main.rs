@@ -8,6 +8,7 @@
 mod fixture;
 
 mod crash;
+mod demo;
 mod environments;
 mod failures;
 mod health;
