@@ -59,7 +59,7 @@ base() {
   fi
   : "${USER:=${LOGNAME:-$(id -un)}}" "${HOME:=/}" "${SHELL:=/bin/sh}"
   [ -s "$B/id" ] && [ ! -L "$B" ] && [ -O "$B" ] || first
-  read -r id <"$B/id" || refuse unwritable
+  read -r id rest <"$B/id" || refuse unwritable
   echo "I $id $USER $B"
   if [ -n "$I" ] && [ "$I" != "$id" ]; then
     x replaced "$id"
