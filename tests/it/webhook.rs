@@ -244,6 +244,9 @@ fn deliveries_at_the_same_moment_are_one_run() {
             .collect();
         sent.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    assert_eq!(answers.iter().filter(|answer| answer.json()["code"] == "accepted").count(), 1);
-    assert_eq!(daemon.runs().len(), 1);
+    // None is accepted where the first poll was faster still.
+    assert!(answers.iter().filter(|answer| answer.json()["code"] == "accepted").count() <= 1);
+    let runs = daemon.runs();
+    assert_eq!(runs.len(), 1);
+    assert!(answers.iter().all(|answer| answer.json()["run"] == runs[0]["id"]));
 }
