@@ -14,7 +14,7 @@ use crate::{
         run::Trigger,
     },
     ports::{
-        control::Revision,
+        control::{Commit, Revision},
         forge::{Delivery, HookError},
     },
 };
@@ -75,14 +75,14 @@ pub(super) async fn take(
     // Two deliveries at the same moment: whoever writes second finds the first when it looks again.
     for _ in 0..16 {
         if let Some(run) = keys.iter().find_map(|key| run_of(&world.control.get(key)?.value)) {
-            return Ok(Hooked::Duplicate(run));
+            return seen_before(conductor, run).await;
         }
         let head = ledger::head_revision(&*world.control, &loaded.name);
         if let Some(ledger::Head { sha, run: Some(run) }) = ledger::head(&*world.control, &loaded.name)
             && sha == after
         {
             // A poll was faster, or the forge sends the same push twice in two forms.
-            return Ok(Hooked::Duplicate(run));
+            return seen_before(conductor, run).await;
         }
         let mut only_if: Vec<_> = keys.iter().map(|key| (key.clone(), Revision::default())).collect();
         only_if.push((ledger::head_key(&loaded.name), head));
@@ -94,6 +94,14 @@ pub(super) async fn take(
         }
     }
     Err(Refusal::QueueFull(format!("project {project} is given too many pushes at once; send it again")))
+}
+
+/// A duplicate, answered once the first is on disk: its own answer may still be on the way.
+async fn seen_before(conductor: &Conductor, run: RunId) -> Result<Hooked, Refusal> {
+    // Nothing is written; the record's place behind the first is what counts.
+    let ticket = conductor.inner.world.control.commit(Commit::RunRequested, &[], Vec::new());
+    conductor.synced(&ticket.map_err(|error| conductor.refused(&error))?).await?;
+    Ok(Hooked::Duplicate(run))
 }
 
 fn run_of(value: &Value) -> Option<RunId> {

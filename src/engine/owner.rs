@@ -1,8 +1,9 @@
 //! The one task that owns a run: it takes messages, appends facts, folds them, resumes the call concerned and asks `decide`.
 //! It never waits for work: each action waits in a task of its own for its record to be on disk.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures_util::FutureExt as _;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -35,7 +36,7 @@ pub(super) enum Message {
     StepDone { key: StepKey, attempt: u32, outcome: Outcome },
     /// Somebody wants the run to end; answered once that is on disk.
     Stop { by: String, now: bool, reason: Option<String>, reply: oneshot::Sender<Result<(), String>> },
-    /// Everything is done: control knows of the end. Or why it does not.
+    /// Everything is done: control knows of the end. Or why the run stands still.
     Finished(Result<(), String>),
 }
 
@@ -115,6 +116,11 @@ fn left_host(event: &Event) -> Option<HostId> {
         },
         _ => None,
     }
+}
+
+/// What is known of a step whose task panicked: nothing. Without an answer its call would wait for ever.
+fn panicked() -> Outcome {
+    Outcome::Unknown { cause: Cause::new("internal", "the step's task panicked; this is a bug of phased") }
 }
 
 /// What an owner starts from.
@@ -257,7 +263,13 @@ impl Owner {
                     ticket: self.last_ticket.clone(),
                 };
                 let task = format!("run {} {name}", self.run.header.run);
-                self.world.tasks.spawn(task, actions::perform(context, job));
+                let sender = self.sender.clone();
+                self.world.tasks.spawn(task, async move {
+                    if AssertUnwindSafe(actions::perform(context, job)).catch_unwind().await.is_err() {
+                        // Tried again it would panic again.
+                        let _owner_gone = sender.send(Message::Finished(Err(format!("{name} panicked")))).await;
+                    }
+                });
                 false
             }
         }
@@ -451,7 +463,8 @@ impl Owner {
                 biased;
                 // The daemon goes down: the command goes on, and the next start finds it.
                 () = stopping.cancelled() => {}
-                outcome = steps::perform(job) => {
+                outcome = AssertUnwindSafe(steps::perform(job)).catch_unwind() => {
+                    let outcome = outcome.unwrap_or_else(|_| panicked());
                     let _owner_gone = sender.send(Message::StepDone { key, attempt, outcome }).await;
                 }
             }
@@ -554,7 +567,8 @@ impl Owner {
                         biased;
                         // The next start asks again.
                         () = stopping.cancelled() => {}
-                        outcome = steps::resolve(job) => {
+                        outcome = AssertUnwindSafe(steps::resolve(job)).catch_unwind() => {
+                            let outcome = outcome.unwrap_or_else(|_| panicked());
                             let _owner_gone = sender.send(Message::StepDone { key, attempt, outcome }).await;
                         }
                     }

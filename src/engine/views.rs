@@ -456,7 +456,7 @@ impl Views {
                     Fed::Records(run, records) => folding.fold(&run, &records, false),
                     Fed::Recovered(run, records) => folding.fold(&run, &records, true),
                     Fed::Queued(view) => folding.queued(&view),
-                    Fed::Replaced(view) => folding.put(&view),
+                    Fed::Replaced(view) => folding.replaced(&view),
                     Fed::Barrier(reached) => {
                         let _asker_gone = reached.send(());
                     }
@@ -565,6 +565,15 @@ impl Folding {
             self.put(view);
             let json = serde_json::to_value(view).unwrap_or_default();
             self.board.tell("run.queued".to_owned(), &view.created_at, &view.project, &id, json);
+        }
+    }
+
+    fn replaced(&mut self, view: &RunView) {
+        self.put(view);
+        let Ok(id) = view.id.parse::<RunId>() else { return };
+        let at = view.finished_at.as_deref().unwrap_or(&view.created_at);
+        if let Some(document) = document(head_key(&id), "run", view.state, view) {
+            self.board.tell(document.event, at, &view.project, &id, document.json);
         }
     }
 

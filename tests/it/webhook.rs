@@ -244,6 +244,10 @@ fn deliveries_at_the_same_moment_are_one_run() {
             .collect();
         sent.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    assert_eq!(answers.iter().filter(|answer| answer.json()["code"] == "accepted").count(), 1);
+    // None is accepted where the first poll was faster still.
+    assert!(answers.iter().filter(|answer| answer.json()["code"] == "accepted").count() <= 1);
+    let run = answers[0].json()["run"].clone();
+    assert!(answers.iter().all(|answer| answer.json()["run"] == run));
+    daemon.run(run.as_str().unwrap()).wait().is("succeeded");
     assert_eq!(daemon.runs().len(), 1);
 }
