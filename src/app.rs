@@ -81,6 +81,8 @@ impl App {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let layout = Layout::create(&config.data_dir)?;
         let lock = DataLock::take(&layout.root, &clock.now())?;
+        // Spooled files of an earlier life; nothing names them.
+        let _none_there = std::fs::remove_dir_all(layout.root.join("tmp"));
 
         let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(config.secret_dirs(options.credentials.as_deref())));
         let guard = guard::Guard::new(&config.exec);

@@ -105,6 +105,16 @@ fn damaged(conductor: &Conductor, id: &RunId, why: &str) {
     let mut puts = Vec::new();
     if let Ok(loaded) = conductor.project(requested.project.as_str()) {
         puts.extend(super::message::damaged(world, &loaded, id, &cause));
+        // Nobody continues it, so nobody else would ever give its environments back.
+        for environment in &loaded.pipeline.environments {
+            let lease = format!("{}/{}", loaded.name, environment.name);
+            let held = world.leases.holder(&lease).map(|held| held.holder);
+            if let Some(holder) = held.filter(|holder| holder.split('.').next() == Some(id.as_str()))
+                && let Err(error) = world.leases.release(&lease, &holder)
+            {
+                tracing::error!(lease, %error, "the lease of a damaged run is not given back");
+            }
+        }
     }
     puts.push((key, None));
     if let Err(error) = ledger::commit(&*world.control, Commit::RunEnded, puts) {
