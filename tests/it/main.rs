@@ -15,6 +15,7 @@ mod health;
 mod hosts;
 mod names;
 mod output;
+mod peers;
 mod poll;
 mod push;
 mod queue;
