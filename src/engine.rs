@@ -11,6 +11,7 @@ pub mod command;
 mod conductor;
 mod end;
 pub mod handle;
+mod history;
 mod hooks;
 mod hosts;
 mod idempotency;

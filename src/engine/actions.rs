@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{end, hosts, ledger, owner::Message, sessions::Sessions, waiters::Waiters, world::World};
+use super::{end, history, hosts, ledger, owner::Message, sessions::Sessions, waiters::Waiters, world::World};
 use crate::{
     model::{
         cause::Cause,
@@ -13,13 +13,15 @@ use crate::{
         event::{Event, Wanted},
         health::{Verdict, Watch},
         host::Host,
+        ids::RunId,
         input,
         pipeline::{Check, Environment, Health, Queue},
         release::{Commit, Release},
-        run::{Run, Waiting},
+        run::{HealthRun, Run, Waiting},
         step::{Branch, CallKey, StepKey},
     },
-    ports::{journal::Ticket, leases::Acquired},
+    ports::{journal::Ticket, leases::Acquired, program::Opening},
+    time::Stamp,
 };
 
 /// What an action works with.
@@ -41,8 +43,15 @@ pub(super) enum Job {
     Checkout(Box<Run>),
     Lease { run: Box<Run>, deployment: u32 },
     Plan { run: Box<Run>, deployment: u32, environment: Box<Environment> },
-    Watch { deployment: u32, host: Box<Host>, health: Health, variables: Vec<(String, String)> },
+    Watch { deployment: u32, host: Box<Host>, health: Health, since: Since, variables: Vec<(String, String)> },
+    Undo { run: RunId, key: CallKey },
     Finish(Box<Run>),
+}
+
+/// When a watch began, and whether the daemon came back in the middle of it.
+pub(super) struct Since {
+    began: Stamp,
+    again: bool,
 }
 
 impl Job {
@@ -62,8 +71,12 @@ impl Job {
                 let health = run.environment(&of.environment)?.health.clone()?;
                 let call = CallKey::host(of.environment.as_str(), deployment, host.as_str(), "health");
                 let variables = input::variables(run, &StepKey::new(&call, &Branch::top(), "health", 1), None);
-                Job::Watch { deployment, host: Box::new(of.host(&host)?.host.clone()), health, variables }
+                let host = of.host(&host)?;
+                let HealthRun::Watching { since, again } = &host.health else { return None };
+                let since = Since { began: since.clone(), again: again.is_some() };
+                Job::Watch { deployment, host: Box::new(host.host.clone()), health, since, variables }
             }
+            Action::Undo(key) => Job::Undo { run: run.header.run.clone(), key },
             Action::Finish => Job::Finish(whole()),
             Action::Append(_) | Action::Call { .. } | Action::Retry(_) | Action::EndCall { .. } => return None,
         })
@@ -97,10 +110,18 @@ pub(super) async fn perform(context: Context, job: Job) {
                 let fact = plan(&context, &run, deployment, &environment).await;
                 context.last(fact).await;
             }
-            Job::Watch { deployment, host, mut health, variables } => {
+            Job::Watch { deployment, host, mut health, since, variables } => {
                 health.checks.iter_mut().for_each(|check| with_variables(check, &variables));
-                let fact = watch(&context, deployment, &host, &health).await;
+                let fact = watch(&context, deployment, &host, &health, &since).await;
                 context.last(fact).await;
+            }
+            Job::Undo { run, key } => {
+                let action = context.name.clone();
+                let message = match read(&context, run, key.clone()).await {
+                    Ok(opening) => Message::Undo { action, key, opening: Box::new(opening) },
+                    Err(why) => Message::Finished(Err(format!("what {key} did cannot be read: {why}"))),
+                };
+                let _owner_gone = context.sender.send(message).await;
             }
             Job::Finish(run) => {
                 let finished = end::finish(&context.world, &run, context.ticket.as_ref()).await;
@@ -295,18 +316,35 @@ fn superseded(environment: &crate::model::ids::EnvironmentName, by: &crate::mode
     Cause::new("superseded", format!("run {by} is newer and took its place in {environment}")).with("by", by.as_str())
 }
 
+/// What the journal holds of a call that is over.
+async fn read(context: &Context, run: RunId, key: CallKey) -> Result<Opening, String> {
+    if let Some(ticket) = &context.ticket {
+        ticket.synced().await.map_err(|error| error.to_string())?;
+    }
+    let journals = Arc::clone(&context.world.journals);
+    let read = tokio::task::spawn_blocking(move || {
+        let found = journals.read(&run).map_err(|error| error.to_string())?;
+        let records = found.records.iter().map(|(_, _, record)| record);
+        history::openings(records, std::iter::once(&key)).remove(&key).ok_or_else(|| "it is not there".to_owned())
+    });
+    read.await.map_err(|error| error.to_string())?
+}
+
 /// Looks at a host until there is a verdict.
-async fn watch(context: &Context, deployment: u32, host: &Host, health: &Health) -> Event {
+async fn watch(context: &Context, deployment: u32, host: &Host, health: &Health, since: &Since) -> Event {
     let clock = &context.world.clock;
-    let began = clock.now();
-    let mut watch = Watch::new(health);
+    let began = &since.began;
+    let mut watch = match since.again {
+        false => Watch::new(health),
+        true => Watch::again(health, clock.now().since(began)),
+    };
     loop {
         let (evidence, bad) = look(context, host, health).await;
         // A check may print what a step of this run has used.
         let redactor = context.sessions.redactor();
         let evidence: Vec<String> = evidence.iter().map(|seen| redactor.text(seen)).collect();
         let bad = bad.map(|seen| redactor.text(&seen));
-        let elapsed = clock.now().since(&began);
+        let elapsed = clock.now().since(began);
         let verdict = |unhealthy| Event::HealthVerdict {
             deployment,
             host: host.id.clone(),

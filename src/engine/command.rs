@@ -128,6 +128,8 @@ pub struct CommandSpec {
     pub epoch: Option<EpochCheck>,
     /// Where to go on with `[stdout, stderr]`: 0 for a new command, what was stored when attaching to an old one.
     pub from: [u64; 2],
+    /// An earlier life of ours may have begun it: a host that cannot be reached says nothing about whether it ran.
+    pub resumed: bool,
 }
 
 impl CommandSpec {
@@ -148,6 +150,7 @@ impl CommandSpec {
             reconnect: RECONNECT,
             epoch: None,
             from: [0; 2],
+            resumed: false,
         }
     }
 }

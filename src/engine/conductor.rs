@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     handle::Refusal,
     ledger,
-    owner::{Begin, Left, Message, Owner, Progress},
+    owner::{Begin, Left, Message, Owner, Progress, Taken},
     view::RunView,
     views::{self, Views},
     waiters::Waiters,
@@ -408,7 +408,7 @@ impl Conductor {
         };
         let Some(seat) = self.seat(&id, &run.header.project, true) else { return };
         match self.inner.world.journals.append(&id, epoch, Seq(0), vec![first]) {
-            Ok(ticket) => self.sit(seat, run, ticket.seq(), epoch, Some(ticket), false),
+            Ok(ticket) => self.sit(seat, run, ticket.seq(), epoch, Some(ticket), None),
             // It stays on the list: nothing begins over it.
             Err(error) => self.degraded(&error.to_string()),
         }
@@ -430,14 +430,14 @@ impl Conductor {
     }
 
     /// Takes up a run that an earlier life left unfinished.
-    pub(super) fn resume(&self, run: Run, seq: Seq, epoch: Epoch) {
+    pub(super) fn resume(&self, run: Run, seq: Seq, epoch: Epoch, taken: Taken) {
         if let Some(seat) = self.seat(&run.header.run, &run.header.project, false) {
-            self.sit(seat, run, seq, epoch, None, true);
+            self.sit(seat, run, seq, epoch, None, Some(taken));
         }
     }
 
-    /// Gives a run an owner; `interrupted` = it was cut off by the end of an earlier life.
-    fn sit(&self, seat: Seat, run: Run, seq: Seq, epoch: Epoch, ticket: Option<Ticket>, interrupted: bool) {
+    /// Gives a run an owner; `taken` = it was cut off by the end of an earlier life.
+    fn sit(&self, seat: Seat, run: Run, seq: Seq, epoch: Epoch, ticket: Option<Ticket>, taken: Option<Taken>) {
         let world = Arc::clone(&self.inner.world);
         let id = run.header.run.clone();
         let Seat { channel, progress } = seat;
@@ -459,8 +459,8 @@ impl Conductor {
         let waiters = Arc::clone(&self.inner.waiters);
         let begin = Begin { world: Arc::clone(&world), waiters, run, seq, epoch, program, channel, progress, ticket };
         let mut owner = Owner::new(begin);
-        if interrupted {
-            owner.interrupt();
+        if let Some(taken) = taken {
+            owner.take_up(taken);
         }
         let conductor = self.clone();
         world.tasks.spawn(format!("run {id}"), async move {

@@ -1,14 +1,19 @@
 //! The one task that owns a run: it takes messages, appends facts, folds them, resumes the call concerned and asks `decide`.
 //! It never waits for work: each action waits in a task of its own for its record to be on disk.
 
-use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::FutureExt as _;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{actions, sessions::Sessions, steps, waiters::Waiters, world::World};
+use super::{actions, history, redact::Redactor, sessions::Sessions, steps, waiters::Waiters, world::World};
 use crate::{
     model::{
         canonical,
@@ -16,14 +21,15 @@ use crate::{
         decide::{self, Action, decide},
         event::{CallResult, Event, Record},
         ids::{Epoch, HostId, Seq},
-        run::Run,
+        run::{Run, Step},
         step::{Branch, CallKey, Outcome, Place, Request, StepKey, Verb},
     },
     ports::{
         journal::Ticket,
         outputs::{Frame, Stream},
-        program::{Program, Turn},
+        program::{Opening, Program, Turn},
     },
+    time::Stamp,
 };
 
 /// What reaches an owner. The queue is bounded; whoever sends waits.
@@ -36,6 +42,8 @@ pub(super) enum Message {
     StepDone { key: StepKey, attempt: u32, outcome: Outcome },
     /// Somebody wants the run to end; answered once that is on disk.
     Stop { by: String, now: bool, reason: Option<String>, reply: oneshot::Sender<Result<(), String>> },
+    /// A call that failed has been read and is to be undone: how it began, and what it did.
+    Undo { action: String, key: CallKey, opening: Box<Opening> },
     /// Everything is done: control knows of the end. Or why the run stands still.
     Finished(Result<(), String>),
 }
@@ -46,6 +54,35 @@ struct OpenStep {
     request: Request,
     /// The attempt under way; `None` between attempts.
     running: Option<CancellationToken>,
+}
+
+/// A call that is being ended from outside.
+struct Ending {
+    cause: Cause,
+    /// Running steps are ended too, not finished.
+    kill: bool,
+    vm: Vm,
+}
+
+/// What has become of its Lua.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Vm {
+    /// It may still be told what its steps come to.
+    Lives,
+    /// It has been asked to end, after everything it was told.
+    Asked,
+    /// It has ended and left so many undos.
+    Gone(u32),
+}
+
+/// What is needed besides the fold to go on with a run that an earlier life began.
+pub(super) struct Taken {
+    /// How each open call began, and what it did since.
+    pub(super) openings: BTreeMap<CallKey, Opening>,
+    /// Every secret it has used.
+    pub(super) secrets: Redactor,
+    /// Lines of its log that are written.
+    pub(super) lines: BTreeSet<StepKey>,
 }
 
 /// How an owner ended.
@@ -72,8 +109,12 @@ pub(super) struct Owner {
     /// Actions under way, by name.
     busy: BTreeMap<String, CancellationToken>,
     open: BTreeMap<StepKey, OpenStep>,
-    /// Calls being ended from outside, why, and whether running steps are ended too.
-    ending: BTreeMap<CallKey, (Cause, bool)>,
+    /// Calls being ended from outside.
+    ending: BTreeMap<CallKey, Ending>,
+    /// Steps that an earlier life began and a replay has not come by yet: they go on already.
+    resumed: BTreeSet<StepKey>,
+    /// Lines of the log that an earlier life has written: a replay comes by them again.
+    lines: BTreeSet<StepKey>,
     last_ticket: Option<Ticket>,
     broken: Option<String>,
     finished: bool,
@@ -95,7 +136,7 @@ pub(super) enum Progress {
 /// What the log says of a call that did not end well, or a host that did not get well: where people look is where it stands.
 fn told(run: &Run, event: &Event) -> Option<(CallKey, Vec<u8>)> {
     let (call, what, cause) = match event {
-        Event::Return { key, result } => (key.clone(), "ended", result.cause()?),
+        Event::Return { key, result, .. } => (key.clone(), "ended", result.cause()?),
         Event::HealthVerdict { deployment, host, unhealthy: Some(cause), .. } => {
             let environment = &run.deployment(*deployment)?.environment;
             (CallKey::host(environment.as_str(), *deployment, host.as_str(), "deploy"), "health", cause)
@@ -110,8 +151,9 @@ fn told(run: &Run, event: &Event) -> Option<(CallKey, Vec<u8>)> {
 fn left_host(event: &Event) -> Option<HostId> {
     match event {
         Event::HealthVerdict { host, .. } => Some(host.clone()),
-        Event::Return { key, result: CallResult::Raised(_) | CallResult::Ended(_) } => match key.place()? {
-            Place::Host { host, .. } => Some(host),
+        Event::Return { key, result, undos } => match key.place()? {
+            // One that leaves something to be undone is asked again at once.
+            Place::Host { host, .. } if key.undone().is_some() || (result.cause().is_some() && *undos == 0) => Some(host),
             _ => None,
         },
         _ => None,
@@ -154,6 +196,8 @@ impl Owner {
             busy: BTreeMap::new(),
             open: BTreeMap::new(),
             ending: BTreeMap::new(),
+            resumed: BTreeSet::new(),
+            lines: BTreeSet::new(),
             last_ticket: ticket,
             broken: None,
             finished: false,
@@ -237,7 +281,7 @@ impl Owner {
             Action::Call { key, function, input } => {
                 self.append(Event::Call { key: key.clone(), function: function.clone(), input: input.clone() });
                 if self.broken.is_none() {
-                    self.program.call(&key, &function, input);
+                    self.program.call(&key, Opening { function, input, ..Opening::default() });
                 }
                 true
             }
@@ -248,6 +292,7 @@ impl Owner {
             | Action::Lease { .. }
             | Action::Plan { .. }
             | Action::Watch { .. }
+            | Action::Undo(_)
             | Action::Finish) => {
                 let Some(name) = name else { return false };
                 let Some(job) = actions::Job::of(&self.run, action) else { return false };
@@ -347,15 +392,8 @@ impl Owner {
                     let _gone = reply.send(Err("the run has ended".to_owned()));
                     return;
                 }
-                // An action that waits for the world (a fetch, a lease, discovery) is not worth finishing any more.
                 let ticket = self.append(Event::StopRequested { by, now, reason });
-                let sharp = self.run.stop.as_ref().is_some_and(|stop| stop.now);
-                for (name, cancel) in &self.busy {
-                    // A host in flight is watched to the end, unless the stop is `now`.
-                    if *name != Action::Finish.name().unwrap_or_default() && (sharp || !name.starts_with("watch ")) {
-                        cancel.cancel();
-                    }
-                }
+                self.let_go(self.run.stop.as_ref().is_some_and(|stop| stop.now));
                 self.world.tasks.spawn("stop acknowledged", async move {
                     let answer = match ticket {
                         Some(ticket) => ticket.synced().await.map_err(|e| e.to_string()),
@@ -363,6 +401,14 @@ impl Owner {
                     };
                     let _gone = reply.send(answer);
                 });
+            }
+            Message::Undo { action, key, opening } => {
+                self.busy.remove(&action);
+                let (key, Opening { function, input, past, .. }) = (key.undo(), *opening);
+                self.append(Event::Call { key: key.clone(), function: function.clone(), input: input.clone() });
+                if self.broken.is_none() {
+                    self.program.call(&key, Opening { function, input, past: Vec::new(), undoes: past });
+                }
             }
             Message::Finished(Ok(())) => self.finished = true,
             Message::Finished(Err(why)) => self.broken = Some(why),
@@ -376,32 +422,52 @@ impl Owner {
         }
         match turn {
             Turn::Requests(requests) => requests.into_iter().for_each(|request| self.request(key, request)),
-            Turn::Return(value) => self.returned(key, CallResult::Returned(value)),
-            Turn::Raised(cause) => self.returned(key, CallResult::Raised(cause)),
-            Turn::Ended(cause) => {
-                if self.open.keys().any(|step| step.call() == *key) {
-                    self.end_call(key, cause, true);
-                } else {
-                    self.returned(key, CallResult::Ended(cause));
+            Turn::Return(value) => self.returned(key, CallResult::Returned(value), 0),
+            Turn::Raised { cause, undos } => self.returned(key, CallResult::Raised(cause), undos),
+            Turn::Ended { cause, undos } => {
+                let diverged = cause.code == "diverged" && !self.ending.contains_key(key);
+                if diverged {
+                    let cause = self.sessions.redact_cause(&cause);
+                    tracing::error!(run = %self.run.header.run, call = %key, %cause, "a replay does not agree with its journal");
+                    self.append(Event::Diverged { key: key.clone(), cause });
+                    self.let_go(true);
                 }
+                // What runs on a host is finished then, see `decide`.
+                let kill = !diverged || !matches!(key.place(), Some(Place::Host { .. }));
+                // What it leaves to be undone cannot be trusted either.
+                let vm = Vm::Gone(if diverged { 0 } else { undos });
+                match self.ending.get_mut(key) {
+                    Some(ending) => ending.vm = vm,
+                    None => self.begin_ending(key, Ending { cause, kill, vm }),
+                }
+                self.finish_ending(key);
             }
         }
     }
 
-    fn returned(&mut self, key: &CallKey, result: CallResult) {
+    fn returned(&mut self, key: &CallKey, result: CallResult, undos: u32) {
         self.ending.remove(key);
         let mut result = result;
         if let CallResult::Raised(cause) | CallResult::Ended(cause) = &mut result {
             *cause = self.sessions.redact_cause(cause);
         }
-        self.append(Event::Return { key: key.clone(), result });
+        self.append(Event::Return { key: key.clone(), result, undos });
     }
 
     fn request(&mut self, call: &CallKey, request: Request) {
         let key = StepKey::new(call, &request.branch, request.verb.as_str(), request.n);
         if request.verb == Verb::Log {
-            self.log(&key, &request.args);
-            return self.program.resume(call, &request.branch, &Outcome::Ok(Value::Null));
+            if !self.lines.remove(&key) {
+                self.log(&key, &request.args);
+            }
+            return;
+        }
+        if self.resumed.remove(&key) {
+            // It was begun before the daemon came back and goes on; the replay knows where it stands in the code.
+            if let Some(open) = self.open.get_mut(&key) {
+                open.request.at = request.at;
+            }
+            return;
         }
         if self.ending.contains_key(call) {
             // Nothing new is begun in a call that is being ended.
@@ -430,13 +496,23 @@ impl Owner {
 
     /// Begins an attempt: first the record, then, once it is on disk, the effect.
     fn begin(&mut self, key: &StepKey, attempt: u32, args: Value) {
-        let token = key.token(&self.run.header.run, attempt);
+        let Some(open) = self.open.get(key) else { return };
         let canonical: Value = serde_json::from_str(&canonical::to_string(&args)).unwrap_or(args);
-        let Some(ticket) =
-            self.append(Event::Begin { key: key.clone(), attempt, token: token.clone(), args: canonical })
-        else {
-            return;
+        let begin = Event::Begin {
+            key: key.clone(),
+            attempt,
+            token: key.token(&self.run.header.run, attempt),
+            args: canonical,
+            host: history::unsaid(key, &open.request.target),
+            at: open.request.at.clone(),
         };
+        if let Some(ticket) = self.append(begin) {
+            self.perform(key, attempt, None, Some(ticket));
+        }
+    }
+
+    /// Performs an attempt, or goes on with one that was `resumed`, begun then by an earlier life.
+    fn perform(&mut self, key: &StepKey, attempt: u32, resumed: Option<Stamp>, ticket: Option<Ticket>) {
         let Some(open) = self.open.get_mut(key) else { return };
         let cancel = CancellationToken::new();
         open.running = Some(cancel.clone());
@@ -446,16 +522,19 @@ impl Owner {
             run: self.run.header.run.clone(),
             key: key.clone(),
             attempt,
-            token,
+            token: key.token(&self.run.header.run, attempt),
             request: open.request.clone(),
             place: steps::Place::of(&self.run, key, &open.request),
+            resumed,
             stop: cancel,
         };
         let sender = self.sender.clone();
         let stopping = self.world.tasks.stopping();
         let key = key.clone();
         self.world.tasks.spawn(format!("run {} {key}", self.run.header.run), async move {
-            if ticket.synced().await.is_err() {
+            if let Some(ticket) = ticket
+                && ticket.synced().await.is_err()
+            {
                 // The record is not on disk, so nothing may happen; the owner learns of the journal by its next append.
                 return;
             }
@@ -497,27 +576,42 @@ impl Owner {
 
     /// Ends a call from outside; its running steps are ended first, or finished.
     fn end_call(&mut self, key: &CallKey, cause: Cause, kill: bool) -> bool {
-        if self.ending.get(key).is_some_and(|(_, killing)| *killing || !kill) {
-            return false;
-        }
-        self.ending.insert(key.clone(), (cause, kill));
-        if kill {
-            for (_, open) in self.open.iter().filter(|(step, _)| step.call() == *key) {
-                if let Some(running) = &open.running {
-                    running.cancel();
-                }
+        match self.ending.get_mut(key) {
+            Some(ending) if ending.kill || !kill => return false,
+            Some(ending) => ending.kill = true,
+            None => {
+                self.begin_ending(key, Ending { cause, kill, vm: Vm::Lives });
+                return self.finish_ending(key);
             }
         }
+        self.kill_steps(key);
         self.finish_ending(key)
     }
 
-    /// Completes the end of a call once none of its steps runs any more.
+    fn begin_ending(&mut self, key: &CallKey, ending: Ending) {
+        let kill = ending.kill;
+        self.ending.insert(key.clone(), ending);
+        if kill {
+            self.kill_steps(key);
+        }
+    }
+
+    fn kill_steps(&self, key: &CallKey) {
+        for (_, open) in self.open.iter().filter(|(step, _)| step.call() == *key) {
+            if let Some(running) = &open.running {
+                running.cancel();
+            }
+        }
+    }
+
+    /// Completes the end of a call once none of its steps runs any more and its Lua has ended; true when it has.
     fn finish_ending(&mut self, key: &CallKey) -> bool {
         let steps: Vec<StepKey> = self.open.keys().filter(|step| step.call() == *key).cloned().collect();
         if steps.iter().any(|step| self.open.get(step).is_some_and(|open| open.running.is_some())) {
             return false;
         }
-        let Some((cause, _)) = self.ending.remove(key) else { return false };
+        let Some(Ending { cause, vm, .. }) = self.ending.get(key) else { return false };
+        let (cause, vm) = (cause.clone(), *vm);
         for step in steps {
             // Between two attempts: the next one never begins.
             self.open.remove(&step);
@@ -527,53 +621,56 @@ impl Owner {
                 self.append(Event::Done { key: step, attempt, outcome, last: true });
             }
         }
-        self.program.abandon(key);
-        self.returned(key, CallResult::Ended(cause));
-        true
+        match vm {
+            Vm::Gone(undos) => {
+                self.returned(key, CallResult::Ended(cause), undos);
+                true
+            }
+            Vm::Asked => false,
+            Vm::Lives => {
+                if let Some(ending) = self.ending.get_mut(key) {
+                    ending.vm = Vm::Asked;
+                }
+                self.program.end(key, cause);
+                false
+            }
+        }
     }
 
-    /// After a crash: every step that had begun and not ended is resolved on its machine (stopped, or forbidden to begin), and its call
-    /// ends. This is all that recovery does in this version; the run is ended as `interrupted` by the decision.
-    pub(super) fn interrupt(&mut self) {
-        let open: Vec<(StepKey, u32, Value, bool)> = self
-            .run
-            .calls
-            .values()
-            .flat_map(|call| &call.steps)
-            .map(|(key, step)| (key.clone(), step.attempt, step.args.clone(), step.failed.is_some()))
-            .collect();
-        self.append(Event::Interrupted);
-        for (key, attempt, args, between) in open {
-            let Some(request) = steps::Place::recovered_request(&key, args) else { continue };
-            let cancel = CancellationToken::new();
-            let running = (!between).then(|| cancel.clone());
-            let job = steps::Job {
-                world: Arc::clone(&self.world),
-                sessions: Arc::clone(&self.sessions),
-                run: self.run.header.run.clone(),
-                key: key.clone(),
-                attempt,
-                token: key.token(&self.run.header.run, attempt),
-                place: steps::Place::of(&self.run, &key, &request),
-                request: request.clone(),
-                stop: cancel,
-            };
-            self.open.insert(key.clone(), OpenStep { branch: request.branch.clone(), request, running });
-            if !between {
-                let sender = self.sender.clone();
-                let stopping = self.world.tasks.stopping();
-                self.world.tasks.spawn(format!("run {} resolve {key}", self.run.header.run), async move {
-                    tokio::select! {
-                        biased;
-                        // The next start asks again.
-                        () = stopping.cancelled() => {}
-                        outcome = AssertUnwindSafe(steps::resolve(job)).catch_unwind() => {
-                            let outcome = outcome.unwrap_or_else(|_| panicked());
-                            let _owner_gone = sender.send(Message::StepDone { key, attempt, outcome }).await;
-                        }
-                    }
-                });
+    /// Actions that wait for the world (a fetch, a lease, discovery) are not worth finishing any more; a host in flight is watched to
+    /// the end, unless the end is a `sharp` one.
+    fn let_go(&self, sharp: bool) {
+        let finish = Action::Finish.name().unwrap_or_default();
+        for (name, cancel) in &self.busy {
+            if *name != finish && !name.starts_with("undo ") && (sharp || !name.starts_with("watch ")) {
+                cancel.cancel();
             }
+        }
+    }
+
+    /// Goes on where an earlier life was cut off. Every step that had begun and not ended goes on at once, each in its own way (a command
+    /// is attached to, or begun if it never was); every open call is replayed; what is not a call is decided anew.
+    pub(super) fn take_up(&mut self, taken: Taken) {
+        let Taken { openings, secrets, lines } = taken;
+        self.sessions.learn(&secrets);
+        self.lines = lines;
+        self.append(Event::Resumed { epoch: self.epoch, version: self.world.version.to_owned() });
+        let open: Vec<(StepKey, Step)> =
+            self.run.calls.values().flat_map(|call| call.steps.clone()).collect();
+        for (key, step) in open {
+            let Some((verb, n)) = key.verb() else { continue };
+            let target = history::target(&key, step.host.as_ref());
+            let request = Request { branch: key.branch(), verb, n, target, args: step.args, at: step.at };
+            self.open.insert(key.clone(), OpenStep { branch: request.branch.clone(), request, running: None });
+            self.resumed.insert(key.clone());
+            // Between two attempts: the next one is begun when it is due.
+            if step.failed.is_none() {
+                self.perform(&key, step.attempt, Some(step.begun), None);
+            }
+        }
+        let calls: Vec<CallKey> = self.run.calls.keys().cloned().collect();
+        for (key, opening) in openings.into_iter().filter(|(key, _)| calls.contains(key)) {
+            self.program.call(&key, opening);
         }
     }
 }

@@ -1,8 +1,10 @@
-//! What an earlier life of the daemon left: views are folded, half-written ends completed, unfinished runs taken up.
+//! What an earlier life of the daemon left: views are folded, half-written ends completed, unfinished runs taken up where they stood.
 
 use super::{
     conductor::{Conductor, Requested},
-    end, ledger,
+    end, history, ledger,
+    owner::Taken,
+    world::World,
 };
 use crate::{
     model::{
@@ -10,6 +12,7 @@ use crate::{
         event::Record,
         ids::{Epoch, RunId, Seq},
         run::{Run, RunState},
+        step::CallKey,
     },
     ports::{control::Commit, journal::Found},
 };
@@ -72,10 +75,22 @@ async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), String> {
     let found = found.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
     let run = fold(&found)?;
     let last = found.records.last().map_or(Seq(0), |(seq, ..)| *seq);
+    let taken = taken(world, &run, &found).await.map_err(|e| format!("its output cannot be read: {e}"))?;
     views.recover(id, found.records, false);
-    tracing::warn!(run = %id, project = %run.header.project, "it was cut off; what it had begun is ended");
-    conductor.resume(run, last, epoch);
+    tracing::warn!(run = %id, project = %run.header.project, calls = run.calls.len(), "the daemon was gone in the middle of it; it goes on");
+    conductor.resume(run, last, epoch, taken);
     Ok(())
+}
+
+/// What its owner needs besides the fold.
+async fn taken(world: &World, run: &Run, found: &Found) -> std::io::Result<Taken> {
+    let records = || found.records.iter().map(|(_, _, record)| record);
+    let openings = history::openings(records(), run.calls.keys());
+    let secrets = history::secrets(records(), &*world.secrets);
+    let (outputs, id) = (std::sync::Arc::clone(&world.outputs), run.header.run.clone());
+    let calls: Vec<CallKey> = run.calls.keys().cloned().collect();
+    let lines = tokio::task::spawn_blocking(move || history::lines(&*outputs, &id, calls.iter())).await;
+    Ok(Taken { openings, secrets, lines: lines.map_err(std::io::Error::other)?? })
 }
 
 fn fold(found: &Found) -> Result<Run, String> {

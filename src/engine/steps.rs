@@ -28,9 +28,9 @@ use crate::{
         input,
         pipeline::StepOptions,
         run::{Checkout, Run},
-        step::{self, Branch, Outcome, Request, StepKey, Target, Verb},
+        step::{self, Outcome, Request, StepKey, Target, Verb},
     },
-    time::Span,
+    time::Stamp,
 };
 
 /// Of commands on hosts.
@@ -48,6 +48,8 @@ pub(super) struct Job {
     pub(super) token: Digest,
     pub(super) request: Request,
     pub(super) place: Place,
+    /// When it was begun by an earlier life of the daemon; `None` for an attempt of this one.
+    pub(super) resumed: Option<Stamp>,
     /// The owner wants it to end.
     pub(super) stop: CancellationToken,
 }
@@ -100,16 +102,6 @@ impl Place {
             epoch,
             in_stage: matches!(place, Some(step::Place::Stage { .. })),
         }
-    }
-
-    /// The request of a step that a journal holds without the program that made it.
-    pub(super) fn recovered_request(key: &StepKey, args: Value) -> Option<Request> {
-        let verb: Verb = key.short().split('#').next()?.parse().ok()?;
-        let target = match key.call().place()? {
-            step::Place::Host { host, .. } => Target::Host(host),
-            _ => Target::Local,
-        };
-        Some(Request { branch: Branch::top(), verb, n: 1, target, args, at: String::new() })
     }
 
     /// What people call the machine.
@@ -179,10 +171,11 @@ pub(super) async fn perform(job: Job) -> Outcome {
         Verb::Http => unless_stopped(&job, http::request(&job, &args)).await,
         Verb::Wait => unless_stopped(&job, http::wait(&job, &args)).await,
         Verb::Sleep => {
-            let span = args.span("duration").unwrap_or_default();
             let clock = Arc::clone(&job.world.clock);
+            let slept = job.resumed.as_ref().map_or(Duration::ZERO, |begun| clock.now().since(begun));
+            let left = args.span("duration").unwrap_or_default().saturating_sub(slept);
             unless_stopped(&job, async move {
-                clock.sleep(span).await;
+                clock.sleep(left).await;
                 Outcome::Ok(Value::Null)
             })
             .await
@@ -212,38 +205,5 @@ fn redacted(redactor: &Redactor, outcome: Outcome) -> Outcome {
         Outcome::Failed { cause, value } => Outcome::Failed { cause: redactor.cause(&cause), value },
         Outcome::Unknown { cause } => Outcome::Unknown { cause: redactor.cause(&cause) },
         Outcome::Cut { cause } => Outcome::Cut { cause: redactor.cause(&cause) },
-    }
-}
-
-/// After a crash: ends what the attempt began on its machine, or forbids it to begin, and says what became of it.
-pub(super) async fn resolve(job: Job) -> Outcome {
-    let interrupted = |message: String| Outcome::Cut { cause: job.placed(Cause::new("interrupted", message)) };
-    if job.place.unknown_host.is_some() {
-        return interrupted("its host is not known any more".to_owned());
-    }
-    match job.request.verb {
-        Verb::Sh | Verb::Exec | Verb::Service | Verb::Write | Verb::Upload => {}
-        // Nothing of these outlives the daemon.
-        Verb::Download | Verb::Http | Verb::Wait | Verb::Sleep | Verb::Now | Verb::Log => {
-            return interrupted("the daemon was gone before it ended".to_owned());
-        }
-    }
-    let user = job.request.args.get("user").and_then(Value::as_str);
-    const LIMIT: Duration = Duration::from_secs(120);
-    match job.session().resolve(&job.token, user, LIMIT).await {
-        Verdict::Exited { code, duration_ms } => {
-            let message =
-                format!("it had ended with exit code {code} after {}", Span(Duration::from_millis(duration_ms)));
-            interrupted(message)
-        }
-        Verdict::Void => interrupted("it had not begun, and never will".to_owned()),
-        Verdict::Stopped { .. } | Verdict::TimedOut { .. } | Verdict::OutputUnread => {
-            interrupted("it was still running and was ended".to_owned())
-        }
-        verdict => {
-            let cause = verdict.cause(job.place.name(), LIMIT);
-            let cause = cause.unwrap_or_else(|| Cause::new("lost", "nobody can tell what became of it"));
-            Outcome::Unknown { cause: job.placed(cause) }
-        }
     }
 }

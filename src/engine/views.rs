@@ -94,7 +94,7 @@ fn stage(run: &Run, index: usize) -> Option<StageView> {
     let spec = run.header.pipeline.stages.get(index)?;
     let stage: &StageRun = run.stages.get(index)?;
     let cause = decide::stage_outcome(stage, spec.name.as_str());
-    let open = [&stage.setup, &stage.run, &stage.cleanup].into_iter().any(|p| *p == Progress::Open);
+    let open = stage.functions().iter().any(|(_, progress)| progress.is_open());
     let cleaned = !spec.cleanup || matches!(stage.cleanup, Progress::Ended(_));
     let tried = matches!(stage.run, Progress::Ended(_)) || cause.is_some();
     let over = tried && cleaned && !open;
@@ -102,7 +102,7 @@ fn stage(run: &Run, index: usize) -> Option<StageView> {
         (_, false) if run.end.is_some() || run.passed.is_some() => StageState::Skipped,
         (_, false) => StageState::Pending,
         (_, true) if !over => StageState::Running,
-        (Some(cause), true) if matches!(cause.code.as_str(), "stopped" | "interrupted") => StageState::Stopped,
+        (Some(cause), true) if cause.code == "stopped" => StageState::Stopped,
         (Some(_), true) => StageState::Failed,
         (None, true) => StageState::Succeeded,
     };
@@ -196,7 +196,11 @@ fn parts(run: &Run, event: &Event) -> Vec<Part> {
     match event {
         Event::Started(_) | Event::Resolved { .. } => [Part::Head].into_iter().chain(stages()).collect(),
         Event::Unresolved { .. } | Event::CheckoutFailed { .. } | Event::StopRequested { .. } => vec![Part::Head],
-        Event::CheckedOut { .. } | Event::Begin { .. } | Event::DeadlineHit { .. } => Vec::new(),
+        Event::CheckedOut { .. }
+        | Event::Begin { .. }
+        | Event::DeadlineHit { .. }
+        | Event::HostMet { .. }
+        | Event::Resumed { .. } => Vec::new(),
         Event::Call { key, .. } | Event::Return { key, .. } => of_call(key),
         Event::Done { key, .. } => of_call(&key.call()),
         Event::DeploymentCreated { deployment, .. }
@@ -212,7 +216,7 @@ fn parts(run: &Run, event: &Event) -> Vec<Part> {
         Event::DeploymentEnded { deployment, .. } => {
             vec![Part::Head, Part::Deployment(*deployment), Part::Hosts(*deployment)]
         }
-        Event::Interrupted | Event::End { .. } => [Part::Head].into_iter().chain(stages()).collect(),
+        Event::Diverged { .. } | Event::End { .. } => [Part::Head].into_iter().chain(stages()).collect(),
     }
 }
 

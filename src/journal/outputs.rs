@@ -27,7 +27,7 @@ use crate::{
         ids::RunId,
         step::{CallKey, StepKey},
     },
-    ports::outputs::{Frame, Outputs, Position},
+    ports::outputs::{Frame, Outputs, Position, Stored},
 };
 
 /// How much of each end of a stream is kept.
@@ -133,6 +133,11 @@ impl Outputs for FileOutputs {
         locked(&log).finish(step, attempt)?;
         self.changed.send_modify(|count| *count += 1);
         Ok(())
+    }
+
+    fn stored(&self, run: &RunId, step: &StepKey, attempt: u32, keep: usize) -> io::Result<[Stored; 2]> {
+        let Some(log) = self.log(run, &step.call(), false)? else { return Ok(Default::default()) };
+        locked(&log).stored(step, attempt, keep)
     }
 
     fn calls(&self, run: &RunId) -> io::Result<Vec<CallKey>> {

@@ -121,7 +121,7 @@ pub fn step_args(verb: Verb, receiver: &str, args: &MultiValue) -> Result<Json, 
     named_step_args(verb.as_str(), receiver, args)
 }
 
-/// [`step_args`] for any method of the registry, also `fail` and `parallel`, which are no verbs.
+/// [`step_args`] for any method of the registry, also `fail`, `parallel` and `undo`, which are no verbs.
 ///
 /// # Errors
 /// One sentence for the author of the pipeline.

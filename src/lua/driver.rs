@@ -1,7 +1,9 @@
 //! Drives the calls of one run: VMs live on one thread of their own, the engine talks to it by messages.
 
+mod replay;
+
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
@@ -22,7 +24,7 @@ use crate::{
         ids::Digest,
         step::{Branch, CallKey, Outcome, Request, Target, Verb},
     },
-    ports::program::{Program, Sink, Turn},
+    ports::program::{Opening, Program, Sink, Turn},
 };
 
 /// What a VM of a call has asked for since it was last looked at.
@@ -30,6 +32,10 @@ use crate::{
 struct Asking {
     pending: RefCell<Vec<Request>>,
     counts: RefCell<BTreeMap<(String, &'static str), u32>>,
+    /// The undos it has left.
+    undos: Cell<u32>,
+    /// It is undoing now.
+    undoing: Cell<bool>,
 }
 
 impl Owner for Asking {
@@ -49,6 +55,14 @@ impl Owner for Asking {
         *n += 1;
         let branch = branch(asked.branch);
         self.pending.borrow_mut().push(Request { branch, verb, n: *n, target, args, at: asked.at });
+        Ok(())
+    }
+
+    fn undo(&self) -> Result<(), String> {
+        if self.undoing.get() {
+            return Err("undo cannot be used while undoing".to_owned());
+        }
+        self.undos.set(self.undos.get() + 1);
         Ok(())
     }
 
@@ -222,38 +236,78 @@ impl Vm {
         start.call(all)
     }
 
+    /// Calls what was left to be undone, newest first; nothing else of the call goes on.
+    fn undo(&self) -> mlua::Result<Value> {
+        self.asking.counts.borrow_mut().clear();
+        self.asking.pending.borrow_mut().clear();
+        self.asking.undoing.set(true);
+        let undo: Function = self.sandbox.function("undo")?;
+        undo.call(())
+    }
+
     fn go_on(&self, branch: &Branch, outcome: &Outcome) -> mlua::Result<Value> {
         let [how, value, cause] = answer(&self.sandbox, outcome)?;
         let go_on: Function = self.sandbox.function("go_on")?;
         go_on.call((branch.as_str(), how, value, cause))
     }
 
-    /// The call's turn after `back`; `None`: it waits for answers that are still out.
-    fn turn(&self, back: mlua::Result<Value>) -> Option<Turn> {
-        let mut pending = self.asking.pending.take();
+    fn undos(&self) -> u32 {
+        self.asking.undos.get()
+    }
+
+    /// Where the call stands after `back`, and what it has asked for since. A line of the log is answered at once: answered by the
+    /// engine it would come between other answers by chance, and a replay would differ.
+    fn stand(&self, back: mlua::Result<Value>) -> (Stand, Vec<Request>) {
+        let mut asked = Vec::new();
+        let mut stand = stand(&self.sandbox, back);
+        loop {
+            let mut pending = self.asking.pending.take();
+            let begins = self.begins.borrow();
+            for request in pending.iter_mut().filter(|request| request.at.is_empty()) {
+                request.at.clone_from(&begins);
+            }
+            let logs: Vec<Branch> =
+                pending.iter().filter(|request| request.verb == Verb::Log).map(|log| log.branch.clone()).collect();
+            asked.append(&mut pending);
+            if logs.is_empty() {
+                return (stand, asked);
+            }
+            for branch in logs {
+                if matches!(stand, Stand::Waits) {
+                    stand = self::stand(&self.sandbox, self.go_on(&branch, &Outcome::Ok(Json::Null)));
+                }
+            }
+        }
+    }
+
+    /// The call's turns after `back`; none: it waits for answers that are still out.
+    fn turns(&self, back: mlua::Result<Value>) -> Vec<Turn> {
+        let (stand, asked) = self.stand(back);
+        self.told(stand, asked)
+    }
+
+    fn told(&self, stand: Stand, asked: Vec<Request>) -> Vec<Turn> {
         let begins = self.begins.borrow();
-        for request in pending.iter_mut().filter(|request| request.at.is_empty()) {
-            request.at.clone_from(&begins);
-        }
-        match stand(&self.sandbox, back) {
-            Stand::Ended(cause) => Some(Turn::Ended(cause)),
-            Stand::Done(Err(cause)) if cause.facts.contains_key("at") || begins.is_empty() => Some(Turn::Raised(cause)),
-            Stand::Done(Err(cause)) => Some(Turn::Raised(cause.with("at", begins.as_str()))),
-            Stand::Done(Ok(value)) => Some(match convert::from_lua(&value) {
-                Ok(value) => Turn::Return(value),
-                // A function may return what it likes; only data is kept.
-                Err(_) => Turn::Return(Json::Null),
-            }),
-            Stand::Waits if pending.is_empty() => None,
-            Stand::Waits => Some(Turn::Requests(pending)),
-        }
+        let undos = self.undos();
+        let last = match stand {
+            Stand::Waits => None,
+            Stand::Ended(cause) => Some(Turn::Ended { cause, undos }),
+            Stand::Done(Err(cause)) if cause.facts.contains_key("at") || begins.is_empty() => {
+                Some(Turn::Raised { cause, undos })
+            }
+            Stand::Done(Err(cause)) => Some(Turn::Raised { cause: cause.with("at", begins.as_str()), undos }),
+            // A function may return what it likes; only data is kept.
+            Stand::Done(Ok(value)) => Some(Turn::Return(convert::from_lua(&value).unwrap_or(Json::Null))),
+        };
+        let requests = (!asked.is_empty()).then_some(Turn::Requests(asked));
+        requests.into_iter().chain(last).collect()
     }
 }
 
 enum Order {
-    Call { key: CallKey, function: String, input: Json },
+    Call { key: CallKey, opening: Box<Opening> },
     Resume { key: CallKey, branch: Branch, outcome: Outcome },
-    Abandon { key: CallKey },
+    End { key: CallKey, cause: Cause },
 }
 
 /// The engine's side.
@@ -262,9 +316,8 @@ struct Driven {
 }
 
 impl Program for Driven {
-    fn call(&mut self, key: &CallKey, function: &str, input: Json) {
-        let order = Order::Call { key: key.clone(), function: function.to_owned(), input };
-        let _thread_gone = self.orders.send(order);
+    fn call(&mut self, key: &CallKey, opening: Opening) {
+        let _thread_gone = self.orders.send(Order::Call { key: key.clone(), opening: Box::new(opening) });
     }
 
     fn resume(&mut self, key: &CallKey, branch: &Branch, outcome: &Outcome) {
@@ -272,8 +325,8 @@ impl Program for Driven {
         let _thread_gone = self.orders.send(order);
     }
 
-    fn abandon(&mut self, key: &CallKey) {
-        let _thread_gone = self.orders.send(Order::Abandon { key: key.clone() });
+    fn end(&mut self, key: &CallKey, cause: Cause) {
+        let _thread_gone = self.orders.send(Order::End { key: key.clone(), cause });
     }
 }
 
@@ -289,54 +342,69 @@ struct Thread {
 impl Thread {
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Abandon { key } => {
-                self.vms.remove(&key);
+            Order::End { key, cause } => {
+                // One that ended by itself has had its last turn.
+                if let Some(vm) = self.vms.remove(&key) {
+                    self.tell(&key, vec![Turn::Ended { cause, undos: vm.undos() }]);
+                }
             }
-            Order::Call { key, function, input } => {
-                let turn = self.guarded(|thread| thread.call(&key, &function, &input));
-                self.tell(&key, turn);
+            Order::Call { key, opening } => {
+                let turns = self.guarded(|thread| thread.call(&key, &opening));
+                self.tell(&key, turns);
             }
             Order::Resume { key, branch, outcome } => {
-                let turn = self.guarded(|thread| {
-                    let vm = thread.vms.get(&key)?;
+                let turns = self.guarded(|thread| {
+                    let Some(vm) = thread.vms.get(&key) else { return Vec::new() };
                     vm.sandbox.turn();
-                    let back = vm.go_on(&branch, &outcome);
-                    vm.turn(back)
+                    vm.turns(vm.go_on(&branch, &outcome))
                 });
-                self.tell(&key, turn);
+                self.tell(&key, turns);
             }
         }
     }
 
-    fn call(&mut self, key: &CallKey, function: &str, input: &Json) -> Option<Turn> {
-        let seed = Digest::of(format!("{}|{key}", self.seed).as_bytes());
+    fn call(&mut self, key: &CallKey, opening: &Opening) -> Vec<Turn> {
+        // A call that undoes another is that other one up to where it ended, random numbers included.
+        let undone = key.undone();
+        let of = undone.as_ref().unwrap_or(key);
+        let seed = Digest::of(format!("{}|{of}", self.seed).as_bytes());
         let seed = u64::from_str_radix(&seed.as_str()[..16], 16).unwrap_or(self.seed);
-        match Vm::open(&self.bundle, &self.limits, seed) {
-            Err(cause) if cause.code == "lua_error" => Some(Turn::Raised(cause)),
-            Err(cause) => Some(Turn::Ended(cause)),
-            Ok((vm, project)) => {
-                vm.sandbox.turn();
-                let back = vm.start(&project, function, input);
-                let turn = vm.turn(back);
-                self.vms.insert(key.clone(), vm);
-                turn
-            }
-        }
+        let (vm, project) = match Vm::open(&self.bundle, &self.limits, seed) {
+            Err(cause) if cause.code == "lua_error" => return vec![Turn::Raised { cause, undos: 0 }],
+            Err(cause) => return vec![Turn::Ended { cause, undos: 0 }],
+            Ok(opened) => opened,
+        };
+        vm.sandbox.turn();
+        let back = vm.start(&project, &opening.function, &opening.input);
+        let replayed = if undone.is_none() {
+            replay::go(&vm, key, back, &opening.past)
+        } else {
+            replay::over(&vm, of, back, &opening.undoes)
+                .and_then(|()| replay::go(&vm, key, vm.undo(), &opening.past))
+        };
+        let turns = match replayed {
+            Ok((stand, asked)) => vm.told(stand, asked),
+            Err(cause) => vec![Turn::Ended { cause, undos: vm.undos() }],
+        };
+        self.vms.insert(key.clone(), vm);
+        turns
     }
 
     /// A panic in a VM is the end of its call and of nothing else.
-    fn guarded(&mut self, work: impl FnOnce(&mut Self) -> Option<Turn>) -> Option<Turn> {
+    fn guarded(&mut self, work: impl FnOnce(&mut Self) -> Vec<Turn>) -> Vec<Turn> {
         catch_unwind(AssertUnwindSafe(|| work(self))).unwrap_or_else(|_| {
-            Some(Turn::Ended(Cause::new("lua_internal", "the Lua VM failed; this is a bug of phased")))
+            let cause = Cause::new("lua_internal", "the Lua VM failed; this is a bug of phased");
+            vec![Turn::Ended { cause, undos: 0 }]
         })
     }
 
-    fn tell(&mut self, key: &CallKey, turn: Option<Turn>) {
-        let Some(turn) = turn else { return };
-        if !matches!(turn, Turn::Requests(_)) {
-            self.vms.remove(key);
+    fn tell(&mut self, key: &CallKey, turns: Vec<Turn>) {
+        for turn in turns {
+            if !matches!(turn, Turn::Requests(_)) {
+                self.vms.remove(key);
+            }
+            (self.sink)(key, turn);
         }
-        (self.sink)(key, turn);
     }
 }
 

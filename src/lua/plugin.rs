@@ -36,6 +36,10 @@ impl Owner for Asking {
         ))
     }
 
+    fn undo(&self) -> Result<(), String> {
+        Err("undo is for pipelines; a plugin has no steps to undo".to_owned())
+    }
+
     fn ask(&self, what: &str, args: Json) -> Result<(), String> {
         *self.0.borrow_mut() = Some(PluginRequest { what: what.to_owned(), args });
         Ok(())

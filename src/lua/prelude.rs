@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use mlua::{Lua, Table, Value, chunk::ChunkMode};
 
 /// Grows when a script could notice the change. A run goes on only under the version its code was pinned with.
-pub const VERSION: &str = "1";
+pub const VERSION: &str = "2";
 
 /// The box, the strings, the fibres: in this order, each given what the one before returned.
 const PARTS: [(&str, &str); 3] = [
@@ -24,7 +24,7 @@ static COMPILED: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     PARTS.iter().map(compile).collect()
 });
 
-/// Runs the prelude in a fresh VM; its last part's table has `start`, `go_on` and `objects`.
+/// Runs the prelude in a fresh VM; its last part's table has `start`, `go_on`, `undo` and `objects`.
 ///
 /// # Errors
 /// Lua's.

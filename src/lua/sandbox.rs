@@ -89,6 +89,8 @@ pub trait Owner {
     fn is_plugin(&self) -> bool;
     /// A step was asked for; `Err` is raised to the author.
     fn begin(&self, request: Asked<'_>) -> Result<(), String>;
+    /// An undo was left.
+    fn undo(&self) -> Result<(), String>;
     /// A function of `phased` was asked for.
     fn ask(&self, what: &str, args: serde_json::Value) -> Result<(), String>;
 }
@@ -119,6 +121,9 @@ impl Owner for Loading {
     fn begin(&self, _: Asked<'_>) -> Result<(), String> {
         Err("no step can be taken here".to_owned())
     }
+    fn undo(&self) -> Result<(), String> {
+        Err("nothing can be undone here".to_owned())
+    }
     fn ask(&self, what: &str, _: serde_json::Value) -> Result<(), String> {
         Err(format!("phased.{what} cannot be used while the file is loaded"))
     }
@@ -128,7 +133,7 @@ impl Owner for Loading {
 pub struct Sandbox {
     lua: Lua,
     meter: Rc<Meter>,
-    /// `start`, `go_on`, `objects` of the prelude.
+    /// `start`, `go_on`, `undo`, `objects` of the prelude.
     prelude: Table,
 }
 
@@ -198,7 +203,7 @@ impl Sandbox {
         &self.lua
     }
 
-    /// A function of the prelude: `start`, `go_on`, `objects`.
+    /// A function of the prelude: `start`, `go_on`, `undo`, `objects`.
     ///
     /// # Errors
     /// Lua's.

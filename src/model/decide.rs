@@ -14,7 +14,7 @@ use super::{
         CallEnd, Checkout, Deployment, DeploymentState, HealthRun, HostRun, HostState, Progress, Run, RunState,
         StageRun,
     },
-    step::{CallKey, Outcome, StepKey},
+    step::{CallKey, Outcome, Place, StepKey},
 };
 use crate::time::{Span, Stamp};
 
@@ -38,6 +38,8 @@ pub enum Action {
     },
     /// Begin the next attempt of a failed step.
     Retry(StepKey),
+    /// Read what the journal holds of a call that failed, then append the call that undoes it and start its program.
+    Undo(CallKey),
     /// End a call from outside; running steps are ended at once (`kill`) or finished first.
     EndCall {
         /// Which.
@@ -76,6 +78,7 @@ impl Action {
             Action::Append(_) | Action::Call { .. } | Action::Retry(_) => None,
             Action::Resolve => Some("resolve".to_owned()),
             Action::Checkout => Some("checkout".to_owned()),
+            Action::Undo(key) => Some(format!("undo {key}")),
             Action::EndCall { key, kill, .. } => Some(format!("end {key} {kill}")),
             Action::Lease { deployment } => Some(format!("lease {deployment}")),
             Action::Plan { deployment } => Some(format!("plan {deployment}")),
@@ -140,10 +143,6 @@ fn open_call(run: &Run, key: &CallKey, call: &super::run::Call, now: &Stamp, dec
     let limit = Duration::from_millis(call_limit(run, key));
     let elapsed = now.since(&call.begun);
     let end = |cause, kill| Action::EndCall { key: key.clone(), cause, kill };
-    if call.cut {
-        let message = format!("the daemon was stopped while {key} ran; what it had begun was ended");
-        return decision.act(end(Cause::new("interrupted", message), true));
-    }
     if call.over {
         let message =
             format!("{key} took longer than its limit of {}; raise `timeout` or find what hangs", Span(limit));
@@ -153,14 +152,19 @@ fn open_call(run: &Run, key: &CallKey, call: &super::run::Call, now: &Stamp, dec
         return decision.act(Action::Append(Event::DeadlineHit { key: key.clone() }));
     }
     decision.wake(limit - elapsed);
-    if let Some(stop) = &run.stop {
-        use super::step::Place;
-        let cleaning = matches!(key.place(), Some(Place::Stage { function, .. }) if function == "cleanup");
-        let on_hosts = matches!(key.place(), Some(Place::Host { .. }));
-        // Cleanup is what a stop waits for, and hosts in flight finish unless the stop is `now`.
-        if !cleaning && (!on_hosts || stop.now) {
-            return decision.act(end(stopped(run), !on_hosts));
-        }
+    let cleaning = key.undone().is_some()
+        || matches!(key.place(), Some(Place::Stage { function, .. }) if function == "cleanup");
+    let on_hosts = matches!(key.place(), Some(Place::Host { .. }));
+    if let Some(cause) = &run.diverged {
+        // What runs on a host is finished: killing it half-way is no safer, and nobody can tell what it was to be part of.
+        return decision.act(end(cause.clone(), !on_hosts));
+    }
+    if let Some(stop) = &run.stop
+        // Cleaning up is what a stop waits for, and hosts in flight finish unless the stop is `now`.
+        && !cleaning
+        && (!on_hosts || stop.now)
+    {
+        return decision.act(end(stopped(run), !on_hosts));
     }
     for (step_key, step) in &call.steps {
         let Some((failed_at, _)) = &step.failed else { continue };
@@ -176,7 +180,6 @@ fn open_call(run: &Run, key: &CallKey, call: &super::run::Call, now: &Stamp, dec
 }
 
 fn call_limit(run: &Run, key: &CallKey) -> u64 {
-    use super::step::Place;
     let pipeline = &run.header.pipeline;
     let limit = match key.place() {
         Some(Place::Stage { stage, .. }) => {
@@ -197,12 +200,12 @@ fn stopped(run: &Run) -> Cause {
     Cause::new("stopped", format!("stopped by {by}{why}")).with("by", by)
 }
 
-fn interrupted() -> Cause {
-    let message = "the daemon was stopped or crashed during this run; what was running was ended. Start the run again";
-    Cause::new("interrupted", message)
-}
-
-fn end(decision: &mut Decision, state: RunState, cause: Option<Cause>) {
+fn end(run: &Run, decision: &mut Decision, state: RunState, cause: Option<Cause>) {
+    // Whatever else is true of it: a journal that its code does not agree with is all that can be said.
+    let (state, cause) = match &run.diverged {
+        Some(diverged) => (RunState::Damaged, Some(diverged.clone())),
+        None => (state, cause),
+    };
     decision.act(Action::Append(Event::End { state, cause }));
 }
 
@@ -210,16 +213,16 @@ fn end(decision: &mut Decision, state: RunState, cause: Option<Cause>) {
 fn commit(run: &Run, decision: &mut Decision) {
     if let Some(cause) = &run.unresolved {
         let state = if cause.code == "superseded" { RunState::Superseded } else { RunState::Failed };
-        return end(decision, state, Some(cause.clone()));
+        return end(run, decision, state, Some(cause.clone()));
     }
     if let Checkout::Failed(cause) = &run.checkout {
-        return end(decision, RunState::Failed, Some(cause.clone()));
+        return end(run, decision, RunState::Failed, Some(cause.clone()));
     }
     if run.release.is_some() && matches!(run.checkout, Checkout::At(_)) {
         return stages(run, decision);
     }
     if let Some((state, cause)) = cut_short(run) {
-        return end(decision, state, Some(cause));
+        return end(run, decision, state, Some(cause));
     }
     decision.act(if run.release.is_none() { Action::Resolve } else { Action::Checkout });
 }
@@ -234,8 +237,13 @@ fn stages(run: &Run, decision: &mut Decision) {
             call(run, CallKey::stage(spec.name.as_str(), function), format!("test/{}/{function}", spec.name))
         };
         let ending = cut_short(run);
+        for (function, progress) in stage.functions() {
+            undo(run, &CallKey::stage(spec.name.as_str(), function), progress, decision);
+        }
+        if stage.functions().iter().any(|(_, progress)| progress.is_open()) {
+            return;
+        }
         match (&stage.setup, &stage.run, &stage.cleanup) {
-            (Progress::Open, ..) | (_, Progress::Open, _) | (.., Progress::Open) => return,
             (Progress::Due, Progress::Due, _) if ending.is_some() => {}
             (Progress::Due, Progress::Due, _) if spec.setup => return decision.act(call("setup")),
             (Progress::Due | Progress::Ended(CallEnd::Returned), Progress::Due, Progress::Due) if ending.is_none() => {
@@ -247,12 +255,12 @@ fn stages(run: &Run, decision: &mut Decision) {
         if let Some(cause) = stage_cause(stage, spec.name.as_str()) {
             // An author's failure stays one although a stop came while it was cleaned up.
             let state = if cause.code == "stopped" { RunState::Stopped } else { RunState::Failed };
-            return end(decision, state, Some(cause));
+            return end(run, decision, state, Some(cause));
         }
         if stage.run == Progress::Due {
             // Its turn never came, though its setup may have gone well: what was not run was not passed.
             if let Some((state, cause)) = ending {
-                return end(decision, state, Some(cause));
+                return end(run, decision, state, Some(cause));
             }
         }
     }
@@ -261,16 +269,16 @@ fn stages(run: &Run, decision: &mut Decision) {
 
 /// How a run ends that was cut before any host of it was touched.
 fn cut_short(run: &Run) -> Option<(RunState, Cause)> {
-    if run.interrupted {
-        Some((RunState::Failed, interrupted()))
-    } else {
-        run.stop.is_some().then(|| (RunState::Stopped, stopped(run)))
+    match &run.diverged {
+        Some(cause) => Some((RunState::Damaged, cause.clone())),
+        None => run.stop.is_some().then(|| (RunState::Stopped, stopped(run))),
     }
 }
 
 /// Why a stage that is over did not succeed: what failed first. A cleanup that fails is a failure too: it leaves a mess.
 fn stage_cause(stage: &StageRun, name: &str) -> Option<Cause> {
-    let (function, cause) = [("setup", &stage.setup), ("run", &stage.run), ("cleanup", &stage.cleanup)]
+    let (function, cause) = stage
+        .functions()
         .into_iter()
         .find_map(|(function, progress)| progress.cause().map(|cause| (function, cause)))?;
     let cause = cause.clone().with("stage", name);
@@ -281,6 +289,13 @@ fn stage_cause(stage: &StageRun, name: &str) -> Option<Cause> {
 #[must_use]
 pub fn stage_outcome(stage: &StageRun, name: &str) -> Option<Cause> {
     stage_cause(stage, name)
+}
+
+/// Undoes what a call has left, before anything else happens where it was.
+fn undo(run: &Run, key: &CallKey, progress: &Progress, decision: &mut Decision) {
+    if matches!(progress, Progress::Undoing(_)) && !run.calls.contains_key(&key.undo()) {
+        decision.act(Action::Undo(key.clone()));
+    }
 }
 
 fn call(run: &Run, key: CallKey, function: String) -> Action {
@@ -303,7 +318,7 @@ fn environments(run: &Run, decision: &mut Decision) {
     for environment in asked_for(run).filter(|e| !live(&e.name)) {
         let Some(deployment) = run.deployments.iter().find(|d| d.environment == environment.name) else {
             if let Some((state, cause)) = cut_short(run) {
-                return end(decision, unless_touched(run, state), Some(cause));
+                return end(run, decision, unless_touched(run, state), Some(cause));
             }
             let deployment = u32::try_from(run.deployments.len()).unwrap_or(u32::MAX - 1) + 1;
             let environment = environment.name.clone();
@@ -324,11 +339,11 @@ fn environments(run: &Run, decision: &mut Decision) {
                     _ => RunState::Halted,
                 };
                 let cause = cause.clone().map(|c| c.with("environment", environment.name.as_str()));
-                return end(decision, state, cause);
+                return end(run, decision, state, cause);
             }
         }
     }
-    end(decision, RunState::Succeeded, None);
+    end(run, decision, RunState::Succeeded, None);
 }
 
 /// `failed` says that nothing was switched: a host touched in an earlier environment keeps a run from it.
@@ -346,9 +361,9 @@ fn deploy(run: &Run, environment: &Environment, deployment: &Deployment, decisio
     };
     let cut_short = || {
         // Once a host was touched, an interruption leaves a mixture: `halted`, not `failed`.
-        if run.interrupted {
+        if let Some(cause) = &run.diverged {
             let state = if touched { DeploymentState::Halted } else { DeploymentState::Failed };
-            Some((state, interrupted()))
+            Some((state, cause.clone()))
         } else if deployment.lease_lost {
             let state = if touched { DeploymentState::Halted } else { DeploymentState::Failed };
             Some((state, Cause::new("lease_lost", format!("the lease of {} was taken away", environment.name))))
@@ -373,7 +388,9 @@ fn deploy(run: &Run, environment: &Environment, deployment: &Deployment, decisio
             continue;
         }
         in_flight += 1;
-        if host.deploy != Progress::Open {
+        let key = CallKey::host(environment.name.as_str(), n, host.host.id.as_str(), "deploy");
+        undo(run, &key, &host.deploy, decision);
+        if !host.deploy.is_open() {
             decision.act(match (&environment.health, &host.health) {
                 // The verdict of a host that needs none is given at once, so that every host's end is an event.
                 (None, _) => Action::Append(Event::HealthVerdict {
@@ -393,11 +410,12 @@ fn deploy(run: &Run, environment: &Environment, deployment: &Deployment, decisio
     let halt = over_budget(deployment, budgets.max_failures, budgets.max_unreachable)
         .map(|cause| (if touched { DeploymentState::Halted } else { DeploymentState::Failed }, cause));
     // A verdict on the release outranks a wish: what failed is told as a failure.
-    // An interruption outranks both: what it cut looks like a failure and is none.
-    let ending = if run.interrupted { cut_short() } else { halt.or_else(cut_short) };
+    // A divergence outranks both: what it cut looks like a failure and is none.
+    let ending = if run.diverged.is_some() { cut_short() } else { halt.or_else(cut_short) };
+    undo(run, &CallKey::deployment(environment.name.as_str(), n, "verify"), &deployment.verify, decision);
     if let Some((state, cause)) = ending {
         // Hosts in flight finish.
-        if in_flight == 0 && deployment.verify != Progress::Open {
+        if in_flight == 0 && !deployment.verify.is_open() {
             decision.act(ended(state, Some(cause)));
         }
         return;
@@ -425,7 +443,7 @@ fn deploy(run: &Run, environment: &Environment, deployment: &Deployment, decisio
             let key = CallKey::deployment(environment.name.as_str(), n, "verify");
             decision.act(call(run, key, format!("environments/{}/verify", environment.name)));
         }
-        Progress::Open => {}
+        Progress::Open | Progress::Undoing(_) => {}
         Progress::Due | Progress::Ended(CallEnd::Returned) => decision.act(ended(DeploymentState::Succeeded, None)),
         Progress::Ended(CallEnd::Raised(cause) | CallEnd::Ended(cause)) => {
             let message = format!("every host is healthy, and verification failed: {}", cause.message);

@@ -80,6 +80,12 @@ pub enum Event {
         token: Digest,
         /// What the author wrote, canonical.
         args: Value,
+        /// The host it acts on, where the key does not say it.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        host: Option<HostId>,
+        /// `file:line` in the pinned code.
+        #[serde(skip_serializing_if = "String::is_empty", default)]
+        at: String,
     },
     /// An attempt ended.
     Done {
@@ -98,6 +104,16 @@ pub enum Event {
         key: CallKey,
         /// How.
         result: CallResult,
+        /// How many undos it has left (`run:undo`); they are due when it did not return.
+        #[serde(skip_serializing_if = "none", default)]
+        undos: u32,
+    },
+    /// A replay of a call did not ask for what its journal holds: nobody can continue the run.
+    Diverged {
+        /// Which call.
+        key: CallKey,
+        /// Both sides.
+        cause: Cause,
     },
     /// An environment is about to be deployed to.
     DeploymentCreated {
@@ -149,6 +165,16 @@ pub enum Event {
         /// Why.
         cause: Cause,
     },
+    /// A host answered for the first time: the id that the machine gave itself. On disk before anything begins on it, so that a machine
+    /// that took its place is never mistaken for it.
+    HostMet {
+        /// Which deployment.
+        deployment: u32,
+        /// Which host.
+        host: HostId,
+        /// `<base>/id` there.
+        machine: String,
+    },
     /// A host's health is being watched.
     HealthBegan {
         /// Which deployment.
@@ -182,8 +208,13 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         reason: Option<String>,
     },
-    /// The daemon was gone while the run was not over.
-    Interrupted,
+    /// The daemon was gone while the run was not over, and goes on with it.
+    Resumed {
+        /// The journal's fencing number from here on.
+        epoch: Epoch,
+        /// The daemon that goes on.
+        version: String,
+    },
     /// A deployment ended.
     DeploymentEnded {
         /// Which.
@@ -202,6 +233,11 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         cause: Option<Cause>,
     },
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn none(count: &u32) -> bool {
+    *count == 0
 }
 
 /// What a run is.
@@ -276,7 +312,7 @@ pub enum CallResult {
     Returned(Value),
     /// It raised.
     Raised(Cause),
-    /// It was ended from outside: `stopped`, `timeout`, a limit, `interrupted`.
+    /// It was ended from outside: `stopped`, `timeout`, a limit, `diverged`.
     Ended(Cause),
 }
 

@@ -38,6 +38,14 @@ impl Watch {
         }
     }
 
+    /// One that goes on `elapsed` after it began: what was seen before is forgotten, so there is time to see it again.
+    #[must_use]
+    pub fn again(health: &Health, elapsed: Duration) -> Self {
+        let least = Duration::from_millis(health.min_healthy_time_ms + 3 * health.interval_ms);
+        let watch = Watch::new(health);
+        Watch { deadline: watch.deadline.max(elapsed + least), ..watch }
+    }
+
     /// Folds one round of looks that ended `elapsed` after the watch began; `bad` is what the first bad check saw, with its name.
     pub fn see(&mut self, elapsed: Duration, bad: Option<String>) -> Verdict {
         self.looks += 1;

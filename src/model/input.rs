@@ -95,6 +95,7 @@ pub fn variables(run: &Run, step: &StepKey, name: Option<&str>) -> Vec<(String, 
     let phase = match &place {
         Some(Place::Stage { stage, .. }) => Some(stage.as_str()),
         Some(Place::Deployment { function, .. }) if function == "verify" => Some("final"),
+        Some(Place::Deployment { .. } | Place::Host { .. }) if step.call().undone().is_some() => Some("undo"),
         Some(Place::Deployment { function, .. } | Place::Host { function, .. }) => Some(function.as_str()),
         None => None,
     };

@@ -50,7 +50,7 @@ impl Run {
             deployments: Vec::new(),
             calls: std::collections::BTreeMap::new(),
             stop: None,
-            interrupted: false,
+            diverged: None,
             end: None,
         })
     }
@@ -92,9 +92,25 @@ impl Run {
             Event::CheckedOut { dir } => self.checkout = Checkout::At(dir.clone()),
             Event::CheckoutFailed { cause } => self.checkout = Checkout::Failed(cause.clone()),
             Event::Call { key, .. } => self.called(key, at)?,
-            Event::Begin { key, attempt, args, .. } => self.begun(key, *attempt, args, at)?,
+            Event::Begin { key, attempt, args, host, at: place, .. } => {
+                let step = Step {
+                    attempt: *attempt,
+                    begun: at.clone(),
+                    args: args.clone(),
+                    host: host.clone(),
+                    at: place.clone(),
+                    failed: None,
+                };
+                self.begun(key, step)?;
+            }
             Event::Done { key, attempt, outcome, last } => self.done(key, *attempt, outcome, *last, at)?,
-            Event::Return { key, result } => self.returned(key, result.into(), at)?,
+            Event::Return { key, result, undos } => self.returned(key, result.into(), *undos, at)?,
+            Event::Diverged { key, cause } => {
+                if !self.calls.contains_key(key) {
+                    return illegal("diverged", format!("call {key} is not open"));
+                }
+                self.diverged = Some(cause.clone());
+            }
             Event::DeploymentCreated { deployment, environment } => {
                 if *deployment as usize != self.deployments.len() + 1 {
                     return illegal("deployment_created", format!("number {deployment} is out of order"));
@@ -137,6 +153,7 @@ impl Run {
                     .map(|host| HostRun {
                         host: host.clone(),
                         deploy: Progress::Due,
+                        machine: None,
                         touched: false,
                         health: HealthRun::Due,
                     })
@@ -145,8 +162,12 @@ impl Run {
             Event::PlanFailed { deployment, cause } => {
                 self.deployment_mut("plan_failed", *deployment)?.plan_failed = Some(cause.clone());
             }
+            Event::HostMet { deployment, host, machine } => {
+                self.host_mut("host_met", *deployment, host)?.machine = Some(machine.clone());
+            }
             Event::HealthBegan { deployment, host } => {
-                self.host_mut("health_began", *deployment, host)?.health = HealthRun::Watching(at.clone());
+                self.host_mut("health_began", *deployment, host)?.health =
+                    HealthRun::Watching { since: at.clone(), again: None };
             }
             Event::HealthVerdict { deployment, host, unhealthy, .. } => {
                 let host = self.host_mut("health_verdict", *deployment, host)?;
@@ -161,19 +182,11 @@ impl Run {
                 let now = *now || self.stop.as_ref().is_some_and(|s| s.now);
                 self.stop = Some(Stop { by: by.clone(), now, reason: reason.clone() });
             }
-            Event::Interrupted => {
-                self.interrupted = true;
-                self.calls.values_mut().for_each(|call| call.cut = true);
-                for deployment in self.deployments.iter_mut().filter(|d| d.end.is_none()) {
-                    let environment =
-                        self.header.pipeline.environments.iter().find(|e| e.name == deployment.environment);
-                    let watched = environment.is_some_and(|e| e.health.is_some());
-                    for host in &mut deployment.hosts {
-                        // Also one whose watch was about to begin.
-                        let due = host.health == HealthRun::Due && host.deploy == Progress::Ended(CallEnd::Returned);
-                        if matches!(host.health, HealthRun::Watching(_)) || (due && watched) {
-                            host.health = HealthRun::Cut;
-                        }
+            Event::Resumed { .. } => {
+                let open = self.deployments.iter_mut().filter(|d| d.end.is_none());
+                for host in open.flat_map(|d| &mut d.hosts) {
+                    if let HealthRun::Watching { again, .. } = &mut host.health {
+                        *again = Some(at.clone());
                     }
                 }
             }
@@ -191,31 +204,35 @@ impl Run {
     }
 
     fn called(&mut self, key: &CallKey, at: &Stamp) -> Result<(), Illegal> {
+        let undone = key.undone();
         let progress = self
-            .progress_mut(key)
+            .progress_mut(undone.as_ref().unwrap_or(key))
             .ok_or_else(|| Illegal { event: "call", why: format!("{key} names nothing of this run") })?;
-        if *progress != Progress::Due {
-            return illegal("call", format!("{key} was called before"));
+        match (&undone, &progress) {
+            (None, Progress::Due) => *progress = Progress::Open,
+            (Some(_), Progress::Undoing(_)) => {}
+            _ => return illegal("call", format!("{key} was called before")),
         }
-        *progress = Progress::Open;
         if let Some(stage) = self.stage_mut(key) {
             stage.started_at.get_or_insert_with(|| at.clone());
         }
-        let call = Call { begun: at.clone(), steps: std::collections::BTreeMap::new(), over: false, cut: false };
-        self.calls.insert(key.clone(), call);
+        let call = Call { begun: at.clone(), steps: std::collections::BTreeMap::new(), over: false };
+        if self.calls.insert(key.clone(), call).is_some() {
+            return illegal("call", format!("{key} is open"));
+        }
         Ok(())
     }
 
-    fn begun(&mut self, key: &StepKey, attempt: u32, args: &serde_json::Value, at: &Stamp) -> Result<(), Illegal> {
+    fn begun(&mut self, key: &StepKey, step: Step) -> Result<(), Illegal> {
         let Some(call) = self.calls.get_mut(&key.call()) else {
             return illegal("begin", format!("the call of {key} is not open"));
         };
         match call.steps.get(key) {
-            None if attempt == 1 => {}
-            Some(step) if step.failed.is_some() && attempt == step.attempt + 1 => {}
-            _ => return illegal("begin", format!("attempt {attempt} of {key} is out of order")),
+            None if step.attempt == 1 => {}
+            Some(last) if last.failed.is_some() && step.attempt == last.attempt + 1 => {}
+            _ => return illegal("begin", format!("attempt {} of {key} is out of order", step.attempt)),
         }
-        call.steps.insert(key.clone(), Step { attempt, begun: at.clone(), args: args.clone(), failed: None });
+        call.steps.insert(key.clone(), step);
         Ok(())
     }
 
@@ -242,15 +259,22 @@ impl Run {
         Ok(())
     }
 
-    fn returned(&mut self, key: &CallKey, end: CallEnd, at: &Stamp) -> Result<(), Illegal> {
+    fn returned(&mut self, key: &CallKey, end: CallEnd, undos: u32, at: &Stamp) -> Result<(), Illegal> {
         if self.calls.remove(key).is_none() {
             return illegal("return", format!("call {key} is not open"));
         }
         if let Some(stage) = self.stage_mut(key) {
             stage.touched_at = Some(at.clone());
         }
-        if let Some(progress) = self.progress_mut(key) {
-            *progress = Progress::Ended(end);
+        if let Some(undone) = key.undone() {
+            if let Some(progress) = self.progress_mut(&undone)
+                && let Progress::Undoing(first) = progress
+            {
+                *progress = Progress::Ended(first.clone().undone(&end));
+            }
+        } else if let Some(progress) = self.progress_mut(key) {
+            let due = undos > 0 && end != CallEnd::Returned;
+            *progress = if due { Progress::Undoing(end) } else { Progress::Ended(end) };
         }
         Ok(())
     }

@@ -167,6 +167,23 @@ impl CallEnd {
             CallEnd::Raised(cause) | CallEnd::Ended(cause) => Some(cause),
         }
     }
+
+    /// The same end after its undos have ended as `undo` says: one that failed is told with what it was to undo.
+    #[must_use]
+    pub fn undone(self, undo: &CallEnd) -> CallEnd {
+        let told = |cause: Cause| match undo.cause() {
+            None => cause,
+            Some(why) => {
+                let message = format!("{}; and what it had done could not be undone: {}", cause.message, why.message);
+                Cause { message, ..cause }.with("undo", why.message.as_str())
+            }
+        };
+        match self {
+            CallEnd::Returned => CallEnd::Returned,
+            CallEnd::Raised(cause) => CallEnd::Raised(told(cause)),
+            CallEnd::Ended(cause) => CallEnd::Ended(told(cause)),
+        }
+    }
 }
 
 impl From<&CallResult> for CallEnd {
@@ -187,6 +204,8 @@ pub enum Progress {
     Due,
     /// Called and not ended.
     Open,
+    /// Ended, and what it has left to be undone is not undone yet.
+    Undoing(CallEnd),
     /// Ended.
     Ended(CallEnd),
 }
@@ -196,9 +215,15 @@ impl Progress {
     #[must_use]
     pub fn cause(&self) -> Option<&Cause> {
         match self {
-            Progress::Ended(end) => end.cause(),
+            Progress::Ended(end) | Progress::Undoing(end) => end.cause(),
             Progress::Due | Progress::Open => None,
         }
+    }
+
+    /// Called, and neither ended nor undone.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self, Progress::Open | Progress::Undoing(_))
     }
 }
 
@@ -227,8 +252,8 @@ pub struct Run {
     pub calls: BTreeMap<CallKey, Call>,
     /// Somebody wants it to end.
     pub stop: Option<Stop>,
-    /// The daemon was gone.
-    pub interrupted: bool,
+    /// A replay did not ask for what its journal holds.
+    pub diverged: Option<Cause>,
     /// How it ended, and when.
     pub end: Option<(RunState, Option<Cause>, Stamp)>,
 }
@@ -318,6 +343,8 @@ pub struct HostRun {
     pub host: Host,
     /// Its `deploy`.
     pub deploy: Progress,
+    /// The machine it was when something first began on it.
+    pub machine: Option<String>,
     /// Something of `deploy` may have happened on it.
     pub touched: bool,
     /// Its health after `deploy`.
@@ -330,14 +357,17 @@ pub enum HealthRun {
     /// Not yet.
     #[default]
     Due,
-    /// Since then.
-    Watching(Stamp),
+    /// It is being watched.
+    Watching {
+        /// Since when: the deadline counts from here.
+        since: Stamp,
+        /// When the daemon came back in the middle of it: what it saw before is forgotten.
+        again: Option<Stamp>,
+    },
     /// Healthy.
     Healthy,
     /// Not healthy in time.
     Unhealthy(Cause),
-    /// The watch was cut off.
-    Cut,
 }
 
 /// An open call.
@@ -349,8 +379,6 @@ pub struct Call {
     pub steps: BTreeMap<StepKey, Step>,
     /// Its own limit has passed.
     pub over: bool,
-    /// It was open when the daemon was gone.
-    pub cut: bool,
 }
 
 /// An open step.
@@ -362,6 +390,10 @@ pub struct Step {
     pub begun: Stamp,
     /// Its arguments.
     pub args: Value,
+    /// The host it acts on, where the key does not say it.
+    pub host: Option<HostId>,
+    /// `file:line` in the pinned code.
+    pub at: String,
     /// That attempt ended and another one is to follow: when and why it ended.
     pub failed: Option<(Stamp, Cause)>,
 }
@@ -387,6 +419,14 @@ impl Run {
     #[must_use]
     pub fn environment(&self, environment: &EnvironmentName) -> Option<&Environment> {
         self.header.pipeline.environments.iter().find(|e| e.name == *environment)
+    }
+}
+
+impl StageRun {
+    /// Its functions in their order, by name.
+    #[must_use]
+    pub fn functions(&self) -> [(&'static str, &Progress); 3] {
+        [("setup", &self.setup), ("run", &self.run), ("cleanup", &self.cleanup)]
     }
 }
 
@@ -421,12 +461,14 @@ impl HostRun {
         match (&self.deploy, &self.health) {
             (Progress::Due, _) if over => HostState::Skipped,
             (Progress::Due, _) => HostState::Pending,
+            // Whatever its end says, something is still being done on it.
+            (Progress::Undoing(_), _) => HostState::Running,
             (Progress::Ended(CallEnd::Raised(cause) | CallEnd::Ended(cause)), _) if cause.is_shut() => {
                 HostState::Unreachable
             }
             // Cut off from outside: that says nothing about the release, and nobody has looked at the host since.
             (Progress::Ended(CallEnd::Ended(cause)), _) | (_, HealthRun::Unhealthy(cause))
-                if matches!(cause.code.as_str(), "interrupted" | "stopped") =>
+                if matches!(cause.code.as_str(), "diverged" | "stopped") =>
             {
                 HostState::Unknown
             }
@@ -434,8 +476,7 @@ impl HostRun {
                 HostState::Failed
             }
             (_, HealthRun::Healthy) => HostState::Healthy,
-            (_, HealthRun::Cut) => HostState::Unknown,
-            (Progress::Open, _) | (Progress::Ended(CallEnd::Returned), _) => HostState::Running,
+            (Progress::Open | Progress::Ended(CallEnd::Returned), _) => HostState::Running,
         }
     }
 

@@ -10,6 +10,9 @@ use super::{
     ids::{Digest, HostId, RunId},
 };
 
+/// What the key of a call ends in that undoes another.
+const UNDO: &str = ".undo";
+
 /// One Lua function called for one purpose: `test/unit/run`, `production#1/i-0ab/deploy`, `production#1/verify`.
 ///
 /// Its parts are percent-encoded outside `[A-Za-z0-9._-]` and joined by `/`; `#` stands between an environment and the number
@@ -41,6 +44,18 @@ impl CallKey {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The call that undoes this one: `production#1/i-0ab/deploy.undo`.
+    #[must_use]
+    pub fn undo(&self) -> Self {
+        CallKey(Arc::from(format!("{self}{UNDO}")))
+    }
+
+    /// The call that this one undoes; `None` for every other.
+    #[must_use]
+    pub fn undone(&self) -> Option<Self> {
+        self.0.strip_suffix(UNDO).map(|key| CallKey(Arc::from(key)))
     }
 
     /// Takes the key apart; `None` for a text that is no call key.
@@ -126,6 +141,19 @@ impl StepKey {
         let mut parts = self.0.rsplitn(3, '/');
         let _verb_and_branch = (parts.next(), parts.next());
         CallKey(Arc::from(parts.next().unwrap_or("")))
+    }
+
+    /// The fibre that asked for it.
+    #[must_use]
+    pub fn branch(&self) -> Branch {
+        Branch(Arc::from(self.0.rsplit('/').nth(1).unwrap_or("-")))
+    }
+
+    /// What it does, and the how-manieth of that in its branch; `None` for a text that is no step key.
+    #[must_use]
+    pub fn verb(&self) -> Option<(Verb, u32)> {
+        let (verb, n) = self.short().split_once('#')?;
+        Some((verb.parse().ok()?, n.parse().ok()?))
     }
 
     /// `sh#1`: what `PHASED_STEP` holds and logs show when the step has no name.
@@ -305,9 +333,9 @@ pub enum Outcome {
         /// `lost`, `rebooted`, `orphaned`, `replaced`.
         cause: Cause,
     },
-    /// It was ended or prevented from outside: stop, the call's time-out, an interrupted run.
+    /// It was ended or prevented from outside: stop, or the call's time-out.
     Cut {
-        /// `stopped`, `timeout`, `interrupted`.
+        /// `stopped`, `timeout`.
         cause: Cause,
     },
 }
@@ -344,6 +372,9 @@ mod tests {
         assert_eq!(call.place(), Some(place));
         let place = Place::Deployment { deployment: 2, function: "verify".into() };
         assert_eq!(CallKey::deployment("a b", 2, "verify").place(), Some(place));
+        assert_eq!(call.undo().as_str(), "production#1/i-0ab%2F%C3%A9%20x/deploy.undo");
+        assert_eq!((call.undo().undone(), call.undone()), (Some(call.clone()), None));
+        assert_eq!((step.branch(), step.verb()), (Branch::top(), Some((Verb::Sh, 2))));
         assert_eq!(
             StepKey::new(&CallKey::stage("unit", "run"), &Branch::top().child("a b").child("-"), "exec", 1).as_str(),
             "test/unit/run/a%20b:%2D/exec#1"

@@ -35,6 +35,17 @@ pub struct Frame {
     pub bytes: Vec<u8>,
 }
 
+/// What is stored of one stream of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stored {
+    /// The raw offset after the last stored byte: where to go on asking the host.
+    pub end: u64,
+    /// How many redacted bytes there were, the gap between head and tail included as far as it is known.
+    pub total: u64,
+    /// The last of them.
+    pub last: Vec<u8>,
+}
+
 /// Where to go on reading a run's output: the position after the last frame read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Position(pub u64);
@@ -52,6 +63,12 @@ pub trait Outputs: Send + Sync {
     /// # Errors
     /// The disk's.
     fn finish(&self, run: &RunId, step: &StepKey, attempt: u32) -> std::io::Result<()>;
+
+    /// What an earlier life stored of an attempt, stdout and stderr: where each ends, and its last `keep` bytes. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn stored(&self, run: &RunId, step: &StepKey, attempt: u32, keep: usize) -> std::io::Result<[Stored; 2]>;
 
     /// The calls of `run` that have output, in the order they began to print.
     ///

@@ -9,37 +9,84 @@ use crate::model::{
     cause::Cause,
     ids::{Digest, ProjectName},
     pipeline::Pipeline,
-    step::{Branch, CallKey, Outcome, Request},
+    step::{Branch, CallKey, Outcome, Request, StepKey, Target},
 };
 
 /// What a call did with its turn.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Turn {
-    /// It waits for the answers to these (more of them may already be open); all requests of a turn were made before it waited.
+    /// It waits for the answers to these (more of them may already be open); all requests of a turn were made before it waited. A
+    /// [`Verb::Log`](crate::model::step::Verb::Log) among them has been answered already. After a replay they are all that are still
+    /// open, also those that the journal has as begun, and every line of the log again.
     Requests(Vec<Request>),
     /// It returned this.
     Return(Value),
     /// It raised an error: the author's (`run:fail`), a step's, or a mistake in the code, with `facts.at = "file:line"` and
     /// `facts.traceback` where known.
-    Raised(Cause),
-    /// It broke a limit (`limit_memory`, `limit_instructions`, `limit_time`), or the VM itself failed (`lua_internal`).
-    Ended(Cause),
+    Raised {
+        /// What.
+        cause: Cause,
+        /// The undos it has left.
+        undos: u32,
+    },
+    /// It was ended: by [`Program::end`], by a limit (`limit_memory`, `limit_instructions`, `limit_time`), because the VM itself failed
+    /// (`lua_internal`), or because its replay `diverged` from the journal.
+    Ended {
+        /// Why.
+        cause: Cause,
+        /// The undos it has left.
+        undos: u32,
+    },
 }
 
 /// Told each turn, in order, possibly from another thread and possibly before `call` or `resume` returns.
 pub type Sink = Box<dyn Fn(&CallKey, Turn) + Send>;
 
+/// What a journal holds of a call after its `Call`, in its order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Past {
+    /// A step was begun; further attempts of it are none of the program's business.
+    Begun {
+        /// Which.
+        key: StepKey,
+        /// Where it acts.
+        target: Target,
+        /// What the author wrote, canonical.
+        args: Value,
+    },
+    /// A step ended: what the program was or is to be told.
+    Done {
+        /// Which.
+        key: StepKey,
+        /// How its last attempt ended.
+        outcome: Outcome,
+    },
+}
+
+/// How a call begins.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Opening {
+    /// `test/unit/run`, `environments/production/deploy`.
+    pub function: String,
+    /// Plain data: `run`, and as the purpose needs `host`, `release`, `deployment`, `wave`.
+    pub input: Value,
+    /// What its journal holds since its `Call`: replayed, without any effect, before it goes on. Nothing for a new call.
+    pub past: Vec<Past>,
+    /// For a call that undoes another (its key ends in `.undo`): what the journal holds of that one.
+    pub undoes: Vec<Past>,
+}
+
 /// One run's calls, each in a VM of its own.
 pub trait Program: Send {
-    /// Starts the function at `function` (`test/unit/run`, `environments/production/deploy`, `notify/bad/1`, `discovery/production/1`)
-    /// with plain data. `input` has `run`, and as the purpose needs `host`, `release`, `deployment`, `wave`, `message`, `options`.
-    fn call(&mut self, key: &CallKey, function: &str, input: Value);
+    /// Starts a call, or takes one up again where its journal ends.
+    fn call(&mut self, key: &CallKey, opening: Opening);
 
-    /// Answers one open request of a call (`Ok`, `Failed` or `Unknown`; a `Cut` call is abandoned instead).
+    /// Answers one open request of a call (`Ok`, `Failed` or `Unknown`; one with a `Cut` step is ended instead).
     fn resume(&mut self, key: &CallKey, branch: &Branch, outcome: &Outcome);
 
-    /// Ends a call from outside: nothing of it runs any further and no turn of it follows.
-    fn abandon(&mut self, key: &CallKey);
+    /// Ends a call from outside, after everything it was told so far: its last turn is [`Turn::Ended`] with `cause`, unless it ended by
+    /// itself before.
+    fn end(&mut self, key: &CallKey, cause: Cause);
 }
 
 /// A request of a plugin call: `http`, `read`, `exec`, `smtp`, `log`, with arguments as for a step.

@@ -190,10 +190,12 @@ impl Session {
     /// Not cancel safe in the sense that dropping the future leaves the command running on the host; nothing else is lost, and
     /// the same call again attaches.
     pub async fn run(&self, cmd: &CommandSpec, sink: &mut dyn OutputSink, stop: &CancellationToken) -> Verdict {
-        let Some(_turn) = self.turn(stop).await else { return Verdict::Stopped { duration_ms: 0 } };
+        // What may run already is stopped on its host, not here.
+        let waits = if cmd.resumed { &CancellationToken::new() } else { stop };
+        let Some(_turn) = self.turn(waits).await else { return Verdict::Stopped { duration_ms: 0 } };
         let began = self.clock.now();
         let limit = cmd.timeout + cmd.grace + cmd.reconnect;
-        let (mut at, mut sent, mut broken) = (cmd.from, false, 0);
+        let (mut at, mut sent, mut broken) = (cmd.from, cmd.resumed, 0);
         let mut stderr = Head::default();
         let mut pause = Duration::from_millis(100);
         loop {

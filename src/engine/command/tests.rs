@@ -709,6 +709,7 @@ in_every_shell! {
             owner: None,
             timeout: Duration::from_secs(30),
             epoch: None,
+            resumed: false,
         };
         let never = CancellationToken::new();
         host.session.identify().await.unwrap();
@@ -757,7 +758,7 @@ in_every_shell! {
         std::fs::write(to.join("old"), "").unwrap();
         let upload = Upload {
             token: token(1), file: tar, sha256: Digest::of(&bytes), size: bytes.len() as u64, to: to.display().to_string(),
-            unpack: true, mode: None, owner: None, timeout: Duration::from_secs(30), epoch: None,
+            unpack: true, mode: None, owner: None, timeout: Duration::from_secs(30), epoch: None, resumed: false,
         };
         let done = host.session.upload(&upload, &CancellationToken::new()).await;
         assert!(matches!(done, UploadVerdict::Done { changed: true, .. }), "{done:?}");

@@ -39,6 +39,8 @@ pub struct Upload {
     pub timeout: Duration,
     /// Checked before anything else.
     pub epoch: Option<EpochCheck>,
+    /// An earlier life of ours may have asked for it: a host that cannot be reached says nothing about whether it is in place.
+    pub resumed: bool,
 }
 
 /// How an upload ended.
@@ -157,7 +159,7 @@ impl Session {
         let build = |frame: &program::Frame<'_>| program::upload(frame, upload);
         let mut sent = 0;
         let mut feed = Send { upload, sent: &mut sent };
-        let ended = self.transfer(&build, &mut Discard, &mut feed, upload.timeout, stop).await;
+        let ended = self.transfer(&build, &mut Discard, &mut feed, upload.timeout, upload.resumed, stop).await;
         match ended {
             Ok((Verdict::Exited { .. }, words)) => {
                 UploadVerdict::Done { changed: words.get(3).is_none_or(|word| word != "0"), sent }
@@ -170,7 +172,7 @@ impl Session {
     /// Streams a file of the host into `sink` (as `Out`). `Exited` with code 0 = all of it.
     pub async fn download(&self, download: &Download, sink: &mut dyn OutputSink, stop: &CancellationToken) -> Verdict {
         let build = |frame: &program::Frame<'_>| program::download(frame, &download.from);
-        match self.transfer(&build, sink, &mut Same(None), download.timeout, stop).await {
+        match self.transfer(&build, sink, &mut Same(None), download.timeout, false, stop).await {
             Ok((verdict, _)) | Err(verdict) => verdict,
         }
     }
@@ -182,10 +184,11 @@ impl Session {
         sink: &mut dyn OutputSink,
         feed: &mut dyn Feed,
         timeout: Duration,
+        resumed: bool,
         stop: &CancellationToken,
     ) -> Result<(Verdict, Vec<String>), Verdict> {
         let Some(_turn) = self.turn(stop).await else { return Err(Verdict::Stopped { duration_ms: 0 }) };
-        let (mut at, mut sent) = ([0; 2], false);
+        let (mut at, mut sent) = ([0; 2], resumed);
         let work = async {
             let mut pause = Duration::from_millis(100);
             let mut broken = 0;

@@ -45,6 +45,8 @@ pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
     spec.epoch = job.place.epoch.clone();
 
     let mut sink = LogSink::new(job);
+    spec.from = sink.from();
+    spec.resumed = job.resumed.is_some();
     let verdict = job.session().run(&spec, &mut sink, &job.stop).await;
     let (stdout, stderr, truncated) = sink.finish();
     let (code, duration_ms) = match verdict {

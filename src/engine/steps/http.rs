@@ -35,6 +35,14 @@ pub(super) async fn request(job: &Job, args: &Resolved) -> Outcome {
     let timeout = job.timeout(args, Duration::from_secs(30));
     let method = args.text("method").unwrap_or_else(|| "GET".to_owned());
     let url = values::without_query(&args.text("url").unwrap_or_default());
+    let again = args.flag("idempotent").unwrap_or(!matches!(method.as_str(), "POST" | "PATCH"));
+    if job.resumed.is_some() && !again {
+        let message = format!(
+            "the daemon was stopped while {method} {url} was under way: nobody can tell whether it arrived, and sent again it might \
+             arrive twice. Say idempotent = true where that does no harm"
+        );
+        return Outcome::Unknown { cause: job.placed(Cause::new("lost", message)) };
+    }
     let asked = crate::time::within(&*job.world.clock, timeout, ask(job, args, timeout)).await;
     let late =
         || Err(Cause::new("timeout", format!("{method} {url} was not answered within {}", crate::time::Span(timeout))));
@@ -71,7 +79,7 @@ pub(super) async fn wait(job: &Job, args: &Resolved) -> Outcome {
     let timeout = job.timeout(args, Duration::from_secs(300));
     let interval = args.span("interval").unwrap_or(Duration::from_secs(1));
     let clock = &job.world.clock;
-    let began = clock.now();
+    let began = job.resumed.clone().unwrap_or_else(|| clock.now());
     loop {
         let left = timeout.saturating_sub(clock.now().since(&began));
         let seen = match look(job, args, left.min(LOOK)).await {

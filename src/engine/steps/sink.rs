@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use super::Job;
 use crate::{
     engine::{command::OutputSink, redact},
-    ports::outputs::{Frame, Stream},
+    ports::outputs::{Frame, Stored, Stream},
 };
 
 /// What Lua gets of each stream.
@@ -18,6 +18,8 @@ struct Flow {
     redact: redact::Stream,
     kept: VecDeque<u8>,
     total: u64,
+    /// The raw offset of the first byte that is still to come.
+    from: u64,
 }
 
 /// The sink of one attempt.
@@ -30,10 +32,29 @@ pub(super) struct LogSink<'a> {
 }
 
 impl<'a> LogSink<'a> {
+    /// Where an earlier life left off, if it did: what it stored is what Lua gets, and the host sends what follows.
     pub(super) fn new(job: &'a Job) -> Self {
         let redactor = job.sessions.redactor();
-        let flow = || Flow { redact: redactor.stream(), kept: VecDeque::new(), total: 0 };
-        LogSink { job, out: flow(), err: flow(), failed: false }
+        let stored = if job.resumed.is_some() { Self::stored(job) } else { <[Stored; 2]>::default() };
+        let [out, err] = stored.map(|stored| Flow {
+            redact: redactor.stream_at(stored.end),
+            kept: stored.last.into(),
+            total: stored.total,
+            from: stored.end,
+        });
+        LogSink { job, out, err, failed: false }
+    }
+
+    fn stored(job: &Job) -> [Stored; 2] {
+        job.world.outputs.stored(&job.run, &job.key, job.attempt, FOR_LUA).unwrap_or_else(|error| {
+            tracing::error!(run = %job.run, step = %job.key, %error, "stored output cannot be read; it is asked for again");
+            <[Stored; 2]>::default()
+        })
+    }
+
+    /// Where the host is to go on, stdout and stderr.
+    pub(super) fn from(&self) -> [u64; 2] {
+        [self.out.from, self.err.from]
     }
 
     fn store(&mut self, stream: Stream, pieces: Vec<redact::Piece>) {

@@ -54,6 +54,8 @@ pub(super) async fn write(job: &Job, args: &Resolved) -> Outcome {
     spec.epoch = job.place.epoch.clone();
     spec.reconnect = job.world.limits.reconnect;
     let mut sink = LogSink::new(job);
+    spec.from = sink.from();
+    spec.resumed = job.resumed.is_some();
     let verdict = job.session().run(&spec, &mut sink, &job.stop).await;
     let (stdout, stderr, _) = sink.finish();
     let value = json!({ "changed": stdout.starts_with(b"changed") });
@@ -163,6 +165,7 @@ pub(super) async fn upload(job: &Job, args: &Resolved) -> Outcome {
         owner: if direct { owner.clone() } else { None },
         timeout,
         epoch: job.place.epoch.clone(),
+        resumed: job.resumed.is_some(),
     };
     let changed = match job.session().upload(&upload, &job.stop).await {
         UploadVerdict::Done { changed, .. } => changed,
@@ -199,6 +202,8 @@ if [ -z "$same" ]; then mv -f "$new" "$TO"; echo changed; else echo same; fi"#;
     spec.user = user;
     spec.epoch = job.place.epoch.clone();
     let mut sink = LogSink::new(job);
+    spec.from = sink.from();
+    spec.resumed = job.resumed.is_some();
     let verdict = job.session().run(&spec, &mut sink, &job.stop).await;
     let (stdout, stderr, _) = sink.finish();
     let token = Digest::of(format!("{}|clean", job.token).as_bytes());
@@ -233,7 +238,8 @@ pub(super) async fn download(job: &Job, args: &Resolved) -> Outcome {
     };
     let value = json!({ "size": size, "sha256": sha256 });
     let upload = Upload {
-        token: Digest::of(format!("{}|here", job.token).as_bytes()),
+        // Of these bytes: after a restart the host's file may be another one.
+        token: Digest::of(format!("{}|here|{sha256}", job.token).as_bytes()),
         file: file.0.clone(),
         sha256,
         size,
@@ -243,6 +249,7 @@ pub(super) async fn download(job: &Job, args: &Resolved) -> Outcome {
         owner: None,
         timeout,
         epoch: None,
+        resumed: job.resumed.is_some(),
     };
     match job.sessions.local().upload(&upload, &job.stop).await {
         UploadVerdict::Done { .. } => Outcome::Ok(value),

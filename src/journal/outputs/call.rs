@@ -14,7 +14,7 @@ use crate::{
         ids::Digest,
         step::{CallKey, StepKey},
     },
-    ports::outputs::{Frame, Stream},
+    ports::outputs::{Frame, Stored, Stream},
 };
 
 /// One attempt's stream.
@@ -118,6 +118,35 @@ impl CallLog {
             }
             Ok(())
         })
+    }
+
+    /// What lies on disk of an attempt's stdout and stderr, after a crash or not.
+    pub fn stored(&mut self, step: &StepKey, attempt: u32, keep: usize) -> io::Result<[Stored; 2]> {
+        self.load()?;
+        let mut found = [Stored::default(), Stored::default()];
+        for (stream, stored) in found.iter_mut().enumerate() {
+            let source = (step.clone(), attempt, u8::try_from(stream).unwrap_or(0));
+            let tails = self.streams.get_or_insert_default().get(&source).map(|kept| kept.tail.clone());
+            let tails = tails.unwrap_or_default().into_iter().map(|(number, _)| tail_path(&self.path, &source, number));
+            for path in std::iter::once(self.path.clone()).chain(tails) {
+                let mut frames = Frames::open(&path)?;
+                while let Some(payload) = frames.next()? {
+                    let Some(frame) = frame::output(&self.call, &payload).filter(|f| self::source(f) == source) else {
+                        continue;
+                    };
+                    // A crash while the tail was being moved leaves a part of it in both places.
+                    if frame.offset < stored.end {
+                        continue;
+                    }
+                    stored.total += (frame.offset - stored.end) + frame.bytes.len() as u64;
+                    stored.end = frame.offset.saturating_add(frame.raw_len);
+                    stored.last.extend_from_slice(&frame.bytes);
+                    let surplus = stored.last.len().saturating_sub(keep);
+                    stored.last.drain(..surplus);
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Appends the last `kept` bytes of a stream's tail files to the log.

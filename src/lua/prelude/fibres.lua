@@ -4,6 +4,7 @@ local native, own, phased = ...
 local error, type, rawget, rawset, select, pack = error, type, rawget, rawset, select, table.pack
 local create, resume, yield, status, isyieldable =
   coroutine.create, coroutine.resume, coroutine.yield, coroutine.status, coroutine.isyieldable
+local pcall = pcall
 local tostring, pairs, traced, remove, xpcall = tostring, own.pairs, own.traced, own.remove, own.real_xpcall
 local setmetatable, unpack = own.real_setmetatable, own.real_unpack
 local fatal, begin, ask, check, metatable_of = native.fatal, native.begin, native.ask, native.check, native.metatable
@@ -161,6 +162,35 @@ local function parallel(receiver, ...)
   return values
 end
 
+-- What a call leaves to be undone, should it fail.
+local undos = {}
+
+local function leave(receiver, ...)
+  waiting(receiver .. ":undo", "project")
+  local args = check(receiver, "undo", ...)
+  native.undo()
+  local first, f = ...
+  if type(first) == "table" then f = rawget(first, 2) end
+  undos[#undos + 1] = { name = args.name, f = f }
+end
+
+-- For the driver, after the call was replayed: none of its fibres goes on any more. All are undone, newest first, whatever one of them
+-- raises; the first failure is the call's.
+local function undo()
+  fibres, current, ready = {}, nil, {}
+  return start(function()
+    local first
+    for i = #undos, 1, -1 do
+      local it = undos[i]
+      local ok, why = pcall(it.f)
+      if not ok then
+        first = first or failure { code = "undo_failed", message = "undoing " .. it.name .. " failed: " .. tostring(why), undo = it.name }
+      end
+    end
+    if first then error(first, 0) end
+  end)
+end
+
 -- Every object that was given to a script: its class and id. A script may write into the object itself.
 local made = setmetatable({}, { __mode = "k" })
 
@@ -197,6 +227,7 @@ local function class(receiver, absent)
     method(verb, function(self, id, ...) return step(self, receiver, id, verb, ...) end)
   end
   method("parallel", function(_, _, ...) return parallel(receiver, ...) end)
+  method("undo", function(_, _, ...) leave(receiver, ...) end)
   method("fail", function(_, _, ...)
     error(failure { code = "failed", message = check(receiver, "fail", ...).text }, 0)
   end)
@@ -273,4 +304,4 @@ for i = 1, #functions do
   end
 end
 
-return { start = start, go_on = go_on, objects = objects }
+return { start = start, go_on = go_on, undo = undo, objects = objects }

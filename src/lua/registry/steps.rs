@@ -12,7 +12,7 @@ const BOTH: &[Receiver] = &[Receiver::Run, Receiver::Host];
 const HOST: &[Receiver] = &[Receiver::Host];
 
 pub(super) const LATER: &[(Receiver, &str)] =
-    &[(Receiver::Run, "artifact"), (Receiver::Run, "artifact_path"), (Receiver::Run, "undo"), (Receiver::Host, "undo")];
+    &[(Receiver::Run, "artifact"), (Receiver::Run, "artifact_path")];
 
 fn text(what: &'static str, rule: crate::lua::shape::Rule) -> Kind {
     Kind::Text(Text::new(what, rule))
@@ -193,6 +193,15 @@ pub(super) fn steps() -> Vec<Step> {
             Shape::new("parallel", "Runs functions side by side, waits for all of them, then raises the first error by name.").first("branches", Kind::Map(Text::new("a name", rules::name), Arc::new(Kind::Function(Cow::Borrowed("fun()")))), "The functions by name."),
             "table<string, any>",
             "run:parallel { lint = function() run:sh \"npm run lint\" end, unit = function() run:sh \"npm test\" end }",
+        ),
+        step(
+            "undo",
+            BOTH,
+            Shape::new("undo", "Leaves a function that is called should this call fail or be stopped; the newest first, and all of them, also when one fails.")
+                .first("name", text("a name", rules::line), "What it undoes, for messages.")
+                .first("run", Kind::Function(Cow::Borrowed("fun()")), "The function; it may take steps."),
+            "",
+            "host:undo(\"traffic\", function() host:sh \"lb enable\" end)",
         ),
     ]
 }

@@ -25,6 +25,8 @@ pub(super) fn install(lua: &Lua, native: &Table, owner: Rc<dyn Owner>) -> mlua::
     };
     native.raw_set("begin", lua.create_function(begin)?)?;
     let asked = Rc::clone(&owner);
+    native.raw_set("undo", lua.create_function(move |_, (): ()| asked.undo().map_err(Error::runtime))?)?;
+    let asked = Rc::clone(&owner);
     let ask = move |_: &Lua, mut args: MultiValue| {
         let _branch = args.pop_front();
         let what = match args.pop_front() {

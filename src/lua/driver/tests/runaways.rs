@@ -52,13 +52,13 @@ fn what_runs_away_is_ended_with_its_limit() {
         "local function f(e) error(e) end while true do xpcall(error, f) end",
     ] {
         match end_of(body, &[]) {
-            Turn::Ended(cause) => {
+            Turn::Ended { cause, .. } => {
                 assert!(
                     ["limit_instructions", "limit_time", "limit_memory"].contains(&cause.code.as_str()),
                     "{body}: {cause:?}"
                 );
             }
-            Turn::Raised(cause) if cause.message.contains("stack overflow") => {}
+            Turn::Raised { cause, .. } if cause.message.contains("stack overflow") => {}
             other => panic!("{body}: {other:?}"),
         }
     }
@@ -80,10 +80,10 @@ fn what_eats_memory_is_ended() {
         "local p = {} for i = 1, 1e7 do p['k' .. i] = function() end end run:parallel(p)",
     ] {
         match end_of(body, &[]) {
-            Turn::Ended(cause) => {
+            Turn::Ended { cause, .. } => {
                 assert!(["limit_memory", "limit_instructions"].contains(&cause.code.as_str()), "{body}: {cause:?}")
             }
-            Turn::Raised(cause) if cause.message.contains("stack overflow") || cause.message.contains("too large") => {}
+            Turn::Raised { cause, .. } if cause.message.contains("stack overflow") || cause.message.contains("too large") => {}
             other => panic!("{body}: {other:?}"),
         }
     }
@@ -125,14 +125,14 @@ fn what_is_too_large_is_refused() {
     assert_eq!(Driving::new(&format!("{bomb} return t")).start(), Turn::Return(Json::Null));
     assert!(matches!(
         end_of(&format!("{bomb} run:http {{ 'https://x', json = t }}"), &[]),
-        Turn::Raised(_) | Turn::Ended(_)
+        Turn::Raised { .. } | Turn::Ended { .. }
     ));
 }
 
 #[test]
 fn files_that_do_not_end_are_ended_while_they_are_loaded() {
     for (body, module) in [("require 'm'", "while true do end"), ("pcall(require, 'm')", "for i = 1, 1e12 do end")] {
-        let Turn::Ended(cause) = end_of(body, &[("m", module)]) else { panic!("{body}") };
+        let Turn::Ended { cause, .. } = end_of(body, &[("m", module)]) else { panic!("{body}") };
         assert_eq!(cause.code, "limit_instructions");
     }
     for text in [
@@ -142,7 +142,7 @@ fn files_that_do_not_end_are_ended_while_they_are_loaded() {
         "local t = {} while true do t[#t+1] = 'x' .. #t end",
     ] {
         let turn = Driving::of(bundle(text, &[("m", "while true do end")]), small()).start();
-        assert!(matches!(&turn, Turn::Ended(cause) if cause.code.starts_with("limit_")), "{text}: {turn:?}");
+        assert!(matches!(&turn, Turn::Ended { cause, .. } if cause.code.starts_with("limit_")), "{text}: {turn:?}");
     }
 }
 
@@ -150,5 +150,5 @@ fn files_that_do_not_end_are_ended_while_they_are_loaded() {
 fn time_is_counted_by_the_turn() {
     let limits = Limits { slice: std::time::Duration::from_millis(50), instructions: u64::MAX, ..small() };
     let mut driving = Driving::of(bundle(&project("while true do end"), &[]), limits);
-    assert!(matches!(driving.start(), Turn::Ended(cause) if cause.code == "limit_time"));
+    assert!(matches!(driving.start(), Turn::Ended { cause, .. } if cause.code == "limit_time"));
 }

@@ -79,13 +79,13 @@ fn where_no_step_can_wait_none_is_asked_for() {
         assert!(asked.is_empty(), "{body}: {asked:?}");
         match end {
             Turn::Return(value) => assert_eq!(value, json!("on"), "{body}"),
-            Turn::Raised(cause) => assert!(cause.message.contains("cannot wait in here"), "{body}: {cause:?}"),
+            Turn::Raised { cause, .. } => assert!(cause.message.contains("cannot wait in here"), "{body}: {cause:?}"),
             other => panic!("{body}: {other:?}"),
         }
     }
     // While the project's own file is loaded there is nobody to answer.
     let text = "phased.http 'https://x'\nreturn phased.project {}";
-    let Turn::Raised(cause) = Driving::of(bundle(text, &[]), Limits::default()).start() else { panic!("raised") };
+    let Turn::Raised { cause, .. } = Driving::of(bundle(text, &[]), Limits::default()).start() else { panic!("raised") };
     assert_eq!(cause.facts["at"], "projects/shop.lua:1");
     assert!(cause.message.contains("use run:http or host:http"), "{cause:?}");
 }
@@ -159,7 +159,7 @@ fn nobody_knows_and_a_function_finds_out() {
     for verdict in ["", "return nil", "return 'yes'", "return 1"] {
         let mut driving = Driving::new(&body(verdict));
         driving.start();
-        let Turn::Raised(cause) = driving.resume(&lost) else { panic!("{verdict}") };
+        let Turn::Raised { cause, .. } = driving.resume(&lost) else { panic!("{verdict}") };
         assert_eq!(
             (cause.code.as_str(), cause.facts["at"].as_str()),
             ("lost", Some("projects/shop.lua:1")),
@@ -169,7 +169,7 @@ fn nobody_knows_and_a_function_finds_out() {
     for plain in ["run:sh 'x'", "run:sh { 'x', on_unknown = 'fail', check = false }"] {
         let mut driving = Driving::new(plain);
         driving.start();
-        assert!(matches!(driving.resume(&lost), Turn::Raised(cause) if cause.code == "lost"));
+        assert!(matches!(driving.resume(&lost), Turn::Raised { cause, .. } if cause.code == "lost"));
     }
 }
 
@@ -180,7 +180,7 @@ fn a_failure_is_raised_or_returned() {
     assert_eq!(driving.resume(&failed("no")), Turn::Return(json!([3, "out", "exit"])));
     let mut driving = Driving::new("local function deep()\n  run:sh 'x'\nend\ndeep()");
     driving.start();
-    let Turn::Raised(cause) = driving.resume(&failed("no")) else { panic!("raised") };
+    let Turn::Raised { cause, .. } = driving.resume(&failed("no")) else { panic!("raised") };
     assert_eq!((cause.code.as_str(), cause.message.as_str(), cause.facts["exit"].as_i64()), ("exit", "no", Some(3)));
     assert_eq!(cause.facts["at"], "projects/shop.lua:3");
     let traceback = cause.facts["traceback"].as_str().unwrap();
@@ -253,14 +253,15 @@ fn answers_that_fit_nothing_do_no_harm() {
     assert!(matches!(driving.turn(), Turn::Return(_)));
     driving.answer(&requests[0].branch, &Outcome::Ok(json!(2)));
     assert!(driving.is_silent(), "the call has ended");
-    // Abandoned: nothing of it goes on.
+    // Ended: nothing of it goes on.
     let mut driving = Driving::new("pcall(run.sh, run, 'x') return 1");
     driving.start();
     let key = driving.key.clone();
-    driving.program.abandon(&key);
+    driving.program.end(&key, Cause::new("stopped", "enough"));
+    assert!(matches!(driving.turn(), Turn::Ended { .. }));
     driving.answer(&Branch::top(), &Outcome::Ok(Json::Null));
     assert!(driving.is_silent());
-    assert!(matches!(driving.call("test/unit/none"), Turn::Raised(_) | Turn::Ended(_)));
+    assert!(matches!(driving.call("test/unit/none"), Turn::Raised { .. } | Turn::Ended { .. }));
 }
 
 #[test]
