@@ -33,7 +33,7 @@ use crate::{
     exec::Local,
     forge::{Git, GitHub},
     http::Client,
-    journal::{ControlLeases, ControlLog, DataLock, FileOutputs, Layout, RunJournals},
+    journal::{ControlLeases, ControlLog, DataLock, FileOutputs, Kills, Layout, RunJournals},
     lifecycle::Tasks,
     lua::{diagnostics, loader, sandbox},
     model::{cause::Cause, host::Host, ids::ProjectName},
@@ -79,6 +79,7 @@ impl App {
     pub async fn start(config: Config, options: Options) -> anyhow::Result<App> {
         let tasks = Tasks::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let kills = Kills::named(std::env::var("PHASED_KILL").ok().as_deref()).map_err(anyhow::Error::msg)?;
         let layout = Layout::create(&config.data_dir)?;
         let lock = DataLock::take(&layout.root, &clock.now())?;
         // Spooled files of an earlier life; nothing names them.
@@ -100,8 +101,9 @@ impl App {
         let start = format!("{:x}", clock.now().wall_ms);
         let views = Views::start(index.clone(), start)?;
         let blobs = Arc::new(FileBlobs::open(layout.blobs.clone())?);
-        let journals = Arc::new(RunJournals::open(layout.runs.clone(), blobs.clone(), Arc::new(views.clone()))?);
-        let control: Arc<dyn Control> = Arc::new(ControlLog::open(&layout.journal, Arc::clone(&clock))?);
+        let feed = Arc::new(views.clone());
+        let journals = Arc::new(RunJournals::open(layout.runs.clone(), blobs.clone(), feed, kills.runs)?);
+        let control: Arc<dyn Control> = Arc::new(ControlLog::open(&layout.journal, Arc::clone(&clock), kills.control)?);
 
         let users = uids::job_users(&config.exec, &control)?;
         let local = Local::new(layout.jobs.clone(), users.clone());

@@ -6,6 +6,7 @@
 //! file     append-only files and the one thread that writes and syncs them      group commit
 //! runs     runs/<run>/journal        control   the key-value log        leases   grants over control
 //! outputs  runs/<run>/out/<call>.log           lock, layout   the data directory itself
+//! kill     where a debug build dies on purpose, for tests of recovery
 //! ```
 //!
 //! Nothing is acknowledged before it is on disk, and after the first failed write or sync of a file nothing further is.
@@ -13,6 +14,7 @@
 mod control;
 mod disk;
 mod file;
+mod kill;
 mod layout;
 mod leases;
 pub mod line;
@@ -21,6 +23,7 @@ mod outputs;
 mod runs;
 
 pub use control::ControlLog;
+pub use kill::{Kill, Kills};
 pub use layout::Layout;
 pub use leases::ControlLeases;
 pub use lock::{DataLock, LockError};

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use super::{
     disk::{Disk, RealDisk},
     file::{Log, Pending, Refused, Writer},
+    kill::Kill,
     line::{self, First},
 };
 use crate::{
@@ -59,15 +60,16 @@ pub struct ControlLog {
 
 impl ControlLog {
     /// Opens or makes `dir/control` (`dir` is `data_dir/journal`); an unsynced tail is cut, and what is kept is written anew, as a
-    /// page cache that outlived a failed sync cannot be told from the disk. `clock` stamps the records for people.
+    /// page cache that outlived a failed sync cannot be told from the disk. `clock` stamps the records for people, `kill` is for tests
+    /// of recovery.
     ///
     /// # Errors
     /// The disk's; `InvalidData` when a record that was on disk is damaged or not understood: the message says where and what to do.
-    pub fn open(dir: &Path, clock: Arc<dyn Clock>) -> io::Result<Self> {
-        ControlLog::on(Arc::new(RealDisk), dir, clock)
+    pub fn open(dir: &Path, clock: Arc<dyn Clock>, kill: Kill) -> io::Result<Self> {
+        ControlLog::on(Arc::new(RealDisk), dir, clock, kill)
     }
 
-    pub(super) fn on(disk: Arc<dyn Disk>, dir: &Path, clock: Arc<dyn Clock>) -> io::Result<Self> {
+    pub(super) fn on(disk: Arc<dyn Disk>, dir: &Path, clock: Arc<dyn Clock>, kill: Kill) -> io::Result<Self> {
         let path = dir.join("control");
         let bytes = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -88,7 +90,7 @@ impl ControlLog {
         let last = scan.lines.last().map_or(0, |line| line.seq);
         let file = disk.replace(&path, bytes.get(..scan.kept).unwrap_or_default())?;
         let log = Arc::new(Log::new(path, None, last, Some(file)));
-        let writer = Writer::start("journal-control", disk)?;
+        let writer = Writer::start("journal-control", disk, kill)?;
         Ok(ControlLog { clock, writer, log, state: Mutex::new(state), changed: watch::Sender::new(last) })
     }
 

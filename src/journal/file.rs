@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use super::{
     disk::{Disk, DiskFile, parent},
+    kill::Kill,
     line,
 };
 use crate::{
@@ -114,7 +115,7 @@ impl Log {
     }
 
     /// Writes and syncs all that is queued. Only the writer's thread calls this.
-    fn commit(&self, disk: &dyn Disk) {
+    fn commit(&self, disk: &dyn Disk, kill: &Kill) {
         let (first, on_disk, pending) = {
             let mut queue = self.queue();
             queue.announced = false;
@@ -128,7 +129,14 @@ impl Log {
             return;
         }
         let last = first + pending.len() as u64 - 1;
-        match self.write(disk, first, on_disk, pending) {
+        let mut pending = pending;
+        let dies = kill.within(pending.len());
+        pending.truncate(dies.unwrap_or(pending.len()));
+        let written = if pending.is_empty() { Ok(Vec::new()) } else { self.write(disk, first, on_disk, pending) };
+        if dies.is_some() {
+            Kill::now();
+        }
+        match written {
             Err(error) => self.fail(&format!("`{}`: {error}", self.path.display())),
             Ok(records) => {
                 self.queue().on_disk = last;
@@ -206,10 +214,10 @@ impl Writer {
     ///
     /// # Errors
     /// The system's, when it has no thread to give.
-    pub fn start(name: &str, disk: Arc<dyn Disk>) -> io::Result<Self> {
+    pub fn start(name: &str, disk: Arc<dyn Disk>, kill: Kill) -> io::Result<Self> {
         let shared = Arc::new(Shared { work: Mutex::default(), wake: Condvar::new() });
         let theirs = shared.clone();
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&theirs, &*disk))?;
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&theirs, &*disk, &kill))?;
         Ok(Writer { shared, thread: Some(thread) })
     }
 
@@ -262,7 +270,7 @@ impl Drop for Writer {
     }
 }
 
-fn run(shared: &Shared, disk: &dyn Disk) {
+fn run(shared: &Shared, disk: &dyn Disk, kill: &Kill) {
     loop {
         let dirty = {
             let idle = |work: &mut Work| work.dirty.is_empty() && !work.ending;
@@ -272,18 +280,18 @@ fn run(shared: &Shared, disk: &dyn Disk) {
         if dirty.is_empty() {
             return;
         }
-        pass(&dirty, disk);
+        pass(&dirty, disk, kill);
     }
 }
 
 /// Commits each of `dirty`. Several files are synced side by side, as the file system puts syncs that meet into one commit of its own;
 /// the helpers last as long as the pass, for most passes have one file.
-fn pass(dirty: &[Arc<Log>], disk: &dyn Disk) {
+fn pass(dirty: &[Arc<Log>], disk: &dyn Disk, kill: &Kill) {
     let next = AtomicUsize::new(0);
     let work = || {
         while let Some(log) = dirty.get(next.fetch_add(1, Ordering::Relaxed)) {
             // A reader that panics must not take every journal of the daemon with it.
-            let committed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| log.commit(disk)));
+            let committed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| log.commit(disk, kill)));
             if committed.is_err() {
                 log.fail("a reader of it panicked");
             }

@@ -127,7 +127,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{journal::ControlLog, time::Stamp};
+    use crate::{
+        journal::{ControlLog, Kill},
+        time::Stamp,
+    };
 
     struct Set(AtomicI64);
 
@@ -141,7 +144,7 @@ mod tests {
 
     fn leases(dir: &tempfile::TempDir, now: i64) -> (ControlLeases, Arc<ControlLog>, Arc<Set>) {
         let clock = Arc::new(Set(AtomicI64::new(now)));
-        let control = Arc::new(ControlLog::open(dir.path(), clock.clone()).unwrap());
+        let control = Arc::new(ControlLog::open(dir.path(), clock.clone(), Kill::default()).unwrap());
         (ControlLeases::new(control.clone(), clock.clone()), control, clock)
     }
 

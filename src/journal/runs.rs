@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::{
     disk::{Disk, RealDisk},
     file::{Log, Pending, Reader, Refused, Writer},
+    kill::Kill,
     line::{self, First},
 };
 use crate::{
@@ -51,12 +52,13 @@ struct Elsewhere {
 
 impl RunJournals {
     /// Over the directory `dir` (`data_dir/journal/runs`), which is made if missing. Records over 16 KiB go to `blobs`; `feed` hears
-    /// of every record once it is on disk, and not of those that [`Journals::read`] and [`Journals::reopen`] return.
+    /// of every record once it is on disk, and not of those that [`Journals::read`] and [`Journals::reopen`] return. `kill` is for
+    /// tests of recovery.
     ///
     /// # Errors
     /// The disk's, or no thread to be had.
-    pub fn open(dir: PathBuf, blobs: Arc<dyn Blobs>, feed: Arc<dyn Feed>) -> io::Result<Self> {
-        RunJournals::on(Arc::new(RealDisk), dir, blobs, feed)
+    pub fn open(dir: PathBuf, blobs: Arc<dyn Blobs>, feed: Arc<dyn Feed>, kill: Kill) -> io::Result<Self> {
+        RunJournals::on(Arc::new(RealDisk), dir, blobs, feed, kill)
     }
 
     pub(super) fn on(
@@ -64,9 +66,10 @@ impl RunJournals {
         dir: PathBuf,
         blobs: Arc<dyn Blobs>,
         feed: Arc<dyn Feed>,
+        kill: Kill,
     ) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
-        let writer = Writer::start("journal-runs", disk.clone())?;
+        let writer = Writer::start("journal-runs", disk.clone(), kill)?;
         Ok(RunJournals { dir, blobs, feed, disk, writer, open: Mutex::default() })
     }
 

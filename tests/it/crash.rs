@@ -241,3 +241,30 @@ fn a_run_killed_before_its_first_record_begins_anew() {
     daemon.run(&queued.id).wait().is("succeeded");
     assert!(world.hosts_have(&["h1", "h2"], &commit));
 }
+
+/// The lines of the only run's journal and of control, after a daemon with this kill point was given a commit and died.
+fn killed_at(kill: &str) -> (usize, usize) {
+    let world = World::new();
+    world.project(&Project::new("shop").hosts(&["h1"]));
+    let daemon = world.start_with(&[("PHASED_KILL", kill)]);
+    world.repo.push("x");
+    let _unanswered = daemon.api.try_ask("POST", "/v1/projects/shop/start", b"");
+    daemon.dies();
+    let lines = |path| std::fs::read_to_string(path).unwrap_or_default().lines().count();
+    let mut runs = std::fs::read_dir(world.path("data/journal/runs")).unwrap();
+    let run = runs.next().map(|run| lines(run.unwrap().path().join("journal")));
+    let control = lines(world.path("data/journal/control"));
+    // What it left is taken up.
+    world.start().api.get("/readyz").is(200);
+    (run.unwrap_or(0), control)
+}
+
+#[test]
+fn a_kill_point_kills_at_exactly_its_record() {
+    for (kill, lines) in [("before:1", 0), ("after:1", 1), ("before:2", 1), ("after:2", 2), ("before:5", 4)] {
+        assert_eq!(killed_at(kill).0, lines, "{kill}");
+    }
+    for (kill, lines) in [("control-before:1", 0), ("control-after:1", 1), ("control-before:3", 2)] {
+        assert_eq!(killed_at(kill).1, lines, "{kill}");
+    }
+}

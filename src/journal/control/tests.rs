@@ -4,7 +4,7 @@ use super::*;
 use crate::{journal::disk::faulty::FaultyDisk, time::SystemClock};
 
 fn open(dir: &Path) -> io::Result<ControlLog> {
-    ControlLog::open(dir, Arc::new(SystemClock::new()))
+    ControlLog::open(dir, Arc::new(SystemClock::new()), Kill::default())
 }
 
 fn put(key: &str, value: Value) -> Vec<(String, Option<Value>)> {
@@ -120,7 +120,9 @@ async fn after_a_failed_sync_nothing_is_committed_any_more() {
     for fail_at in 1..14 {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(FaultyDisk::new(fail_at, true));
-        let Ok(control) = ControlLog::on(disk, dir.path(), Arc::new(SystemClock::new())) else { continue };
+        let Ok(control) = ControlLog::on(disk, dir.path(), Arc::new(SystemClock::new()), Kill::default()) else {
+            continue;
+        };
         let (mut acknowledged, mut failed) = (0, false);
         for n in 1..=8 {
             let done = match control.commit(Commit::Setting, &[], put("k", json!(n))) {

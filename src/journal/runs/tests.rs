@@ -26,7 +26,7 @@ impl Fixture {
 
     fn open(&self, disk: Arc<dyn Disk>) -> RunJournals {
         let blobs = Arc::new(FileBlobs::open(self.dir.path().join("blobs")).unwrap());
-        RunJournals::on(disk, self.dir.path().join("runs"), blobs, self.ear.clone()).unwrap()
+        RunJournals::on(disk, self.dir.path().join("runs"), blobs, self.ear.clone(), Kill::default()).unwrap()
     }
 
     fn real(&self) -> RunJournals {
