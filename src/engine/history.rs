@@ -137,7 +137,7 @@ mod tests {
             token: crate::model::ids::Digest::of(b""),
             args: json!({ "command": n }),
             host: host.map(|host| host.parse().unwrap()),
-            at: String::new(),
+            line: String::new(),
         };
         let done = |call: &CallKey, n, attempt, last| Event::Done {
             key: step(call, n),

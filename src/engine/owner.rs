@@ -504,7 +504,7 @@ impl Owner {
             token: key.token(&self.run.header.run, attempt),
             args: canonical,
             host: history::unsaid(key, &open.request.target),
-            at: open.request.at.clone(),
+            line: open.request.at.clone(),
         };
         if let Some(ticket) = self.append(begin) {
             self.perform(key, attempt, None, Some(ticket));
@@ -660,7 +660,7 @@ impl Owner {
         for (key, step) in open {
             let Some((verb, n)) = key.verb() else { continue };
             let target = history::target(&key, step.host.as_ref());
-            let request = Request { branch: key.branch(), verb, n, target, args: step.args, at: step.at };
+            let request = Request { branch: key.branch(), verb, n, target, args: step.args, at: step.line };
             self.open.insert(key.clone(), OpenStep { branch: request.branch.clone(), request, running: None });
             self.resumed.insert(key.clone());
             // Between two attempts: the next one is begun when it is due.

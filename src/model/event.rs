@@ -85,7 +85,7 @@ pub enum Event {
         host: Option<HostId>,
         /// `file:line` in the pinned code.
         #[serde(skip_serializing_if = "String::is_empty", default)]
-        at: String,
+        line: String,
     },
     /// An attempt ended.
     Done {

@@ -92,13 +92,13 @@ impl Run {
             Event::CheckedOut { dir } => self.checkout = Checkout::At(dir.clone()),
             Event::CheckoutFailed { cause } => self.checkout = Checkout::Failed(cause.clone()),
             Event::Call { key, .. } => self.called(key, at)?,
-            Event::Begin { key, attempt, args, host, at: place, .. } => {
+            Event::Begin { key, attempt, args, host, line, .. } => {
                 let step = Step {
                     attempt: *attempt,
                     begun: at.clone(),
                     args: args.clone(),
                     host: host.clone(),
-                    at: place.clone(),
+                    line: line.clone(),
                     failed: None,
                 };
                 self.begun(key, step)?;

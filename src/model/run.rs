@@ -393,7 +393,7 @@ pub struct Step {
     /// The host it acts on, where the key does not say it.
     pub host: Option<HostId>,
     /// `file:line` in the pinned code.
-    pub at: String,
+    pub line: String,
     /// That attempt ended and another one is to follow: when and why it ended.
     pub failed: Option<(Stamp, Cause)>,
 }

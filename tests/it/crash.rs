@@ -1,4 +1,4 @@
-//! `kill -9` and SIGTERM at any moment: what was running is ended, and what is told is true.
+//! `kill -9` and SIGTERM at any moment: the run goes on where it stood, and what is told is true.
 
 use std::time::Duration;
 
@@ -6,101 +6,147 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Daemon, Project, Run, Sink, World, eventually, output};
 
-/// A stage that hangs once it has said `begun`, with a cleanup that leaves a mark.
-fn hanging() -> Project {
-    let keys = r#"run = function(run) run:sh "echo begun; sleep 300" end,
-      cleanup = function(run) run:sh { 'echo cleaned >>"$T"', env = { T = "@ROOT@/../tested/trace" } } end"#;
+/// A stage that says `begun`, writes that down, and waits to be let go; with a cleanup that leaves a mark.
+fn waiting() -> Project {
+    let keys = r#"run = function(run) run:sh { [[
+        echo begun; echo begun >>"$T/trace"
+        until [ -e "$T/go" ]; do sleep 0.05; done
+        echo ended; echo ended >>"$T/trace"
+      ]], env = { T = "@TESTED@" } } end,
+      cleanup = function(run) run:sh { 'echo cleaned >>"$T/trace"', env = { T = "@TESTED@" } } end"#;
     Project::new("shop").hosts(&["h1", "h2"]).stage_of("unit", keys)
 }
 
-/// No process of this world sleeps.
-fn nothing_sleeps(world: &World) {
-    eventually("nothing sleeps any more", || {
-        let sleeps =
-            |pid: i32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.starts_with(b"sleep\x00300"));
-        (!world.pids().into_iter().any(sleeps)).then_some(())
-    });
+/// Lets what waits go.
+fn go(world: &World) {
+    std::fs::write(world.path("tested/go"), "").unwrap();
+}
+
+fn trace(world: &World) -> String {
+    std::fs::read_to_string(world.path("tested/trace")).unwrap_or_default()
 }
 
 #[test]
-fn a_run_killed_in_a_stage_ends_interrupted_and_is_cleaned_up() {
-    let sink = Sink::start();
-    let (world, daemon) = World::with(&hanging().tells(&sink));
-    world.repo.push("cut off");
-    let run = daemon.press();
-    run.prints("begun");
-    daemon.kill();
-    let daemon = world.start();
-    let ended = daemon.run(&run.id).wait().is("failed");
-    assert_eq!((ended.code(), ended.stage("unit")["cause"]["code"].as_str()), ("interrupted", Some("interrupted")));
-    assert_eq!(std::fs::read_to_string(world.path("tested/trace")).unwrap(), "cleaned\n");
-    assert_eq!(sink.message_of(&run.id)["cause"]["code"], "interrupted");
-    nothing_sleeps(&world);
-    assert!(world.untouched());
-}
-
-#[test]
-fn a_run_killed_while_it_deploys_ends_halted_and_its_hosts_are_told_as_they_are() {
-    let sink = Sink::start();
-    let hang = r#"if host.id == "h2" then host:sh "echo begun; sleep 300" end"#;
-    let project = Project::new("shop").deploy_after(hang).tells(&sink);
-    let (world, daemon) = World::with(&project);
+fn a_run_killed_in_a_stage_goes_on_and_nothing_of_it_happens_twice() {
+    let (world, daemon) = World::with(&waiting());
     let commit = world.repo.push("cut off");
     let run = daemon.press();
     run.prints("begun");
     daemon.kill();
     let daemon = world.start();
-    let ended = daemon.run(&run.id).wait().is("halted");
-    assert_eq!(ended.code(), "interrupted");
-    assert_eq!(ended.hosts()[0], "h1:healthy");
-    assert_eq!(ended.hosts()[2], "h3:skipped");
-    assert_ne!(ended.hosts()[1], "h2:healthy");
-    assert!(world.hosts_have(&["h1"], &commit) && world.touched("h2").is_empty() && world.touched("h3").is_empty());
-    assert_eq!(sink.message_of(&run.id)["event"], "halted");
-    nothing_sleeps(&world);
+    go(&world);
+    let ended = daemon.run(&run.id).wait().is("succeeded");
+    assert_eq!(trace(&world), "begun\nended\ncleaned\n");
+    let printed: Vec<&str> = ended.logs["?step=test/unit"].lines().collect();
+    assert_eq!(printed, ["==> test/unit/run/-/sh#1 <==", "begun", "ended"]);
+    assert!(world.hosts_have(&["h1", "h2"], &commit));
 }
 
 #[test]
-fn after_a_crash_the_button_works_again() {
-    let (world, daemon) = World::with(&hanging());
+fn a_command_that_ended_while_the_daemon_was_gone_is_not_run_again() {
+    let (world, daemon) = World::with(&waiting());
     world.repo.push("cut off");
     let run = daemon.press();
     run.prints("begun");
     daemon.kill();
-    world.project(&Project::new("shop").hosts(&["h1", "h2"]));
+    go(&world);
+    eventually("the command has ended", || trace(&world).contains("ended").then_some(()));
     let daemon = world.start();
-    daemon.run(&run.id).wait();
+    daemon.run(&run.id).wait().is("succeeded").prints("ended");
+    assert_eq!(trace(&world), "begun\nended\ncleaned\n");
+}
+
+#[test]
+fn a_run_killed_while_it_deploys_goes_on_on_its_hosts() {
+    let hang = r#"if host.id == "h2" then host:sh { [[
+        echo begun; echo begun >>"$ROOT/h2/trace"
+        until [ -e "$TESTED/go" ]; do sleep 0.05; done
+      ]], env = { ROOT = "@ROOT@", TESTED = "@TESTED@" } } end"#;
+    let (world, daemon) = World::with(&Project::new("shop").deploy_after(hang));
+    let commit = world.repo.push("cut off");
+    let run = daemon.press();
+    run.prints("begun");
+    daemon.kill();
+    let daemon = world.start();
+    let now = daemon.run(&run.id).now();
+    assert_eq!((&now["state"], &now["deployments"][0]["hosts"][1]["state"]), (&json!("deploying"), &json!("running")));
+    go(&world);
+    let ended = daemon.run(&run.id).wait().is("succeeded");
+    assert_eq!(ended.hosts(), ["h1:healthy", "h2:healthy", "h3:healthy"]);
+    assert!(world.hosts_have(&["h1", "h2", "h3"], &commit));
+    assert_eq!(std::fs::read_to_string(world.host("h2").join("trace")).unwrap(), "begun\n");
+    assert!(["h1", "h2", "h3"].iter().all(|host| world.touched(host).len() == 2));
+}
+
+#[test]
+fn a_stop_that_was_acknowledged_is_obeyed_after_a_crash() {
+    let (world, daemon) = World::with(&waiting());
+    world.repo.push("cut off");
+    let run = daemon.press();
+    run.prints("begun");
+    daemon.api.post(&format!("/v1/runs/{}/stop", run.id), &json!({ "reason": "wrong branch" })).is(202);
+    daemon.kill();
+    let daemon = world.start();
+    let ended = daemon.run(&run.id).wait().is("stopped");
+    assert!(ended.message().contains("wrong branch"));
+    assert_eq!(trace(&world), "begun\ncleaned\n");
+    nothing_waits(&world);
+}
+
+/// No process of this world is left that waits to be let go.
+fn nothing_waits(world: &World) {
+    eventually("nothing waits any more", || {
+        let sleeps =
+            |pid: i32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.starts_with(b"sleep\x000.05"));
+        (!world.pids().into_iter().any(sleeps)).then_some(())
+    });
+}
+
+#[test]
+fn a_run_goes_on_under_the_code_it_began_with() {
+    let (world, daemon) = World::with(&waiting());
+    let commit = world.repo.push("cut off");
+    let run = daemon.press();
+    run.prints("begun");
+    daemon.kill();
+    world.project(&Project::new("shop").hosts(&["h3"]).stage("unit", r#"run:fail "another project""#));
+    let daemon = world.start();
+    go(&world);
+    daemon.run(&run.id).wait().is("succeeded");
+    assert!(world.hosts_have(&["h1", "h2"], &commit) && world.revision("h3").is_none());
     daemon.idle();
-    daemon.deploy().is("succeeded");
-    assert!(world.hosts_have(&["h1", "h2"], &world.repo.head()));
+    daemon.press_with(&json!({ "redeploy": true })).wait().is("failed");
 }
 
 #[test]
 fn a_run_that_is_queued_survives_a_crash() {
-    let (world, daemon) = World::with(&hanging());
+    let (world, daemon) = World::with(&waiting().queue_all());
     world.repo.push("one");
     let first = daemon.press();
     first.prints("begun");
     let commit = world.repo.push("two");
     let second = daemon.press();
     daemon.kill();
-    world.project(&Project::new("shop").hosts(&["h1", "h2"]));
     let daemon = world.start();
+    assert_eq!(daemon.run(&second.id).now()["state"], "queued");
+    go(&world);
+    daemon.run(&first.id).wait().is("succeeded");
     daemon.run(&second.id).wait().is("succeeded");
     assert!(world.hosts_have(&["h1", "h2"], &commit));
 }
 
 #[test]
-fn sigterm_ends_the_daemon_within_five_seconds_whatever_runs() {
-    let (world, daemon) = World::with(&hanging());
+fn sigterm_ends_the_daemon_within_five_seconds_and_what_runs_goes_on() {
+    let (world, daemon) = World::with(&waiting());
     world.repo.push("cut off");
     let run = daemon.press();
     run.prints("begun");
     let (status, took) = daemon.terminate();
     assert!(status.success() && took < Duration::from_secs(5), "{status} after {took:?}");
     let daemon = world.start();
-    assert_eq!(daemon.run(&run.id).wait().code(), "interrupted");
-    nothing_sleeps(&world);
+    go(&world);
+    daemon.run(&run.id).wait().is("succeeded");
+    assert_eq!(trace(&world), "begun\nended\ncleaned\n");
 }
 
 #[test]
@@ -192,7 +238,7 @@ fn a_damaged_index_is_set_aside_and_said() {
 
 #[test]
 fn a_journal_cut_in_its_last_line_is_continued() {
-    let (world, daemon) = World::with(&hanging());
+    let (world, daemon) = World::with(&waiting());
     world.repo.push("cut off");
     let run = daemon.press();
     run.prints("begun");
@@ -202,13 +248,15 @@ fn a_journal_cut_in_its_last_line_is_continued() {
     let torn = [&bytes[..], b"00000000 99 1 {\"half\":"].concat();
     std::fs::write(&journal, torn).unwrap();
     let daemon = world.start();
-    assert_eq!(daemon.run(&run.id).wait().code(), "interrupted");
+    go(&world);
+    daemon.run(&run.id).wait().is("succeeded");
+    assert_eq!(trace(&world), "begun\nended\ncleaned\n");
 }
 
 #[test]
 fn a_journal_damaged_in_the_middle_is_not_continued_and_people_are_told() {
     let sink = Sink::start();
-    let (world, daemon) = World::with(&hanging().tells(&sink));
+    let (world, daemon) = World::with(&waiting().tells(&sink));
     world.repo.push("cut off");
     let run = daemon.press();
     run.prints("begun");
@@ -226,9 +274,10 @@ fn a_journal_damaged_in_the_middle_is_not_continued_and_people_are_told() {
 
 #[test]
 fn a_run_killed_before_its_first_record_begins_anew() {
-    let (world, daemon) = World::with(&hanging());
+    let (world, daemon) = World::with(&waiting());
     world.repo.push("one");
-    daemon.press().prints("begun");
+    let first = daemon.press();
+    first.prints("begun");
     let commit = world.repo.push("two");
     let queued = daemon.press();
     daemon.kill();
@@ -236,8 +285,8 @@ fn a_run_killed_before_its_first_record_begins_anew() {
     let dir = world.path("data/journal/runs").join(&queued.id);
     std::fs::create_dir_all(&dir).unwrap();
     std::fs::write(dir.join("journal"), "").unwrap();
-    world.project(&Project::new("shop").hosts(&["h1", "h2"]));
     let daemon = world.start();
+    go(&world);
     daemon.run(&queued.id).wait().is("succeeded");
     assert!(world.hosts_have(&["h1", "h2"], &commit));
 }

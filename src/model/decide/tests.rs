@@ -271,7 +271,7 @@ impl Sim {
     fn begin(&mut self, key: StepKey, attempt: u32) {
         let args = json!({ "command": "x", "retries": self.seed % 3, "on_unknown": "retry" });
         let token = key.token(&self.run.header.run, attempt);
-        self.append(Event::Begin { key: key.clone(), attempt, token, args, host: None, at: String::new() });
+        self.append(Event::Begin { key: key.clone(), attempt, token, args, host: None, line: String::new() });
         self.programs.get_mut(&key.call()).unwrap().running.insert(key);
     }
 
