@@ -54,10 +54,9 @@ pub(super) fn openings<'a>(
                 }
                 continue;
             }
-            Event::Begin { key, attempt: 1, args, host, .. } => (
-                key.call(),
-                Past::Begun { key: key.clone(), target: target(key, host.as_ref()), args: args.clone() },
-            ),
+            Event::Begin { key, attempt: 1, args, host, .. } => {
+                (key.call(), Past::Begun { key: key.clone(), target: target(key, host.as_ref()), args: args.clone() })
+            }
             Event::Done { key, outcome, last: true, .. } => {
                 (key.call(), Past::Done { key: key.clone(), outcome: outcome.clone() })
             }
@@ -67,10 +66,8 @@ pub(super) fn openings<'a>(
             opening.past.push(past);
         }
     }
-    let undone: Vec<(CallKey, Vec<Past>)> = found
-        .keys()
-        .filter_map(|call| Some((call.clone(), found.get(&call.undone()?)?.past.clone())))
-        .collect();
+    let undone: Vec<(CallKey, Vec<Past>)> =
+        found.keys().filter_map(|call| Some((call.clone(), found.get(&call.undone()?)?.past.clone()))).collect();
     for (call, past) in undone {
         if let Some(opening) = found.get_mut(&call) {
             opening.undoes = past;
@@ -170,7 +167,10 @@ mod tests {
         assert_eq!(found[&verify].past, [begun(&verify, &web1)]);
         let undo = &found[&deploy.undo()];
         let past = Past::Done { key: step(&deploy, 1), outcome: Outcome::Ok(json!(1)) };
-        assert_eq!((&undo.past, &undo.undoes), (&vec![begun(&deploy.undo(), &web1)], &vec![begun(&deploy, &web1), past]));
+        assert_eq!(
+            (&undo.past, &undo.undoes),
+            (&vec![begun(&deploy.undo(), &web1)], &vec![begun(&deploy, &web1), past])
+        );
         assert_eq!(undo.input, json!({ "of": deploy.undo() }));
         assert_eq!(unsaid(&step(&deploy, 1), &web1), None);
         assert_eq!(unsaid(&step(&verify, 1), &web1), Some("web1".parse().unwrap()));

@@ -153,7 +153,9 @@ fn left_host(event: &Event) -> Option<HostId> {
         Event::HealthVerdict { host, .. } => Some(host.clone()),
         Event::Return { key, result, undos } => match key.place()? {
             // One that leaves something to be undone is asked again at once.
-            Place::Host { host, .. } if key.undone().is_some() || (result.cause().is_some() && *undos == 0) => Some(host),
+            Place::Host { host, .. } if key.undone().is_some() || (result.cause().is_some() && *undos == 0) => {
+                Some(host)
+            }
             _ => None,
         },
         _ => None,
@@ -655,8 +657,7 @@ impl Owner {
         self.sessions.learn(&secrets);
         self.lines = lines;
         self.append(Event::Resumed { epoch: self.epoch, version: self.world.version.to_owned() });
-        let open: Vec<(StepKey, Step)> =
-            self.run.calls.values().flat_map(|call| call.steps.clone()).collect();
+        let open: Vec<(StepKey, Step)> = self.run.calls.values().flat_map(|call| call.steps.clone()).collect();
         for (key, step) in open {
             let Some((verb, n)) = key.verb() else { continue };
             let target = history::target(&key, step.host.as_ref());

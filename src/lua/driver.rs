@@ -379,8 +379,7 @@ impl Thread {
         let replayed = if undone.is_none() {
             replay::go(&vm, key, back, &opening.past)
         } else {
-            replay::over(&vm, of, back, &opening.undoes)
-                .and_then(|()| replay::go(&vm, key, vm.undo(), &opening.past))
+            replay::over(&vm, of, back, &opening.undoes).and_then(|()| replay::go(&vm, key, vm.undo(), &opening.past))
         };
         let turns = match replayed {
             Ok((stand, asked)) => vm.told(stand, asked),

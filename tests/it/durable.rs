@@ -31,7 +31,11 @@ fn every_kind(sink: &Sink) -> Project {
         )
     };
     let stage = |name: &str| steps("run", "@TESTED@/trace", &format!(r#"run:exec {{ "echo", "{name}" }}"#));
-    let host = steps("host", r#"@ROOT@/" .. host.id .. "/trace"#, r#"host:upload { "app.txt", to = "@ROOT@/" .. host.id .. "/trace.uploaded" }"#);
+    let host = steps(
+        "host",
+        r#"@ROOT@/" .. host.id .. "/trace"#,
+        r#"host:upload { "app.txt", to = "@ROOT@/" .. host.id .. "/trace.uploaded" }"#,
+    );
     Project::new("shop")
         .stage("unit", &stage("unit"))
         .stage("whole", &stage("whole"))

@@ -68,8 +68,7 @@ fn answered<'a>(
         Past::Begun { key, target, args } => Some((key, (target, args))),
         Past::Done { .. } => None,
     });
-    let mut seen =
-        Seen { call, begun: begun.collect(), open: BTreeMap::new(), logs: Vec::new(), met: BTreeSet::new() };
+    let mut seen = Seen { call, begun: begun.collect(), open: BTreeMap::new(), logs: Vec::new(), met: BTreeSet::new() };
     let mut stand = seen.take(vm.stand(back))?;
     for past in past {
         let Past::Done { key, outcome } = past else { continue };

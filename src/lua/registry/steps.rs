@@ -11,8 +11,7 @@ use crate::lua::{
 const BOTH: &[Receiver] = &[Receiver::Run, Receiver::Host];
 const HOST: &[Receiver] = &[Receiver::Host];
 
-pub(super) const LATER: &[(Receiver, &str)] =
-    &[(Receiver::Run, "artifact"), (Receiver::Run, "artifact_path")];
+pub(super) const LATER: &[(Receiver, &str)] = &[(Receiver::Run, "artifact"), (Receiver::Run, "artifact_path")];
 
 fn text(what: &'static str, rule: crate::lua::shape::Rule) -> Kind {
     Kind::Text(Text::new(what, rule))

@@ -110,7 +110,8 @@ fn side_by_side_answers_are_given_in_the_order_of_the_journal() {
         let mut first = Driving::new(BODY);
         first.program.call(&call, Opening { past: past.clone(), ..opening("test/unit/run") });
         let Turn::Requests(asked) = first.turn() else { panic!("requests") };
-        let of = |name: &str| asked.iter().find(|r| r.verb == Verb::Sh && r.branch == Branch::top().child(name)).unwrap();
+        let of =
+            |name: &str| asked.iter().find(|r| r.verb == Verb::Sh && r.branch == Branch::top().child(name)).unwrap();
         for name in order {
             let request = of(name);
             let (key, args) = (key(&call, request), request.args.clone());
@@ -120,7 +121,8 @@ fn side_by_side_answers_are_given_in_the_order_of_the_journal() {
         let mut second = Driving::new(BODY);
         second.program.call(&call, Opening { past, ..opening("test/unit/run") });
         let Turn::Requests(asked) = second.turn() else { panic!("requests") };
-        let asked: Vec<String> = asked.iter().map(|r| format!("{} {}#{}", r.branch.as_str(), r.verb.as_str(), r.n)).collect();
+        let asked: Vec<String> =
+            asked.iter().map(|r| format!("{} {}#{}", r.branch.as_str(), r.verb.as_str(), r.n)).collect();
         assert_eq!(asked, ["- log#1", "b log#1", "b exec#1"], "{order:?}");
     }
 }
@@ -146,7 +148,12 @@ fn a_replay_that_asks_for_something_else_diverges_and_shows_both_sides() {
         ("run:exec { 'one' }", vec![begun("sh", 1, sh.clone()), done("sh", 1)], "sh#1", "exec#1"),
         ("return 1", vec![begun("sh", 1, sh.clone())], "sh#1", "it returns"),
         ("error 'no'", vec![begun("sh", 1, sh.clone()), done("sh", 1)], "sh#1", "it fails: no"),
-        ("run:sh 'one' return 1", vec![begun("sh", 1, sh.clone()), done("sh", 1), begun("sh", 2, sh.clone())], "sh#2", "it returns"),
+        (
+            "run:sh 'one' return 1",
+            vec![begun("sh", 1, sh.clone()), done("sh", 1), begun("sh", 2, sh.clone())],
+            "sh#2",
+            "it returns",
+        ),
     ] {
         let Turn::Ended { cause, undos: 0 } = replayed(body, past) else { panic!("{body}") };
         assert_eq!(cause.code, "diverged", "{body}");
@@ -187,11 +194,8 @@ fn a_failed_call_says_what_it_leaves_and_an_undo_does_it_newest_first() {
     let made = Outcome::Ok(json!({ "stdout": "it" }));
     let Turn::Requests(fails) = driving.resume(&made) else { panic!("requests") };
     let Turn::Raised { undos: 2, .. } = driving.resume(&failed("no")) else { panic!("raised") };
-    let begun = |request: &Request| Past::Begun {
-        key: key(&call, request),
-        target: Target::Local,
-        args: request.args.clone(),
-    };
+    let begun =
+        |request: &Request| Past::Begun { key: key(&call, request), target: Target::Local, args: request.args.clone() };
     let done = |request: &Request, outcome| Past::Done { key: key(&call, request), outcome };
     let undoes = vec![begun(&make[0]), done(&make[0], made), begun(&fails[0]), done(&fails[0], failed("no"))];
     let undo = |past: Vec<Past>| {
@@ -243,7 +247,8 @@ fn undo_is_checked_and_cannot_be_used_while_undoing() {
     ] {
         assert!(raised(body).message.contains(said), "{body}: {:?}", raised(body));
     }
-    let body = "run:undo('x', function() run:undo('y', function() end) end) run:undo { 'z', function() end } error 'no'";
+    let body =
+        "run:undo('x', function() run:undo('y', function() end) end) run:undo { 'z', function() end } error 'no'";
     let mut driving = Driving::new(body);
     let Turn::Raised { undos: 2, .. } = driving.start() else { panic!("raised") };
     let undo = driving.key.undo();

@@ -83,7 +83,8 @@ fn what_eats_memory_is_ended() {
             Turn::Ended { cause, .. } => {
                 assert!(["limit_memory", "limit_instructions"].contains(&cause.code.as_str()), "{body}: {cause:?}")
             }
-            Turn::Raised { cause, .. } if cause.message.contains("stack overflow") || cause.message.contains("too large") => {}
+            Turn::Raised { cause, .. }
+                if cause.message.contains("stack overflow") || cause.message.contains("too large") => {}
             other => panic!("{body}: {other:?}"),
         }
     }

@@ -85,7 +85,9 @@ fn where_no_step_can_wait_none_is_asked_for() {
     }
     // While the project's own file is loaded there is nobody to answer.
     let text = "phased.http 'https://x'\nreturn phased.project {}";
-    let Turn::Raised { cause, .. } = Driving::of(bundle(text, &[]), Limits::default()).start() else { panic!("raised") };
+    let Turn::Raised { cause, .. } = Driving::of(bundle(text, &[]), Limits::default()).start() else {
+        panic!("raised")
+    };
     assert_eq!(cause.facts["at"], "projects/shop.lua:1");
     assert!(cause.message.contains("use run:http or host:http"), "{cause:?}");
 }
