@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{end, history, hosts, ledger, owner::Message, sessions::Sessions, waiters::Waiters, world::World};
+use super::{end, history, hosts, ledger, owner::Message, sessions::Sessions, waiters::{Place, Waiters}, world::World};
 use crate::{
     model::{
         cause::Cause,
@@ -28,7 +28,6 @@ use crate::{
 pub(super) struct Context {
     pub(super) world: Arc<World>,
     pub(super) sessions: Arc<Sessions>,
-    pub(super) waiters: Arc<Waiters>,
     pub(super) name: String,
     pub(super) sender: mpsc::Sender<Message>,
     /// The run does not want it any more.
@@ -41,7 +40,8 @@ pub(super) struct Context {
 pub(super) enum Job {
     Resolve(Box<Run>),
     Checkout(Box<Run>),
-    Lease { run: Box<Run>, deployment: u32 },
+    /// With its place among those who wait, taken when it was decided: after a restart the oldest run is asked first.
+    Lease { run: Box<Run>, deployment: u32, name: String, place: Place },
     Plan { run: Box<Run>, deployment: u32, environment: Box<Environment> },
     Watch { deployment: u32, host: Box<Host>, health: Health, since: Since, variables: Vec<(String, String)> },
     Undo { run: RunId, key: CallKey },
@@ -56,12 +56,16 @@ pub(super) struct Since {
 
 impl Job {
     /// `None` for actions the owner does itself.
-    pub(super) fn of(run: &Run, action: Action) -> Option<Job> {
+    pub(super) fn of(run: &Run, action: Action, waiters: &Arc<Waiters>) -> Option<Job> {
         let whole = || Box::new(run.clone());
         Some(match action {
             Action::Resolve => Job::Resolve(whole()),
             Action::Checkout => Job::Checkout(whole()),
-            Action::Lease { deployment } => Job::Lease { run: whole(), deployment },
+            Action::Lease { deployment } => {
+                let name = lease_name(run, deployment)?;
+                let place = waiters.join(&name, &run.header.run);
+                Job::Lease { run: whole(), deployment, name, place }
+            }
             Action::Plan { deployment } => {
                 let environment = run.environment(&run.deployment(deployment)?.environment)?.clone();
                 Job::Plan { run: whole(), deployment, environment: Box::new(environment) }
@@ -105,7 +109,7 @@ pub(super) async fn perform(context: Context, job: Job) {
         match job {
             Job::Resolve(run) => context.last(resolve(&context, &run).await).await,
             Job::Checkout(run) => context.last(checkout(&context, &run).await).await,
-            Job::Lease { run, deployment } => lease(&context, &run, deployment).await,
+            Job::Lease { run, deployment, name, place } => lease(&context, &run, deployment, &name, &place).await,
             Job::Plan { run, deployment, environment } => {
                 let fact = plan(&context, &run, deployment, &environment).await;
                 context.last(fact).await;
@@ -230,14 +234,12 @@ pub(super) fn lease_name(run: &Run, deployment: u32) -> Option<String> {
 }
 
 /// Waits for the environment, the oldest run first; says who is in the way each time that changes.
-async fn lease(context: &Context, run: &Run, deployment: u32) {
+async fn lease(context: &Context, run: &Run, deployment: u32, name: &str, place: &Place) {
     let Some(of) = run.deployment(deployment) else { return };
-    let Some(name) = lease_name(run, deployment) else { return };
     let holder = decide::holder(run, deployment);
     let reason = run.release.as_ref().map_or_else(String::new, |r| format!("deployment of {}", r.id));
     let leases = &context.world.leases;
     let mut changed = leases.changed();
-    let place = context.waiters.join(&name, &run.header.run);
     let mut others = place.changed();
     let mut told: Option<String> = None;
     loop {
@@ -251,7 +253,7 @@ async fn lease(context: &Context, run: &Run, deployment: u32) {
         let first = place.before();
         let asked = match &first {
             Some(first) => Ok(Err((first.to_string(), None))),
-            None => leases.acquire(&name, &holder, &reason).map(|acquired| match acquired {
+            None => leases.acquire(name, &holder, &reason).map(|acquired| match acquired {
                 Acquired::Granted(epoch, ticket) => Ok((epoch, ticket)),
                 Acquired::Held(other) => Err((other.holder, other.until_ms)),
             }),

@@ -297,13 +297,12 @@ impl Owner {
             | Action::Undo(_)
             | Action::Finish) => {
                 let Some(name) = name else { return false };
-                let Some(job) = actions::Job::of(&self.run, action) else { return false };
+                let Some(job) = actions::Job::of(&self.run, action, &self.waiters) else { return false };
                 let cancel = CancellationToken::new();
                 self.busy.insert(name.clone(), cancel.clone());
                 let context = actions::Context {
                     world: Arc::clone(&self.world),
                     sessions: Arc::clone(&self.sessions),
-                    waiters: Arc::clone(&self.waiters),
                     name: name.clone(),
                     sender: self.sender.clone(),
                     cancel,
@@ -673,5 +672,7 @@ impl Owner {
         for (key, opening) in openings.into_iter().filter(|(key, _)| calls.contains(key)) {
             self.program.call(&key, opening);
         }
+        // Here and not in its own task: runs are taken up oldest first, and so they wait for environments.
+        self.settle();
     }
 }
