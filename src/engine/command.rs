@@ -27,6 +27,7 @@
 //!                stop read reader watch   only where a command takes longer
 //! ```
 
+mod channel;
 mod frames;
 mod program;
 mod session;
@@ -60,6 +61,8 @@ pub const GRACE: Duration = Duration::from_secs(2);
 pub const RECONNECT: Duration = Duration::from_secs(5 * 60);
 /// Output nobody has read yet, beyond which a command is ended.
 pub const MAX_OUTPUT: u64 = 256 << 20;
+/// A start older than this is never to be sent again: what the host knew of it may be gone. The host keeps it for ten days at least.
+pub const FORGOTTEN: Duration = Duration::from_secs(9 * 86_400);
 
 /// Which shell reads the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -319,6 +322,34 @@ pub trait Connect: Send + Sync {
     /// # Errors
     /// The link's.
     async fn connect(&self) -> Result<Arc<dyn Link>, LinkError>;
+}
+
+/// Which machine a session is with, kept where a crash of ours does not reach.
+#[async_trait]
+pub trait Acquaintance: Send + Sync {
+    /// The id the machine must have; `None` = nothing was ever begun on it, for it has not been met.
+    fn known(&self) -> Option<String>;
+
+    /// The machine answers as `id`. Nothing begins on it before this returns.
+    ///
+    /// # Errors
+    /// Why it cannot be kept; nothing begins then.
+    async fn met(&self, id: &str) -> Result<(), Cause>;
+}
+
+/// Keeps nothing beyond the session: for this machine, and for commands nobody asks about again.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fleeting;
+
+#[async_trait]
+impl Acquaintance for Fleeting {
+    fn known(&self) -> Option<String> {
+        None
+    }
+
+    async fn met(&self, _id: &str) -> Result<(), Cause> {
+        Ok(())
+    }
 }
 
 /// To one host by SSH.

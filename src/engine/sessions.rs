@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    command::{Session, ToHost, ToLocal},
+    command::{Fleeting, Session, ToHost, ToLocal},
     conductor::locked,
     redact::Redactor,
     world::World,
@@ -32,7 +32,7 @@ pub(super) struct Sessions {
 impl Sessions {
     pub(super) fn new(world: Arc<World>, project: ProjectName) -> Self {
         let connect = Arc::new(ToLocal { links: Arc::clone(&world.links), project });
-        let local = Arc::new(Session::new(connect, Arc::clone(&world.clock), None));
+        let local = Arc::new(Session::new(connect, Arc::clone(&world.clock), Arc::new(Fleeting)));
         Sessions { world, hosts: Mutex::default(), local, redactor: Mutex::default() }
     }
 
@@ -46,7 +46,7 @@ impl Sessions {
         let mut hosts = locked(&self.hosts);
         let made = || {
             let connect = Arc::new(ToHost { links: Arc::clone(&self.world.links), host: host.clone() });
-            Arc::new(Session::new(connect, Arc::clone(&self.world.clock), None))
+            Arc::new(Session::new(connect, Arc::clone(&self.world.clock), Arc::new(Fleeting)))
         };
         Arc::clone(hosts.entry(host.id.clone()).or_insert_with(made))
     }

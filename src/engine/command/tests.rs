@@ -94,6 +94,19 @@ impl<R: tokio::io::AsyncRead + Unpin> tokio::io::AsyncRead for Cuttable<R> {
     }
 }
 
+/// A daemon that was told of the machine in its earlier life.
+struct Known(Option<String>);
+
+#[async_trait]
+impl Acquaintance for Known {
+    fn known(&self) -> Option<String> {
+        self.0.clone()
+    }
+    async fn met(&self, _: &str) -> Result<(), Cause> {
+        Ok(())
+    }
+}
+
 /// Connects anew after each cut.
 struct Shells {
     argv: Vec<String>,
@@ -183,7 +196,7 @@ impl Host {
             made: AtomicUsize::new(0),
             current: std::sync::Mutex::default(),
         });
-        let session = Arc::new(Session::new(shells.clone(), Arc::new(SystemClock::new()), None));
+        let session = Arc::new(Session::new(shells.clone(), Arc::new(SystemClock::new()), Arc::new(Fleeting)));
         Host { name, dir, shells, session }
     }
 
@@ -197,7 +210,8 @@ impl Host {
     }
 
     fn again(&self, host_id: Option<&str>) -> Session {
-        Session::new(self.shells.clone(), Arc::new(SystemClock::new()), host_id.map(str::to_owned))
+        let known = Arc::new(Known(host_id.map(str::to_owned)));
+        Session::new(self.shells.clone(), Arc::new(SystemClock::new()), known)
     }
 
     /// The argument of a `sleep` that only this test's commands run.
@@ -490,8 +504,8 @@ in_every_shell! {
         let file = host.path("ran");
         let cmd = sh(1, &format!("touch {}", file.display()));
         let frame = program::Frame { mark: "m", base: host.shells.base.to_str(), host_id: None, from: [0; 2] };
-        let whole = program::start(&frame, &cmd).unwrap();
-        let last = whole.len() - b"main; exit 0\n".len();
+        let whole = [program::program(), program::start(&frame, &cmd).unwrap()].concat();
+        let last = whole.len() - b") || exit\n".len();
         for cut in [10, 300, whole.len() / 3, whole.len() / 2, last - 40, last - 1, last, last + 3] {
             let link = host.shells.connect().await.unwrap();
             let mut channel = link.open("sh").await.unwrap();
@@ -548,10 +562,12 @@ in_every_shell! {
         let mut cmd = sh(1, &format!("yes | head -c 30000000; sleep {marker}"));
         cmd.max_output = 5_000_000;
         let mark = program::mark(&cmd.token);
-        let frame = program::Frame { mark: &mark, base: host.shells.base.to_str(), host_id: None, from: [0; 2] };
+        let id = host.session.identify().await.unwrap();
+        let frame = program::Frame { mark: &mark, base: host.shells.base.to_str(), host_id: Some(&id), from: [0; 2] };
         let link = host.shells.connect().await.unwrap();
         let mut channel = link.open("sh").await.unwrap();
-        tokio::io::AsyncWriteExt::write_all(&mut channel.stdin, &program::start(&frame, &cmd).unwrap()).await.unwrap();
+        let whole = [program::program(), program::start(&frame, &cmd).unwrap()].concat();
+        tokio::io::AsyncWriteExt::write_all(&mut channel.stdin, &whole).await.unwrap();
         until("the command", || process_exists(&marker)).await;
         drop(channel);
         let go = host.file(1, "go");
@@ -892,7 +908,7 @@ async fn a_missing_tool_is_named() {
         made: AtomicUsize::new(0),
         current: std::sync::Mutex::default(),
     });
-    let session = Session::new(shells, Arc::new(SystemClock::new()), None);
+    let session = Session::new(shells, Arc::new(SystemClock::new()), Arc::new(Fleeting));
     let verdict = session.run(&sh(1, "true"), &mut Discard, &CancellationToken::new()).await;
     let Verdict::Refused(cause) = verdict else { panic!("{verdict:?}") };
     assert!(cause.code == "host_unsupported" && cause.message.ends_with("missing: flock setsid"), "{cause}");
@@ -939,7 +955,7 @@ async fn a_shell_that_only_talks_is_unsupported() {
         made: AtomicUsize::new(0),
         current: std::sync::Mutex::default(),
     });
-    let session = Session::new(shells, Arc::new(SystemClock::new()), None);
+    let session = Session::new(shells, Arc::new(SystemClock::new()), Arc::new(Fleeting));
     let clock = SystemClock::new();
     let (cmd, mut sink, never) = (sh(1, "true"), Discard, CancellationToken::new());
     let verdict = within(&clock, Duration::from_secs(20), session.run(&cmd, &mut sink, &never)).await.unwrap();
