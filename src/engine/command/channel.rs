@@ -22,8 +22,10 @@ use crate::{
 
 /// How much of what the program complains about is kept for messages.
 const COMPLAINTS: usize = 4096;
-/// How long to listen for complaints, and for an answer once the shell has ended.
-const LISTEN: Duration = Duration::from_secs(5);
+/// How long to listen for complaints after the end.
+const LISTEN: Duration = Duration::from_secs(1);
+/// How long an answer may still come after the shell's end, and the word of that end after the answer's.
+const SILENCE: Duration = Duration::from_secs(5);
 
 type Stdin = Box<dyn AsyncWrite + Send + Unpin>;
 type Output = Box<dyn AsyncRead + Send + Unpin>;
@@ -219,7 +221,7 @@ impl Session {
                             // The shell was killed, and what it has started holds its streams: who was to answer may be gone too.
                             _ = exit.known(), if !ended => {
                                 ended = true;
-                                silence = Some(self.clock().sleep(LISTEN));
+                                silence = Some(self.clock().sleep(SILENCE));
                             }
                             () = due(&mut silence) => {
                                 return Err(FrameError::Ended { started: true, noise: String::new() }.into());
@@ -260,7 +262,7 @@ impl Session {
                         reply.sink.output(stream, offset, &bytes).await;
                         *slot = offset + bytes.len() as u64;
                         if ended {
-                            silence = Some(self.clock().sleep(LISTEN));
+                            silence = Some(self.clock().sleep(SILENCE));
                         }
                     }
                 }
@@ -286,7 +288,7 @@ impl Session {
 
     /// The channel ended before the verdict: was the link cut, or can this machine not do it?
     async fn without_verdict(&self, error: FrameError, resident: &mut Resident, complaints: &[u8]) -> Answer {
-        let ended = within(self.clock(), LISTEN, resident.exit.known()).await;
+        let ended = within(self.clock(), SILENCE, resident.exit.known()).await;
         let said = match ended {
             Some(Err(error)) => return Answer::Cut { error, broken: false },
             Some(Ok(Exit::Code(code))) => format!("exit code {code}"),

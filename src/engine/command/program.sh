@@ -144,7 +144,8 @@ epoch() {
   seen=0
   [ ! -s "$B/$P" ] || read -r seen <"$B/$P"
   [ "$seen" -le "$G" ] || refuse stale_epoch "$seen"
-  echo "$G" >"$B/$P.new" && mv -f "$B/$P.new" "$B/$P" || refuse unwritable
+  # In place: a higher number is never a shorter one.
+  echo "$G" 1<>"$B/$P" || refuse unwritable
   exec 5>&-
 }
 

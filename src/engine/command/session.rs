@@ -26,8 +26,8 @@ const SLACK: Duration = Duration::from_secs(60);
 const CHANNELS: usize = 7;
 /// Channels that wait for a further request; a run's steps on a host come mostly one by one.
 const IDLE: usize = 4;
-/// A command that takes longer is followed as it runs, which costs the host some processes.
-const SHORT: Duration = Duration::from_millis(100);
+/// A command that takes longer is followed as it runs, which costs the host some processes and people half a second.
+const SHORT: Duration = Duration::from_millis(500);
 /// How long a host that refuses another channel is asked again: somebody else's sessions may end.
 const REFUSED: Duration = Duration::from_secs(30);
 /// For an answer that needs no command to end: identify, stop of what is not ours to wait for.
