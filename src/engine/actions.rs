@@ -5,7 +5,13 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{end, history, hosts, ledger, owner::Message, sessions::Sessions, waiters::{Place, Waiters}, world::World};
+use super::{
+    end, history, hosts, ledger,
+    owner::Message,
+    sessions::Sessions,
+    waiters::{Place, Waiters},
+    world::World,
+};
 use crate::{
     model::{
         cause::Cause,
@@ -41,10 +47,28 @@ pub(super) enum Job {
     Resolve(Box<Run>),
     Checkout(Box<Run>),
     /// With its place among those who wait, taken when it was decided: after a restart the oldest run is asked first.
-    Lease { run: Box<Run>, deployment: u32, name: String, place: Place },
-    Plan { run: Box<Run>, deployment: u32, environment: Box<Environment> },
-    Watch { deployment: u32, host: Box<Host>, health: Health, since: Since, variables: Vec<(String, String)> },
-    Undo { run: RunId, key: CallKey },
+    Lease {
+        run: Box<Run>,
+        deployment: u32,
+        name: String,
+        place: Place,
+    },
+    Plan {
+        run: Box<Run>,
+        deployment: u32,
+        environment: Box<Environment>,
+    },
+    Watch {
+        deployment: u32,
+        host: Box<Host>,
+        health: Health,
+        since: Since,
+        variables: Vec<(String, String)>,
+    },
+    Undo {
+        run: RunId,
+        key: CallKey,
+    },
     Finish(Box<Run>),
 }
 
@@ -341,7 +365,7 @@ async fn watch(context: &Context, deployment: u32, host: &Host, health: &Health,
         true => Watch::again(health, clock.now().since(began)),
     };
     loop {
-        let (evidence, bad) = look(context, host, health).await;
+        let (evidence, bad) = look(context, deployment, host, health).await;
         // A check may print what a step of this run has used.
         let redactor = context.sessions.redactor();
         let evidence: Vec<String> = evidence.iter().map(|seen| redactor.text(seen)).collect();
@@ -381,11 +405,11 @@ fn on_host(cause: Cause, host: &Host) -> Cause {
 }
 
 /// One round over every check; what each saw, and the first that was bad.
-async fn look(context: &Context, host: &Host, health: &Health) -> (Vec<String>, Option<String>) {
+async fn look(context: &Context, deployment: u32, host: &Host, health: &Health) -> (Vec<String>, Option<String>) {
     let limit = Duration::from_millis(health.timeout_ms);
     let mut evidence = Vec::new();
     let mut bad = None;
-    let link = match context.sessions.link(host).await {
+    let link = match context.sessions.link(deployment, host).await {
         Ok(link) => link,
         Err(error) => {
             let seen = format!("the host cannot be reached: {}", error.cause.message);

@@ -1,11 +1,23 @@
 //! Commands that outlive the daemon and the connection: one protocol, local and remote, over the port [`Link`].
 //!
 //! # How it works
-//! An attempt opens one channel that runs the bare word `sh` and sends it one program on its standard input
-//! (`command/program.sh`, with the request in front of it as quoted literals). The host does everything else: it claims the token by
-//! a lock, starts the command in a session of its own under a wrapper and a watchdog, and answers in frames: each
-//! stream's bytes with their offset, then the verdict. The command does not notice when the channel or this process goes.
+//! A channel runs the bare word `sh`, which is sent the program (`command/program.sh`) on its standard input and stays: the
+//! *resident*. A request is a subshell in its foreground, quoted literals and one call, closed on its last line: cut anywhere
+//! before, it runs nothing. The host does everything else: it claims the token by a lock, starts the command in a session of its
+//! own under a wrapper, and answers in frames: each stream's bytes with their offset, then the verdict. Then the channel is
+//! idle and takes the next request; requests at the same moment have channels of their own. The command does not notice when
+//! the channel or this process goes.
 //!
+//! ```text
+//! sshd - sh (resident) - sh (request; the command's wrapper) - setsid, sh: the command
+//!                                                            - sh (deputy): waits for a word of ours
+//! ```
+//! Most commands are over at once, and their wrapper answers. After half a second without an answer we say a word (as does a channel's end):
+//! the deputy takes over, starts the watchdog and follows the output. Which of the two answers is decided by who reads one
+//! line from a pipe. The word is said before each further request, too, and makes a deputy that waits in vain go away.
+//!
+//! * **The machine is known before anything begins.** On first contact the program says the machine's id and waits until
+//!   [`Acquaintance::met`] has it on disk. Later the id goes with the request, and another one is `replaced`.
 //! * **At most once.** `flock -n` on `<base>/<token>.lock` is the claim, and the lock is inherited by the command: it tells
 //!   who is alive, never a pid. Sending the same start again resolves it: it attaches to a running command, or answers
 //!   with the end it had. [`Session::resolve`] ends a running command or forbids one that has not begun.
@@ -17,6 +29,7 @@
 //! <base>/id                               made once; another id = another machine
 //!        epoch.<project>.<environment>    the highest epoch that began anything here
 //!        blobs/<sha256>[.part]            files on their way
+//!        swept seen.<n>                   what lay here at each day's look: after ten it goes, if nobody locks it
 //!        <token>.lock                     locked by every process of the command
 //!                out                      its output; locked (ENGINE's `wait`) by its wrapper, which so wakes followers
 //!                err                      its other output
@@ -27,6 +40,7 @@
 //!                stop read reader watch   only where a command takes longer
 //! ```
 
+mod channel;
 mod frames;
 mod program;
 mod session;
@@ -60,6 +74,8 @@ pub const GRACE: Duration = Duration::from_secs(2);
 pub const RECONNECT: Duration = Duration::from_secs(5 * 60);
 /// Output nobody has read yet, beyond which a command is ended.
 pub const MAX_OUTPUT: u64 = 256 << 20;
+/// A start older than this is never to be sent again: what the host knew of it may be gone. The host keeps it for ten days at least.
+pub const FORGOTTEN: Duration = Duration::from_secs(9 * 86_400);
 
 /// Which shell reads the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -322,6 +338,34 @@ pub trait Connect: Send + Sync {
     /// # Errors
     /// The link's.
     async fn connect(&self) -> Result<Arc<dyn Link>, LinkError>;
+}
+
+/// Which machine a session is with, kept where a crash of ours does not reach.
+#[async_trait]
+pub trait Acquaintance: Send + Sync {
+    /// The id the machine must have; `None` = nothing was ever begun on it, for it has not been met.
+    fn known(&self) -> Option<String>;
+
+    /// The machine answers as `id`. Nothing begins on it before this returns.
+    ///
+    /// # Errors
+    /// Why it cannot be kept; nothing begins then.
+    async fn met(&self, id: &str) -> Result<(), Cause>;
+}
+
+/// Keeps nothing beyond the session: for this machine, and for commands nobody asks about again.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fleeting;
+
+#[async_trait]
+impl Acquaintance for Fleeting {
+    fn known(&self) -> Option<String> {
+        None
+    }
+
+    async fn met(&self, _id: &str) -> Result<(), Cause> {
+        Ok(())
+    }
 }
 
 /// To one host by SSH.

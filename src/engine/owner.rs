@@ -42,6 +42,8 @@ pub(super) enum Message {
     StepDone { key: StepKey, attempt: u32, outcome: Outcome },
     /// Somebody wants the run to end; answered once that is on disk.
     Stop { by: String, now: bool, reason: Option<String>, reply: oneshot::Sender<Result<(), String>> },
+    /// A host answered for the first time, as this machine; answered once that is on disk.
+    HostMet { deployment: u32, host: HostId, machine: String, reply: oneshot::Sender<Result<(), String>> },
     /// A call that failed has been read and is to be undone: how it began, and what it did.
     Undo { action: String, key: CallKey, opening: Box<Opening> },
     /// Everything is done: control knows of the end. Or why the run stands still.
@@ -186,7 +188,7 @@ impl Owner {
     pub(super) fn new(begin: Begin) -> Self {
         let Begin { world, waiters, run, seq, epoch, program, channel: (sender, inbox), progress, ticket } = begin;
         Owner {
-            sessions: Arc::new(Sessions::new(Arc::clone(&world), run.header.project.clone())),
+            sessions: Arc::new(Sessions::new(Arc::clone(&world), run.header.project.clone(), sender.clone())),
             world,
             waiters,
             run,
@@ -395,13 +397,12 @@ impl Owner {
                 }
                 let ticket = self.append(Event::StopRequested { by, now, reason });
                 self.let_go(self.run.stop.as_ref().is_some_and(|stop| stop.now));
-                self.world.tasks.spawn("stop acknowledged", async move {
-                    let answer = match ticket {
-                        Some(ticket) => ticket.synced().await.map_err(|e| e.to_string()),
-                        None => Err("the journal cannot be written".to_owned()),
-                    };
-                    let _gone = reply.send(answer);
-                });
+                self.acknowledge("stop acknowledged", ticket, reply);
+            }
+            Message::HostMet { deployment, host, machine, reply } => {
+                let over = self.run.end.is_some();
+                let ticket = if over { None } else { self.append(Event::HostMet { deployment, host, machine }) };
+                self.acknowledge("host met", ticket, reply);
             }
             Message::Undo { action, key, opening } => {
                 self.busy.remove(&action);
@@ -414,6 +415,17 @@ impl Owner {
             Message::Finished(Ok(())) => self.finished = true,
             Message::Finished(Err(why)) => self.broken = Some(why),
         }
+    }
+
+    /// Answers once a record is on disk.
+    fn acknowledge(&self, task: &'static str, ticket: Option<Ticket>, reply: oneshot::Sender<Result<(), String>>) {
+        self.world.tasks.spawn(task, async move {
+            let answer = match ticket {
+                Some(ticket) => ticket.synced().await.map_err(|e| e.to_string()),
+                None => Err("the journal cannot be written".to_owned()),
+            };
+            let _gone = reply.send(answer);
+        });
     }
 
     fn turn(&mut self, key: &CallKey, turn: Turn) {
@@ -654,6 +666,7 @@ impl Owner {
     pub(super) fn take_up(&mut self, taken: Taken) {
         let Taken { openings, secrets, lines } = taken;
         self.sessions.learn(&secrets);
+        self.sessions.remember(&self.run);
         self.lines = lines;
         self.append(Event::Resumed { epoch: self.epoch, version: self.world.version.to_owned() });
         let open: Vec<(StepKey, Step)> = self.run.calls.values().flat_map(|call| call.steps.clone()).collect();

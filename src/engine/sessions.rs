@@ -5,9 +5,13 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use async_trait::async_trait;
+use tokio::sync::{mpsc, oneshot};
+
 use super::{
-    command::{Session, ToHost, ToLocal},
+    command::{Acquaintance, Fleeting, Session, ToHost, ToLocal},
     conductor::locked,
+    owner::Message,
     redact::Redactor,
     world::World,
 };
@@ -16,13 +20,47 @@ use crate::{
         cause::Cause,
         host::Host,
         ids::{HostId, ProjectName},
+        run::Run,
     },
     ports::link::{Link, LinkError},
 };
 
+/// The machines that a run has met: in its journal before anything begins on one, so that none is ever taken for another.
+struct Machines {
+    known: Mutex<BTreeMap<HostId, String>>,
+    owner: mpsc::Sender<Message>,
+}
+
+/// A host of a deployment, and who it turned out to be.
+struct Met {
+    machines: Arc<Machines>,
+    deployment: u32,
+    host: HostId,
+}
+
+#[async_trait]
+impl Acquaintance for Met {
+    fn known(&self) -> Option<String> {
+        locked(&self.machines.known).get(&self.host).cloned()
+    }
+
+    async fn met(&self, id: &str) -> Result<(), Cause> {
+        let gone =
+            || Cause::new("stopping", format!("nothing was begun on {}: the run is not gone on with", self.host));
+        let (reply, kept) = oneshot::channel();
+        let (deployment, host, machine) = (self.deployment, self.host.clone(), id.to_owned());
+        let met = Message::HostMet { deployment, host, machine, reply };
+        self.machines.owner.send(met).await.map_err(|_| gone())?;
+        kept.await.map_err(|_| gone())?.map_err(|why| Cause::new("degraded", why))?;
+        locked(&self.machines.known).insert(self.host.clone(), id.to_owned());
+        Ok(())
+    }
+}
+
 /// The sessions of one run.
 pub(super) struct Sessions {
     world: Arc<World>,
+    machines: Arc<Machines>,
     hosts: Mutex<BTreeMap<HostId, Arc<Session>>>,
     local: Arc<Session>,
     /// Every secret a step of the run has used so far.
@@ -30,10 +68,24 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    pub(super) fn new(world: Arc<World>, project: ProjectName) -> Self {
+    /// For the run whose owner hears of new machines.
+    pub(super) fn new(world: Arc<World>, project: ProjectName, owner: mpsc::Sender<Message>) -> Self {
         let connect = Arc::new(ToLocal { links: Arc::clone(&world.links), project });
-        let local = Arc::new(Session::new(connect, Arc::clone(&world.clock), None));
-        Sessions { world, hosts: Mutex::default(), local, redactor: Mutex::default() }
+        let local = Arc::new(Session::new(connect, Arc::clone(&world.clock), Arc::new(Fleeting)));
+        let machines = Arc::new(Machines { known: Mutex::default(), owner });
+        Sessions { world, machines, hosts: Mutex::default(), local, redactor: Mutex::default() }
+    }
+
+    /// What the journal says of the machines of an unfinished run.
+    pub(super) fn remember(&self, run: &Run) {
+        let hosts = run.deployments.iter().flat_map(|deployment| &deployment.hosts);
+        let met = hosts.filter_map(|host| Some((host.host.id.clone(), host.machine.clone()?)));
+        locked(&self.machines.known).extend(met);
+    }
+
+    /// Whether something may have begun on `host`: it has been met.
+    pub(super) fn has_met(&self, host: &HostId) -> bool {
+        locked(&self.machines.known).contains_key(host)
     }
 
     /// This machine, as the project's job user.
@@ -41,19 +93,20 @@ impl Sessions {
         Arc::clone(&self.local)
     }
 
-    /// The session to `host`, made at first use.
-    pub(super) fn host(&self, host: &Host) -> Arc<Session> {
+    /// The session to `host` of a deployment, made at first use.
+    pub(super) fn host(&self, deployment: u32, host: &Host) -> Arc<Session> {
         let mut hosts = locked(&self.hosts);
         let made = || {
             let connect = Arc::new(ToHost { links: Arc::clone(&self.world.links), host: host.clone() });
-            Arc::new(Session::new(connect, Arc::clone(&self.world.clock), None))
+            let met = Met { machines: Arc::clone(&self.machines), deployment, host: host.id.clone() };
+            Arc::new(Session::new(connect, Arc::clone(&self.world.clock), Arc::new(met)))
         };
         Arc::clone(hosts.entry(host.id.clone()).or_insert_with(made))
     }
 
     /// A connected link to `host`, for probes.
-    pub(super) async fn link(&self, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
-        self.host(host).link().await
+    pub(super) async fn link(&self, deployment: u32, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
+        self.host(deployment, host).link().await
     }
 
     /// Nothing more is wanted of `host`.

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::values::Resolved;
 use super::{
-    command::{EpochCheck, Session, Verdict},
+    command::{EpochCheck, FORGOTTEN, Session, Verdict},
     redact::Redactor,
     sessions::Sessions,
     world::World,
@@ -57,8 +57,8 @@ pub(super) struct Job {
 /// Where a step acts, as the run knew it when the step began.
 #[derive(Clone)]
 pub(super) struct Place {
-    /// `None`: on this machine.
-    host: Option<Host>,
+    /// With the number of its deployment; `None`: on this machine.
+    host: Option<(u32, Host)>,
     /// The target is a host the plan does not have.
     unknown_host: Option<String>,
     /// The run's directory.
@@ -80,7 +80,7 @@ impl Place {
         let deployment = number.and_then(|n| run.deployment(n));
         let (mut host, mut unknown_host) = (None, None);
         if let Target::Host(id) = &request.target {
-            host = deployment.and_then(|d| d.host(id)).map(|h| h.host.clone());
+            host = deployment.and_then(|d| Some((d.n, d.host(id)?.host.clone())));
             unknown_host = host.is_none().then(|| id.to_string());
         }
         let name = StepOptions::of(&request.args).name;
@@ -106,16 +106,22 @@ impl Place {
 
     /// What people call the machine.
     fn name(&self) -> &str {
-        self.host.as_ref().map_or("the integration server", |host| host.name.as_str())
+        self.host.as_ref().map_or("the integration server", |(_, host)| host.name.as_str())
     }
 }
 
 impl Job {
     fn session(&self) -> Arc<Session> {
         match &self.place.host {
-            Some(host) => self.sessions.host(host),
+            Some((deployment, host)) => self.sessions.host(*deployment, host),
             None => self.sessions.local(),
         }
+    }
+
+    /// Whether an earlier life may have begun it: a machine that was never met has begun nothing.
+    fn may_have_begun(&self) -> bool {
+        let met = self.place.host.as_ref().is_none_or(|(_, host)| self.sessions.has_met(&host.id));
+        self.resumed.is_some() && met
     }
 
     fn timeout(&self, args: &Resolved, other: Duration) -> Duration {
@@ -163,6 +169,9 @@ pub(super) async fn perform(job: Job) -> Outcome {
         Err(cause) => return Outcome::failed(job.placed(cause)),
     };
     job.sessions.learn(&redactor);
+    if let Some(cause) = forgotten(&job) {
+        return Outcome::Unknown { cause: job.placed(cause) };
+    }
     let outcome = match job.request.verb {
         Verb::Sh | Verb::Exec | Verb::Service => command::perform(&job, &args).await,
         Verb::Write => transfer::write(&job, &args).await,
@@ -187,6 +196,21 @@ pub(super) async fn perform(job: Job) -> Outcome {
         Verb::Log => Outcome::Ok(Value::Null),
     };
     redacted(&job.sessions.redactor(), outcome)
+}
+
+/// Why a command that an earlier life began can no longer be asked about: its machine has thrown its files away.
+fn forgotten(job: &Job) -> Option<Cause> {
+    let begun = job.resumed.as_ref().filter(|_| job.may_have_begun())?;
+    let asked = matches!(job.request.verb, Verb::Sh | Verb::Exec | Verb::Service | Verb::Write | Verb::Upload);
+    let age = job.world.clock.now().since(begun);
+    (asked && age > FORGOTTEN).then(|| {
+        let (days, host) = (age.as_secs() / 86_400, job.place.name());
+        let message = format!(
+            "it was begun {days} days ago, when the daemon was last here, and {host} keeps nothing that long: see what it did there and \
+             start the run again"
+        );
+        Cause::new("lost", message)
+    })
 }
 
 /// For effects that are only here: a stop ends them at once.

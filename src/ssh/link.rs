@@ -3,7 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -32,8 +32,6 @@ pub(super) struct SshLink {
     valve: Valve,
     place: Arc<str>,
     base: Option<String>,
-    /// Opened ahead, so that a command costs one round trip and not two. It is only a number until it runs something.
-    spare: Arc<Mutex<Option<Raw>>>,
     tasks: Tasks,
     /// Ended from here.
     closed: std::sync::atomic::AtomicBool,
@@ -62,7 +60,6 @@ impl SshLink {
             valve,
             place: Arc::from(place),
             base,
-            spare: Arc::default(),
             tasks,
             closed: std::sync::atomic::AtomicBool::new(false),
             _through: through,
@@ -74,34 +71,15 @@ impl SshLink {
         if self.is_closed() {
             return Err(self.lost());
         }
-        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let raw = match spare {
-            Some(raw) => raw,
-            None => {
-                let (reply, opened) = oneshot::channel();
-                let (handle, place) = (self.handle.clone(), self.place.clone());
-                self.tasks.spawn("ssh channel", async move {
-                    let opened = handle.channel_open_session().await.map_err(|e| refused(&place, e));
-                    if let Err(Ok(raw)) = reply.send(opened) {
-                        let _gone = raw.close().await;
-                    }
-                });
-                opened.await.map_err(|_| self.lost())??
-            }
-        };
-        let (handle, slot) = (self.handle.clone(), self.spare.clone());
-        self.tasks.spawn("ssh spare channel", async move {
-            if slot.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
-                return;
-            }
-            if let Ok(raw) = handle.channel_open_session().await {
-                let extra = slot.lock().unwrap_or_else(PoisonError::into_inner).replace(raw);
-                if let Some(extra) = extra {
-                    let _gone = extra.close().await;
-                }
+        let (reply, opened) = oneshot::channel();
+        let (handle, place) = (self.handle.clone(), self.place.clone());
+        self.tasks.spawn("ssh channel", async move {
+            let opened = handle.channel_open_session().await.map_err(|e| refused(&place, e));
+            if let Err(Ok(raw)) = reply.send(opened) {
+                let _gone = raw.close().await;
             }
         });
-        Ok(raw)
+        opened.await.map_err(|_| self.lost())?
     }
 
     fn lost(&self) -> LinkError {

@@ -76,7 +76,7 @@ fetch() {
     true >"$f"
     have=0
   fi
-  echo "G $have"
+  say "G $have"
   head -c $((SIZE - have)) >>"$f" || refuse unwritable
   if same "$f"; then
     mv -f "$f" "$s/$SHA" || refuse unwritable
@@ -93,7 +93,7 @@ download() {
   [ -r "$FROM" ] || refuse download "$FROM may not be read"
   exec 3<"$FROM"
   set -- $(stat -L -c '%s %Y' "$FROM")
-  echo "S $1 $2"
+  say "S $1 $2"
   [ "$O" = 0 ] || dd bs=1 skip="$O" count=0 <&3 2>/dev/null
   part 1 3 "$O" "$1"
   x exit 0 0

@@ -1,7 +1,7 @@
 //! What the program answers: lines, and raw bytes announced by a line.
 //!
 //! ```text
-//! <anything a login shell prints> \n <mark> \n
+//! <anything a login shell prints> \n <mark> <number> \n
 //! I <host id> <user> <base>          which host this is
 //! O <1|2> <offset> <length> \n <length raw bytes>
 //! K                                  still there
@@ -74,10 +74,13 @@ struct Tail {
     cut: bool,
 }
 
-/// Reads frames. Not cancel safe.
+/// Reads the answers on one channel, one after the other. Not cancel safe.
 pub(super) struct Frames<R> {
     input: BufReader<R>,
+    /// Of the answer being read.
     mark: String,
+    /// How many answers were asked for.
+    number: u64,
     started: bool,
     noise: Vec<u8>,
     /// Of the answer that ends in all output: the verdict, the stream being read, how much of it was.
@@ -87,15 +90,27 @@ pub(super) struct Frames<R> {
 }
 
 impl<R: AsyncRead + Unpin> Frames<R> {
-    pub(super) fn new(input: R, mark: &str) -> Self {
+    pub(super) fn new(input: R) -> Self {
         Frames {
             input: BufReader::with_capacity(PIECE, input),
-            mark: mark.to_owned(),
+            mark: String::new(),
+            number: 0,
             started: false,
             noise: Vec::new(),
             tail: None,
             rest: None,
         }
+    }
+
+    /// The number of the next answer, which begins with `mark` and this.
+    pub(super) fn expect(&mut self, mark: &str) -> u64 {
+        mark.clone_into(&mut self.mark);
+        self.number += 1;
+        self.started = false;
+        self.noise.clear();
+        self.tail = None;
+        self.rest = None;
+        self.number
     }
 
     /// The next frame.
@@ -132,7 +147,7 @@ impl<R: AsyncRead + Unpin> Frames<R> {
                 }
             }
             if !self.started {
-                self.started = line == self.mark.as_bytes();
+                self.started = line == format!("{} {}", self.mark, self.number).as_bytes();
                 self.noise.extend_from_slice(&line);
                 self.noise.push(b'\n');
                 if self.noise.len() > NOISE {
@@ -249,7 +264,8 @@ mod tests {
     use super::*;
 
     async fn all(input: &[u8]) -> (Vec<Frame>, FrameError) {
-        let mut frames = Frames::new(input, "mark");
+        let mut frames = Frames::new(input);
+        frames.expect("mark");
         let mut seen = Vec::new();
         loop {
             match frames.next().await {
@@ -262,7 +278,7 @@ mod tests {
     #[tokio::test]
     async fn noise_before_the_mark_is_skipped_and_bytes_are_exact() {
         let (seen, end) =
-            all(b"Welcome!\nX exit 0 1\n\nmark\nI abc deploy /a b\nO 1 5 4\n\0X\n\nO 2 0 0\nK\nX exit 3 12\n").await;
+            all(b"Welcome!\nX exit 0 1\n\nmark 1\nI abc deploy /a b\nO 1 5 4\n\0X\n\nO 2 0 0\nK\nX exit 3 12\n").await;
         assert_eq!(
             seen,
             [
@@ -277,7 +293,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_long_frame_comes_in_parts_with_their_own_offsets() {
-        let mut input = b"mark\nO 2 7 200000\n".to_vec();
+        let mut input = b"mark 1\nO 2 7 200000\n".to_vec();
         input.extend(vec![b'x'; 200_000]);
         let (seen, _) = all(&input).await;
         let parts: Vec<(u64, usize)> = seen
@@ -293,17 +309,17 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_the_protocol_is_refused() {
         for bad in ["O 3 0 1", "O 1 x 1", "O 1 0 99999999999999999999", "O 1 0", "Z", "", "X", "I", "G -1", "S 1 x"] {
-            let (seen, end) = all(format!("mark\n{bad}\n").as_bytes()).await;
+            let (seen, end) = all(format!("mark 1\n{bad}\n").as_bytes()).await;
             assert!(seen.is_empty() && matches!(end, FrameError::Garbled(_)), "{bad:?}: {seen:?} {end:?}");
         }
         let (_, end) = all(b"This account is currently not available.\n").await;
         let FrameError::Ended { started: false, noise } = end else { panic!("{end:?}") };
         assert_eq!(noise, "This account is currently not available.");
-        let (_, end) = all(&b"mark\nO 1 0 10\nabc"[..]).await;
+        let (_, end) = all(&b"mark 1\nO 1 0 10\nabc"[..]).await;
         assert!(matches!(end, FrameError::Ended { started: true, .. }));
         let (_, end) = all(&vec![b'x'; 1 << 20]).await;
         assert!(matches!(end, FrameError::Garbled(_)));
-        let long = format!("mark\n{}\n", "y".repeat(10_000));
+        let long = format!("mark 1\n{}\n", "y".repeat(10_000));
         assert!(matches!(all(long.as_bytes()).await.1, FrameError::Garbled(_)));
     }
 }

@@ -1,4 +1,5 @@
-//! The text that is sent: literals of the request, then the program, then one call on the last line.
+//! The text that is sent: the program, once a channel; then requests, each a subshell of literals and one call of `main`, closed on
+//! its last line.
 //!
 //! Values reach the host only as single-quoted literals and quoted here-documents within that text: nothing is ever in an
 //! argument vector, and nothing is interpreted by a shell on the way.
@@ -16,6 +17,12 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 
 /// No output is wanted: an offset nothing reaches.
 const NO_OUTPUT: u64 = 1 << 60;
+
+/// What the asker says after an answer, or when it waits for one for long: whoever reads standard input beside a command's wrapper
+/// ends then, or follows the command. Without anybody to hear it, it does nothing.
+pub(super) const FOLLOW: &[u8] = b"follow\n";
+/// The machine's id is on our disk: go on.
+pub(super) const MET: &[u8] = b"met\n";
 
 /// What every request says besides its verb.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +47,7 @@ struct Text(Vec<u8>);
 
 impl Text {
     fn new(frame: &Frame<'_>, verb: &str, token: &str) -> Result<Self, Cause> {
-        let mut text = Text(Vec::with_capacity(16 * 1024));
+        let mut text = Text(b"(\n".to_vec());
         text.set("MARK", frame.mark)?;
         text.set("V", verb)?;
         text.set("T", token)?;
@@ -67,11 +74,15 @@ impl Text {
     }
 
     fn finish(mut self) -> Vec<u8> {
-        self.push(&stripped(PROGRAM));
-        // Whatever was cut off before this line has run nothing.
-        self.push("main; exit 0\n");
+        // Whatever was cut off before the last line has run nothing. A request that was killed takes the channel with it.
+        self.push("main; exit 0\n) || exit\n");
         self.0
     }
+}
+
+/// What a channel's shell is told first; it does nothing yet.
+pub(super) fn program() -> Vec<u8> {
+    format!("{}clean\n", stripped(PROGRAM)).into_bytes()
 }
 
 /// The program without comments and indentation: `bash` reads a script on a pipe byte by byte.
@@ -324,7 +335,7 @@ pub(super) fn download(frame: &Frame<'_>, path: &str) -> Result<Vec<u8>, Cause> 
 
 /// Says only which host this is.
 pub(super) fn identify(frame: &Frame<'_>) -> Result<Vec<u8>, Cause> {
-    Ok(Text::new(frame, ":", "-")?.finish())
+    Ok(Text::new(frame, "identify", "-")?.finish())
 }
 
 fn absolute(what: &str, path: &str) -> Result<(), Cause> {

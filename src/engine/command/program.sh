@@ -1,13 +1,50 @@
 # The host's half of the command protocol (see ../command.rs): POSIX sh, coreutils, util-linux flock and setsid.
-# Comments and indentation are stripped before it is sent. Forks are what a step costs: builtins wherever they do.
-# Set in front of it, as literals: MARK V T B I F O E G P and, by verb, more; the functions `launch` and `feed`.
-#   T token  B base or empty  I expected host id or empty  O E offsets to resume output at
+# Comments and indentation are stripped before it is sent. Processes are what a step costs, most of all those that run another
+# program: builtins wherever they do.
+#
+# A channel's `sh` reads this once and stays: the resident. Each request is a subshell of it, in the foreground, with literals in
+# front of one call of `main`, and nothing of it is left afterwards:
+#   MARK  N number on this channel  V verb  T token  B base or empty  I expected host id or empty  O E offsets to resume output at
 #   L time limit, centiseconds  K grace after TERM, seconds  M most unread output, bytes  G epoch or empty  P its file
+#   AS user or empty  FEED has standard input  and the functions `launch` and `feed`; by verb more.
 
-x() { echo "X $*"; }
+nl='
+'
+tab='	'
+
+# Once, in the resident: nothing of the launcher's environment gets to a command.
+clean() {
+  names=$(export -p)$nl
+  while [ -n "$names" ]; do
+    name=${names%%"$nl"*}
+    names=${names#*"$nl"}
+    case $name in
+    "export "*=* | "declare -x "*=*)
+      name=${name%%=*}
+      name=${name##* }
+      case $name in
+      PATH | HOME | USER | LOGNAME | SHELL | *[!A-Za-z0-9_]*) ;;
+      *) unset "$name" ;;
+      esac
+      ;;
+    esac
+  done
+}
+
+# The answers to what the asker says between requests: to whom it was said is gone already.
+follow() { :; }
+met() { :; }
+
+# A line of ours. What an answer begins with waits for the first of them: every write is a packet.
+say() {
+  printf '%s%s\n' "$H" "$*" || exit 0
+  H=
+}
+x() { say X "$@"; }
 refuse() {
   # Shells do not all say why a file could not be written; a tool does, and its complaint is the reason given.
   [ "$1" != unwritable ] || { cp /proc/self/status "$B/probe" && rm -f "$B/probe"; }
+  echo "$MARK" >&2
   x refused "$@"
   exit 0
 }
@@ -60,11 +97,20 @@ base() {
   : "${USER:=${LOGNAME:-$(id -un)}}" "${HOME:=/}" "${SHELL:=/bin/sh}"
   [ -s "$B/id" ] && [ ! -L "$B" ] && [ -O "$B" ] || first
   read -r id rest <"$B/id" || refuse unwritable
-  echo "I $id $USER $B"
-  if [ -n "$I" ] && [ "$I" != "$id" ]; then
+  H="${H}I $id $USER $B$nl"
+  case $I in
+  "$id") ;;
+  "")
+    # Nobody has noted yet which machine this is: nothing begins before that is on the asker's disk.
+    printf %s "$H"
+    H=
+    read -r rest && [ "$rest" = met ] || exit 0
+    ;;
+  *)
     x replaced "$id"
     exit 0
-  fi
+    ;;
+  esac
   d=$B/$T
 }
 
@@ -98,81 +144,92 @@ epoch() {
   seen=0
   [ ! -s "$B/$P" ] || read -r seen <"$B/$P"
   [ "$seen" -le "$G" ] || refuse stale_epoch "$seen"
-  echo "$G" >"$B/$P.new" && mv -f "$B/$P.new" "$B/$P" || refuse unwritable
+  # In place: a higher number is never a shorter one.
+  echo "$G" 1<>"$B/$P" || refuse unwritable
   exec 5>&-
 }
 
-# Under `lock`, and nothing was begun or ended: run it. This process becomes its wrapper and does not return; a child of it
-# goes on to talk to the asker. (The other way round the command would be begun by `&`, which makes it deaf to INT and QUIT.)
+# Under `lock`, and nothing was begun or ended: run it. This process is its wrapper. (As a child of this one by `&` the command
+# would be deaf to INT and QUIT.)
 begin() {
   epoch
   read -r boot </proc/sys/kernel/random/boot_id
   now
   end=$((now + L))
   # The mark that ends each stream of a short answer lies in the lock's file: every file costs a host's disk some time.
-  export -p >"$d.err" && true >"$d.out" && printf %s "$MARK." >"$d.lock" || refuse unwritable
-  exec 8>>"$d.out"
+  true >"$d.err" && true >"$d.out" && printf %s "$MARK." >"$d.lock" || refuse unwritable
+  # 8 is what `wait` is locked by. 3 and 4 are the command's own, kept to see how far it got.
+  exec 8>>"$d.out" 3>>"$d.out" 4>>"$d.err"
   # All that could need disk space exists before the command does: a full disk is a refusal and never a doubt.
   # The first line is where the end will be written, over what is there already.
   if ! { printf '%-39s\n' begun && echo "$boot" && echo "$now" && echo "$end"; } >"$d.go"; then
     rm -f "$d.go"
     refuse unwritable
   fi
-  (
-    exec 9<"$d.lock"
-    short
-    settle
-  ) &
-  # Nothing of the connection is ours any more.
-  exec </dev/null >/dev/null 2>&1
+  # Whoever takes this line is the one who speaks to the asker.
+  exec 7<<\E
+ticket
+E
+  # A background process has no standard input but what it is given.
+  exec 6<&0
+  attend &
+  deputy=$!
+  exec 6<&- </dev/null
   if [ -n "$FEED" ]; then
-    feed 8>&- | (begun)
+    feed 3>&- 4>&- 7<&- 8>&- | (begun)
   else
     (begun)
   fi
   code=$?
   now
-  printf '%-39s\n' "end $now $code" 1<>"$d.go" || exec mv -f "$d.go" "$d.exit.$code"
-  exit 0
+  printf '%-39s\n' "end $now $code" 1<>"$d.go" || mv -f "$d.go" "$d.exit.$code"
+  exec 8>&- 9>&-
+  ticket=
+  read -r ticket <&7
+  if [ -n "$ticket" ]; then
+    written 3 && out=$pos && written 4 && o=$out e=$pos
+    exec 3>&- 4>&-
+    ended
+    finish
+  fi
+  exec 3>&- 4>&- 7<&-
+  sweep
+  # The next request is the resident's to read: not before the other reader has gone, which the asker's next word makes it do.
+  wait "$deputy"
+  exit
 }
 
-# The command's process, up to the moment it becomes the command: its own session, and nothing of the launcher's environment.
+# The command's process, up to the moment it becomes the command.
 begun() {
-  while read -r k name; do
-    case $k$name in
-    export*=* | declare-x\ *=*)
-      name=${name#-x }
-      name=${name%%=*}
-      case $name in
-      PATH | HOME | USER | SHELL | *[!A-Za-z0-9_]*) ;;
-      *) unset "$name" ;;
-      esac
-      ;;
-    esac
-  done <"$d.err"
-  true >"$d.err"
   trap - HUP PIPE
-  exec >>"$d.out" 2>>"$d.err" 8>&-
+  exec >&3 2>&4 3>&- 4>&- 7<&- 8>&-
+  unset LC_ALL
   export HOME USER SHELL
   launch
+}
+
+# Beside the wrapper, until the asker finds that it takes long, or is gone, or has its answer.
+attend() {
+  exec <&6 3>&- 4>&- 6<&- 9>&-
+  read -r rest
+  ticket=
+  read -r ticket <&7
+  [ -n "$ticket" ] || exit 0
+  exec 7<&-
+  # `wait` is locked: the wrapper shares what we have opened.
+  flock 8
+  reading
+  watchdog
+  dog=1
+  exec 8>&-
+  settle
+  exit 0
 }
 
 # As long as this is locked somebody reads: begun before the watchdog is, which asks.
 reading() {
   exec 5>>"$d.reader"
   flock -s 5
-}
-
-# The first moments of a command, which are the whole life of most. Woken by `lock`, for `wait` is nobody's yet: a process left
-# behind may hold that on, so not for long. Then `wait` is locked: the wrapper shares what we have opened.
-short() {
-  flock -s -w 0.0$((first * 3)) 9 || ended || flock -s -w 0.$first 9 || ended || {
-    flock 8
-    reading
-    watchdog
-    dog=1
-  }
-  exec 8>&- 9<&-
 }
 
 # Whether any process of the command lives: the lock says so, never a pid.
@@ -277,7 +334,7 @@ part() {
       c=$((n / 65536)) n=65536
       [ "$c" -le 16 ] || c=16
     fi
-    echo "O $1 $at $((n * c))" && dd bs=$n count=$c <&$2 2>/dev/null || exit 0
+    say "O $1 $at $((n * c))" && dd bs=$n count=$c <&$2 2>/dev/null || exit 0
     at=$((at + n * c))
     if [ "$1" = 1 ]; then O=$at; else E=$at; fi
     [ -z "$dog" ] || echo "$O $E" >"$d.read"
@@ -312,6 +369,35 @@ streams() {
   po=$((O / 67108864 * 67108864)) pe=$((E / 67108864 * 67108864))
 }
 
+# How many bytes were written by what descriptor $1 is.
+written() {
+  read -r rest pos <"/proc/self/fdinfo/$1"
+}
+
+# What most commands print is a line or two of plain text: `out` and `text`, byte by byte what lies in the files, or failure.
+brief() {
+  [ -n "$o" ] && [ $((o + e)) -lt 1000 ] && [ "$O$E" = 00 ] && plain "$d.out" "$o" || return 1
+  out=$text
+  plain "$d.err" "$e"
+}
+
+plain() {
+  text= line=
+  exec 3<"$1"
+  while IFS= read -r line; do
+    text=$text$line$nl line=
+    [ ${#text} -le "$2" ] || break
+  done <&3
+  text=$text$line
+  written 3
+  exec 3<&-
+  # A NUL is dropped by `read`, but counted.
+  [ "$pos" = "$2" ] && [ ${#text} = "$2" ] || return 1
+  case $text in
+  *[!\ -~"$tab$nl"]*) return 1 ;;
+  esac
+}
+
 # The end, once `ended` has found it. Variables are the whole program's: no two functions that call each other share a name.
 finish() {
   if [ "$code" = void ]; then
@@ -335,10 +421,15 @@ finish() {
   # Renamed for want of space: when it ended is not known.
   [ "$k$stop" != begun ] || stop=$t0
   if [ -s "$d.out" ] || [ -s "$d.err" ]; then
+    if brief; then
+      say "O 1 0 ${#out}$nl${out}O 2 0 ${#text}$nl${text}X $why $code $((stop - t0))"
+      return 0
+    fi
     # All of it is still to be told: by one process, without counting. A mark ends each stream, and what is longer than 16 MiB.
     if [ -z "$open" ] && [ "$O$E" = 00 ] && [ -s "$d.lock" ]; then
-      echo "Z $why $code $((stop - t0))"
-      exec head -q -c 16777216 "$d.out" "$d.lock" "$d.err" "$d.lock"
+      say "Z $why $code $((stop - t0))"
+      head -q -c 16777216 "$d.out" "$d.lock" "$d.err" "$d.lock"
+      return 0
     fi
     streams
     emit
@@ -347,7 +438,7 @@ finish() {
 }
 
 # Follow a command that runs, whoever began it, until the wrapper lets go of `wait`.
-follow() {
+followed() {
   n=0
   while [ ! -s "$d.go" ]; do
     ended && return 0
@@ -376,7 +467,7 @@ follow() {
     if [ "$was" = "$O.$E" ]; then
       quiet=$((quiet + 1)) w=0.3
       # Is the asker still there?
-      [ $((quiet % 30)) -gt 0 ] || echo K || exit 0
+      [ $((quiet % 30)) -gt 0 ] || say K
     else
       quiet=0 w=0.1
       punch
@@ -423,7 +514,7 @@ settle() {
     1)
       exec 9>&-
       [ "$V" != stop ] || [ -e "$d.stop" ] || true >"$d.stop" || refuse unwritable
-      follow
+      followed
       if ! ended && [ -s "$d.go" ] && alive; then
         # The wrapper was killed and the command lives: its time-out ends it; it is never begun again.
         now
@@ -446,15 +537,47 @@ settle() {
 
 stop() { start; }
 
+# Which machine it is was said.
+identify() { x identified; }
+
+# What the host keeps of a command goes once nobody holds its lock and ten looks, a day of uptime between each, have found it there.
+# No age is read from a file: whoever sets the wall clock must not make a command forgotten that may be asked for once more.
+sweep() {
+  [ "$N" = 1 ] || return 0
+  was= up=0 passed=0 n=0
+  [ ! -s "$B/swept" ] || read -r was up passed n <"$B/swept"
+  [ "$was" = "$boot" ] || up=0
+  passed=$((passed + now - up))
+  [ "$was" != "$boot" ] || [ "$passed" -ge 8640000 ] || return 0
+  (
+    exec </dev/null >/dev/null 2>&1 5>>"$B/swept.lock"
+    cd "$B" && flock -n 5 || exit 0
+    up=
+    [ ! -s swept ] || read -r up rest <swept
+    [ "$up" = "$was" ] || exit 0
+    if [ "$passed" -ge 8640000 ]; then
+      n=$((n + 1)) passed=0
+      for f in *.lock; do
+        case $f in
+        id.lock | swept.lock | epoch.*) ;;
+        *) echo "${f%.lock}" ;;
+        esac
+      done >"seen.$n" || exit 0
+      old=seen.$((n - 10))
+      [ ! -e "$old" ] || while read -r f; do
+        [ ! -e "$f.lock" ] || flock -n "$f.lock" rm -f "$f".*
+      done <"$old"
+      rm -f "$old"
+    fi
+    echo "$boot $now $passed $n" >swept.new && mv -f swept.new swept
+  ) &
+}
+
 main() {
   trap '' HUP PIPE
   LC_ALL=C
   export LC_ALL
-  open= dog= po=0 pe=0 tries=0 first=2
-  # Hundredths of a short time limit's half, at most 0.1 + 0.06 s.
-  [ "$L" -gt 20 ] || first=1
-  echo
-  echo "$MARK"
+  open= dog= po=0 pe=0 tries=0 o= e= H="$nl$MARK $N$nl"
   base
   "$V"
 }

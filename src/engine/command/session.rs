@@ -1,38 +1,35 @@
-//! One machine's session: sends requests, reads answers, reconnects.
+//! One machine's session: knows the machine, keeps its link and channels, asks until there is a verdict.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    sync::{Mutex, Semaphore, SemaphorePermit},
-};
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CommandSpec, Connect, Discard, OutputSink, Verdict,
-    frames::{Frame, FrameError, Frames},
+    Acquaintance, CommandSpec, Connect, Discard, OutputSink, Verdict,
+    channel::{Answer, Nothing, Reply, Request, Resident, one_line},
     program,
 };
 use crate::{
     model::{cause::Cause, ids::Digest},
-    ports::link::{Channel, Exit, Link, LinkError},
+    ports::link::{Link, LinkError},
     time::{Clock, Stamp, within},
 };
 
-/// How much of what the program complains about is kept for messages.
-const COMPLAINTS: usize = 4096;
 /// Answers that end without a verdict though the link is up: after so many it is not going to get better.
 const BROKEN: u32 = 5;
 /// The longest pause between two attempts to reconnect.
 const PAUSE: Duration = Duration::from_secs(5);
 /// How much longer than its time-out, grace and `reconnect` a command's answer is waited for at all.
 const SLACK: Duration = Duration::from_secs(60);
-/// Of one host at once: sshd's `MaxSessions` is 10, and the channel opened ahead, a probe and a stop want theirs too.
+/// Of one host at once: sshd's `MaxSessions` is 10, and a probe and a stop want theirs too.
 const CHANNELS: usize = 7;
+/// Channels that wait for a further request; a run's steps on a host come mostly one by one.
+const IDLE: usize = 4;
+/// A command that takes longer is followed as it runs, which costs the host some processes and people half a second.
+const SHORT: Duration = Duration::from_millis(500);
 /// How long a host that refuses another channel is asked again: somebody else's sessions may end.
 const REFUSED: Duration = Duration::from_secs(30);
-/// How long to listen for complaints after the end.
-const LISTEN: Duration = Duration::from_secs(1);
 /// For an answer that needs no command to end: identify, stop of what is not ours to wait for.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -40,6 +37,9 @@ const ANSWER: Duration = Duration::from_secs(30);
 #[derive(Default)]
 struct State {
     link: Option<Arc<dyn Link>>,
+    /// Of that link.
+    idle: Vec<Resident>,
+    /// The machine this session is with, once that is known and kept.
     host_id: Option<String>,
     user: Option<String>,
 }
@@ -48,51 +48,20 @@ struct State {
 pub struct Session {
     connect: Arc<dyn Connect>,
     clock: Arc<dyn Clock>,
+    acquaintance: Arc<dyn Acquaintance>,
+    /// Held while the machine's id gets to the disk: it is met once.
+    meeting: Mutex<()>,
     state: Mutex<State>,
     /// Commands and transfers at the same moment; stops and questions need no turn.
     turns: Semaphore,
 }
 
-/// What came of one request on one channel.
-pub(super) enum Answer {
-    /// The verdict's words.
-    Words(Vec<String>),
-    /// It was not sent, or the channel is gone: ask again.
-    Cut { error: LinkError, broken: bool },
-    /// There is more of it: ask at once.
-    More,
-    /// It cannot be answered on this machine.
-    Refused(Cause),
-}
-
-/// How a request goes on after its program was sent.
-#[async_trait::async_trait]
-pub(super) trait Feed: Send {
-    /// The program waits for bytes from `offset` on; `stdin` is to be shut down after them.
-    async fn feed(&mut self, offset: u64, stdin: &mut (dyn tokio::io::AsyncWrite + Send + Unpin)) -> Result<(), Cause>;
-    /// The size and time of the file that follows; an error ends the request.
-    fn size(&mut self, size: u64, mtime: i64) -> Result<(), Cause>;
-}
-
-/// Nothing to feed.
-pub(super) struct Nothing;
-
-#[async_trait::async_trait]
-impl Feed for Nothing {
-    async fn feed(&mut self, _: u64, _: &mut (dyn tokio::io::AsyncWrite + Send + Unpin)) -> Result<(), Cause> {
-        Err(Cause::new("internal", "the host asked for a file that nobody sends"))
-    }
-    fn size(&mut self, _: u64, _: i64) -> Result<(), Cause> {
-        Ok(())
-    }
-}
-
 impl Session {
-    /// A session that connects when it is first used. `host_id` is what was journaled for this host earlier, if anything.
+    /// A session that connects when it is first used.
     #[must_use]
-    pub fn new(connect: Arc<dyn Connect>, clock: Arc<dyn Clock>, host_id: Option<String>) -> Self {
-        let state = Mutex::new(State { host_id, ..State::default() });
-        Session { connect, clock, state, turns: Semaphore::new(CHANNELS) }
+    pub fn new(connect: Arc<dyn Connect>, clock: Arc<dyn Clock>, acquaintance: Arc<dyn Acquaintance>) -> Self {
+        let (meeting, state) = (Mutex::default(), Mutex::default());
+        Session { connect, clock, acquaintance, meeting, state, turns: Semaphore::new(CHANNELS) }
     }
 
     /// The next free turn; `None` = stopped while waiting for it.
@@ -104,9 +73,44 @@ impl Session {
         }
     }
 
-    /// The machine's own id, once it has answered anything; to be journaled for the host and given to the next session.
+    /// The id the machine must have, once it is known.
     pub async fn host_id(&self) -> Option<String> {
-        self.state.lock().await.host_id.clone()
+        let mut state = self.state.lock().await;
+        if state.host_id.is_none() {
+            state.host_id = self.acquaintance.known();
+        }
+        state.host_id.clone()
+    }
+
+    /// The machine answers as `id`: returns once that is kept, with the id if it is not the machine it must be.
+    pub(super) async fn meet(&self, id: String, user: String) -> Result<Option<String>, Cause> {
+        let _once = self.meeting.lock().await;
+        let known = self.host_id().await;
+        if known.as_ref().is_some_and(|known| *known != id) {
+            return Ok(Some(id));
+        }
+        if known.is_none() {
+            self.acquaintance.met(&id).await?;
+        }
+        let mut state = self.state.lock().await;
+        state.host_id = Some(id);
+        state.user = Some(user);
+        Ok(None)
+    }
+
+    /// A channel of `link` that waits for a request.
+    pub(super) async fn idle(&self, link: &Arc<dyn Link>) -> Option<Resident> {
+        let mut state = self.state.lock().await;
+        let current = state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link));
+        if current { state.idle.pop() } else { None }
+    }
+
+    /// For the next request.
+    pub(super) async fn keep(&self, link: &Arc<dyn Link>, resident: Resident) {
+        let mut state = self.state.lock().await;
+        if state.idle.len() < IDLE && state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
+            state.idle.push(resident);
+        }
     }
 
     /// The link, for probes and `dial`; connects if it must. Nothing is retried.
@@ -119,6 +123,7 @@ impl Session {
         if let Some(link) = state.link.as_ref().filter(|link| !link.is_closed()) {
             return Ok(link.clone());
         }
+        state.idle.clear();
         let link = self.connect.connect().await?;
         state.link = Some(link.clone());
         Ok(link)
@@ -126,7 +131,11 @@ impl Session {
 
     /// Ends the link. The session can be used again and then connects again.
     pub async fn close(&self) {
-        let link = self.state.lock().await.link.take();
+        let link = {
+            let mut state = self.state.lock().await;
+            state.idle.clear();
+            state.link.take()
+        };
         if let Some(link) = link {
             link.close().await;
         }
@@ -151,6 +160,7 @@ impl Session {
         let mut state = self.state.lock().await;
         if state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
             state.link = None;
+            state.idle.clear();
         }
     }
 
@@ -163,11 +173,11 @@ impl Session {
         let build = |frame: &program::Frame<'_>| program::identify(frame);
         let mark = "phased-identify".to_owned();
         let (mut at, mut discard, mut nothing, mut sent) = ([0; 2], Discard, Nothing, false);
-        let asked = self.ask(&link, &build, &mark, [0; 2], &mut discard, &mut nothing, &mut at, &mut sent);
-        let answer = within(&*self.clock, ANSWER, asked).await;
+        let request = Request { build: &build, mark: &mark, from: [0; 2], follow: None };
+        let mut reply = Reply { sink: &mut discard, feed: &mut nothing, at: &mut at, sent: &mut sent };
+        let answer = within(&*self.clock, ANSWER, self.ask(&link, &request, &mut reply)).await;
         match answer {
             Some(Answer::More) => {}
-            // The program says who it is and has nothing to add: the channel's end is the end.
             Some(Answer::Refused(cause)) => return Err(cause),
             Some(Answer::Words(words)) => {
                 if let Some(verdict) = self.verdict(&words, &[], None).await {
@@ -179,8 +189,8 @@ impl Session {
                     };
                 }
             }
-            Some(Answer::Cut { error, .. }) if link.is_closed() => return Err(error.cause),
-            Some(Answer::Cut { .. }) | None => {}
+            Some(Answer::Cut { error, .. }) => return Err(error.cause),
+            None => {}
         }
         self.host_id().await.ok_or_else(|| Cause::new("host_unsupported", "the host did not say who it is"))
     }
@@ -260,7 +270,11 @@ impl Session {
         };
         let (from, mark) = (*at, program::mark(&cmd.token));
         let mut nothing = Nothing;
-        let mut asked = pin!(self.ask(link, &build, &mark, from, sink, &mut nothing, at, sent));
+        // A time limit shorter than that is to be watched all the same.
+        let follow = (!stopping).then(|| SHORT.min(cmd.timeout / 2));
+        let request = Request { build: &build, mark: &mark, from, follow };
+        let mut reply = Reply { sink, feed: &mut nothing, at, sent };
+        let mut asked = pin!(self.ask(link, &request, &mut reply));
         let span = self.clock.now().since(began);
         let mut limit = self.clock.sleep((cmd.timeout + cmd.grace + cmd.reconnect + SLACK).saturating_sub(span));
         if !stopping {
@@ -273,8 +287,9 @@ impl Session {
             // The command's own channel goes on and brings its last output and its verdict; this one only ends it.
             let build = |frame: &program::Frame<'_>| program::stop(frame, &cmd.token, cmd.user.as_deref(), false);
             let (mut none, mut discard, mut nobody, mut also) = ([0; 2], Discard, Nothing, false);
-            let mut ending =
-                pin!(self.ask(link, &build, &mark, [0; 2], &mut discard, &mut nobody, &mut none, &mut also));
+            let request = Request { build: &build, mark: &mark, from: [0; 2], follow: None };
+            let mut reply = Reply { sink: &mut discard, feed: &mut nobody, at: &mut none, sent: &mut also };
+            let mut ending = pin!(self.ask(link, &request, &mut reply));
             limit = self.clock.sleep(cmd.grace + ANSWER);
             tokio::select! {
                 biased;
@@ -310,7 +325,9 @@ impl Session {
                 Ok(link) => {
                     let left = limit.saturating_sub(self.clock.now().since(&began)).max(Duration::from_secs(1));
                     let (mut at, mut discard, mut nothing, mut sent) = ([0; 2], Discard, Nothing, false);
-                    let asked = self.ask(&link, &build, &mark, [0; 2], &mut discard, &mut nothing, &mut at, &mut sent);
+                    let request = Request { build: &build, mark: &mark, from: [0; 2], follow: None };
+                    let mut reply = Reply { sink: &mut discard, feed: &mut nothing, at: &mut at, sent: &mut sent };
+                    let asked = self.ask(&link, &request, &mut reply);
                     match within(&*self.clock, left, asked).await.unwrap_or_else(silent) {
                         Answer::More => continue,
                         Answer::Refused(cause) => return Verdict::Refused(cause),
@@ -335,157 +352,6 @@ impl Session {
             }
             self.clock.sleep(pause).await;
             pause = (pause * 2).min(PAUSE);
-        }
-    }
-
-    /// Sends one request on a channel of its own and reads its answer. `at` is where each stream has got to.
-    #[allow(clippy::too_many_arguments)] // as above
-    pub(super) async fn ask(
-        &self,
-        link: &Arc<dyn Link>,
-        build: &(dyn Fn(&program::Frame<'_>) -> Result<Vec<u8>, Cause> + Sync),
-        mark: &str,
-        from: [u64; 2],
-        sink: &mut dyn OutputSink,
-        feed: &mut dyn Feed,
-        at: &mut [u64; 2],
-        sent: &mut bool,
-    ) -> Answer {
-        let host_id = self.state.lock().await.host_id.clone();
-        let base = link.base();
-        let frame = program::Frame { mark, base: base.as_deref(), host_id: host_id.as_deref(), from };
-        let text = match build(&frame) {
-            Ok(text) => text,
-            Err(cause) => return Answer::Refused(cause),
-        };
-        let channel = match link.open("sh").await {
-            Ok(channel) => channel,
-            Err(error) => {
-                let broken = error.cause.code == "channel_refused";
-                return Answer::Cut { error, broken };
-            }
-        };
-        *sent = true;
-        self.converse(channel, mark, &text, sink, feed, at).await
-    }
-
-    async fn converse(
-        &self,
-        channel: Channel,
-        mark: &str,
-        text: &[u8],
-        sink: &mut dyn OutputSink,
-        feed: &mut dyn Feed,
-        at: &mut [u64; 2],
-    ) -> Answer {
-        let Channel { mut stdin, stdout, stderr, exit } = channel;
-        let mut complaints = Vec::new();
-        let ended = {
-            let talk = async {
-                // A write that fails says less than what the other side printed before it closed: read that.
-                let _closed = async {
-                    stdin.write_all(text).await?;
-                    stdin.flush().await
-                }
-                .await;
-                let mut frames = Frames::new(stdout, mark);
-                loop {
-                    match frames.next().await {
-                        Err(error) => return Ok(Err(error)),
-                        Ok(Frame::Verdict(words)) => return Ok(Ok(words)),
-                        Ok(Frame::Alive) => {}
-                        Ok(Frame::Host { id, user, base: _ }) => self.learn(id, user).await,
-                        Ok(Frame::Go { offset }) => {
-                            feed.feed(offset, &mut *stdin).await?;
-                            let _closed = stdin.shutdown().await;
-                        }
-                        Ok(Frame::Size { size, mtime }) => feed.size(size, mtime)?,
-                        Ok(Frame::Output { stream, offset, bytes }) => {
-                            let slot = match stream {
-                                crate::ports::outputs::Stream::Out => &mut at[0],
-                                _ => &mut at[1],
-                            };
-                            // The host begins where it was asked to; anything else would lose or double bytes.
-                            if offset != *slot {
-                                return Ok(Err(FrameError::Garbled(format!("offset {offset} after {slot}"))));
-                            }
-                            sink.output(stream, offset, &bytes).await;
-                            *slot = offset + bytes.len() as u64;
-                        }
-                    }
-                }
-            };
-            let mut talk = pin!(talk);
-            let mut listen = pin!(listen(stderr, &mut complaints));
-            let mut listening = true;
-            let ended = loop {
-                tokio::select! {
-                    biased;
-                    ended = &mut talk => break ended,
-                    () = &mut listen, if listening => listening = false,
-                }
-            };
-            // Why it was refused was said on the other stream, which may come later.
-            if listening && !matches!(&ended, Ok(Ok(words)) if words.first().is_none_or(|word| word != "refused")) {
-                within(&*self.clock, LISTEN, listen).await;
-            }
-            ended
-        };
-        match ended {
-            Ok(Ok(words)) => {
-                // What a tool complained about is the reason of a refusal.
-                let mut words = words;
-                if words.first().is_some_and(|word| word == "refused") && !complaints.is_empty() {
-                    words.push(format!("({})", one_line(&complaints)));
-                }
-                Answer::Words(words)
-            }
-            Err(cause) => Answer::Refused(cause),
-            Ok(Err(FrameError::More)) => Answer::More,
-            Ok(Err(error)) => self.without_verdict(error, exit, &complaints).await,
-        }
-    }
-
-    /// The channel ended before the verdict: was the link cut, or can this machine not do it?
-    async fn without_verdict(
-        &self,
-        error: FrameError,
-        exit: futures_util::future::BoxFuture<'static, Result<Exit, LinkError>>,
-        complaints: &[u8],
-    ) -> Answer {
-        let ended = within(&*self.clock, Duration::from_secs(5), exit).await;
-        let said = match ended {
-            Some(Err(error)) => return Answer::Cut { error, broken: false },
-            Some(Ok(Exit::Code(code))) => format!("exit code {code}"),
-            Some(Ok(Exit::Signal(ref name))) => format!("signal {name}"),
-            Some(Ok(Exit::Unsaid)) | None => "no exit code".to_owned(),
-        };
-        let complaint = one_line(complaints);
-        match error {
-            FrameError::Ended { started: false, noise } => {
-                let heard = [noise, complaint].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" / ");
-                let message = format!(
-                    "the host does not run commands: its login shell ended with {said} instead of running sh{}{heard}",
-                    if heard.is_empty() { "" } else { ": " }
-                );
-                match ended {
-                    Some(Ok(Exit::Code(_))) => Answer::Refused(Cause::new("host_unsupported", message)),
-                    _ => Answer::Cut { error: LinkError::new("connection_lost", message), broken: true },
-                }
-            }
-            other => Answer::Cut {
-                error: LinkError::new("connection_lost", format!("{other}; {said} {complaint}")),
-                broken: true,
-            },
-        }
-    }
-
-    async fn learn(&self, id: String, user: String) {
-        let mut state = self.state.lock().await;
-        state.user = Some(user);
-        // The first answer decides which machine this session is with; a later one with another id says `replaced` itself.
-        if state.host_id.is_none() {
-            state.host_id = Some(id);
         }
     }
 
@@ -586,20 +452,6 @@ fn refusal(code: &str, text: &str) -> Cause {
         "upload" => Cause::new("upload_failed", format!("the file could not be put in place: {text}")),
         "download" => Cause::new("download_failed", format!("the file cannot be read: {text}")),
         other => Cause::new("host_unsupported", format!("the host refused: {other} {text}")),
-    }
-}
-
-fn one_line(bytes: &[u8]) -> String {
-    let text: String = String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    text.trim().chars().take(400).collect()
-}
-
-/// Keeps the first complaints and drains the rest.
-async fn listen(mut stderr: Box<dyn AsyncRead + Send + Unpin>, complaints: &mut Vec<u8>) {
-    let mut buffer = [0; 1024];
-    while let Ok(n @ 1..) = stderr.read(&mut buffer).await {
-        let room = COMPLAINTS.saturating_sub(complaints.len()).min(n);
-        complaints.extend_from_slice(&buffer[..room]);
     }
 }
 

@@ -7,8 +7,9 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CommandSpec, Discard, EpochCheck, OutputSink, Session, Shell, Verdict, What, program,
-    session::{Answer, Feed, Nothing},
+    CommandSpec, Discard, EpochCheck, OutputSink, Session, Shell, Verdict, What,
+    channel::{Answer, Feed, Nothing, Reply, Request},
+    program,
 };
 use crate::{
     model::{cause::Cause, ids::Digest},
@@ -195,10 +196,11 @@ impl Session {
             loop {
                 let error = match self.link().await {
                     Err(error) => error,
-                    Ok(link) => match self
-                        .ask(&link, build, "phased-transfer", at, sink, feed, &mut at, &mut sent)
-                        .await
-                    {
+                    Ok(link) => match {
+                        let request = Request { build, mark: "phased-transfer", from: at, follow: None };
+                        let mut reply = Reply { sink: &mut *sink, feed: &mut *feed, at: &mut at, sent: &mut sent };
+                        self.ask(&link, &request, &mut reply).await
+                    } {
                         Answer::More => continue,
                         Answer::Refused(cause) => return Err(Verdict::Refused(cause)),
                         // Another attempt of ours still holds the place, or the bytes were cut: go on from there.

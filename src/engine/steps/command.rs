@@ -29,7 +29,7 @@ pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
     spec.env = job.place.variables.iter().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect();
     spec.env.extend(args.map("env"));
     spec.path = match &job.place.host {
-        Some(host) => host.ssh.path.clone(),
+        Some((_, host)) => host.ssh.path.clone(),
         None => Some(job.world.limits.path.clone()),
     };
     spec.cwd = match (args.text("cwd"), &job.place.host, &job.place.dir) {
@@ -46,7 +46,7 @@ pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
 
     let mut sink = LogSink::new(job);
     spec.from = sink.from();
-    spec.resumed = job.resumed.is_some();
+    spec.resumed = job.may_have_begun();
     let verdict = job.session().run(&spec, &mut sink, &job.stop).await;
     let (stdout, stderr, truncated) = sink.finish();
     let (code, duration_ms) = match verdict {
@@ -139,7 +139,8 @@ fn exit(job: &Job, args: &Resolved, code: u32, stdout: &[u8], stderr: &[u8]) -> 
     } else if job.request.verb == Verb::Service && text.contains("sudo:") {
         let command =
             service(args).iter().skip(2).map(|w| String::from_utf8_lossy(w).into_owned()).collect::<Vec<_>>().join(" ");
-        let user = job.place.host.as_ref().and_then(|h| h.ssh.user.clone()).unwrap_or_else(|| "USER".to_owned());
+        let user =
+            job.place.host.as_ref().and_then(|(_, host)| host.ssh.user.clone()).unwrap_or_else(|| "USER".to_owned());
         cause.code = "sudo_refused".to_owned();
         cause.message = format!(
             "{}\nAllow it on {} with this line in /etc/sudoers.d/phased: {user} ALL=(root) NOPASSWD: /usr/bin/{command}",

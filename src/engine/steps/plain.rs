@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::values::{self, Resolved};
 use crate::{
     engine::{
-        command::{CommandSpec, OutputSink, Session, ToLocal, Verdict, What},
+        command::{CommandSpec, Fleeting, OutputSink, Session, ToLocal, Verdict, What},
         world::World,
     },
     model::{
@@ -49,7 +49,7 @@ pub(in crate::engine) async fn exec(world: &World, project: &ProjectName, args: 
     spec.path = Some(world.limits.path.clone());
     spec.stdin = args.bytes("stdin");
     let connect = std::sync::Arc::new(ToLocal { links: std::sync::Arc::clone(&world.links), project: project.clone() });
-    let session = Session::new(connect, std::sync::Arc::clone(&world.clock), None);
+    let session = Session::new(connect, std::sync::Arc::clone(&world.clock), std::sync::Arc::new(Fleeting));
     let mut kept = Kept::default();
     let verdict = session.run(&spec, &mut kept, &CancellationToken::new()).await;
     session.close().await;

@@ -55,7 +55,7 @@ pub(super) async fn write(job: &Job, args: &Resolved) -> Outcome {
     spec.reconnect = job.world.limits.reconnect;
     let mut sink = LogSink::new(job);
     spec.from = sink.from();
-    spec.resumed = job.resumed.is_some();
+    spec.resumed = job.may_have_begun();
     let verdict = job.session().run(&spec, &mut sink, &job.stop).await;
     let (stdout, stderr, _) = sink.finish();
     let value = json!({ "changed": stdout.starts_with(b"changed") });
@@ -165,7 +165,7 @@ pub(super) async fn upload(job: &Job, args: &Resolved) -> Outcome {
         owner: if direct { owner.clone() } else { None },
         timeout,
         epoch: job.place.epoch.clone(),
-        resumed: job.resumed.is_some(),
+        resumed: job.may_have_begun(),
     };
     let changed = match job.session().upload(&upload, &job.stop).await {
         UploadVerdict::Done { changed, .. } => changed,
@@ -203,7 +203,7 @@ if [ -z "$same" ]; then mv -f "$new" "$TO"; echo changed; else echo same; fi"#;
     spec.epoch = job.place.epoch.clone();
     let mut sink = LogSink::new(job);
     spec.from = sink.from();
-    spec.resumed = job.resumed.is_some();
+    spec.resumed = job.may_have_begun();
     let verdict = job.session().run(&spec, &mut sink, &job.stop).await;
     let (stdout, stderr, _) = sink.finish();
     let token = Digest::of(format!("{}|clean", job.token).as_bytes());
@@ -249,7 +249,7 @@ pub(super) async fn download(job: &Job, args: &Resolved) -> Outcome {
         owner: None,
         timeout,
         epoch: None,
-        resumed: job.resumed.is_some(),
+        resumed: job.may_have_begun(),
     };
     match job.sessions.local().upload(&upload, &job.stop).await {
         UploadVerdict::Done { .. } => Outcome::Ok(value),

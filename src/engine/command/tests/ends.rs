@@ -1,0 +1,117 @@
+//! Every way a command can end.
+
+use super::*;
+
+in_every_shell! {
+    async fn a_timeout_kills_what_ignores_term(host: Host) {
+        let clock = SystemClock::new();
+        let mut cmd = sh(1, "trap '' TERM; echo on; while :; do sleep 987.1; done");
+        cmd.timeout = Duration::from_millis(500);
+        cmd.grace = Duration::from_secs(1);
+        let began = clock.now();
+        let (verdict, out, _) = host.run(&cmd).await;
+        let took = clock.now().since(&began);
+        assert!(matches!(verdict, Verdict::TimedOut { .. }), "{verdict:?}");
+        assert_eq!(out, b"on\n");
+        assert!(took > Duration::from_millis(1400) && took < Duration::from_secs(6), "{took:?}");
+        assert!(matches!(host.run(&cmd).await.0, Verdict::TimedOut { .. }), "and it stays so");
+    }
+
+    async fn a_short_timeout_of_a_polite_command(host: Host) {
+        let mut cmd = sh(1, "sleep 986.2");
+        cmd.timeout = Duration::from_millis(100);
+        let clock = SystemClock::new();
+        let began = clock.now();
+        assert!(matches!(host.run(&cmd).await.0, Verdict::TimedOut { .. }));
+        assert!(clock.now().since(&began) < Duration::from_secs(2));
+    }
+
+    async fn stop_ends_it_whole(host: Host) {
+        let stop = CancellationToken::new();
+        let marker = host.marker();
+        let cmd = sh(1, &format!("echo on; sleep {marker} & sleep {marker}"));
+        let mut sink = Collect::default();
+        let ending = async {
+            until("the command", || process_exists(&marker)).await;
+            stop.cancel();
+        };
+        let (verdict, ()) = tokio::join!(host.session.run(&cmd, &mut sink, &stop), ending);
+        assert!(matches!(verdict, Verdict::Stopped { .. }), "{verdict:?}");
+        assert_eq!(sink.out, b"on\n");
+        until("the end of all of it", || !process_exists(&marker)).await;
+    }
+
+    async fn what_outlives_a_stopped_leader_is_killed(host: Host) {
+        let marker = host.marker();
+        let mut cmd = sh(1, &format!("(trap '' TERM; while :; do sleep {marker}; done) & sleep {marker}"));
+        cmd.timeout = Duration::from_millis(300);
+        cmd.grace = Duration::from_secs(1);
+        assert!(matches!(host.run(&cmd).await.0, Verdict::TimedOut { .. }));
+        until("the end of all of it", || !process_exists(&marker)).await;
+    }
+
+    async fn given_up_is_never_begun(host: Host) {
+        let file = host.path("ran");
+        assert_eq!(host.session.resolve(&token(1), None, Duration::from_secs(20)).await, Verdict::Void);
+        let (verdict, _, _) = host.run(&sh(1, &format!("touch {}", file.display()))).await;
+        assert_eq!(verdict, Verdict::Void);
+        assert!(!file.exists());
+        // What had ended by itself has.
+        host.sh(2, "true").await;
+        assert!(matches!(host.session.resolve(&token(2), None, Duration::from_secs(20)).await, Verdict::Exited { code: 0, .. }));
+    }
+
+    async fn resolve_ends_what_runs(host: Host) {
+        let marker = host.marker();
+        let cmd = sh(1, &format!("sleep {marker}"));
+        let (never, mut sink) = (CancellationToken::new(), Discard);
+        let resolving = async {
+            until("the command", || process_exists(&marker)).await;
+            host.again(None).resolve(&token(1), None, Duration::from_secs(20)).await
+        };
+        let (verdict, resolved) = tokio::join!(host.session.run(&cmd, &mut sink, &never), resolving);
+        assert!(matches!(verdict, Verdict::Stopped { .. }), "{verdict:?}");
+        assert!(matches!(resolved, Verdict::Stopped { .. }), "{resolved:?}");
+    }
+
+    async fn a_killed_wrapper_is_an_orphan_then_lost(host: Host) {
+        let marker = host.marker();
+        let mut cmd = sh(1, &format!("sleep {marker}"));
+        cmd.timeout = Duration::from_secs(2);
+        let mut sink = Discard;
+        let killing = async {
+            until("the command", || process_exists(&marker)).await;
+            let go = std::fs::read_to_string(host.file(1, "go")).unwrap();
+            let leader: i32 = go.lines().rev().find_map(|line| line.strip_prefix("pg ")).unwrap().parse().unwrap();
+            let stat = std::fs::read_to_string(format!("/proc/{leader}/stat")).unwrap();
+            let wrapper: i32 = stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(wrapper), nix::sys::signal::Signal::SIGKILL).unwrap();
+        };
+        let stop = CancellationToken::new();
+        let (verdict, ()) = tokio::join!(host.session.run(&cmd, &mut sink, &stop), killing);
+        // The time-out ended the command; its own end was never written.
+        assert_eq!(verdict, Verdict::Lost);
+        assert!(!process_exists(&marker));
+        assert_eq!(host.run(&cmd).await.0, Verdict::Lost, "and it is not begun again");
+    }
+
+    async fn an_end_that_found_no_room_is_read_from_the_name(host: Host) {
+        let cmd = sh(1, "echo out; exit 5");
+        host.run(&cmd).await;
+        let go = std::fs::read_to_string(host.file(1, "go")).unwrap();
+        std::fs::write(host.file(1, "go"), go.replacen("end", "begun", 1)).unwrap();
+        std::fs::rename(host.file(1, "go"), host.file(1, "exit.5")).unwrap();
+        let (verdict, out, _) = host.run(&cmd).await;
+        assert!(matches!(verdict, Verdict::Exited { code: 5, .. }), "{verdict:?}");
+        assert_eq!(out, b"out\n");
+    }
+
+    async fn a_reboot_is_told_from_a_loss(host: Host) {
+        host.sh(1, "true").await;
+        for file in ["out", "err", "lock"] {
+            std::fs::write(host.file(2, file), "").unwrap();
+        }
+        std::fs::write(host.file(2, "go"), "begun\nanother-boot\n1\n2\n").unwrap();
+        assert_eq!(host.run(&sh(2, "true")).await.0, Verdict::Rebooted);
+    }
+}

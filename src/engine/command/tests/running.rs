@@ -1,0 +1,246 @@
+//! What a command is given, and what it may rely on.
+
+use super::*;
+
+in_every_shell! {
+    async fn a_command_runs_once_and_its_end_is_kept(host: Host) {
+        let file = host.path("count");
+        let cmd = sh(1, &format!("echo out; echo err >&2; echo x >>{}; exit 3", file.display()));
+        for _ in 0..3 {
+            let (verdict, out, err) = host.run(&cmd).await;
+            assert!(matches!(verdict, Verdict::Exited { code: 3, .. }), "{verdict:?}");
+            assert_eq!((out.as_slice(), err.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
+        }
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "x\n");
+        assert!(host.session.host_id().await.is_some());
+    }
+
+    async fn forty_starts_of_one_token_are_one_execution(host: Host) {
+        let host = Arc::new(host);
+        let file = host.path("count");
+        let text = format!("echo begun >>{}; sleep 0.3; echo done", file.display());
+        let mut starts = tokio::task::JoinSet::new();
+        for _ in 0..40 {
+            let (host, text) = (host.clone(), text.clone());
+            starts.spawn(async move { host.run(&sh(1, &text)).await });
+        }
+        while let Some(end) = starts.join_next().await {
+            let (verdict, out, _) = end.unwrap();
+            assert!(matches!(verdict, Verdict::Exited { code: 0, .. }), "{verdict:?}");
+            assert_eq!(out, b"done\n");
+        }
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "begun\n");
+    }
+
+    async fn the_environment_is_exact(host: Host) {
+        let mut cmd = sh(1, "env");
+        cmd.env = vec![("PHASED_RUN".into(), b"r1".to_vec()), ("A".into(), b"1".to_vec()), ("A".into(), b"two\nlines".to_vec())];
+        let (_, out, _) = host.run(&cmd).await;
+        let mut lines: Vec<&str> = std::str::from_utf8(&out).unwrap().lines().filter(|l| !l.starts_with("PWD=")).collect();
+        lines.sort_unstable();
+        assert_eq!(
+            lines,
+            ["A=two", "CI=true", "HOME=/tmp", "LANG=C.UTF-8", "LOGNAME=tester", &format!("PATH={DEFAULT_PATH}"), "PHASED_RUN=r1",
+             "SHELL=/bin/odd", "USER=tester", "lines"]
+        );
+        let mut cmd = exec(2, &[b"env"]);
+        cmd.cwd = Some("/usr".into());
+        cmd.path = Some("/bin:/usr/bin".into());
+        let (_, out, _) = host.run(&cmd).await;
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("PATH=/bin:/usr/bin\n") && text.contains("PWD=/usr\n") && text.lines().count() == 8, "{text}");
+    }
+
+    async fn hostile_values_arrive_byte_by_byte(host: Host) {
+        let mut every: Vec<u8> = (1..=255).collect();
+        every.extend_from_slice(b"'\\''$(touch /tmp/phased-canary)`touch /tmp/phased-canary`\"; -rf \n\nPHASED-END-1\n$'x'\r\n%s%n\\0\n");
+        let mut cmd = exec(1, &[b"printf", b"%s|", &every, b"-rf", b"--", b"$(touch /tmp/phased-canary)", b"", b"a b\n"]);
+        cmd.env = vec![("V".into(), every.clone())];
+        let (verdict, out, err) = host.run(&cmd).await;
+        assert!(matches!(verdict, Verdict::Exited { code: 0, .. }), "{verdict:?} {}", String::from_utf8_lossy(&err));
+        let mut want = every.clone();
+        want.extend_from_slice(b"|-rf|--|$(touch /tmp/phased-canary)||a b\n|");
+        assert_eq!(out, want);
+        let mut cmd = sh(2, "printf %s \"$V\"");
+        cmd.env = vec![("V".into(), every.clone())];
+        assert_eq!(host.run(&cmd).await.1, every);
+        // The text itself, as a literal within quotes of its own.
+        let mut text = b"printf '%s' '".to_vec();
+        let plain: Vec<u8> = every.iter().copied().filter(|b| *b != b'\'').collect();
+        text.extend_from_slice(&plain);
+        text.extend_from_slice(b"'");
+        let cmd = CommandSpec::new(token(3), What::Sh { text, shell: Shell::Bash }, Duration::from_secs(9));
+        assert_eq!(host.run(&cmd).await.1, plain);
+        assert!(!Path::new("/tmp/phased-canary").exists());
+    }
+
+    async fn standard_input_is_any_bytes_and_otherwise_empty(host: Host) {
+        let mut cmd = exec(1, &[b"cat"]);
+        let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+        cmd.stdin = Some(bytes.clone());
+        assert!(host.run(&cmd).await.1 == bytes);
+        assert_eq!(host.run(&exec(2, &[b"cat"])).await.1, b"");
+        // A command that does not read it ends all the same.
+        let mut cmd = exec(3, &[b"true"]);
+        cmd.stdin = Some(bytes);
+        assert!(matches!(host.run(&cmd).await.0, Verdict::Exited { code: 0, .. }));
+    }
+
+    async fn the_first_failing_line_ends_it(host: Host) {
+        let (verdict, out, _) = host.run(&sh(1, "echo a\nfalse\necho b")).await;
+        assert!(matches!(verdict, Verdict::Exited { code: 1, .. }));
+        assert_eq!(out, b"a\n");
+        let (verdict, _, err) = host.run(&sh(2, "\n\necho $unset")).await;
+        assert!(matches!(verdict, Verdict::Exited { code: 2, .. }));
+        assert_eq!(String::from_utf8(err).unwrap(), "sh: 3: /dev/fd/4: unset: parameter not set\n");
+        let cmd = CommandSpec::new(token(3), What::Sh { text: b"false | cat; echo no".to_vec(), shell: Shell::Bash }, Duration::from_secs(9));
+        assert!(matches!(host.run(&cmd).await.0, Verdict::Exited { code: 1, .. }));
+        let (verdict, _, err) = host.run(&exec(4, &[b"no-such-program"])).await;
+        assert!(matches!(verdict, Verdict::Exited { code: 127, .. }), "{verdict:?} {}", String::from_utf8_lossy(&err));
+        let mut cmd = sh(5, "pwd");
+        cmd.cwd = Some("/no/such/directory".into());
+        let (verdict, out, err) = host.run(&cmd).await;
+        assert!(matches!(verdict, Verdict::Exited { code: 1 | 2, .. }) && out.is_empty() && !err.is_empty(), "{verdict:?}");
+    }
+
+    async fn umask_signals_and_descriptors_are_the_commands_own(host: Host) {
+        let text = "umask; grep -E 'SigIgn|SigBlk' /proc/self/status; readlink /proc/self/fd/0";
+        let said = host.sh(1, text).await;
+        let lines: Vec<&str> = said.lines().collect();
+        // As the launcher of the tests has them: what it ignores, a shell cannot undo. SIGPIPE is the exception, children get it back.
+        let own = std::fs::read_to_string("/proc/self/status").unwrap();
+        let of = |name: &str| own.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+        assert_eq!(lines[0], of("Umask:"));
+        assert!(lines[1].ends_with("0000000000000000"), "{said}");
+        assert_eq!(lines.last(), Some(&"/dev/null"));
+        let mask = |text: &str| u64::from_str_radix(text.trim(), 16).unwrap();
+        let pipe = 1 << 12;
+        // Above 31 are the C library's own.
+        let ignored = mask(lines[2].rsplit('\t').next().unwrap()) & 0x7fff_ffff;
+        assert_eq!(ignored & !(mask(&of("SigIgn:")) & !pipe), 0, "{said}");
+    }
+
+    async fn a_daemon_left_behind_delays_nothing(host: Host) {
+        let clock = SystemClock::new();
+        host.sh(1, "true").await;
+        let began = clock.now();
+        let out = host.sh(2, "setsid sleep 3 & echo done").await;
+        assert_eq!(out, "done\n");
+        assert!(clock.now().since(&began) < Duration::from_secs(1));
+    }
+
+    async fn nothing_shows_in_any_argv(host: Host) {
+        let secret = format!("s3cret-{}-{}", std::process::id(), host.name.len());
+        let mut cmd = sh(1, "read -r line; printenv TOKEN >/dev/null; echo \"$line\" >/dev/null; sleep 0.6; echo end");
+        cmd.env = vec![("TOKEN".into(), secret.clone().into_bytes())];
+        cmd.stdin = Some(format!("{secret}\n").into_bytes());
+        let clock = SystemClock::new();
+        let (stop, mut sink) = (CancellationToken::new(), Collect::default());
+        let watching = async {
+            for _ in 0..300 {
+                assert!(!process_exists(&secret));
+                clock.sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let (verdict, ()) = tokio::join!(host.session.run(&cmd, &mut sink, &stop), watching);
+        assert!(matches!(verdict, Verdict::Exited { code: 0, .. }), "{verdict:?}");
+        // Nor in any file that is left.
+        for entry in std::fs::read_dir(&host.shells.base).unwrap().flatten() {
+            assert!(!String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap()).contains(&secret), "{:?}", entry.path());
+        }
+    }
+}
+
+fn fake_sudo(host: &Host, body: &str) -> String {
+    let bin = host.path("fake");
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::write(bin.join("sudo"), body).unwrap();
+    std::fs::set_permissions(bin.join("sudo"), PermissionsExt::from_mode(0o755)).unwrap();
+    format!("{}:{PATH}", bin.display())
+}
+
+#[tokio::test]
+async fn another_user_gets_the_program_by_standard_input() {
+    let probe = Host::new("dash");
+    // Like sudo: its own environment, no descriptor from 3 on.
+    let path = fake_sudo(
+        &probe,
+        "#!/bin/bash\n[ \"$*\" = '-n -u app -- /bin/sh' ] || exit 9\nfor fd in /proc/self/fd/*; do n=${fd##*/}; [ \"$n\" -lt 3 ] || eval \"exec $n>&-\"; done 2>/dev/null\nexec env -i PATH=/usr/bin HOME=/home/app USER=app LOGNAME=app SHELL=/bin/zsh SUDO_USER=x /bin/sh\n",
+    );
+    let host = Host::with("dash", &[("PATH", &path)]);
+    let mut cmd = sh(1, "env | sort; cat; echo \"$SECRET\" | wc -c");
+    cmd.user = Some("app".into());
+    cmd.env = vec![("SECRET".into(), b"it's".to_vec())];
+    cmd.stdin = Some(b"in\0put\n".to_vec());
+    let (verdict, out, err) = host.run(&cmd).await;
+    assert!(matches!(verdict, Verdict::Exited { code: 0, .. }), "{verdict:?} {}", String::from_utf8_lossy(&err));
+    let text = String::from_utf8(out).unwrap();
+    assert!(text.contains("HOME=/home/app\n") && text.contains("SHELL=/bin/zsh\n") && !text.contains("SUDO"), "{text}");
+    assert!(text.ends_with("in\0put\n5\n"), "{text}");
+    // The session's own user needs no sudo.
+    let host = Host::new("dash");
+    let mut cmd = sh(2, "cat; echo ok");
+    cmd.user = Some("tester".into());
+    assert_eq!(host.run(&cmd).await.1, b"ok\n");
+}
+
+#[tokio::test]
+async fn a_refusal_of_sudo_names_the_line_to_add() {
+    let probe = Host::new("dash");
+    let path = fake_sudo(&probe, "#!/bin/sh\necho 'sudo: a password is required' >&2\nexit 1\n");
+    let host = Host::with("dash", &[("PATH", &path)]);
+    let mut cmd = sh(1, "true");
+    cmd.user = Some("app".into());
+    let Verdict::Refused(cause) = host.run(&cmd).await.0 else { panic!() };
+    assert_eq!(cause.code, "sudo_refused");
+    assert!(cause.message.ends_with("tester ALL=(app) NOPASSWD: /bin/sh"), "{cause}");
+    let mut cmd = exec(2, &[b"sudo", b"-n", b"systemctl", b"restart", b"shop.service"]);
+    cmd.path = Some(path);
+    let Verdict::Refused(cause) = host.run(&cmd).await.0 else { panic!() };
+    assert!(cause.message.ends_with("tester ALL=(root) NOPASSWD: /usr/bin/systemctl restart shop.service"), "{cause}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_at_once_than_a_host_has_channels_for() {
+    let host = Arc::new(Host::new("dash"));
+    let mut all = tokio::task::JoinSet::new();
+    let counter = host.path("now");
+    std::fs::create_dir(&counter).unwrap();
+    for n in 0..20 {
+        let (host, counter) = (host.clone(), counter.display().to_string());
+        let text = format!("touch {counter}/{n}; ls {counter} | wc -l; sleep 0.1; rm {counter}/{n}");
+        all.spawn(async move { host.sh(n, &text).await.trim().parse::<usize>().unwrap() });
+    }
+    let most = all.join_all().await.into_iter().max().unwrap();
+    assert!(most <= 7, "{most} at once");
+}
+
+#[tokio::test]
+async fn bad_requests_are_refused_before_anything_is_sent() {
+    let host = Host::new("dash");
+    let mut bad = vec![exec(1, &[]), exec(1, &[b""]), exec(1, &[b"-c", b"x"]), exec(1, &[b"a\0b"]), sh(1, "a\0b")];
+    for name in ["", "1A", "A-B", "A=B", "A B", "é"] {
+        let mut cmd = sh(1, "true");
+        cmd.env = vec![(name.into(), b"x".to_vec())];
+        bad.push(cmd);
+    }
+    let mut cmd = sh(1, "true");
+    cmd.env = vec![("A".into(), b"x\0".to_vec())];
+    bad.push(cmd);
+    for user in ["", "-x", "a b", "$(id)", "a;b"] {
+        let mut cmd = sh(1, "true");
+        cmd.user = Some(user.into());
+        bad.push(cmd);
+    }
+    for cmd in bad {
+        let Verdict::Refused(cause) = host.run(&cmd).await.0 else { panic!() };
+        assert_eq!(cause.code, "bad_argument");
+    }
+    assert!(!host.shells.base.exists());
+    for to in ["", "relative", "/", "//"] {
+        let write = Write { to: to.into(), content: Vec::new(), mode: None, owner: None };
+        assert!(write.command(token(1), Duration::from_secs(1)).is_err(), "{to:?}");
+    }
+    let write = Write { to: "/x/y".into(), content: Vec::new(), mode: Some(0o10000), owner: None };
+    assert!(write.command(token(1), Duration::from_secs(1)).is_err());
+}
