@@ -29,8 +29,9 @@ const PAUSE: Duration = Duration::from_secs(5);
 const SLACK: Duration = Duration::from_secs(60);
 /// Of one host at once: sshd's `MaxSessions` is 10, and the channel opened ahead, a probe and a stop want theirs too.
 const CHANNELS: usize = 7;
-/// How long a host that refuses another channel is asked again: somebody else's sessions may end.
-const REFUSED: Duration = Duration::from_secs(30);
+/// How long a host that refuses another channel is asked again: somebody else's sessions may end. At most so long also one whose
+/// connection was cut before anything was sent.
+pub(super) const REFUSED: Duration = Duration::from_secs(30);
 /// How long to listen for complaints after the end.
 const LISTEN: Duration = Duration::from_secs(1);
 /// For an answer that needs no command to end: identify, stop of what is not ours to wait for.
@@ -227,8 +228,11 @@ impl Session {
             let refused = error.cause.code == "channel_refused";
             // A key that changed or a login that is refused does not get better by asking again.
             let hopeless = !error.cause.is_unreachable() && !refused && broken == 0;
-            // Before anything was sent, a host that cannot be reached is just that: whether to try again is the caller's.
-            let unsent = !sent && (!refused || waited >= REFUSED);
+            // Before anything was sent, a host that cannot be reached is just that: whether to try again is the caller's. One that was
+            // reached and lost, in the login or since the last command, is another matter.
+            let cut = error.cause.code == "connection_lost";
+            let patience = if refused { REFUSED } else { REFUSED.min(cmd.reconnect) };
+            let unsent = !sent && (!(refused || cut) || waited >= patience);
             if hopeless || unsent || broken >= BROKEN || waited >= limit {
                 return Verdict::LinkLost { error, sent };
             }
