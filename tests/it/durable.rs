@@ -2,7 +2,9 @@
 //!
 //! `PHASED_CRASH_FULL=1` (scripts/crash) takes every record; otherwise a part of them, other ones each time the run grows.
 
+mod clocks;
 mod cuts;
+mod divergence;
 mod kills;
 mod steps;
 mod undo;
