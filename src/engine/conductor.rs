@@ -29,7 +29,7 @@ use crate::{
         ids::{Epoch, ProjectName, RunId, Seq, Sha},
         next,
         pipeline::Queue,
-        run::{Run, RunState, Trigger},
+        run::{DeploymentState, Run, RunState, Trigger},
     },
     ports::{
         control::{Commit, CommitError, Revision},
@@ -76,6 +76,8 @@ pub(super) struct Inner {
     pub(super) polls: Mutex<CancellationToken>,
     /// Idempotency keys whose first request is not answered yet.
     pub(super) claims: Mutex<BTreeSet<String>>,
+    /// The time in the newest run's id: the next one's is later, whatever the clock says. A run that is requested later is the younger one.
+    newest: Mutex<i64>,
     /// Unfinished runs have been taken up: the queue may start others.
     pub(super) recovered: watch::Sender<bool>,
 }
@@ -102,6 +104,7 @@ impl Conductor {
                 since,
                 polls: Mutex::default(),
                 claims: Mutex::default(),
+                newest: Mutex::default(),
                 recovered: watch::channel(false).0,
             }),
         }
@@ -115,7 +118,7 @@ impl Conductor {
         self.inner.recovered.send_replace(true);
         let queue = self.clone();
         world.tasks.spawn("queue", async move { queue.work().await });
-        world.tasks.spawn("outbox", super::outbox::deliver(Arc::clone(world)));
+        world.tasks.spawn("outbox", super::outbox::deliver(self.clone()));
         world.tasks.spawn("sweep", super::sweep::sweep(Arc::clone(world)));
         self.poll_all();
         Ok(())
@@ -201,6 +204,19 @@ impl Conductor {
         })
     }
 
+    /// An id above that of every run there was.
+    fn next_id(&self, wall_ms: i64) -> RunId {
+        let mut newest = locked(&self.inner.newest);
+        *newest = wall_ms.max(newest.saturating_add(1));
+        RunId::new(*newest, self.inner.world.random_u128())
+    }
+
+    /// Remembers that there was this run.
+    pub(super) fn met(&self, run: &RunId) {
+        let mut newest = locked(&self.inner.newest);
+        *newest = run.wall_ms().max(*newest);
+    }
+
     /// Puts a run into the queue: one record, with what else must be true together with it. Returns once it is on disk; `None`: a key
     /// of `only_if` was written meanwhile, so what was asked for is stale.
     pub(super) async fn request(
@@ -219,7 +235,7 @@ impl Conductor {
             return Err(Refusal::QueueFull(format!("project {project} has {waiting} queued runs; ask again later")));
         }
         let now = world.clock.now();
-        let id = RunId::new(now.wall_ms, world.random_u128());
+        let id = self.next_id(now.wall_ms);
         let after = ledger::head(&*world.control, project).map(|head| head.sha);
         let request = Request {
             trigger,
@@ -450,8 +466,7 @@ impl Conductor {
             Ok(program) => program,
             Err(cause) => {
                 tracing::error!(run = %id, %cause, "the pinned code of a run cannot be opened");
-                let record = self.record(Event::End { state: RunState::Damaged, cause: Some(cause) });
-                self.bury(run, seq, epoch, record);
+                self.bury(run, seq, epoch, cause);
                 return;
             }
         };
@@ -479,13 +494,24 @@ impl Conductor {
     }
 
     /// A run whose code is gone: its end is all that can still be written.
-    fn bury(&self, mut run: Run, seq: Seq, epoch: Epoch, record: Record) {
+    fn bury(&self, mut run: Run, seq: Seq, epoch: Epoch, cause: Cause) {
         let world = Arc::clone(&self.inner.world);
-        if run.next(&record).is_err() {
-            return;
+        let message =
+            format!("{}, so nobody can continue the run. Look at what it has done, then start it again", cause.message);
+        let cause = Cause { message, ..cause };
+        let open = run.deployments.iter().find(|deployment| deployment.end.is_none());
+        let ended = open.map(|deployment| {
+            let touched = deployment.hosts.iter().any(|host| host.touched || host.deploy.is_open());
+            let state = if touched { DeploymentState::Halted } else { DeploymentState::Failed };
+            Event::DeploymentEnded { deployment: deployment.n, state, cause: Some(cause.clone()) }
+        });
+        let end = Event::End { state: RunState::Damaged, cause: Some(cause) };
+        let records: Vec<Record> = ended.into_iter().chain([end]).map(|event| self.record(event)).collect();
+        if let Err(error) = records.iter().try_for_each(|record| run.next(record)) {
+            return self.left(&run.header.run, Left::Broken(error.to_string()));
         }
         let id = run.header.run.clone();
-        match world.journals.append(&id, epoch, seq, vec![record]) {
+        match world.journals.append(&id, epoch, seq, records) {
             Ok(ticket) => {
                 let conductor = self.clone();
                 world.tasks.clone().spawn(format!("run {id} damaged"), async move {

@@ -22,6 +22,15 @@ pub(super) async fn finish(world: &World, run: &Run, ticket: Option<&Ticket>) ->
         ticket.synced().await.map_err(|error| error.to_string())?;
     }
     let Some((state, ..)) = &run.end else { return Err("the run has not ended".to_owned()) };
+    if ledger::holds_leases(world, run) {
+        // Before control forgets the run: killed in between, nobody would know any more that they are to be given back. And after what
+        // the next holder looks at.
+        if let Err(error) = ledger::commit(&*world.control, Commit::DeploymentEnded, ledger::puts(&*world.control, run))
+        {
+            return Err(error.to_string());
+        }
+        ledger::release_leases(world, run);
+    }
     let puts = puts(world, run, *state);
     let ended = match ledger::commit(&*world.control, Commit::RunEnded, puts) {
         Ok(ticket) => ticket.synced().await.map_err(|error| error.to_string()),
@@ -31,7 +40,6 @@ pub(super) async fn finish(world: &World, run: &Run, ticket: Option<&Ticket>) ->
         tracing::error!(run = %run.header.run, %error, "the end of a run is not in control; the next start completes it");
         return ended;
     }
-    ledger::release_leases(world, run);
     clear(world, run);
     ended
 }

@@ -222,6 +222,21 @@ pub(super) fn release_leases(world: &World, run: &Run) {
     }
 }
 
+/// Every run that control names, also one whose journal is gone.
+pub(super) fn runs(control: &dyn Control) -> Vec<RunId> {
+    let queued = control.scan("run/").into_iter().filter_map(|entry| entry.key.strip_prefix("run/")?.parse().ok());
+    let named = ["live/", "last/", "head/"].into_iter().flat_map(|prefix| control.scan(prefix));
+    queued.chain(named.filter_map(|entry| entry.value.get("run")?.as_str()?.parse().ok())).collect()
+}
+
+/// Whether `run` still holds the lease of any of its deployments.
+pub(super) fn holds_leases(world: &World, run: &Run) -> bool {
+    run.deployments.iter().any(|deployment| {
+        let held = lease_name(run, deployment.n).and_then(|name| world.leases.holder(&name));
+        held.is_some_and(|held| held.holder == decide::holder(run, deployment.n))
+    })
+}
+
 /// Commits `puts` in order: as one record where they fit, else in several. What must be last comes last.
 ///
 /// # Errors

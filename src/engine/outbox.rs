@@ -1,12 +1,15 @@
 //! Delivers the outbox: retried with backoff, kept over crashes, never able to change a run.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use serde_json::json;
 
-use super::{message::Letter, plugin, world::World};
-use crate::ports::control::{Commit, Entry};
+use super::{conductor::Conductor, message::Letter, plugin, world::World};
+use crate::{
+    model::cause::Cause,
+    ports::control::{Commit, Entry},
+};
 
 /// Waits between tries, seconds; then given up, loudly. About a day in all.
 const BACKOFF: [u64; 12] = [1, 5, 15, 60, 120, 300, 900, 1800, 3600, 7200, 21600, 43200];
@@ -15,7 +18,8 @@ const BACKOFF: [u64; 12] = [1, 5, 15, 60, 120, 300, 900, 1800, 3600, 7200, 21600
 const SIDE_BY_SIDE: usize = 16;
 
 /// Delivers until the daemon goes down.
-pub(super) async fn deliver(world: Arc<World>) {
+pub(super) async fn deliver(conductor: Conductor) {
+    let world = &conductor.inner.world;
     let stopping = world.tasks.stopping();
     let mut changed = world.control.changed();
     // Side by side: a channel that hangs delays no other.
@@ -36,12 +40,12 @@ pub(super) async fn deliver(world: Arc<World>) {
                 untold.insert(entry.key);
                 continue;
             };
-            if letter.next_ms > now {
+            if letter.is_early(now) {
                 next = next.min(letter.next_ms);
             } else if under_way.len() < SIDE_BY_SIDE {
                 under_way.insert(entry.key.clone());
-                let world = &world;
-                tries.push(async move { (entry.key.clone(), attempt(world, entry, letter).await) });
+                let conductor = &conductor;
+                tries.push(async move { (entry.key.clone(), attempt(conductor, entry, letter).await) });
             }
         }
         let wait = Duration::from_millis(u64::try_from(next - now).unwrap_or(0).max(50));
@@ -60,10 +64,50 @@ pub(super) async fn deliver(world: Arc<World>) {
     }
 }
 
-/// Tries once; true when control knows what came of it.
-async fn attempt(world: &World, entry: Entry, mut letter: Letter) -> bool {
+async fn deliver_once(world: &World, letter: &Letter) -> Result<(), Cause> {
     let input = json!({ "message": letter.message });
-    let tried = plugin::run(world, &letter.project, &letter.code, &letter.function, input).await;
+    plugin::run(world, &letter.project, &letter.code, &letter.function, input).await.map(|_| ())
+}
+
+/// Readdresses a letter to the project's code as it is loaded now; false when that has no such channel either.
+fn elsewhere(conductor: &Conductor, letter: &mut Letter) -> bool {
+    let Ok(loaded) = conductor.project(letter.project.as_str()) else { return false };
+    let mut parts = letter.function.split('/').skip(1);
+    let (Some(kind), Some(number)) = (parts.next(), parts.next().and_then(|n| n.parse::<usize>().ok())) else {
+        return false;
+    };
+    let channels = if kind == "good" { &loaded.pipeline.notify.good } else { &loaded.pipeline.notify.bad };
+    // With fewer channels than before the last one hears of it more than once, which is better than never.
+    let number = number.min(channels.len());
+    let Some(channel) = number.checked_sub(1).and_then(|index| channels.get(index)) else { return false };
+    if loaded.code == letter.code {
+        return false;
+    }
+    letter.code = loaded.code.clone();
+    letter.function = format!("notify/{kind}/{number}");
+    letter.channel.clone_from(channel);
+    true
+}
+
+impl Letter {
+    /// Whether it is to wait. Never longer than between two tries: the wall clock may have been set back since.
+    fn is_early(&self, now: i64) -> bool {
+        let longest = BACKOFF[BACKOFF.len() - 1] * 1000;
+        (now + 1..=now.saturating_add_unsigned(longest)).contains(&self.next_ms)
+    }
+}
+
+/// Tries once; true when control knows what came of it.
+async fn attempt(conductor: &Conductor, entry: Entry, mut letter: Letter) -> bool {
+    let world = &conductor.inner.world;
+    let tried = match deliver_once(world, &letter).await {
+        // Its channel went with the code. The project has one as it is now, and bad news always arrives.
+        Err(cause) if cause.code.starts_with("code_") && elsewhere(conductor, &mut letter) => {
+            tracing::warn!(run = %letter.run, %cause, "people are told through the project's present channels");
+            deliver_once(world, &letter).await
+        }
+        tried => tried,
+    };
     let value = match tried {
         Ok(_) => {
             tracing::info!(run = %letter.run, channel = letter.channel, "people were told");

@@ -25,6 +25,7 @@ pub(super) async fn recover(conductor: &Conductor) -> std::io::Result<()> {
     let world = &conductor.inner.world;
     let journals = std::sync::Arc::clone(&world.journals);
     let runs = tokio::task::spawn_blocking(move || journals.runs()).await.map_err(std::io::Error::other)??;
+    runs.iter().chain(&ledger::runs(&*world.control)).for_each(|run| conductor.met(run));
     for id in runs {
         if let Err(why) = take_up(conductor, &id).await {
             damaged(conductor, &id, &why);

@@ -130,6 +130,15 @@ impl RunId {
     }
 }
 
+impl RunId {
+    /// The wall time it was made for: ids are in its order.
+    #[must_use]
+    pub fn wall_ms(&self) -> i64 {
+        let ms = ulid::Ulid::from_string(self.as_str()).map_or(0, |id| id.timestamp_ms());
+        i64::try_from(ms).unwrap_or(i64::MAX)
+    }
+}
+
 impl Digest {
     /// The digest of `bytes`.
     #[must_use]
@@ -197,7 +206,8 @@ mod tests {
         for bad in ["a1b2c3d4e5f6.1", "a1b2c3d4e5f6.02", "a1b2c3d4e5f6.+2", "a1b2c3d4e5f6.", "A1B2C3D4E5F6", "a1b2"] {
             assert!(bad.parse::<ReleaseId>().is_err(), "{bad:?}");
         }
-        assert!(RunId::new(1_700_000_000_000, 7).to_string().parse::<RunId>().is_ok());
+        let run = RunId::new(1_700_000_000_000, 7);
+        assert_eq!((run.to_string().parse(), run.wall_ms()), (Ok(run), 1_700_000_000_000));
         assert!("01ARZ3NDEKTSV4RRFFQ69G5FAV".parse::<RunId>().is_err(), "upper case is another id");
     }
 }

@@ -182,7 +182,8 @@ impl Run {
                 let now = *now || self.stop.as_ref().is_some_and(|s| s.now);
                 self.stop = Some(Stop { by: by.clone(), now, reason: reason.clone() });
             }
-            Event::Resumed { .. } => {
+            Event::Resumed { epoch, .. } => {
+                self.header.epoch = self.header.epoch.max(*epoch);
                 let open = self.deployments.iter_mut().filter(|d| d.end.is_none());
                 for host in open.flat_map(|d| &mut d.hosts) {
                     if let HealthRun::Watching { again, .. } = &mut host.health {

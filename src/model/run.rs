@@ -461,6 +461,13 @@ impl HostRun {
         match (&self.deploy, &self.health) {
             (Progress::Due, _) if over => HostState::Skipped,
             (Progress::Due, _) => HostState::Pending,
+            // The deployment was ended over it: nobody follows what is under way there.
+            (Progress::Open | Progress::Undoing(_), _)
+            | (Progress::Ended(CallEnd::Returned), HealthRun::Due | HealthRun::Watching { .. })
+                if over =>
+            {
+                HostState::Unknown
+            }
             // Whatever its end says, something is still being done on it.
             (Progress::Undoing(_), _) => HostState::Running,
             (Progress::Ended(CallEnd::Raised(cause) | CallEnd::Ended(cause)), _) if cause.is_shut() => {

@@ -2,16 +2,18 @@
 //!
 //! `PHASED_CRASH_FULL=1` (scripts/crash) takes every record; otherwise a part of them, other ones each time the run grows.
 
+mod clocks;
+mod cuts;
+mod divergence;
+mod kills;
+mod steps;
+mod undo;
+
 use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use crate::fixture::{Project, Sink, World};
-
-/// Whether the full counts are wanted.
-fn full() -> bool {
-    std::env::var_os("PHASED_CRASH_FULL").is_some()
-}
+use crate::fixture::{Project, Sink, World, times};
 
 /// Two stages, three hosts, five steps each, of every kind that a crash can cut in another way. Each command writes down that it ran.
 fn every_kind(sink: &Sink) -> Project {
@@ -55,13 +57,6 @@ struct Seen {
 
 fn seen(world: &World, daemon: &crate::fixture::Daemon, id: &str) -> Seen {
     let ended = daemon.run(id).wait();
-    let log = daemon.api.with("accept", "application/x-ndjson").get(&format!("/v1/runs/{id}/log")).is(200).text();
-    let mut printed: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for line in log.lines() {
-        let line: serde_json::Value = serde_json::from_str(line).unwrap();
-        let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
-        printed.entry(format!("{} {}", text("step"), text("stream"))).or_default().push(text("text"));
-    }
     let mut ran = Vec::new();
     for place in ["tested", "hosts/h1", "hosts/h2", "hosts/h3"] {
         let trace = std::fs::read_to_string(world.path(place).join("trace")).unwrap_or_default();
@@ -73,15 +68,9 @@ fn seen(world: &World, daemon: &crate::fixture::Daemon, id: &str) -> Seen {
         end: format!("{} {}", ended.state(), ended.message()),
         stages: stages.iter().map(|s| format!("{} {}", s["name"], s["state"])).collect(),
         hosts: ended.hosts(),
-        printed,
+        printed: ended.printed(),
         ran,
     }
-}
-
-/// The records of a run's journal.
-fn records(world: &World, id: &str) -> usize {
-    let journal = std::fs::read_to_string(world.path(&format!("data/journal/runs/{id}/journal"))).unwrap();
-    journal.lines().count()
 }
 
 #[test]
@@ -96,11 +85,11 @@ fn killed_at_any_record_a_run_ends_as_one_that_was_not() {
     let wanted = seen(&world, &daemon, &whole);
     assert!(wanted.end.starts_with("succeeded"), "{wanted:#?}");
     assert_eq!((wanted.ran.len(), wanted.hosts.len()), (10, 3), "{wanted:#?}");
-    let count = records(&world, &whole);
+    let count = world.journal(&whole).len();
     assert!(count > 60, "{count}");
     daemon.idle();
     daemon.kill();
-    let (step, mut runs) = (if full() { 1 } else { 9 }, 2);
+    let (step, mut runs) = (times(9, 1), 2);
     for (n, place) in (1..=count).step_by(step).flat_map(|n| [(n, "before"), (n, "after")]) {
         let daemon = world.start_with(&[("PHASED_KILL", &format!("{place}:{n}"))]);
         // It may die before it answers; what it has on disk by then is done all the same.

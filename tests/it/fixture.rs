@@ -1,8 +1,10 @@
 //! The words the tests are written in.
 
 mod api;
+mod chance;
 mod daemon;
 mod fleet;
+pub mod journal;
 mod project;
 mod repo;
 pub mod run;
@@ -11,6 +13,7 @@ mod wait;
 mod world;
 
 pub use api::{Answer, Api};
+pub use chance::{Dice, times};
 pub use daemon::{Daemon, output};
 pub use fleet::{Sshd, listening_silent, refused_port};
 pub use project::Project;

@@ -28,8 +28,9 @@ const CHANNELS: usize = 7;
 const IDLE: usize = 4;
 /// A command that takes longer is followed as it runs, which costs the host some processes and people half a second.
 const SHORT: Duration = Duration::from_millis(500);
-/// How long a host that refuses another channel is asked again: somebody else's sessions may end.
-const REFUSED: Duration = Duration::from_secs(30);
+/// How long a host that refuses another channel is asked again: somebody else's sessions may end. At most so long also one whose
+/// connection was cut before anything was sent.
+pub(super) const REFUSED: Duration = Duration::from_secs(30);
 /// For an answer that needs no command to end: identify, stop of what is not ours to wait for.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -237,8 +238,11 @@ impl Session {
             let refused = error.cause.code == "channel_refused";
             // A key that changed or a login that is refused does not get better by asking again.
             let hopeless = !error.cause.is_unreachable() && !refused && broken == 0;
-            // Before anything was sent, a host that cannot be reached is just that: whether to try again is the caller's.
-            let unsent = !sent && (!refused || waited >= REFUSED);
+            // Before anything was sent, a host that cannot be reached is just that: whether to try again is the caller's. One that was
+            // reached and lost, in the login or since the last command, is another matter.
+            let cut = error.cause.code == "connection_lost";
+            let patience = if refused { REFUSED } else { REFUSED.min(cmd.reconnect) };
+            let unsent = !sent && (!(refused || cut) || waited >= patience);
             if hopeless || unsent || broken >= BROKEN || waited >= limit {
                 return Verdict::LinkLost { error, sent };
             }

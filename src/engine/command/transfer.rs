@@ -10,6 +10,7 @@ use super::{
     CommandSpec, Discard, EpochCheck, OutputSink, Session, Shell, Verdict, What,
     channel::{Answer, Feed, Nothing, Reply, Request},
     program,
+    session::REFUSED,
 };
 use crate::{
     model::{cause::Cause, ids::Digest},
@@ -190,6 +191,7 @@ impl Session {
     ) -> Result<(Verdict, Vec<String>), Verdict> {
         let Some(_turn) = self.turn(stop).await else { return Err(Verdict::Stopped { duration_ms: 0 }) };
         let (mut at, mut sent) = ([0; 2], resumed);
+        let began = self.clock().now();
         let work = async {
             let mut pause = Duration::from_millis(100);
             let mut broken = 0;
@@ -219,7 +221,9 @@ impl Session {
                     },
                 };
                 let hopeless = !error.cause.is_unreachable() && error.cause.code != "channel_refused";
-                if hopeless || !sent || broken > 5 {
+                // As for commands: one that was reached and lost is asked again.
+                let cut = error.cause.code == "connection_lost" && self.clock().now().since(&began) < REFUSED;
+                if hopeless || !(sent || cut) || broken > 5 {
                     return Err(Verdict::LinkLost { error, sent });
                 }
                 self.pause(pause).await;
