@@ -1,7 +1,15 @@
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use super::*;
-use crate::{blobs::FileBlobs, journal::disk::faulty::FaultyDisk, model::event::Event, time::Stamp};
+use crate::{
+    blobs::FileBlobs,
+    journal::disk::faulty::{self, FaultyDisk},
+    model::event::Event,
+    ports::storage::{Condition, Storage as _},
+    time::Stamp,
+};
 
 type Heard = Vec<(RunId, Vec<(Seq, u32, Record)>)>;
 
@@ -24,13 +32,15 @@ impl Fixture {
         Fixture { dir: tempfile::tempdir().unwrap(), ear: Arc::default() }
     }
 
-    fn open(&self, disk: Arc<dyn Disk>) -> RunJournals {
+    fn over(&self, disk: Arc<dyn disk::Disk>, data: Arc<DataDisk>) -> RunJournals {
         let blobs = Arc::new(FileBlobs::open(self.dir.path().join("blobs")).unwrap());
-        RunJournals::on(disk, self.dir.path().join("runs"), blobs, self.ear.clone(), Kill::default()).unwrap()
+        let dir = self.dir.path().join("runs");
+        fs::create_dir_all(&dir).unwrap();
+        RunJournals::with(Means { disk, data, kill: Kill::default() }, dir, blobs, self.ear.clone()).unwrap()
     }
 
     fn real(&self) -> RunJournals {
-        self.open(Arc::new(RealDisk))
+        self.over(Arc::new(RealDisk), faulty::data(self.dir.path(), true))
     }
 
     fn heard(&self) -> Vec<(Seq, u32, Record)> {
@@ -158,35 +168,58 @@ async fn damage_is_told_and_the_file_is_left_alone() {
 }
 
 #[tokio::test]
-async fn after_any_failed_write_or_sync_nothing_more_is_acknowledged() {
-    for once in [true, false] {
-        for fail_at in 1..40 {
-            let fixture = Fixture::new();
-            let disk = FaultyDisk::new(fail_at, once);
-            let journals = fixture.open(Arc::new(disk.clone()));
-            let (mut acknowledged, mut failed) = (0, false);
-            for n in 0..12 {
-                let done = match journals.append(&run(1), E, Seq(n), vec![record("a")]) {
-                    Ok(ticket) => ticket.synced().await.is_ok(),
-                    Err(error) => {
-                        assert!(matches!(error, AppendError::Broken { .. }));
-                        false
-                    }
-                };
-                assert!(!(done && failed), "acknowledged after a failure, call {fail_at}");
-                failed |= !done;
-                acknowledged += u64::from(done);
-            }
-            assert_eq!(failed, disk.calls() >= fail_at, "call {fail_at}");
-            assert_eq!(fixture.heard().len() as u64, acknowledged);
-            // The next daemon finds at least what was acknowledged, in order and unaltered.
-            drop(journals);
-            if fixture.journal(&run(1)).exists() {
-                let found = fixture.real().reopen(&run(1), E).unwrap();
-                assert!(found.records.len() as u64 >= acknowledged && found.damage.is_none());
+async fn any_call_that_fails_loses_nothing_that_was_acknowledged() {
+    for error in [Errno::EIO, Errno::ENOSPC] {
+        for (once, reserve) in [(true, true), (true, false), (false, true), (false, false)] {
+            for fail_at in 1.. {
+                let fixture = Fixture::new();
+                let disk = FaultyDisk::new(fail_at, once, error);
+                let data = faulty::data(fixture.dir.path(), reserve);
+                let journals = fixture.over(Arc::new(disk.clone()), data.clone());
+                let at = format!("{error} at call {fail_at}, once {once}, reserve {reserve}");
+                let (mut acknowledged, mut failed) = (0, false);
+                for n in 0..12 {
+                    let done = match journals.append(&run(1), E, Seq(n), vec![record("a")]) {
+                        Ok(ticket) => faulty::acknowledged(&ticket, &disk, &data).await,
+                        Err(error) => {
+                            assert!(matches!(error, AppendError::Broken { .. }));
+                            false
+                        }
+                    };
+                    assert!(!(done && failed), "acknowledged after a failure: {at}");
+                    failed |= !done;
+                    acknowledged += u64::from(done);
+                }
+                // Only a write that found no room is made again.
+                let hit = disk.calls() >= fail_at;
+                assert_eq!(failed, hit && (error == Errno::EIO || disk.sync_failed()), "{at}");
+                assert_eq!(matches!(*data.condition().borrow(), Condition::Failed(_)), failed, "{at}");
+                assert_eq!(disk.syncs_after_failure(), 0, "{at}");
+                assert_eq!(fixture.heard().len() as u64, acknowledged, "{at}");
+                // The next daemon finds at least what was acknowledged, in order and unaltered.
+                drop(journals);
+                if fixture.journal(&run(1)).exists() {
+                    let found = fixture.real().reopen(&run(1), E).unwrap();
+                    assert!(found.records.len() as u64 >= acknowledged && found.damage.is_none(), "{at}");
+                }
+                if !hit {
+                    break;
+                }
             }
         }
     }
+}
+
+#[tokio::test]
+async fn who_waits_for_room_is_let_go_when_the_daemon_ends() {
+    let fixture = Fixture::new();
+    let disk = FaultyDisk::new(1, false, Errno::ENOSPC);
+    let data = faulty::data(fixture.dir.path(), false);
+    let journals = fixture.over(Arc::new(disk), data.clone());
+    let ticket = journals.append(&run(1), E, Seq(0), vec![record("a")]).unwrap();
+    data.condition().wait_for(|condition| *condition == Condition::Full).await.unwrap();
+    drop(journals);
+    assert!(ticket.synced().await.is_err());
 }
 
 #[tokio::test]
