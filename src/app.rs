@@ -123,6 +123,7 @@ impl App {
             control,
             blobs,
             index,
+            storage,
             outputs: Arc::new(FileOutputs::open(layout.runs.clone())?),
             links: Arc::new(Ways { local, ssh }),
             programs,

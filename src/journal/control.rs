@@ -239,12 +239,20 @@ fn read(path: &Path, bytes: &[u8]) -> io::Result<(Entries, u64, usize)> {
         }
         state.fold(line.seq, record.puts);
     }
-    // The first record may be torn only if it is the first of all.
-    let begins = bytes.get(9..11).is_none_or(|seq| seq == b"1 ");
-    if !whole || (scan.lines.is_empty() && !begins) {
+    // A first record may be torn, but only if it is the first of all.
+    let later = scan.lines.is_empty() && begins_later(bytes);
+    if !whole || later {
         return Err(refuse(path, "it was compacted, and the end of that is missing", scan.kept));
     }
     Ok((state, scan.lines.last().map_or(0, |line| line.seq), scan.kept))
+}
+
+/// Whether the first line, though it cannot be read, has a number above 1.
+fn begins_later(bytes: &[u8]) -> bool {
+    let Some(begin) = bytes.get(..11) else { return false };
+    let (crc, seq) = begin.split_at(8);
+    let number = matches!(seq, [b' ', b'1'..=b'9', b'0'..=b'9' | b' ']) && seq != b" 1 ";
+    number && crc.iter().all(u8::is_ascii_hexdigit)
 }
 
 fn refuse(path: &Path, what: &str, at: usize) -> io::Error {

@@ -122,3 +122,5 @@ pub(super) fn parent(path: &Path) -> io::Result<&Path> {
 
 #[cfg(test)]
 pub(super) mod faulty;
+#[cfg(test)]
+pub(super) mod simulated;

@@ -5,7 +5,11 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    journal::disk::faulty::{self, FaultyDisk},
+    journal::disk::{
+        Disk as _,
+        faulty::{self, FaultyDisk},
+        simulated::{Random, SimulatedDisk, states},
+    },
     ports::storage::{Condition, Storage as _},
     time::SystemClock,
 };
@@ -278,4 +282,54 @@ fn a_compacted_log_cut_at_any_byte_is_whole_or_refused() {
     for bad in [without("Compacted"), without("Kept")] {
         assert!(read(&path, bad.as_bytes()).is_err(), "{bad}");
     }
+}
+
+#[tokio::test]
+async fn whatever_a_power_loss_leaves_every_acknowledged_commit_is_there_and_no_other() {
+    let real = tempfile::tempdir().unwrap();
+    let data = faulty::data(real.path(), true);
+    let dir = Path::new("/journal");
+    let (mut lost, mut compacted) = (0, 0);
+    for seed in 0..states() {
+        let mut random = Random::new(seed);
+        let mut disk = SimulatedDisk::new(seed, dir, 2 + random.below(60) as u64);
+        // What lived after each record, and the last one acknowledged.
+        let mut history: BTreeMap<u64, BTreeMap<String, Value>> = BTreeMap::from([(0, BTreeMap::new())]);
+        let mut acknowledged = 0;
+        for life in 0..4 {
+            let at = format!("seed {seed}, life {life}");
+            match small(dir, Arc::new(disk.clone()), data.clone()) {
+                Err(error) => assert!(!disk.has_power(), "{at}: {error}"),
+                Ok(control) => {
+                    let last = *control.changed().borrow();
+                    let found: BTreeMap<String, Value> =
+                        control.scan("").into_iter().map(|e| (e.key, e.value)).collect();
+                    assert!(last >= acknowledged, "an acknowledged commit is gone: {at}");
+                    assert_eq!(history.get(&last), Some(&found), "{at}");
+                    lost += history.split_off(&(last + 1)).len();
+                    let mut lives = found;
+                    for _ in 0..random.below(25) {
+                        let (key, number) = (format!("k/{}", random.below(4)), random.below(1 << 30));
+                        let value = (random.below(5) > 0).then(|| json!([number, "x".repeat(random.below(90))]));
+                        let Ok(ticket) = control.commit(Commit::Setting, &[], vec![(key.clone(), value.clone())])
+                        else {
+                            break;
+                        };
+                        match value {
+                            Some(value) => lives.insert(key, value),
+                            None => lives.remove(&key),
+                        };
+                        history.insert(ticket.seq().0, lives.clone());
+                        if random.below(3) == 0 && ticket.synced().await.is_ok() {
+                            acknowledged = ticket.seq().0;
+                        }
+                    }
+                }
+            }
+            compacted +=
+                usize::from(disk.read(&dir.join("control")).is_ok_and(|b| b.windows(9).any(|w| w == b"Compacted")));
+            disk = disk.back(if life == 2 { u64::MAX } else { 2 + random.below(60) as u64 });
+        }
+    }
+    assert!(lost > 0 && compacted > 0, "{lost} {compacted}");
 }

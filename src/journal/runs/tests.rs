@@ -5,7 +5,11 @@ use nix::errno::Errno;
 use super::*;
 use crate::{
     blobs::FileBlobs,
-    journal::disk::faulty::{self, FaultyDisk},
+    journal::disk::{
+        Disk as _,
+        faulty::{self, FaultyDisk},
+        simulated::{Random, SimulatedDisk, states},
+    },
     model::event::Event,
     ports::storage::{Condition, Storage as _},
     time::Stamp,
@@ -291,4 +295,65 @@ async fn figures() {
         let (p50, p99) = percentiles(times);
         println!("50 appenders, separate journals {separate}: p50 {p50:?} p99 {p99:?}, {:?} for 1000", begun.elapsed());
     }
+}
+
+/// What a run's journal was given, how much of it was acknowledged.
+#[derive(Default)]
+struct Given {
+    records: Vec<Record>,
+    acknowledged: usize,
+}
+
+#[tokio::test]
+async fn whatever_a_power_loss_leaves_every_acknowledged_record_is_there_and_no_other() {
+    let real = Fixture::new();
+    let data = faulty::data(real.dir.path(), true);
+    let blobs = Arc::new(FileBlobs::open(real.dir.path().join("blobs")).unwrap());
+    let dir = Path::new("/journal/runs");
+    let (mut acknowledged, mut lost, mut reopened) = (0, 0, 0);
+    for seed in 0..states() {
+        let mut random = Random::new(seed);
+        let mut disk = SimulatedDisk::new(seed, dir, 2 + random.below(40) as u64);
+        let mut given = [Given::default(), Given::default()];
+        // Some lives, the last of which goes on in peace: the power fails in recovery, too.
+        for life in 0..4 {
+            let means = Means { disk: Arc::new(disk.clone()), data: data.clone(), kill: Kill::default() };
+            let journals = RunJournals::with(means, dir.to_owned(), blobs.clone(), real.ear.clone()).unwrap();
+            for (n, given) in given.iter_mut().enumerate() {
+                let (id, at) = (run(n as u128), format!("seed {seed}, life {life}, run {n}"));
+                if !disk.exists(&journals.path(&id)) {
+                    assert_eq!(given.acknowledged, 0, "the journal is gone: {at}");
+                    given.records.clear();
+                } else {
+                    let Ok(found) = journals.reopen(&id, E) else {
+                        assert!(!disk.has_power(), "{at}");
+                        continue;
+                    };
+                    let found: Vec<Record> = found.records.into_iter().map(|(.., record)| record).collect();
+                    assert!(found.len() >= given.acknowledged, "an acknowledged record is gone: {at}");
+                    assert!(given.records.starts_with(&found), "a record that nobody wrote: {at}");
+                    lost += given.records.len() - found.len();
+                    reopened += 1;
+                    given.records.truncate(found.len());
+                }
+                for _ in 0..random.below(6) {
+                    let batch: Vec<Record> = (0..1 + random.below(3))
+                        .map(|_| record(&format!("{}", random.below(1 << 30)).repeat(1 + random.below(60))))
+                        .collect();
+                    let expected = Seq(given.records.len() as u64);
+                    let Ok(ticket) = journals.append(&id, E, expected, batch.clone()) else { break };
+                    given.records.extend(batch);
+                    if random.below(3) == 0 && ticket.synced().await.is_ok() {
+                        given.acknowledged = given.records.len();
+                    }
+                }
+                // Or somebody waited for the last one after all.
+                acknowledged += given.acknowledged;
+            }
+            drop(journals);
+            let calls = if life == 2 { u64::MAX } else { 2 + random.below(40) as u64 };
+            disk = disk.back(calls);
+        }
+    }
+    assert!(acknowledged > 0 && lost > 0 && reopened > 0, "{acknowledged} {lost} {reopened}");
 }
