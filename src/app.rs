@@ -33,7 +33,7 @@ use crate::{
     exec::Local,
     forge::{Git, GitHub},
     http::Client,
-    journal::{ControlLeases, ControlLog, DataLock, FileOutputs, Kills, Layout, RunJournals},
+    journal::{ControlLeases, ControlLog, DataDisk, DataLock, FileOutputs, Kills, Layout, RunJournals},
     lifecycle::Tasks,
     lua::{diagnostics, loader, sandbox},
     model::{cause::Cause, host::Host, ids::ProjectName},
@@ -82,6 +82,8 @@ impl App {
         let kills = Kills::named(std::env::var("PHASED_KILL").ok().as_deref()).map_err(anyhow::Error::msg)?;
         let layout = Layout::create(&config.data_dir)?;
         let lock = DataLock::take(&layout.root, &clock.now())?;
+        // Before anything else is written: where there is hardly any room, the reserve is what there is to start with.
+        let storage = Arc::new(DataDisk::open(&layout.root).context("failed to make the reserve in data_dir")?);
         // Spooled files of an earlier life; nothing names them.
         let _none_there = std::fs::remove_dir_all(layout.root.join("tmp"));
 
@@ -102,8 +104,9 @@ impl App {
         let views = Views::start(index.clone(), start)?;
         let blobs = Arc::new(FileBlobs::open(layout.blobs.clone())?);
         let feed = Arc::new(views.clone());
-        let journals = Arc::new(RunJournals::open(layout.runs.clone(), blobs.clone(), feed, kills.runs)?);
-        let control: Arc<dyn Control> = Arc::new(ControlLog::open(&layout.journal, Arc::clone(&clock), kills.control)?);
+        let journals = RunJournals::open(layout.runs.clone(), blobs.clone(), feed, storage.clone(), kills.runs)?;
+        let control = ControlLog::open(&layout.journal, Arc::clone(&clock), storage.clone(), kills.control)?;
+        let control: Arc<dyn Control> = Arc::new(control);
 
         let users = uids::job_users(&config.exec, &control)?;
         let local = Local::new(layout.jobs.clone(), users.clone());
@@ -115,11 +118,12 @@ impl App {
         let world = Arc::new(World {
             clock: Arc::clone(&clock),
             tasks: tasks.clone(),
-            journals,
+            journals: Arc::new(journals),
             leases: Arc::new(ControlLeases::new(Arc::clone(&control), Arc::clone(&clock))),
             control,
             blobs,
             index,
+            storage,
             outputs: Arc::new(FileOutputs::open(layout.runs.clone())?),
             links: Arc::new(Ways { local, ssh }),
             programs,

@@ -39,9 +39,14 @@ impl FileBlobs {
     fn write(&self, temporary: &Path, bytes: &[u8], digest: &Digest) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
+        file.sync_all().map_err(unsynced)?;
         fs::rename(temporary, self.path(digest))
     }
+}
+
+/// A failed sync, whatever it failed with, is nothing to try again.
+fn unsynced(error: io::Error) -> io::Error {
+    io::Error::other(format!("syncing it failed, which cannot be tried again: {error}"))
 }
 
 impl Blobs for FileBlobs {
@@ -57,7 +62,7 @@ impl Blobs for FileBlobs {
             })?;
         }
         // Also for one that was there: another thread may have renamed it a moment ago and not have synced the directory yet.
-        File::open(&self.dir)?.sync_all()?;
+        File::open(&self.dir)?.sync_all().map_err(unsynced)?;
         Ok(digest)
     }
 

@@ -26,6 +26,7 @@ mod recovery;
 pub mod redact;
 mod sessions;
 mod steps;
+mod storage;
 mod sweep;
 mod tokens;
 pub mod view;

@@ -2,16 +2,19 @@
 //!
 //! ```text
 //! line     one record as bytes, and what a file of them says after a crash      pure
-//! disk     the few calls that reach the disk, so that tests can fail them
+//! disk     the few calls that reach the disk, so that tests can fail them or cut the power
+//! data_disk   the reserve, and whether the disk is well, full or failed
 //! file     append-only files and the one thread that writes and syncs them      group commit
 //! runs     runs/<run>/journal        control   the key-value log        leases   grants over control
 //! outputs  runs/<run>/out/<call>.log           lock, layout   the data directory itself
 //! kill     where a debug build dies on purpose, for tests of recovery
 //! ```
 //!
-//! Nothing is acknowledged before it is on disk, and after the first failed write or sync of a file nothing further is.
+//! Nothing is acknowledged before it is on disk, and after the first failed write or sync of a file nothing further is. A write that
+//! finds no room has not failed: it waits for some.
 
 mod control;
+mod data_disk;
 mod disk;
 mod file;
 mod kill;
@@ -23,6 +26,7 @@ mod outputs;
 mod runs;
 
 pub use control::ControlLog;
+pub use data_disk::DataDisk;
 pub use kill::{Kill, Kills};
 pub use layout::Layout;
 pub use leases::ControlLeases;

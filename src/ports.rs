@@ -16,3 +16,4 @@ pub mod outputs;
 pub mod probe;
 pub mod program;
 pub mod secrets;
+pub mod storage;

@@ -18,7 +18,11 @@ use super::{
     auth::{Caller, Peer, needed},
     problem::{self, Problem},
 };
-use crate::{engine::handle::KeptAnswer, model::ids::Digest, time::within};
+use crate::{
+    engine::handle::{Claim, KeptAnswer},
+    model::ids::Digest,
+    time::within,
+};
 
 /// In an answer's extensions: what is kept under an `Idempotency-Key` in place of the body, because the body holds a secret.
 #[derive(Debug, Clone)]
@@ -96,7 +100,7 @@ impl Server {
         let (body, held) = self.body(incoming, limit, &parts.headers).await?;
         let key = match &caller {
             Some(caller) if method == Method::POST && !hook => {
-                idempotency_key(&parts.headers)?.map(|key| Key::new(key, caller, &parts.uri, &body))
+                idempotency_key(&parts.headers)?.map(|key| claim(key, caller, &parts.uri, &body))
             }
             _ => None,
         };
@@ -131,13 +135,13 @@ impl Server {
     /// Does what the request asks unless its key says it was done: then the first answer again.
     async fn once(
         &self,
-        request: Request<Body>,
+        mut request: Request<Body>,
         caller: Option<Caller>,
-        key: Key,
+        key: Claim,
         path: &str,
         id: &str,
     ) -> Result<Response<Body>, Problem> {
-        if let Some(kept) = self.engine.claim(&key.scope, &key.key, &key.digest)? {
+        if let Some(kept) = self.engine.claim(&key)? {
             let status = StatusCode::from_u16(kept.status).unwrap_or(StatusCode::OK);
             let mut response = (status, kept.body).into_response();
             let headers = response.headers_mut();
@@ -149,12 +153,14 @@ impl Server {
             headers.insert("idempotent-replayed", HeaderValue::from_static("true"));
             return Ok(response);
         }
+        // For those who keep it together with what they do.
+        request.extensions_mut().insert(key.clone());
         let response = written(self.route(request, caller).await, path, id);
         let (mut parts, body) = response.into_parts();
         let body = match http_body_util::Limited::new(body, LONGEST_KEPT).collect().await {
             Ok(body) => body.to_bytes(),
             Err(_) => {
-                let _the_answer_matters_more = self.engine.keep(&key.scope, &key.key, &key.digest, None).await;
+                let _the_answer_matters_more = self.engine.keep(&key, None).await;
                 return Err(problem::internal());
             }
         };
@@ -166,7 +172,7 @@ impl Server {
         };
         let done = !parts.status.is_server_error();
         let answer = done.then(|| KeptAnswer { status: parts.status.as_u16(), location, body: kept, content_type });
-        if let Err(error) = self.engine.keep(&key.scope, &key.key, &key.digest, answer).await {
+        if let Err(error) = self.engine.keep(&key, answer).await {
             // It was done and the client shall know; only a repetition will not be recognised.
             tracing::warn!(%error, request_id = id, "an answer could not be kept under its Idempotency-Key");
         }
@@ -226,21 +232,13 @@ impl Server {
 }
 
 /// An `Idempotency-Key` with what it belongs to.
-struct Key {
-    key: String,
-    scope: String,
-    digest: String,
-}
-
-impl Key {
-    fn new(key: String, caller: &Caller, uri: &Uri, body: &[u8]) -> Key {
-        // Fields may come in the query as well, so it is part of what must not differ.
-        let mut said = uri.query().unwrap_or_default().as_bytes().to_vec();
-        said.push(0);
-        said.extend_from_slice(body);
-        let scope = format!("{} POST {}", caller.key_scope(), uri.path());
-        Key { key, scope, digest: Digest::of(&said).as_str().to_owned() }
-    }
+fn claim(key: String, caller: &Caller, uri: &Uri, body: &[u8]) -> Claim {
+    // Fields may come in the query as well, so it is part of what must not differ.
+    let mut said = uri.query().unwrap_or_default().as_bytes().to_vec();
+    said.push(0);
+    said.extend_from_slice(body);
+    let scope = format!("{} POST {}", caller.key_scope(), uri.path());
+    Claim { scope, key, body: Digest::of(&said).as_str().to_owned() }
 }
 
 /// The key, bare or as the draft's quoted string.

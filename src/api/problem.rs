@@ -156,12 +156,15 @@ impl From<Refusal> for Problem {
             Refusal::ProjectsInvalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "projects_invalid"),
             Refusal::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
             Refusal::QueueFull(_) => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
+            Refusal::DiskFull(_) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
             Refusal::Degraded(_) => (StatusCode::SERVICE_UNAVAILABLE, "degraded"),
         };
         let problem = Problem::new(status, code, detail);
         match refusal {
             Refusal::Stopping => problem.with_header(header::RETRY_AFTER, "1"),
-            Refusal::QueueFull(_) | Refusal::Degraded(_) => problem.with_header(header::RETRY_AFTER, "10"),
+            Refusal::QueueFull(_) | Refusal::Degraded(_) | Refusal::DiskFull(_) => {
+                problem.with_header(header::RETRY_AFTER, "10")
+            }
             Refusal::HookSignature => problem.with_header(header::WWW_AUTHENTICATE, "Signature"),
             Refusal::InFlight => problem.with_header(header::RETRY_AFTER, "1"),
             _ => problem,

@@ -194,11 +194,12 @@ impl Engine for Script {
             _ => None,
         }
     }
-    fn claim(&self, scope: &str, key: &str, body: &str) -> Result<Option<KeptAnswer>, Refusal> {
+    fn claim(&self, claim: &Claim) -> Result<Option<KeptAnswer>, Refusal> {
+        let Claim { scope, key, body } = claim;
         let mut keys = self.keys.lock().unwrap();
         match keys.get(&format!("{scope} {key}")) {
             None => {
-                keys.insert(format!("{scope} {key}"), (body.into(), None));
+                keys.insert(format!("{scope} {key}"), (body.clone(), None));
                 Ok(None)
             }
             Some((with, _)) if with != body => Err(Refusal::KeyReused),
@@ -206,11 +207,12 @@ impl Engine for Script {
             Some((_, Some(kept))) => Ok(Some(kept.clone())),
         }
     }
-    async fn keep(&self, scope: &str, key: &str, body: &str, answer: Option<KeptAnswer>) -> Result<(), Refusal> {
+    async fn keep(&self, claim: &Claim, answer: Option<KeptAnswer>) -> Result<(), Refusal> {
+        let Claim { scope, key, body } = claim;
         let mut keys = self.keys.lock().unwrap();
         match answer {
             None => keys.remove(&format!("{scope} {key}")),
-            some => keys.insert(format!("{scope} {key}"), (body.into(), some)),
+            some => keys.insert(format!("{scope} {key}"), (body.clone(), some)),
         };
         Ok(())
     }

@@ -6,7 +6,7 @@ use crate::{
     blobs::FileBlobs,
     config::Config,
     engine::Views,
-    journal::{DataLock, Kill, Layout, RunJournals},
+    journal::{DataDisk, DataLock, Kill, Layout, RunJournals},
     model::ids::{RunId, Seq},
     ports::{
         index::Index as _,
@@ -36,7 +36,8 @@ pub fn run(config: &Config) -> anyhow::Result<(usize, Vec<String>)> {
     let index = Arc::new(index);
     let views = Views::start(index.clone(), "rebuild".to_owned())?;
     let blobs = Arc::new(FileBlobs::open(layout.blobs.clone())?);
-    let journals = RunJournals::open(layout.runs, blobs, Arc::new(Nobody), Kill::default())?;
+    let data = Arc::new(DataDisk::open(&layout.root)?);
+    let journals = RunJournals::open(layout.runs, blobs, Arc::new(Nobody), data, Kill::default())?;
     let (mut count, mut bad) = (0, Vec::new());
     for run in journals.runs()? {
         let found = journals.read(&run)?;

@@ -8,7 +8,8 @@ use serde_json::json;
 use super::{
     conductor::{Ask, Conductor, Requested, locked},
     handle::{
-        Engine, EventStream, Hooked, KeptAnswer, LogQuery, LogStream, NewToken, Refusal, RunsQuery, Start, Started,
+        Claim, Engine, EventStream, Hooked, KeptAnswer, LogQuery, LogStream, NewToken, Refusal, RunsQuery, Start,
+        Started,
     },
     hooks, hosts, idempotency, ledger, log, plugin, tokens,
     view::{
@@ -57,7 +58,7 @@ fn environment(loaded: &Loaded, name: &str) -> Result<EnvironmentName, Refusal> 
 }
 
 impl Conductor {
-    fn view(&self, id: &RunId) -> Result<RunView, Refusal> {
+    pub(super) fn view(&self, id: &RunId) -> Result<RunView, Refusal> {
         if let Some(view) = self.inner.views.run(id).map_err(|e| unreadable(&e))? {
             return Ok(view);
         }
@@ -195,6 +196,7 @@ impl Engine for Conductor {
             redeploy: start.redeploy,
             retest: start.retest,
             head,
+            once: start.once,
         };
         let view = self.request(&loaded.name, Trigger::Api, by.to_owned(), ask, &[], Vec::new()).await?;
         let view = view.ok_or_else(|| Refusal::Degraded("a request without conditions met one".to_owned()))?;
@@ -218,6 +220,7 @@ impl Engine for Conductor {
         reason: Option<String>,
         by: &str,
     ) -> Result<Vec<RunView>, Refusal> {
+        self.writable()?;
         let loaded = self.project(project)?;
         let mut stopped = Vec::new();
         for id in self.active(&loaded.name) {
@@ -328,6 +331,7 @@ impl Engine for Conductor {
     }
 
     async fn reload(&self) -> Result<Vec<ProjectName>, Refusal> {
+        self.writable()?;
         let programs = Arc::clone(&self.inner.world.programs);
         let loaded = tokio::task::spawn_blocking(move || programs.load()).await;
         let loaded = loaded.map_err(|e| Refusal::ProjectsInvalid(e.to_string()))?.map_err(|found| {
@@ -374,7 +378,7 @@ impl Engine for Conductor {
         let trouble = locked(&self.inner.trouble);
         let of = |place: &str| trouble.get(place).map(|cause| cause.message.clone());
         let recovering = (!*self.inner.recovered.borrow()).then(|| "unfinished runs are being taken up".to_owned());
-        vec![("journal", of("journal")), ("index", of("index")), ("recovery", recovering)]
+        vec![("disk", of("disk")), ("journal", of("journal")), ("index", of("index")), ("recovery", recovering)]
     }
 
     async fn create_token(
@@ -400,11 +404,11 @@ impl Engine for Conductor {
         tokens::authenticate(self, text)
     }
 
-    fn claim(&self, scope: &str, key: &str, body: &str) -> Result<Option<KeptAnswer>, Refusal> {
-        idempotency::claim(self, scope, key, body)
+    fn claim(&self, claim: &Claim) -> Result<Option<KeptAnswer>, Refusal> {
+        idempotency::claim(self, claim)
     }
 
-    async fn keep(&self, scope: &str, key: &str, body: &str, answer: Option<KeptAnswer>) -> Result<(), Refusal> {
-        idempotency::keep(self, scope, key, body, answer).await
+    async fn keep(&self, claim: &Claim, answer: Option<KeptAnswer>) -> Result<(), Refusal> {
+        idempotency::keep(self, claim, answer).await
     }
 }

@@ -14,9 +14,10 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    handle::Refusal,
+    handle::{Claim, Refusal},
     ledger,
     owner::{Begin, Left, Message, Owner, Progress, Taken},
+    storage,
     view::RunView,
     views::{self, Views},
     waiters::Waiters,
@@ -35,9 +36,13 @@ use crate::{
         control::{Commit, CommitError, Revision},
         journal::Ticket,
         program::Loaded,
+        storage::Condition,
     },
     time::Stamp,
 };
+
+/// How long a request waits for room that even the reserve has not.
+const STUCK: Duration = Duration::from_secs(10);
 
 /// A request as control keeps it from the 202 until the run's end is known.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -113,8 +118,10 @@ impl Conductor {
     /// Takes up what an earlier life left, then begins to work: the queue, the polls, the outbox.
     pub async fn start(&self, projects: Vec<Loaded>) -> std::io::Result<()> {
         self.install(projects).await?;
-        super::recovery::recover(self).await?;
         let world = &self.inner.world;
+        // Before anything is taken up: that may wait for room, and somebody must look whether there is some.
+        world.tasks.spawn("storage", storage::watch(self.clone()));
+        super::recovery::recover(self).await?;
         self.inner.recovered.send_replace(true);
         let queue = self.clone();
         world.tasks.spawn("queue", async move { queue.work().await });
@@ -177,10 +184,19 @@ impl Conductor {
         if self.inner.world.tasks.stopping().is_cancelled() {
             return Err(Refusal::Stopping);
         }
+        match &*self.inner.world.storage.condition().borrow() {
+            Condition::Well => {}
+            Condition::Full => return Err(self.full()),
+            Condition::Failed(why) => return Err(Refusal::Degraded(storage::failed(why).message)),
+        }
         match locked(&self.inner.trouble).get("journal") {
             Some(cause) => Err(Refusal::Degraded(cause.message.clone())),
             None => Ok(()),
         }
+    }
+
+    fn full(&self) -> Refusal {
+        Refusal::DiskFull(self.inner.world.data_dir.clone())
     }
 
     /// The disk failed somewhere: nothing that changes anything is taken any more.
@@ -197,11 +213,22 @@ impl Conductor {
     }
 
     /// Waits for a ticket; a journal that cannot be written degrades the daemon.
+    /// One that waits for room is not waited for for ever: it may still be done, and who asks again is told what is.
     pub(super) async fn synced(&self, ticket: &Ticket) -> Result<(), Refusal> {
-        ticket.synced().await.map_err(|error| {
-            self.degraded(&error.to_string());
-            Refusal::Degraded(error.to_string())
-        })
+        let stuck = async {
+            let mut condition = self.inner.world.storage.condition();
+            let _storage_lives_as_long_as_we =
+                condition.wait_for(|condition| *condition == Condition::Full).await.is_ok();
+            self.inner.world.clock.sleep(STUCK).await;
+        };
+        tokio::select! {
+            biased;
+            synced = ticket.synced() => synced.map_err(|error| {
+                self.degraded(&error.to_string());
+                Refusal::Degraded(error.to_string())
+            }),
+            () = stuck => Err(self.full()),
+        }
     }
 
     /// An id above that of every run there was.
@@ -254,6 +281,7 @@ impl Conductor {
             puts.push((ledger::head_key(project), Some(json!(ledger::Head { sha, run: Some(id.clone()) }))));
         }
         // Keys that name this run get its id.
+        puts.extend(ask.once.map(|once| once.began(&id, now.wall_ms)));
         puts.extend(also.into_iter().map(|key| (key, Some(json!({ "run": id, "at_ms": now.wall_ms })))));
         let ticket = match world.control.commit(Commit::RunRequested, only_if, puts) {
             Err(CommitError::Conflict { .. }) => return Ok(None),
@@ -321,8 +349,10 @@ impl Conductor {
     async fn work(&self) {
         let stopping = self.inner.world.tasks.stopping();
         loop {
+            // On a full disk what runs gets the reserve; what is queued waits.
+            let full = *self.inner.world.storage.condition().borrow() == Condition::Full;
             let mut by_project: BTreeMap<ProjectName, Vec<(RunId, Requested)>> = BTreeMap::new();
-            for (id, requested) in self.requests() {
+            for (id, requested) in self.requests().into_iter().filter(|_| !full) {
                 by_project.entry(requested.project.clone()).or_default().push((id, requested));
             }
             for (project, mut queued) in by_project {
@@ -614,4 +644,6 @@ pub(super) struct Ask {
     pub(super) retest: bool,
     /// The head this request is for, if it is known: no poll asks for it again.
     pub(super) head: Option<Sha>,
+    /// The `Idempotency-Key` it came with.
+    pub(super) once: Option<Claim>,
 }

@@ -66,6 +66,9 @@ pub enum Refusal {
     /// 503 `queue_full`, with Retry-After.
     #[error("{0}")]
     QueueFull(String),
+    /// 507 `disk_full`: nothing new is begun until there is room; a forge gets 503 instead, because it tries that again.
+    #[error("the disk that holds {} is full, so nothing new is begun; make room there (see `df`), and it goes on by itself within seconds", .0.display())]
+    DiskFull(std::path::PathBuf),
     /// 503 `degraded`: the journal cannot be written, nothing that changes anything is done.
     #[error("the daemon is degraded and changes nothing: {0}")]
     Degraded(String),
@@ -84,6 +87,19 @@ pub struct Start {
     pub redeploy: bool,
     /// Tests run again though this release passed them under the same code.
     pub retest: bool,
+    /// The `Idempotency-Key` that it came with: on disk together with the run.
+    pub once: Option<Claim>,
+}
+
+/// An `Idempotency-Key` with what it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Token or uid, method and path.
+    pub scope: String,
+    /// As the client chose it.
+    pub key: String,
+    /// SHA-256 of what was asked.
+    pub body: String,
 }
 
 /// The answer to a start.
@@ -234,9 +250,8 @@ pub trait Engine: Send + Sync {
     /// The token of this text, if it is genuine and not expired; compared in constant time.
     fn authenticate(&self, text: &str) -> Option<TokenView>;
 
-    /// Claims an `Idempotency-Key` (`scope` = token or uid, method and path; `body` = sha256 of the body): `Ok(None)` = go on and call
-    /// [`Engine::keep`], `Ok(Some)` = answer this again.
-    fn claim(&self, scope: &str, key: &str, body: &str) -> Result<Option<KeptAnswer>, Refusal>;
+    /// Claims an `Idempotency-Key`: `Ok(None)` = go on and call [`Engine::keep`], `Ok(Some)` = answer this again.
+    fn claim(&self, claim: &Claim) -> Result<Option<KeptAnswer>, Refusal>;
     /// Keeps the answer for 24 h; `None` gives the claim back (the request was not done).
-    async fn keep(&self, scope: &str, key: &str, body: &str, answer: Option<KeptAnswer>) -> Result<(), Refusal>;
+    async fn keep(&self, claim: &Claim, answer: Option<KeptAnswer>) -> Result<(), Refusal>;
 }

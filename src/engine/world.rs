@@ -19,6 +19,7 @@ use crate::{
         probe::Probe,
         program::Programs,
         secrets::Secrets,
+        storage::Storage,
     },
     time::Clock,
 };
@@ -69,6 +70,8 @@ pub struct World {
     pub blobs: Arc<dyn Blobs>,
     /// What views are read from.
     pub index: Arc<dyn Index>,
+    /// The disk under all of these.
+    pub storage: Arc<dyn Storage>,
     /// Output of commands.
     pub outputs: Arc<dyn Outputs>,
     /// Ways to machines.

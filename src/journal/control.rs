@@ -3,10 +3,15 @@
 //! A record is `{"commit":"RunRequested","at_ms":1700000000000,"puts":[{"key":"run/...","value":...}]}`; a `null` value deletes, the
 //! last put of a key wins, and a key's revision is the number of the record that wrote it. The whole log is folded into memory when
 //! it is opened: it holds what outlives runs, not what happens in them.
+//!
+//! A log that has grown far beyond what lives in it is compacted, at open and while it is written. The new file begins with what
+//! lives, in records of the commit `Kept`, and an end mark, `{"commit":"Compacted","at_ms":...,"lines":<how many>,"puts":[]}`, which has
+//! the number of the last record folded into it; those before it count down from there, and what follows goes on from there. It takes
+//! the old one's place when it is whole, so one without its mark was tampered with and is refused.
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -16,8 +21,9 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::{
-    disk::{Disk, RealDisk},
-    file::{Log, Pending, Refused, Writer},
+    data_disk::DataDisk,
+    disk::{self, RealDisk},
+    file::{Log, Means, Pending, Refused, Writer},
     kill::Kill,
     line::{self, First},
 };
@@ -32,12 +38,38 @@ use crate::{
 /// The largest record: it has to fit a line, with room for what the format may still need.
 pub(super) const MAX_RECORD: usize = 60 * 1024;
 
+/// A log is compacted when it is this many times as large as what lives in it, and not before it has `FLOOR` bytes: then it is read
+/// in a moment anyway, and people find in it what happened lately.
+const TIMES: u64 = 4;
+const FLOOR: u64 = 512 * 1024;
+
+/// How much of a record's room a compacted file fills before it begins another.
+const PACKED: usize = MAX_RECORD - 1024;
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
-    commit: Commit,
+    commit: What,
     at_ms: i64,
+    /// Of `Compacted`: how many records of `Kept` there are before it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    lines: Option<u64>,
     puts: Vec<Put>,
+}
+
+/// What a record is.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(untagged)]
+enum What {
+    Commit(Commit),
+    Compaction(Compaction),
+}
+
+/// The log's own records.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Compaction {
+    Kept,
+    Compacted,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,7 +79,73 @@ struct Put {
     value: Option<Value>,
 }
 
-type Entries = BTreeMap<String, (u64, Value)>;
+/// What lives.
+#[derive(Default)]
+struct Entries {
+    by_key: BTreeMap<String, Living>,
+    /// About what it takes in a compacted file.
+    bytes: u64,
+    /// The length of the file when it was last to be compacted.
+    tried_at: u64,
+}
+
+struct Living {
+    revision: u64,
+    value: Value,
+    bytes: u64,
+}
+
+impl Entries {
+    fn fold(&mut self, seq: u64, puts: Vec<Put>) {
+        for Put { key, value } in puts {
+            let old = match value {
+                Some(value) => {
+                    // Escapes apart: it is a measure and no promise.
+                    let bytes = (key.len() + value.to_string().len() + 24) as u64;
+                    self.bytes += bytes;
+                    self.by_key.insert(key, Living { revision: seq, value, bytes })
+                }
+                None => self.by_key.remove(&key),
+            };
+            self.bytes -= old.map_or(0, |old| old.bytes);
+        }
+    }
+
+    /// Whether a file of `length` bytes has grown too far beyond what lives in it.
+    fn outgrown(&self, length: u64, floor: u64) -> bool {
+        length > floor.max(TIMES * self.bytes)
+    }
+
+    /// The compacted file that stands for everything up to record `last`; `None` when the numbers do not suffice.
+    fn compacted(&self, last: u64, at_ms: i64) -> io::Result<Option<Vec<u8>>> {
+        let record =
+            |commit, lines, puts| serde_json::to_vec(&Record { commit: What::Compaction(commit), at_ms, lines, puts });
+        let (mut records, mut puts, mut size) = (Vec::new(), Vec::new(), 0);
+        for (key, living) in &self.by_key {
+            // What was committed fits a record, so it fits one alone.
+            let put = Put { key: key.clone(), value: Some(living.value.clone()) };
+            let bytes = serde_json::to_vec(&put)?.len() + 1;
+            if size + bytes > PACKED && !puts.is_empty() {
+                records.push(record(Compaction::Kept, None, std::mem::take(&mut puts))?);
+                size = 0;
+            }
+            size += bytes;
+            puts.push(put);
+        }
+        if !puts.is_empty() {
+            records.push(record(Compaction::Kept, None, puts)?);
+        }
+        let lines = records.len() as u64;
+        records.push(record(Compaction::Compacted, Some(lines), Vec::new())?);
+        let Some(before) = last.checked_sub(records.len() as u64) else { return Ok(None) };
+        let mut bytes = Vec::new();
+        for (seq, json) in (before + 1..).zip(records) {
+            // All of it is on disk before it is the log: a bad line before a good one is damage.
+            line::encode(&mut bytes, seq, seq - 1, &json).map_err(io::Error::other)?;
+        }
+        Ok(Some(bytes))
+    }
+}
 
 /// The control log of one daemon. Dropping it writes what was committed.
 pub struct ControlLog {
@@ -56,47 +154,105 @@ pub struct ControlLog {
     log: Arc<Log>,
     state: Mutex<Entries>,
     changed: watch::Sender<u64>,
+    floor: u64,
 }
 
 impl ControlLog {
     /// Opens or makes `dir/control` (`dir` is `data_dir/journal`); an unsynced tail is cut, and what is kept is written anew, as a
-    /// page cache that outlived a failed sync cannot be told from the disk. `clock` stamps the records for people, `kill` is for tests
-    /// of recovery.
+    /// page cache that outlived a failed sync cannot be told from the disk. `clock` stamps the records for people, `data` has room for
+    /// them and hears of failures, `kill` is for tests of recovery.
     ///
     /// # Errors
     /// The disk's; `InvalidData` when a record that was on disk is damaged or not understood: the message says where and what to do.
-    pub fn open(dir: &Path, clock: Arc<dyn Clock>, kill: Kill) -> io::Result<Self> {
-        ControlLog::on(Arc::new(RealDisk), dir, clock, kill)
+    pub fn open(dir: &Path, clock: Arc<dyn Clock>, data: Arc<DataDisk>, kill: Kill) -> io::Result<Self> {
+        ControlLog::with(Means { disk: Arc::new(RealDisk), data, kill }, dir, clock, FLOOR)
     }
 
-    pub(super) fn on(disk: Arc<dyn Disk>, dir: &Path, clock: Arc<dyn Clock>, kill: Kill) -> io::Result<Self> {
+    pub(super) fn with(means: Means, dir: &Path, clock: Arc<dyn Clock>, floor: u64) -> io::Result<Self> {
         let path = dir.join("control");
-        let bytes = match fs::read(&path) {
+        let bytes = match means.disk.read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             other => other?,
         };
-        let scan = line::scan(&bytes, First::Any);
-        if let Some(damage) = scan.damage {
-            return Err(refuse(&path, &damage.to_string(), damage.at));
+        let (mut state, last, kept) = read(&path, &bytes)?;
+        let kept = bytes.get(..kept).unwrap_or_default();
+        let compacted = match state.outgrown(kept.len() as u64, floor) {
+            true => state.compacted(last, clock.now().wall_ms)?,
+            false => None,
+        };
+        if let Some(compacted) = &compacted {
+            // Their revisions are those that the next start would find, too.
+            state = read(&path, compacted)?.0;
         }
-        let mut state = Entries::new();
-        for line in &scan.lines {
-            let json = bytes.get(line.json.clone()).unwrap_or_default();
-            let record: Record = serde_json::from_slice(json).map_err(|error| {
-                refuse(&path, &format!("record {} is not understood: {error}", line.seq), line.json.start)
-            })?;
-            fold(&mut state, line.seq, record.puts);
-        }
-        let last = scan.lines.last().map_or(0, |line| line.seq);
-        let file = disk.replace(&path, bytes.get(..scan.kept).unwrap_or_default())?;
-        let log = Arc::new(Log::new(path, None, last, Some(file)));
-        let writer = Writer::start("journal-control", disk, kill)?;
-        Ok(ControlLog { clock, writer, log, state: Mutex::new(state), changed: watch::Sender::new(last) })
+        let begin = compacted.as_deref().unwrap_or(kept);
+        // Whoever starts a daemon on a full disk is to be told so: there is the reserve and no waiting.
+        let file = means.data.with_room(&|| true, || disk::replace(&*means.disk, &path, begin))?;
+        let log = Arc::new(Log::new(path, None, last, Some((file, begin.len()))));
+        let writer = Writer::start("journal-control", means)?;
+        Ok(ControlLog { clock, writer, log, state: Mutex::new(state), changed: watch::Sender::new(last), floor })
     }
 
     fn state(&self) -> MutexGuard<'_, Entries> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Compacts the file when it has outgrown what lives in it. Numbers and revisions stay; who commits does not wait.
+    fn compact(&self, state: &mut Entries) {
+        let length = self.log.length();
+        if length < state.tried_at {
+            state.tried_at = 0;
+        }
+        // Once tried and not done, for want of room, it is tried again when it has grown some more.
+        if !state.outgrown(length, self.floor) || length < state.tried_at.saturating_add(self.floor) {
+            return;
+        }
+        state.tried_at = length;
+        let last = self.log.last();
+        match state.compacted(last, self.clock.now().wall_ms) {
+            Ok(Some(bytes)) => self.writer.compact(&self.log, last, bytes),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "the control log cannot be compacted; it goes on as it is"),
+        }
+    }
+}
+
+/// What the bytes of a log hold, the number of its last record, and how many bytes count.
+fn read(path: &Path, bytes: &[u8]) -> io::Result<(Entries, u64, usize)> {
+    let scan = line::scan(bytes, First::Any);
+    if let Some(damage) = scan.damage {
+        return Err(refuse(path, &damage.to_string(), damage.at));
+    }
+    let mut state = Entries::default();
+    let (mut kept, mut whole) = (0, true);
+    for (line, index) in scan.lines.iter().zip(0..) {
+        let bad = |why: String| refuse(path, &format!("record {} {why}", line.seq), line.json.start);
+        let json = bytes.get(line.json.clone()).unwrap_or_default();
+        let record: Record =
+            serde_json::from_slice(json).map_err(|error| bad(format!("is not understood: {error}")))?;
+        match record.commit {
+            What::Compaction(Compaction::Kept) if kept == index => (kept, whole) = (index + 1, false),
+            What::Compaction(Compaction::Compacted) if kept == index && record.lines == Some(kept) => whole = true,
+            What::Compaction(_) => return Err(bad("is of a compaction and stands in the wrong place".to_owned())),
+            // A log that was never compacted begins with record 1.
+            What::Commit(_) if whole && (index > 0 || line.seq == 1) => {}
+            What::Commit(_) => return Err(bad("follows a compaction that has no end mark".to_owned())),
+        }
+        state.fold(line.seq, record.puts);
+    }
+    // A first record may be torn, but only if it is the first of all.
+    let later = scan.lines.is_empty() && begins_later(bytes);
+    if !whole || later {
+        return Err(refuse(path, "it was compacted, and the end of that is missing", scan.kept));
+    }
+    Ok((state, scan.lines.last().map_or(0, |line| line.seq), scan.kept))
+}
+
+/// Whether the first line, though it cannot be read, has a number above 1.
+fn begins_later(bytes: &[u8]) -> bool {
+    let Some(begin) = bytes.get(..11) else { return false };
+    let (crc, seq) = begin.split_at(8);
+    let number = matches!(seq, [b' ', b'1'..=b'9', b'0'..=b'9' | b' ']) && seq != b" 1 ";
+    number && crc.iter().all(u8::is_ascii_hexdigit)
 }
 
 fn refuse(path: &Path, what: &str, at: usize) -> io::Error {
@@ -112,27 +268,22 @@ fn refuse(path: &Path, what: &str, at: usize) -> io::Error {
     )
 }
 
-fn fold(state: &mut Entries, seq: u64, puts: Vec<Put>) {
-    for Put { key, value } in puts {
-        match value {
-            Some(value) => state.insert(key, (seq, value)),
-            None => state.remove(&key),
-        };
-    }
-}
-
 impl Control for ControlLog {
     fn get(&self, key: &str) -> Option<Entry> {
         let state = self.state();
-        let (seq, value) = state.get(key)?;
-        Some(Entry { key: key.to_owned(), revision: Revision(*seq), value: value.clone() })
+        let living = state.by_key.get(key)?;
+        Some(Entry { key: key.to_owned(), revision: Revision(living.revision), value: living.value.clone() })
     }
 
     fn scan(&self, prefix: &str) -> Vec<Entry> {
         let state = self.state();
-        let from = state.range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded));
+        let from = state.by_key.range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded));
         from.take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, (seq, value))| Entry { key: key.clone(), revision: Revision(*seq), value: value.clone() })
+            .map(|(key, living)| Entry {
+                key: key.clone(),
+                revision: Revision(living.revision),
+                value: living.value.clone(),
+            })
             .collect()
     }
 
@@ -145,14 +296,14 @@ impl Control for ControlLog {
         // In the log a null value deletes, so it deletes here as well.
         let puts =
             puts.into_iter().map(|(key, value)| Put { key, value: value.filter(|value| !value.is_null()) }).collect();
-        let record = Record { commit: what, at_ms: self.clock.now().wall_ms, puts };
+        let record = Record { commit: What::Commit(what), at_ms: self.clock.now().wall_ms, lines: None, puts };
         let json = serde_json::to_vec(&record).map_err(|error| CommitError::Broken(error.to_string()))?;
         if json.len() > MAX_RECORD {
             return Err(CommitError::TooLarge { bytes: json.len(), limit: MAX_RECORD });
         }
         let mut state = self.state();
         for (key, revision) in expected {
-            if state.get(key).map_or(0, |(seq, _)| *seq) != revision.0 {
+            if state.by_key.get(key).map_or(0, |living| living.revision) != revision.0 {
                 return Err(CommitError::Conflict { key: key.clone() });
             }
         }
@@ -164,7 +315,8 @@ impl Control for ControlLog {
                 Refused::Conflict(found) => format!("it stands at {found}, not at {last}"),
             })
         })?;
-        fold(&mut state, ticket.seq().0, record.puts);
+        state.fold(ticket.seq().0, record.puts);
+        self.compact(&mut state);
         drop(state);
         self.changed.send_replace(ticket.seq().0);
         Ok(ticket)

@@ -1,4 +1,4 @@
-//! The few calls by which journals reach the disk, as a seam: tests fail the k-th of them.
+//! The calls by which journals reach the disk, as a seam: tests fail the k-th of them, or cut the power between two.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -9,20 +9,57 @@ use std::{
 
 /// An open append-only file.
 pub(super) trait DiskFile: Send {
-    /// Writes all of `bytes` at the end.
+    /// Writes all of `bytes` at the end; of a failed one any part may be there.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Takes away what lies beyond `length`.
+    fn cut(&mut self, length: u64) -> io::Result<()>;
     /// Returns when all that was appended is on disk.
     fn sync(&mut self) -> io::Result<()>;
 }
 
-/// A file system.
+/// A file system. A name is on disk once its directory was synced, a file's bytes once the file was.
 pub(super) trait Disk: Send + Sync {
+    /// The whole file.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// Whether there is something at `path`.
+    fn exists(&self, path: &Path) -> bool;
+    /// The names in `dir`, in no order.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Makes a new file, and its directory if that is missing. An existing file is an error.
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
-    /// Puts `bytes` in the place of the file at `path`, or in a new one: on disk, name included, when it returns, and open for more.
-    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<Box<dyn DiskFile>>;
+    /// Gives what is at `from` the name `to`; a file that had it is gone.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file; one that is missing is removed.
+    fn remove(&self, path: &Path) -> io::Result<()>;
     /// Returns when the names in `dir` are on disk.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+}
+
+/// Puts `bytes` in the place of the file at `path`, or in a new one: on disk, name included, when it returns, and open for more.
+/// Until then the old one is as it was.
+pub(super) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<Box<dyn DiskFile>> {
+    let new = path.with_extension("new");
+    // Left by a crash between its creation and the rename: it was never the journal.
+    disk.remove(&new)?;
+    let made = disk.create(&new).and_then(|mut file| file.append(bytes).map(|()| file));
+    let mut file = made.inspect_err(|_| {
+        // Half of it is room that somebody may need; the next one removes it if this cannot.
+        let _in_nobodys_way = disk.remove(&new);
+    })?;
+    file.sync().map_err(unsynced)?;
+    disk.rename(&new, path)?;
+    disk.sync_dir(parent(path)?).map_err(unsynced)?;
+    Ok(file)
+}
+
+/// A failed sync, whatever it failed with: after it the page cache is not the disk, so it must look like nothing that can be retried.
+pub(super) fn unsynced(error: io::Error) -> io::Error {
+    io::Error::other(format!("syncing it failed, which cannot be tried again: {error}"))
+}
+
+/// Whether a write failed for want of room: it may be tried again once there is some.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// The machine's.
@@ -35,34 +72,43 @@ impl DiskFile for RealFile {
         self.0.write_all(bytes)
     }
 
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.0.set_len(length)
+    }
+
     fn sync(&mut self) -> io::Result<()> {
         self.0.sync_data()
     }
 }
 
 impl Disk for RealDisk {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        fs::read(path)
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        path.exists()
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        make_dir(parent(path)?)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent(path)?)?;
         let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)?;
         Ok(Box::new(RealFile(file)))
     }
 
-    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<Box<dyn DiskFile>> {
-        let dir = parent(path)?;
-        make_dir(dir)?;
-        let new = path.with_extension("new");
-        match fs::remove_file(&new) {
-            // Left by a crash between its creation and the rename: it was never the journal.
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
         }
-        let mut file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        self.sync_dir(dir)?;
-        Ok(Box::new(RealFile(file)))
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -70,79 +116,11 @@ impl Disk for RealDisk {
     }
 }
 
-fn make_dir(dir: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
 pub(super) fn parent(path: &Path) -> io::Result<&Path> {
     path.parent().ok_or_else(|| io::Error::other(format!("`{}` has no directory", path.display())))
 }
 
-/// A disk in which the k-th call that writes or syncs fails, and every later one too, as they do after an `EIO`.
 #[cfg(test)]
-pub(super) mod faulty {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    };
-
-    use super::*;
-
-    /// Counts the calls; those from `fail_at` (from 1) on fail.
-    #[derive(Clone)]
-    pub struct FaultyDisk {
-        calls: Arc<AtomicU64>,
-        fail_at: u64,
-        /// Only the one call fails: what comes after must not be believed either.
-        once: bool,
-    }
-
-    struct FaultyFile(Box<dyn DiskFile>, FaultyDisk);
-
-    impl FaultyDisk {
-        pub fn new(fail_at: u64, once: bool) -> Self {
-            FaultyDisk { calls: Arc::default(), fail_at, once }
-        }
-
-        pub fn calls(&self) -> u64 {
-            self.calls.load(Ordering::SeqCst)
-        }
-
-        fn hit(&self) -> io::Result<()> {
-            let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
-            let fails = if self.once { call == self.fail_at } else { call >= self.fail_at };
-            if fails { Err(io::Error::other(format!("injected at call {call}"))) } else { Ok(()) }
-        }
-    }
-
-    impl DiskFile for FaultyFile {
-        fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-            // A failed write leaves half of its bytes behind, as a full disk does.
-            if let Err(error) = self.1.hit() {
-                self.0.append(&bytes[..bytes.len() / 2])?;
-                return Err(error);
-            }
-            self.0.append(bytes)
-        }
-
-        fn sync(&mut self) -> io::Result<()> {
-            self.1.hit()
-        }
-    }
-
-    impl Disk for FaultyDisk {
-        fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-            self.hit()?;
-            Ok(Box::new(FaultyFile(RealDisk.create(path)?, self.clone())))
-        }
-
-        fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<Box<dyn DiskFile>> {
-            self.hit()?;
-            Ok(Box::new(FaultyFile(RealDisk.replace(path, bytes)?, self.clone())))
-        }
-
-        fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
-            self.hit()
-        }
-    }
-}
+pub(super) mod faulty;
+#[cfg(test)]
+pub(super) mod simulated;

@@ -2,14 +2,15 @@
 //!
 //! Group commit: appending only queues. The writer takes all dirty files, and of each all that queued while it was busy, in one
 //! write and one sync; there is no timer to wait for. The first failure of a file is its last word: its queue is dropped, every
-//! ticket fails, and the sync is never tried again, because after a failed fsync the page cache is not the disk.
+//! ticket fails, and the sync is never tried again, because after a failed fsync the page cache is not the disk. Only a write that finds
+//! no room is made again, once what it left of itself is cut off: nothing was synced, so nothing was lost.
 
 use std::{
     io,
     path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
 };
@@ -17,7 +18,8 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    disk::{Disk, DiskFile, parent},
+    data_disk::DataDisk,
+    disk::{self, Disk, DiskFile, parent, unsynced},
     kill::Kill,
     line,
 };
@@ -54,6 +56,15 @@ pub(super) struct Reader {
     pub blobs: Arc<dyn Blobs>,
 }
 
+/// What a writer writes with.
+#[derive(Clone)]
+pub(super) struct Means {
+    pub disk: Arc<dyn Disk>,
+    /// Room, and whom to tell of a failure.
+    pub data: Arc<DataDisk>,
+    pub kill: Kill,
+}
+
 /// One append-only file. Shared by those who append and the writer.
 pub(super) struct Log {
     path: PathBuf,
@@ -61,7 +72,24 @@ pub(super) struct Log {
     queue: Mutex<Queue>,
     synced: watch::Sender<Synced>,
     /// The writer's side; a lock of its own, so that appending never waits for the disk.
-    file: Mutex<Option<Box<dyn DiskFile>>>,
+    file: Mutex<Option<Open>>,
+    /// The bytes of the file that count.
+    length: AtomicU64,
+}
+
+/// The file itself.
+struct Open {
+    file: Box<dyn DiskFile>,
+    /// Where the next record begins: whatever lies beyond was never whole.
+    length: u64,
+    /// Whether its name is on disk.
+    named: bool,
+}
+
+/// What takes the place of a whole file up to a record.
+struct Compaction {
+    upto: u64,
+    bytes: Vec<u8>,
 }
 
 struct Queue {
@@ -70,17 +98,28 @@ struct Queue {
     /// The highest number on disk.
     on_disk: u64,
     pending: Vec<Pending>,
-    /// Whether the writer has been told of `pending`.
+    compaction: Option<Compaction>,
+    /// Whether the writer has been told of `pending` and `compaction`.
     announced: bool,
     broken: Option<String>,
 }
 
+/// What the writer does next.
+enum Job {
+    Append { first: u64, on_disk: u64, pending: Vec<Pending> },
+    Replace(Vec<u8>),
+}
+
 impl Log {
-    /// A file that holds everything up to `last`, on disk; without `file` it is created by the first append.
-    pub fn new(path: PathBuf, reader: Option<Reader>, last: u64, file: Option<Box<dyn DiskFile>>) -> Self {
-        let queue = Queue { last, on_disk: last, pending: Vec::new(), announced: false, broken: None };
+    /// A file that holds everything up to `last`, on disk, in so many bytes; without `file` it is created by the first append.
+    pub fn new(path: PathBuf, reader: Option<Reader>, last: u64, file: Option<(Box<dyn DiskFile>, usize)>) -> Self {
+        let queue =
+            Queue { last, on_disk: last, pending: Vec::new(), compaction: None, announced: false, broken: None };
         let (synced, _) = watch::channel(Synced::UpTo(Seq(last)));
-        Log { path, reader, queue: Mutex::new(queue), synced, file: Mutex::new(file) }
+        let length = file.as_ref().map_or(0, |(_, length)| *length as u64);
+        let file = file.map(|(file, _)| Open { file, length, named: true });
+        let file = Mutex::new(file);
+        Log { path, reader, queue: Mutex::new(queue), synced, file, length: AtomicU64::new(length) }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -103,55 +142,86 @@ impl Log {
         queue.broken.is_none() && queue.last != queue.on_disk
     }
 
-    fn fail(&self, why: &str) {
+    /// How many bytes the file has.
+    pub fn length(&self) -> u64 {
+        self.length.load(Ordering::Relaxed)
+    }
+
+    fn fail(&self, data: &DataDisk, why: &str) {
         let mut queue = self.queue();
         queue.pending.clear();
+        queue.compaction = None;
         if queue.broken.is_none() {
             tracing::error!(journal = %self.path.display(), why, "the journal cannot be written; nothing more will be acknowledged");
             queue.broken = Some(why.to_owned());
         }
         drop(queue);
+        // The daemon first: who is woken by its ticket finds it degraded.
+        data.failed(why);
         self.synced.send_replace(Synced::Failed(why.to_owned()));
     }
 
     /// Writes and syncs all that is queued. Only the writer's thread calls this.
-    fn commit(&self, disk: &dyn Disk, kill: &Kill) {
-        let (first, on_disk, pending) = {
-            let mut queue = self.queue();
-            queue.announced = false;
-            if queue.broken.is_some() {
-                return;
-            }
-            let pending = std::mem::take(&mut queue.pending);
-            (queue.last + 1 - pending.len() as u64, queue.on_disk, pending)
-        };
-        if pending.is_empty() {
-            return;
-        }
-        let last = first + pending.len() as u64 - 1;
-        let mut pending = pending;
-        let dies = kill.within(pending.len());
-        pending.truncate(dies.unwrap_or(pending.len()));
-        let written = if pending.is_empty() { Ok(Vec::new()) } else { self.write(disk, first, on_disk, pending) };
-        if dies.is_some() {
-            Kill::now();
-        }
-        match written {
-            Err(error) => self.fail(&format!("`{}`: {error}", self.path.display())),
-            Ok(records) => {
-                self.queue().on_disk = last;
-                // The views first: who is woken by its ticket finds them up to date.
-                if let Some(reader) = &self.reader {
-                    reader.feed.synced(&reader.run, &records);
-                }
-                self.synced.send_replace(Synced::UpTo(Seq(last)));
+    fn commit(&self, means: &Means, ended: &dyn Fn() -> bool) {
+        // What is queued from here on is announced again, and nobody else takes this file up before we are done.
+        self.queue().announced = false;
+        // What comes before a compaction, the compaction, what comes after.
+        for _ in 0..3 {
+            let Some(job) = self.next() else { return };
+            let done = match job {
+                Job::Append { first, on_disk, pending } => self.append(means, ended, first, on_disk, pending),
+                Job::Replace(bytes) => self.replace(means, bytes),
+            };
+            if let Err(error) = done {
+                self.fail(&means.data, &format!("`{}`: {error}", self.path.display()));
             }
         }
     }
 
+    fn next(&self) -> Option<Job> {
+        let mut queue = self.queue();
+        if queue.broken.is_some() {
+            return None;
+        }
+        let first = queue.last + 1 - queue.pending.len() as u64;
+        // What a compaction replaces is in the old file first: should there be no new one, the old one goes on.
+        let upto = queue.compaction.as_ref().map_or(queue.last, |compaction| compaction.upto);
+        let count = usize::try_from((upto + 1).saturating_sub(first)).unwrap_or(usize::MAX);
+        if count > 0 {
+            let pending = queue.pending.drain(..count).collect();
+            return Some(Job::Append { first, on_disk: queue.on_disk, pending });
+        }
+        queue.compaction.take().map(|compaction| Job::Replace(compaction.bytes))
+    }
+
+    fn append(
+        &self,
+        means: &Means,
+        ended: &dyn Fn() -> bool,
+        first: u64,
+        on_disk: u64,
+        mut pending: Vec<Pending>,
+    ) -> io::Result<()> {
+        let dies = means.kill.within(pending.len());
+        pending.truncate(dies.unwrap_or(pending.len()));
+        let last = first + pending.len() as u64 - 1;
+        let records = if pending.is_empty() { Vec::new() } else { self.write(means, ended, first, on_disk, pending)? };
+        if dies.is_some() {
+            Kill::now();
+        }
+        self.queue().on_disk = last;
+        // The views first: who is woken by its ticket finds them up to date.
+        if let Some(reader) = &self.reader {
+            reader.feed.synced(&reader.run, &records);
+        }
+        self.synced.send_replace(Synced::UpTo(Seq(last)));
+        Ok(())
+    }
+
     fn write(
         &self,
-        disk: &dyn Disk,
+        means: &Means,
+        ended: &dyn Fn() -> bool,
         first: u64,
         on_disk: u64,
         pending: Vec<Pending>,
@@ -161,34 +231,70 @@ impl Log {
         for (seq, Pending { json, record }) in (first..).zip(pending) {
             let json = match &self.reader {
                 Some(reader) if json.len() > INLINE_JSON => {
-                    format!(r#"{{"blob":"{}"}}"#, reader.blobs.put(&json)?).into_bytes()
+                    let blob = means.data.with_room(ended, || reader.blobs.put(&json))?;
+                    format!(r#"{{"blob":"{blob}"}}"#).into_bytes()
                 }
                 _ => json,
             };
             let crc = line::encode(&mut bytes, seq, on_disk, &json).map_err(io::Error::other)?;
             records.extend(record.map(|record| (Seq(seq), crc, record)));
         }
+        means.data.with_room(ended, || self.put(&*means.disk, &bytes))?;
+        Ok(records)
+    }
+
+    /// Puts `bytes` at the end, on disk when it returns. After a write that found no room the file is as it was before.
+    fn put(&self, disk: &dyn Disk, bytes: &[u8]) -> io::Result<()> {
         let mut slot = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = slot.as_mut() {
-            file.append(&bytes)?;
-            file.sync()?;
-        } else {
-            let mut file = disk.create(&self.path)?;
-            file.append(&bytes)?;
-            file.sync()?;
+        if slot.is_none() {
+            *slot = Some(Open { file: disk.create(&self.path)?, length: 0, named: false });
+        }
+        let Some(open) = slot.as_mut() else { return Ok(()) };
+        if let Err(error) = open.file.append(bytes) {
+            if disk::is_full(&error) {
+                open.file
+                    .cut(open.length)
+                    .map_err(|cut| io::Error::other(format!("{error}; what it left stays: {cut}")))?;
+            }
+            return Err(error);
+        }
+        open.file.sync().map_err(unsynced)?;
+        if !open.named {
             // The file's name, then its directory's: after a power loss both are found or neither was acknowledged.
             let dir = parent(&self.path)?;
-            disk.sync_dir(dir)?;
-            disk.sync_dir(parent(dir)?)?;
-            *slot = Some(file);
+            disk.sync_dir(dir).map_err(unsynced)?;
+            disk.sync_dir(parent(dir)?).map_err(unsynced)?;
+            open.named = true;
         }
-        Ok(records)
+        open.length += bytes.len() as u64;
+        self.length.store(open.length, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Puts a compacted file in the place of this one.
+    fn replace(&self, means: &Means, bytes: Vec<u8>) -> io::Result<()> {
+        match disk::replace(&*means.disk, &self.path, &bytes) {
+            Ok(file) => {
+                let length = bytes.len() as u64;
+                tracing::info!(journal = %self.path.display(), before = self.length(), after = length, "compacted");
+                self.length.store(length, Ordering::Relaxed);
+                *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(Open { file, length, named: true });
+                Ok(())
+            }
+            // Everything is in the old file, which goes on.
+            Err(error) if disk::is_full(&error) => {
+                tracing::warn!(journal = %self.path.display(), %error, "there is no room to compact it");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
 /// The thread that writes a set of files. Dropping it writes what is queued and ends the thread.
 pub(super) struct Writer {
     shared: Arc<Shared>,
+    data: Arc<DataDisk>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -214,11 +320,30 @@ impl Writer {
     ///
     /// # Errors
     /// The system's, when it has no thread to give.
-    pub fn start(name: &str, disk: Arc<dyn Disk>, kill: Kill) -> io::Result<Self> {
+    pub fn start(name: &str, means: Means) -> io::Result<Self> {
         let shared = Arc::new(Shared { work: Mutex::default(), wake: Condvar::new() });
-        let theirs = shared.clone();
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&theirs, &*disk, &kill))?;
-        Ok(Writer { shared, thread: Some(thread) })
+        let (theirs, data) = (shared.clone(), means.data.clone());
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&theirs, &means))?;
+        Ok(Writer { shared, data, thread: Some(thread) })
+    }
+
+    /// Has `bytes` take the place of all of `log` up to record `upto`, which is its last; soon, or never if there is no room.
+    pub fn compact(&self, log: &Arc<Log>, upto: u64, bytes: Vec<u8>) {
+        let mut queue = log.queue();
+        if queue.broken.is_some() || queue.compaction.is_some() || queue.last != upto {
+            return;
+        }
+        queue.compaction = Some(Compaction { upto, bytes });
+        let announce = !std::mem::replace(&mut queue.announced, true);
+        drop(queue);
+        if announce {
+            self.announce(log);
+        }
+    }
+
+    fn announce(&self, log: &Arc<Log>) {
+        self.shared.work().dirty.push(log.clone());
+        self.shared.wake.notify_one();
     }
 
     /// Queues `records` of `log` after `expected`, and returns at once.
@@ -240,8 +365,7 @@ impl Writer {
         queue.announced |= announce;
         drop(queue);
         if announce {
-            self.shared.work().dirty.push(log.clone());
-            self.shared.wake.notify_one();
+            self.announce(log);
         }
         Ok(ticket)
     }
@@ -260,6 +384,8 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.shared.work().ending = true;
         self.shared.wake.notify_one();
+        // It may wait for room: what finds none now is not written.
+        self.data.wake();
         // The last owner may be a reader that the thread itself lets go of: it cannot wait for itself.
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()
@@ -270,7 +396,7 @@ impl Drop for Writer {
     }
 }
 
-fn run(shared: &Shared, disk: &dyn Disk, kill: &Kill) {
+fn run(shared: &Shared, means: &Means) {
     loop {
         let dirty = {
             let idle = |work: &mut Work| work.dirty.is_empty() && !work.ending;
@@ -280,20 +406,20 @@ fn run(shared: &Shared, disk: &dyn Disk, kill: &Kill) {
         if dirty.is_empty() {
             return;
         }
-        pass(&dirty, disk, kill);
+        pass(&dirty, means, &|| shared.work().ending);
     }
 }
 
 /// Commits each of `dirty`. Several files are synced side by side, as the file system puts syncs that meet into one commit of its own;
 /// the helpers last as long as the pass, for most passes have one file.
-fn pass(dirty: &[Arc<Log>], disk: &dyn Disk, kill: &Kill) {
+fn pass(dirty: &[Arc<Log>], means: &Means, ended: &(dyn Fn() -> bool + Sync)) {
     let next = AtomicUsize::new(0);
     let work = || {
         while let Some(log) = dirty.get(next.fetch_add(1, Ordering::Relaxed)) {
             // A reader that panics must not take every journal of the daemon with it.
-            let committed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| log.commit(disk, kill)));
+            let committed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| log.commit(means, &ended)));
             if committed.is_err() {
-                log.fail("a reader of it panicked");
+                log.fail(&means.data, "a reader of it panicked");
             }
         }
     };

@@ -128,7 +128,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        journal::{ControlLog, Kill},
+        journal::{ControlLog, DataDisk, Kill},
         time::Stamp,
     };
 
@@ -144,7 +144,10 @@ mod tests {
 
     fn leases(dir: &tempfile::TempDir, now: i64) -> (ControlLeases, Arc<ControlLog>, Arc<Set>) {
         let clock = Arc::new(Set(AtomicI64::new(now)));
-        let control = Arc::new(ControlLog::open(dir.path(), clock.clone(), Kill::default()).unwrap());
+        let control = Arc::new({
+            let data = Arc::new(DataDisk::keeping(dir.path(), 4096).unwrap());
+            ControlLog::open(dir.path(), clock.clone(), data, Kill::default()).unwrap()
+        });
         (ControlLeases::new(control.clone(), clock.clone()), control, clock)
     }
 

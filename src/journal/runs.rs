@@ -10,8 +10,9 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    disk::{Disk, RealDisk},
-    file::{Log, Pending, Reader, Refused, Writer},
+    data_disk::DataDisk,
+    disk::{self, RealDisk},
+    file::{Log, Means, Pending, Reader, Refused, Writer},
     kill::Kill,
     line::{self, First},
 };
@@ -33,7 +34,7 @@ pub struct RunJournals {
     dir: PathBuf,
     blobs: Arc<dyn Blobs>,
     feed: Arc<dyn Feed>,
-    disk: Arc<dyn Disk>,
+    means: Means,
     writer: Writer,
     open: Mutex<BTreeMap<RunId, Open>>,
 }
@@ -52,25 +53,25 @@ struct Elsewhere {
 
 impl RunJournals {
     /// Over the directory `dir` (`data_dir/journal/runs`), which is made if missing. Records over 16 KiB go to `blobs`; `feed` hears
-    /// of every record once it is on disk, and not of those that [`Journals::read`] and [`Journals::reopen`] return. `kill` is for
-    /// tests of recovery.
+    /// of every record once it is on disk, and not of those that [`Journals::read`] and [`Journals::reopen`] return. `data` has room for
+    /// them and hears of failures; `kill` is for tests of recovery.
     ///
     /// # Errors
     /// The disk's, or no thread to be had.
-    pub fn open(dir: PathBuf, blobs: Arc<dyn Blobs>, feed: Arc<dyn Feed>, kill: Kill) -> io::Result<Self> {
-        RunJournals::on(Arc::new(RealDisk), dir, blobs, feed, kill)
-    }
-
-    pub(super) fn on(
-        disk: Arc<dyn Disk>,
+    pub fn open(
         dir: PathBuf,
         blobs: Arc<dyn Blobs>,
         feed: Arc<dyn Feed>,
+        data: Arc<DataDisk>,
         kill: Kill,
     ) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
-        let writer = Writer::start("journal-runs", disk.clone(), kill)?;
-        Ok(RunJournals { dir, blobs, feed, disk, writer, open: Mutex::default() })
+        RunJournals::with(Means { disk: Arc::new(RealDisk), data, kill }, dir, blobs, feed)
+    }
+
+    pub(super) fn with(means: Means, dir: PathBuf, blobs: Arc<dyn Blobs>, feed: Arc<dyn Feed>) -> io::Result<Self> {
+        let writer = Writer::start("journal-runs", means.clone())?;
+        Ok(RunJournals { dir, blobs, feed, means, writer, open: Mutex::default() })
     }
 
     fn logs(&self) -> MutexGuard<'_, BTreeMap<RunId, Open>> {
@@ -127,7 +128,7 @@ impl RunJournals {
             return Err(broken("it is not open: it was closed, or must be reopened first"));
         }
         let path = self.path(run);
-        if path.exists() {
+        if self.means.disk.exists(&path) {
             return Err(broken("there is one already: it must be reopened first"));
         }
         let log = Arc::new(Log::new(path, self.reader(run), 0, None));
@@ -154,7 +155,7 @@ impl Journals for RunJournals {
         // Views may not be ahead of the disk: of a journal being written only what was synced before the read is shown.
         let limit = self.logs().get(run).map_or(u64::MAX, |open| open.log.on_disk());
         let path = self.path(run);
-        let bytes = match fs::read(&path) {
+        let bytes = match self.means.disk.read(&path) {
             // Created in memory only: nothing of it is on disk yet.
             Err(error) if error.kind() == io::ErrorKind::NotFound && limit == 0 => Vec::new(),
             other => other?,
@@ -175,27 +176,28 @@ impl Journals for RunJournals {
             }
         }
         let path = self.path(run);
-        let bytes = fs::read(&path)?;
+        let bytes = self.means.disk.read(&path)?;
         let (found, kept) = self.found(&path, &bytes, u64::MAX);
         if found.damage.is_some() {
             return Ok(found);
         }
-        let file = self.disk.replace(&path, bytes.get(..kept).unwrap_or_default())?;
+        let kept = bytes.get(..kept).unwrap_or_default();
+        // A run that finds no room is not damaged: it waits for some.
+        let file = self.means.data.with_room(&|| false, || disk::replace(&*self.means.disk, &path, kept))?;
         // The name of the run's directory may never have been synced: the crash may have come before the first sync ended.
-        self.disk.sync_dir(&self.dir)?;
+        self.means.disk.sync_dir(&self.dir)?;
         let last = found.records.last().map_or(0, |(seq, ..)| seq.0);
-        let log = Arc::new(Log::new(path, self.reader(run), last, Some(file)));
+        let log = Arc::new(Log::new(path, self.reader(run), last, Some((file, kept.len()))));
         self.logs().insert(run.clone(), Open { log, epoch });
         Ok(found)
     }
 
     fn runs(&self) -> io::Result<Vec<RunId>> {
         let mut runs = Vec::new();
-        for entry in fs::read_dir(&self.dir)? {
-            let entry = entry?;
+        for name in self.means.disk.list(&self.dir)? {
             // Anything else in there is not ours.
-            if let Some(run) = entry.file_name().to_str().and_then(|name| name.parse::<RunId>().ok())
-                && self.path(&run).exists()
+            if let Ok(run) = name.parse::<RunId>()
+                && self.means.disk.exists(&self.path(&run))
             {
                 runs.push(run);
             }

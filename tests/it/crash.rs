@@ -317,3 +317,27 @@ fn a_kill_point_kills_at_exactly_its_record() {
         assert_eq!(killed_at(kill).1, lines, "{kill}");
     }
 }
+
+#[test]
+fn a_start_with_a_key_is_one_run_though_the_daemon_died_before_it_answered() {
+    let world = World::new();
+    world.project(&Project::new("shop").hosts(&["h1"]));
+    let daemon = world.start_with(&[("PHASED_KILL", "control-after:1")]);
+    world.repo.push("x");
+    let press = |daemon: &Daemon| {
+        let api = daemon.api.with("idempotency-key", "one").with("content-type", "application/json");
+        api.try_ask("POST", "/v1/projects/shop/start", b"{\"retest\":true}")
+    };
+    assert!(press(&daemon).is_err());
+    daemon.dies();
+    let daemon = world.start();
+    let again = press(&daemon).unwrap().is(202);
+    let id = again.json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(again.header("location"), Some(&*format!("/v1/runs/{id}")));
+    assert_eq!(again.header("idempotent-replayed"), Some("true"));
+    daemon.run(&id).wait().is("succeeded");
+    assert_eq!(press(&daemon).unwrap().is(202).json()["id"], id);
+    assert_eq!(daemon.runs().len(), 1);
+    let other = daemon.api.with("idempotency-key", "one").post("/v1/projects/shop/start", &json!({}));
+    assert_eq!(other.problem(), (422, "idempotency_mismatch".to_owned()));
+}

@@ -9,6 +9,7 @@ mod fixture;
 
 mod crash;
 mod demo;
+mod disk;
 mod durable;
 mod environments;
 mod failures;

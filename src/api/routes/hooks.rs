@@ -46,7 +46,7 @@ pub struct Delivery {
         (status = 401, description = "`hook_signature`.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "`hook_unknown`: no such project, or it has no webhook secret.", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "`body_too_large`.", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "`queue_full`, `stopping`, `degraded`; the forge sends it again.", body = Problem, content_type = "application/problem+json")))]
+        (status = 503, description = "`queue_full`, `stopping`, `degraded`, `disk_full`; the forge sends it again.", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn hook(
     State(app): State<App>,
     Path((provider, project)): Path<(String, String)>,
@@ -61,7 +61,16 @@ pub(super) async fn hook(
         .iter()
         .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
         .collect();
-    let hooked = app.engine.hook(&provider, &project, &headers, &body).await?;
+    let hooked = app.engine.hook(&provider, &project, &headers, &body).await.map_err(|refusal| {
+        let full = matches!(refusal, Refusal::DiskFull(_));
+        let mut problem = Problem::from(refusal);
+        if full {
+            // What forges and the proxies before them take for "later"; 507 some take for a broken hook.
+            problem.status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
+            problem.title = "Service Unavailable".to_owned();
+        }
+        problem
+    })?;
     let (status, code, run, message) = match hooked {
         Hooked::Accepted(run) => (StatusCode::ACCEPTED, "accepted", Some(run.to_string()), None),
         Hooked::Duplicate(run) => (StatusCode::OK, "duplicate", Some(run.to_string()), None),

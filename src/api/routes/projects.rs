@@ -13,7 +13,7 @@ use super::{App, in_form};
 use crate::{
     api::{auth::Caller, fields::Fields, problem::Problem, render},
     engine::{
-        handle::{Start, Started},
+        handle::{Claim, Start, Started},
         view::{CauseView, Page, Plan, ProjectStatus, RunView},
     },
     model::ids::EnvironmentName,
@@ -112,15 +112,18 @@ pub(super) async fn list(
         (status = 404, description = "`project_unknown`, `environment_unknown`.", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`ref_unknown`, `ref_not_allowed`, `ref_invalid`, `unknown_field`, `bad_value`.", body = Problem, content_type = "application/problem+json"),
         (status = 502, description = "The forge could not be asked: `git_unreachable`, `git_auth`.", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "`stopping`, `queue_full`, `degraded`; ask again after `Retry-After`.", body = Problem, content_type = "application/problem+json")))]
+        (status = 503, description = "`stopping`, `queue_full`, `degraded`; ask again after `Retry-After`.", body = Problem, content_type = "application/problem+json"),
+        (status = 507, description = "`disk_full`: nothing new is begun until there is room.", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn start(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
+    once: Option<Extension<Claim>>,
     Path(project): Path<String>,
     mut fields: Fields,
 ) -> Result<Response, Problem> {
     caller.project(&project)?;
     let start = Start {
+        once: once.map(|Extension(once)| once),
         reference: fields.text("ref"),
         environment: fields.text("environment"),
         reason: fields.text("reason"),

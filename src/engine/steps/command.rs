@@ -48,7 +48,7 @@ pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
     spec.from = sink.from();
     spec.resumed = job.may_have_begun();
     let verdict = job.session().run(&spec, &mut sink, &job.stop).await;
-    let (stdout, stderr, truncated) = sink.finish();
+    let (stdout, stderr, truncated) = sink.finish().await;
     let (code, duration_ms) = match verdict {
         Verdict::Exited { code, duration_ms } => (Some(code), duration_ms),
         Verdict::TimedOut { duration_ms } | Verdict::Stopped { duration_ms } => (None, duration_ms),

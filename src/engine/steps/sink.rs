@@ -1,13 +1,16 @@
 //! Takes a command's output: redacted once, then to the log and, its last part, to Lua.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, io};
 
 use async_trait::async_trait;
 
 use super::Job;
 use crate::{
     engine::{command::OutputSink, redact},
-    ports::outputs::{Frame, Stored, Stream},
+    ports::{
+        outputs::{Frame, Stored, Stream},
+        storage::Condition,
+    },
 };
 
 /// What Lua gets of each stream.
@@ -57,7 +60,8 @@ impl<'a> LogSink<'a> {
         [self.out.from, self.err.from]
     }
 
-    fn store(&mut self, stream: Stream, pieces: Vec<redact::Piece>) {
+    /// Stores what came. On a full disk it waits until there is room: nobody reads on meanwhile, and no byte is lost.
+    async fn store(&mut self, stream: Stream, pieces: Vec<redact::Piece>) {
         for piece in pieces {
             let flow = if stream == Stream::Out { &mut self.out } else { &mut self.err };
             flow.total += piece.bytes.len() as u64;
@@ -74,7 +78,7 @@ impl<'a> LogSink<'a> {
                 wall_ms: job.world.clock.now().wall_ms,
                 bytes: piece.bytes,
             };
-            if let Err(error) = job.world.outputs.append(&job.run, frame)
+            if let Err(error) = with_room(job, || job.world.outputs.append(&job.run, frame.clone())).await
                 && !std::mem::replace(&mut self.failed, true)
             {
                 tracing::error!(run = %job.run, step = %job.key, %error, "output is not stored");
@@ -83,17 +87,35 @@ impl<'a> LogSink<'a> {
     }
 
     /// Everything has come: what was held back is let go, the log is closed. `(stdout, stderr, truncated)` for Lua.
-    pub(super) fn finish(mut self) -> (Vec<u8>, Vec<u8>, bool) {
+    pub(super) async fn finish(mut self) -> (Vec<u8>, Vec<u8>, bool) {
         let held = self.out.redact.flush();
-        self.store(Stream::Out, held);
+        self.store(Stream::Out, held).await;
         let held = self.err.redact.flush();
-        self.store(Stream::Err, held);
+        self.store(Stream::Err, held).await;
         let job = self.job;
-        if let Err(error) = job.world.outputs.finish(&job.run, &job.key, job.attempt) {
+        if let Err(error) = with_room(job, || job.world.outputs.finish(&job.run, &job.key, job.attempt)).await {
             tracing::error!(run = %job.run, step = %job.key, %error, "the end of its output is not stored");
         }
         let truncated = [&self.out, &self.err].iter().any(|flow| flow.total > flow.kept.len() as u64);
         (Vec::from(self.out.kept), Vec::from(self.err.kept), truncated)
+    }
+}
+
+/// Does `write` until it finds room. The reserve is for records: on a full disk output is not even tried.
+async fn with_room(job: &Job, write: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    let mut condition = job.world.storage.condition();
+    loop {
+        let _storage_lives_as_long_as_we = condition.wait_for(|condition| *condition != Condition::Full).await.is_ok();
+        match write() {
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                job.world.storage.lacked();
+                if *condition.borrow() != Condition::Full {
+                    // It failed otherwise before: nobody waits for that.
+                    return Err(error);
+                }
+            }
+            done => return done,
+        }
     }
 }
 
@@ -104,6 +126,6 @@ impl OutputSink for LogSink<'_> {
         // Also what other steps of the run have resolved since this one began.
         flow.redact.learn(&self.job.sessions.redactor());
         let pieces = flow.redact.push(bytes);
-        self.store(stream, pieces);
+        self.store(stream, pieces).await;
     }
 }

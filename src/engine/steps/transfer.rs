@@ -57,7 +57,7 @@ pub(super) async fn write(job: &Job, args: &Resolved) -> Outcome {
     spec.from = sink.from();
     spec.resumed = job.may_have_begun();
     let verdict = job.session().run(&spec, &mut sink, &job.stop).await;
-    let (stdout, stderr, _) = sink.finish();
+    let (stdout, stderr, _) = sink.finish().await;
     let value = json!({ "changed": stdout.starts_with(b"changed") });
     match verdict {
         Verdict::Exited { code: 0, .. } => Outcome::Ok(value),
@@ -205,7 +205,7 @@ if [ -z "$same" ]; then mv -f "$new" "$TO"; echo changed; else echo same; fi"#;
     spec.from = sink.from();
     spec.resumed = job.may_have_begun();
     let verdict = job.session().run(&spec, &mut sink, &job.stop).await;
-    let (stdout, stderr, _) = sink.finish();
+    let (stdout, stderr, _) = sink.finish().await;
     let token = Digest::of(format!("{}|clean", job.token).as_bytes());
     let clean = What::Exec { argv: vec![b"rm".to_vec(), b"-f".to_vec(), staged.as_bytes().to_vec()] };
     let cleaning = CommandSpec::new(token, clean, Duration::from_secs(30));

@@ -38,6 +38,9 @@ struct Kept {
     head: u64,
     /// The raw offset after the last of them.
     end: u64,
+    /// The raw offset after the last byte that is stored anywhere: what is appended again, because a part of it found no room, is there
+    /// once.
+    stored: u64,
     /// The last one or two tail files: number and bytes of output in it.
     tail: Vec<(u64, u64)>,
 }
@@ -66,10 +69,16 @@ impl CallLog {
         let source = source(frame);
         let size = frame.bytes.len() as u64;
         let kept = self.streams.get_or_insert_default().entry(source.clone()).or_default();
+        let end = frame.offset.saturating_add(frame.raw_len);
+        // Lines of our own have no offsets.
+        if frame.stream != Stream::Note && frame.raw_len > 0 && end <= kept.stored {
+            return Ok(());
+        }
         if kept.head < self.kept {
             write(&self.path, &bytes)?;
             kept.head += size;
-            kept.end = frame.offset.saturating_add(frame.raw_len);
+            kept.end = end;
+            kept.stored = end;
             return Ok(());
         }
         let first = kept.tail.is_empty();
@@ -84,6 +93,7 @@ impl CallLog {
         if let Some((number, held)) = kept.tail.last_mut() {
             write(&tail_path(&self.path, &source, *number), &bytes)?;
             *held += size;
+            kept.stored = end;
         }
         if first {
             let text = format!(
@@ -200,6 +210,7 @@ impl CallLog {
                     let kept = streams.entry(source(&frame)).or_default();
                     kept.head += frame.bytes.len() as u64;
                     kept.end = kept.end.max(frame.offset.saturating_add(frame.raw_len));
+                    kept.stored = kept.end;
                 }
             }
             let file = OpenOptions::new().write(true).open(&self.path)?;
@@ -219,7 +230,9 @@ impl CallLog {
         }
         // Only what filled its head can have a tail.
         for (source, kept) in streams.iter_mut().filter(|(_, kept)| kept.head >= self.kept) {
-            kept.tail = tails(&self.path, &self.call, source)?;
+            let end;
+            (kept.tail, end) = tails(&self.path, &self.call, source)?;
+            kept.stored = kept.stored.max(end);
         }
         self.streams = Some(streams);
         Ok(())
@@ -262,11 +275,11 @@ fn tail_path(log: &Path, source: &Source, number: u64) -> PathBuf {
     log.with_file_name(format!("{}{number}", tail_stem(log, source)))
 }
 
-/// The tail files a crash left of a stream, oldest first.
-fn tails(log: &Path, call: &CallKey, source: &Source) -> io::Result<Vec<(u64, u64)>> {
+/// The tail files a crash left of a stream, oldest first, and the raw offset after the last byte in them.
+fn tails(log: &Path, call: &CallKey, source: &Source) -> io::Result<(Vec<(u64, u64)>, u64)> {
     let stem = tail_stem(log, source);
-    let mut tails = Vec::new();
-    let Some(dir) = log.parent() else { return Ok(tails) };
+    let (mut tails, mut end) = (Vec::new(), 0);
+    let Some(dir) = log.parent() else { return Ok((tails, end)) };
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let file_name = entry.file_name();
@@ -274,14 +287,16 @@ fn tails(log: &Path, call: &CallKey, source: &Source) -> io::Result<Vec<(u64, u6
         let Some(number) = number else { continue };
         let (mut held, mut frames) = (0, Frames::open(&entry.path())?);
         while let Some(payload) = frames.next()? {
-            held += frame::output(call, &payload).map_or(0, |frame| frame.bytes.len() as u64);
+            let Some(frame) = frame::output(call, &payload) else { continue };
+            held += frame.bytes.len() as u64;
+            end = end.max(frame.offset.saturating_add(frame.raw_len));
         }
         let good = frames.at;
         OpenOptions::new().write(true).open(entry.path())?.set_len(good)?;
         tails.push((number, held));
     }
     tails.sort_unstable();
-    Ok(tails)
+    Ok((tails, end))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {

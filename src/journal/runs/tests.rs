@@ -1,7 +1,19 @@
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use super::*;
-use crate::{blobs::FileBlobs, journal::disk::faulty::FaultyDisk, model::event::Event, time::Stamp};
+use crate::{
+    blobs::FileBlobs,
+    journal::disk::{
+        Disk as _,
+        faulty::{self, FaultyDisk},
+        simulated::{Random, SimulatedDisk, states},
+    },
+    model::event::Event,
+    ports::storage::{Condition, Storage as _},
+    time::Stamp,
+};
 
 type Heard = Vec<(RunId, Vec<(Seq, u32, Record)>)>;
 
@@ -24,13 +36,15 @@ impl Fixture {
         Fixture { dir: tempfile::tempdir().unwrap(), ear: Arc::default() }
     }
 
-    fn open(&self, disk: Arc<dyn Disk>) -> RunJournals {
+    fn over(&self, disk: Arc<dyn disk::Disk>, data: Arc<DataDisk>) -> RunJournals {
         let blobs = Arc::new(FileBlobs::open(self.dir.path().join("blobs")).unwrap());
-        RunJournals::on(disk, self.dir.path().join("runs"), blobs, self.ear.clone(), Kill::default()).unwrap()
+        let dir = self.dir.path().join("runs");
+        fs::create_dir_all(&dir).unwrap();
+        RunJournals::with(Means { disk, data, kill: Kill::default() }, dir, blobs, self.ear.clone()).unwrap()
     }
 
     fn real(&self) -> RunJournals {
-        self.open(Arc::new(RealDisk))
+        self.over(Arc::new(RealDisk), faulty::data(self.dir.path(), true))
     }
 
     fn heard(&self) -> Vec<(Seq, u32, Record)> {
@@ -158,35 +172,58 @@ async fn damage_is_told_and_the_file_is_left_alone() {
 }
 
 #[tokio::test]
-async fn after_any_failed_write_or_sync_nothing_more_is_acknowledged() {
-    for once in [true, false] {
-        for fail_at in 1..40 {
-            let fixture = Fixture::new();
-            let disk = FaultyDisk::new(fail_at, once);
-            let journals = fixture.open(Arc::new(disk.clone()));
-            let (mut acknowledged, mut failed) = (0, false);
-            for n in 0..12 {
-                let done = match journals.append(&run(1), E, Seq(n), vec![record("a")]) {
-                    Ok(ticket) => ticket.synced().await.is_ok(),
-                    Err(error) => {
-                        assert!(matches!(error, AppendError::Broken { .. }));
-                        false
-                    }
-                };
-                assert!(!(done && failed), "acknowledged after a failure, call {fail_at}");
-                failed |= !done;
-                acknowledged += u64::from(done);
-            }
-            assert_eq!(failed, disk.calls() >= fail_at, "call {fail_at}");
-            assert_eq!(fixture.heard().len() as u64, acknowledged);
-            // The next daemon finds at least what was acknowledged, in order and unaltered.
-            drop(journals);
-            if fixture.journal(&run(1)).exists() {
-                let found = fixture.real().reopen(&run(1), E).unwrap();
-                assert!(found.records.len() as u64 >= acknowledged && found.damage.is_none());
+async fn any_call_that_fails_loses_nothing_that_was_acknowledged() {
+    for error in [Errno::EIO, Errno::ENOSPC] {
+        for (once, reserve) in [(true, true), (true, false), (false, true), (false, false)] {
+            for fail_at in 1.. {
+                let fixture = Fixture::new();
+                let disk = FaultyDisk::new(fail_at, once, error);
+                let data = faulty::data(fixture.dir.path(), reserve);
+                let journals = fixture.over(Arc::new(disk.clone()), data.clone());
+                let at = format!("{error} at call {fail_at}, once {once}, reserve {reserve}");
+                let (mut acknowledged, mut failed) = (0, false);
+                for n in 0..12 {
+                    let done = match journals.append(&run(1), E, Seq(n), vec![record("a")]) {
+                        Ok(ticket) => faulty::acknowledged(&ticket, &disk, &data).await,
+                        Err(error) => {
+                            assert!(matches!(error, AppendError::Broken { .. }));
+                            false
+                        }
+                    };
+                    assert!(!(done && failed), "acknowledged after a failure: {at}");
+                    failed |= !done;
+                    acknowledged += u64::from(done);
+                }
+                // Only a write that found no room is made again.
+                let hit = disk.calls() >= fail_at;
+                assert_eq!(failed, hit && (error == Errno::EIO || disk.sync_failed()), "{at}");
+                assert_eq!(matches!(*data.condition().borrow(), Condition::Failed(_)), failed, "{at}");
+                assert_eq!(disk.syncs_after_failure(), 0, "{at}");
+                assert_eq!(fixture.heard().len() as u64, acknowledged, "{at}");
+                // The next daemon finds at least what was acknowledged, in order and unaltered.
+                drop(journals);
+                if fixture.journal(&run(1)).exists() {
+                    let found = fixture.real().reopen(&run(1), E).unwrap();
+                    assert!(found.records.len() as u64 >= acknowledged && found.damage.is_none(), "{at}");
+                }
+                if !hit {
+                    break;
+                }
             }
         }
     }
+}
+
+#[tokio::test]
+async fn who_waits_for_room_is_let_go_when_the_daemon_ends() {
+    let fixture = Fixture::new();
+    let disk = FaultyDisk::new(1, false, Errno::ENOSPC);
+    let data = faulty::data(fixture.dir.path(), false);
+    let journals = fixture.over(Arc::new(disk), data.clone());
+    let ticket = journals.append(&run(1), E, Seq(0), vec![record("a")]).unwrap();
+    data.condition().wait_for(|condition| *condition == Condition::Full).await.unwrap();
+    drop(journals);
+    assert!(ticket.synced().await.is_err());
 }
 
 #[tokio::test]
@@ -258,4 +295,65 @@ async fn figures() {
         let (p50, p99) = percentiles(times);
         println!("50 appenders, separate journals {separate}: p50 {p50:?} p99 {p99:?}, {:?} for 1000", begun.elapsed());
     }
+}
+
+/// What a run's journal was given, how much of it was acknowledged.
+#[derive(Default)]
+struct Given {
+    records: Vec<Record>,
+    acknowledged: usize,
+}
+
+#[tokio::test]
+async fn whatever_a_power_loss_leaves_every_acknowledged_record_is_there_and_no_other() {
+    let real = Fixture::new();
+    let data = faulty::data(real.dir.path(), true);
+    let blobs = Arc::new(FileBlobs::open(real.dir.path().join("blobs")).unwrap());
+    let dir = Path::new("/journal/runs");
+    let (mut acknowledged, mut lost, mut reopened) = (0, 0, 0);
+    for seed in 0..states() {
+        let mut random = Random::new(seed);
+        let mut disk = SimulatedDisk::new(seed, dir, 2 + random.below(40) as u64);
+        let mut given = [Given::default(), Given::default()];
+        // Some lives, the last of which goes on in peace: the power fails in recovery, too.
+        for life in 0..4 {
+            let means = Means { disk: Arc::new(disk.clone()), data: data.clone(), kill: Kill::default() };
+            let journals = RunJournals::with(means, dir.to_owned(), blobs.clone(), real.ear.clone()).unwrap();
+            for (n, given) in given.iter_mut().enumerate() {
+                let (id, at) = (run(n as u128), format!("seed {seed}, life {life}, run {n}"));
+                if !disk.exists(&journals.path(&id)) {
+                    assert_eq!(given.acknowledged, 0, "the journal is gone: {at}");
+                    given.records.clear();
+                } else {
+                    let Ok(found) = journals.reopen(&id, E) else {
+                        assert!(!disk.has_power(), "{at}");
+                        continue;
+                    };
+                    let found: Vec<Record> = found.records.into_iter().map(|(.., record)| record).collect();
+                    assert!(found.len() >= given.acknowledged, "an acknowledged record is gone: {at}");
+                    assert!(given.records.starts_with(&found), "a record that nobody wrote: {at}");
+                    lost += given.records.len() - found.len();
+                    reopened += 1;
+                    given.records.truncate(found.len());
+                }
+                for _ in 0..random.below(6) {
+                    let batch: Vec<Record> = (0..1 + random.below(3))
+                        .map(|_| record(&format!("{}", random.below(1 << 30)).repeat(1 + random.below(60))))
+                        .collect();
+                    let expected = Seq(given.records.len() as u64);
+                    let Ok(ticket) = journals.append(&id, E, expected, batch.clone()) else { break };
+                    given.records.extend(batch);
+                    if random.below(3) == 0 && ticket.synced().await.is_ok() {
+                        given.acknowledged = given.records.len();
+                    }
+                }
+                // Or somebody waited for the last one after all.
+                acknowledged += given.acknowledged;
+            }
+            drop(journals);
+            let calls = if life == 2 { u64::MAX } else { 2 + random.below(40) as u64 };
+            disk = disk.back(calls);
+        }
+    }
+    assert!(acknowledged > 0 && lost > 0 && reopened > 0, "{acknowledged} {lost} {reopened}");
 }
