@@ -379,6 +379,11 @@ function Run:fail(what) end
 ---@return table<string, any>
 function Run:parallel(what) end
 
+---Leaves a function that is called should this call fail or be stopped; the newest first, and all of them, also when one fails.
+---host:undo("traffic", function() host:sh "lb enable" end)
+---@param what 
+function Run:undo(what) end
+
 ---A deploy target; its steps run there, as the user of ssh.user.
 ---@class phased.Host
 ---@field id string Its identity, by its provider.
@@ -484,6 +489,11 @@ function Host:fail(what) end
 ---@param what table<string, fun()>
 ---@return table<string, any>
 function Host:parallel(what) end
+
+---Leaves a function that is called should this call fail or be stopped; the newest first, and all of them, also when one fails.
+---host:undo("traffic", function() host:sh "lb enable" end)
+---@param what 
+function Host:undo(what) end
 
 ---The immutable thing that ships: the project at one commit.
 ---@class phased.Release

@@ -13,7 +13,9 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{actions, history, redact::Redactor, sessions::Sessions, steps, waiters::Waiters, world::World};
+use super::{
+    actions, history, maintenance::Gate, redact::Redactor, sessions::Sessions, steps, waiters::Waiters, world::World,
+};
 use crate::{
     model::{
         canonical,
@@ -106,6 +108,8 @@ pub(super) struct Owner {
     sender: mpsc::Sender<Message>,
     sessions: Arc<Sessions>,
     waiters: Arc<Waiters>,
+    /// Keeps new things from beginning during maintenance.
+    gate: Gate,
     /// Actions under way, by name.
     busy: BTreeMap<String, CancellationToken>,
     open: BTreeMap<StepKey, OpenStep>,
@@ -171,6 +175,7 @@ fn panicked() -> Outcome {
 pub(super) struct Begin {
     pub(super) world: Arc<World>,
     pub(super) waiters: Arc<Waiters>,
+    pub(super) gate: Gate,
     pub(super) run: Run,
     /// The number of the journal's last record.
     pub(super) seq: Seq,
@@ -184,11 +189,13 @@ pub(super) struct Begin {
 
 impl Owner {
     pub(super) fn new(begin: Begin) -> Self {
-        let Begin { world, waiters, run, seq, epoch, program, channel: (sender, inbox), progress, ticket } = begin;
+        let Begin { world, waiters, gate, run, seq, epoch, program, channel: (sender, inbox), progress, ticket } =
+            begin;
         Owner {
             sessions: Arc::new(Sessions::new(Arc::clone(&world), run.header.project.clone())),
             world,
             waiters,
+            gate,
             run,
             seq,
             epoch,
@@ -214,6 +221,7 @@ impl Owner {
         let left = loop {
             let wake = self.settle();
             self.report_progress();
+            self.gate.report(&self.run, self.busy.keys());
             if let Some(why) = self.broken.take() {
                 break Left::Broken(why);
             }
@@ -228,6 +236,8 @@ impl Owner {
                     Some(message) => self.handle(message),
                     None => break Left::Stopping,
                 },
+                // What was held back is decided on again.
+                () = self.gate.changed() => {}
                 () = clock.sleep(wake) => {}
             }
         };
@@ -248,6 +258,7 @@ impl Owner {
 
     /// Does what is to be done until nothing more follows; says when to look again.
     fn settle(&mut self) -> Option<Duration> {
+        self.gate.look();
         loop {
             if self.broken.is_some() {
                 return None;
@@ -269,7 +280,7 @@ impl Owner {
     /// Starts an action; true when the run changed by it at once.
     fn act(&mut self, action: Action) -> bool {
         let name = action.name();
-        if name.as_ref().is_some_and(|name| self.busy.contains_key(name)) {
+        if name.as_ref().is_some_and(|name| self.busy.contains_key(name)) || self.gate.holds(&action) {
             return false;
         }
         match action {

@@ -14,6 +14,7 @@ mod environments;
 mod failures;
 mod health;
 mod hosts;
+mod maintenance;
 mod names;
 mod output;
 mod peers;
