@@ -171,6 +171,12 @@ pub enum ClientCommand {
     Token(TokenCommand),
     /// Load the projects anew: all of them, or the old ones stay
     Reload,
+    /// Begin nothing new, so that the daemon or its machine can be changed; without a word, how it is
+    Maintenance {
+        /// On or off
+        #[command(subcommand)]
+        switch: Option<MaintenanceCommand>,
+    },
     /// Whether bad news would arrive
     #[command(subcommand)]
     Alert(AlertCommand),
@@ -271,6 +277,28 @@ pub enum TokenCommand {
         /// Its id, the middle part of its text
         id: String,
     },
+}
+
+/// Of `maintenance`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum MaintenanceCommand {
+    /// What is under way is brought to its end, then every run is parked; what is asked for meanwhile waits in the queue
+    ///
+    /// A host in flight gets its whole deploy and its health watch, a test stage runs to its end and is cleaned up after; the next host, stage
+    /// or run does not begin. It holds over restarts, until `phased maintenance off`.
+    On {
+        /// Why, for those who wonder
+        #[arg(long)]
+        reason: Option<String>,
+        /// Return once nothing works any more
+        #[arg(long)]
+        wait: bool,
+        /// Wait no longer than this (then exit code 6, and maintenance stays on): 90s, 10m, 2h
+        #[arg(long, requires = "wait", value_name = "DURATION")]
+        timeout: Option<Span>,
+    },
+    /// Parked runs go on where they stood, queued ones get their turn
+    Off,
 }
 
 /// Of `alert`.

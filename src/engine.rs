@@ -17,6 +17,7 @@ mod hosts;
 mod idempotency;
 mod ledger;
 mod log;
+mod maintenance;
 mod message;
 mod outbox;
 mod owner;

@@ -204,6 +204,8 @@ mod tests {
             (Method::POST, "/v1/projects/shop/st%61rt", Scope::Admin),
             (Method::POST, "/v1/projects/shop/start/", Scope::Admin),
             (Method::POST, "/v1/reload", Scope::Admin),
+            (Method::GET, "/v1/maintenance", Scope::Read),
+            (Method::POST, "/v1/maintenance", Scope::Admin),
             (Method::POST, "/anything", Scope::Admin),
         ] {
             assert_eq!(needed(&method, path), scope, "{method} {path}");

@@ -181,18 +181,23 @@ impl Fields {
 
     /// Yes or no; a name alone (`?follow`) is yes.
     pub(super) fn flag(&mut self, name: &'static str) -> bool {
-        let Some((value, pointer)) = self.take_one(name) else { return false };
+        self.switch(name).unwrap_or(false)
+    }
+
+    /// The same where saying nothing is not no.
+    pub(super) fn switch(&mut self, name: &'static str) -> Option<bool> {
+        let (value, pointer) = self.take_one(name)?;
         match &value {
-            Value::Bool(flag) => return *flag,
+            Value::Bool(flag) => return Some(*flag),
             Value::String(text) => match text.to_ascii_lowercase().as_str() {
-                "" | "1" | "true" | "yes" | "on" => return true,
-                "0" | "false" | "no" | "off" => return false,
+                "" | "1" | "true" | "yes" | "on" => return Some(true),
+                "0" | "false" | "no" | "off" => return Some(false),
                 _ => {}
             },
             _ => {}
         }
         self.wrong(pointer, format!("{name} must be true or false, not {}", shown(&value)));
-        false
+        None
     }
 
     /// Texts: a JSON list, or one text, or the name more than once; each also split at commas.

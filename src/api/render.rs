@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     engine::view::{
-        CauseView, DeploymentView, EnvironmentPlan, HostView, LiveView, Plan, ProjectStatus, ReleaseView, RunView,
-        StageState, Status, TokenView, WaitingView,
+        CauseView, DeploymentView, EnvironmentPlan, HostView, LiveView, MaintenanceView, Plan, ProjectStatus,
+        ReleaseView, RunAtWork, RunView, StageState, Status, TokenView, WaitingView,
     },
     model::run::{DeploymentState, HostState, RunState},
 };
@@ -42,7 +42,11 @@ pub fn cause(cause: &CauseView) -> String {
     format!("{} ({})", one_line(&cause.message, 300), one_line(&cause.code, 60))
 }
 
-fn waiting(waiting: &WaitingView) -> String {
+#[must_use]
+pub fn waiting(waiting: &WaitingView) -> String {
+    if waiting.code == "maintenance" {
+        return format!("waits until maintenance is over, which {} turned on", one_line(&waiting.holder, 120));
+    }
     let until =
         waiting.until.as_ref().map_or_else(String::new, |until| format!(", at the latest until {}", moment(until)));
     format!("waits for {}: {}{until}", one_line(&waiting.code, 30), one_line(&waiting.holder, 120))
@@ -60,10 +64,70 @@ fn ago(when: Option<&String>, now_ms: i64) -> String {
     when.map_or_else(String::new, |when| format!("{} ago", age(when, now_ms)))
 }
 
+/// Maintenance: how it is, then what each run does.
+#[must_use]
+pub fn maintenance(maintenance: &MaintenanceView) -> String {
+    let mut out = String::new();
+    if !maintenance.on {
+        line(&mut out, "maintenance is off");
+        return out;
+    }
+    line(&mut out, &format!("maintenance is on {}", switched(maintenance)));
+    for run in maintenance.runs.iter().filter(|run| !run.doing.is_empty()) {
+        labelled(&mut out, "works", &working(run));
+    }
+    for run in maintenance.runs.iter().filter(|run| run.doing.is_empty()) {
+        labelled(&mut out, "parked", &named(run));
+    }
+    line(&mut out, &format!("{}; {GOES_ON}", counted(maintenance)));
+    out
+}
+
+const GOES_ON: &str = "`phased maintenance off` goes on";
+
+fn switched(maintenance: &MaintenanceView) -> String {
+    let since = maintenance.since.as_deref().map(moment).unwrap_or_default();
+    let by = one_line(maintenance.by.as_deref().unwrap_or("somebody"), 120);
+    let why = maintenance.reason.as_deref().map(|why| format!(": {}", one_line(why, 200))).unwrap_or_default();
+    format!("since {since} by {by}{why}")
+}
+
+/// `2 runs are parked, 1 still works`.
+#[must_use]
+pub fn counted(maintenance: &MaintenanceView) -> String {
+    let parked = maintenance.runs.iter().filter(|run| run.doing.is_empty()).count();
+    let works = maintenance.runs.len() - parked;
+    let are = if parked == 1 { "is" } else { "are" };
+    match (parked, works) {
+        (0, 0) => "nothing works, nothing is parked".to_owned(),
+        (parked, 0) => format!("nothing works, {} {are} parked", count(parked, "run")),
+        (parked, 1) => format!("{} {are} parked, 1 still works", count(parked, "run")),
+        (parked, works) => format!("{} {are} parked, {works} still work", count(parked, "run")),
+    }
+}
+
+fn named(run: &RunAtWork) -> String {
+    format!("{} run {}", one_line(&run.project, 64), one_line(&run.run, 40))
+}
+
+/// `shop run 01k... deploys to web2 (production), watches the health of web1 (production)`.
+#[must_use]
+pub fn working(run: &RunAtWork) -> String {
+    const MOST: usize = 5;
+    let shown: Vec<String> = run.doing.iter().take(MOST).map(|doing| one_line(doing, 200)).collect();
+    let more = run.doing.len().saturating_sub(MOST);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{} {}{more}", named(run), shown.join(", "))
+}
+
 /// The daemon and all its projects.
 #[must_use]
 pub fn status(status: &Status, now_ms: i64) -> String {
     let mut out = String::new();
+    if status.maintenance.on {
+        let (switched, counted) = (switched(&status.maintenance), counted(&status.maintenance));
+        line(&mut out, &format!("MAINTENANCE {switched}; {counted}; {GOES_ON}"));
+    }
     line(&mut out, &format!("phased {}, up for {}", one_line(&status.version, 40), age(&status.since, now_ms)));
     for trouble in &status.trouble {
         line(&mut out, &format!("WRONG: {}", cause(trouble)));
@@ -536,11 +600,48 @@ production: 2 hosts, 2 at a time
     }
 
     #[test]
+    fn maintenance_reads_well() {
+        let mut on: MaintenanceView = serde_json::from_value(json!({
+            "on": true, "by": "uid 0", "reason": "upgrade\nto 0.2", "since": NOW,
+            "runs": [{"run": "01a", "project": "blog", "doing": []},
+                     {"run": "01b", "project": "shop", "doing": ["deploys to web2 (production)", "deploys to web3 (production)"]}]
+        }))
+        .unwrap();
+        assert_eq!(
+            maintenance(&on),
+            "maintenance is on since 2026-01-02 03:00:00 UTC by uid 0: upgrade
+  works   shop run 01b deploys to web2 (production), deploys to web3 (production)
+  parked  blog run 01a
+1 run is parked, 1 still works; `phased maintenance off` goes on
+"
+        );
+        let trouble = Status {
+            version: "1".into(),
+            since: NOW.into(),
+            maintenance: on.clone(),
+            trouble: vec![],
+            projects: vec![],
+        };
+        assert!(status(&trouble, now()).starts_with(
+            "MAINTENANCE since 2026-01-02 03:00:00 UTC by uid 0: upgrade; 1 run is parked, 1 still works; `phased maintenance off` goes on\nphased 1,"
+        ));
+        on.runs.clear();
+        assert_eq!(counted(&on), "nothing works, nothing is parked");
+        assert_eq!(maintenance(&MaintenanceView::default()), "maintenance is off\n");
+    }
+
+    #[test]
     fn empty_lists_say_so() {
         assert!(runs(&[], 0).contains("no such runs"));
         assert!(tokens(&[]).contains("token create"));
         assert!(projects(&[]).contains("no projects"));
-        let none = Status { version: "1".into(), since: NOW.into(), trouble: vec![], projects: vec![] };
+        let none = Status {
+            version: "1".into(),
+            since: NOW.into(),
+            maintenance: MaintenanceView::default(),
+            trouble: vec![],
+            projects: vec![],
+        };
         assert!(status(&none, now()).contains("phased init"));
     }
 }

@@ -27,6 +27,7 @@ mod events;
 mod health;
 mod hooks;
 mod log;
+mod maintenance;
 pub(crate) mod projects;
 mod runs;
 pub(crate) mod status;
@@ -71,6 +72,7 @@ fn all() -> OpenApiRouter<App> {
         .routes(routes!(projects::plan))
         .routes(routes!(status::status))
         .routes(routes!(status::reload))
+        .routes(routes!(maintenance::show, maintenance::switch))
         .routes(routes!(runs::list))
         .routes(routes!(runs::show))
         .routes(routes!(runs::stop))

@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     engine::{
         handle::*,
-        view::{EventView, LogLine, Page, Plan, ProjectStatus, RunView, Status, TokenView},
+        view::{EventView, LogLine, MaintenanceView, Page, Plan, ProjectStatus, RunAtWork, RunView, Status, TokenView},
     },
     model::{
         cause::Cause,
@@ -33,6 +33,7 @@ pub(crate) struct Script {
     pub(crate) events: broadcast::Sender<Arc<EventView>>,
     log: Vec<LogLine>,
     ready: Mutex<Vec<(&'static str, Option<String>)>>,
+    pub(crate) maintenance: Mutex<MaintenanceView>,
 }
 
 impl Script {
@@ -55,6 +56,7 @@ impl Script {
                 line("test/e2e/run/-/sh#1", "three\u{202e}"),
             ],
             ready: Mutex::new(vec![("journal", None), ("index", None)]),
+            maintenance: Mutex::default(),
         })
     }
 
@@ -132,7 +134,8 @@ impl Engine for Script {
     async fn status(&self) -> Result<Status, Refusal> {
         let blog = ProjectStatus { project: "blog".into(), ..render::tests::a_project() };
         let projects = vec![blog, render::tests::a_project()];
-        Ok(Status { version: "0.1.0".into(), since: "2026-01-01T00:00:00Z".into(), trouble: vec![], projects })
+        let (version, since) = ("0.1.0".into(), "2026-01-01T00:00:00Z".into());
+        Ok(Status { version, since, maintenance: self.maintenance(None).await, trouble: vec![], projects })
     }
     async fn project_status(&self, project: &str) -> Result<ProjectStatus, Refusal> {
         Script::known(project)?;
@@ -166,6 +169,16 @@ impl Engine for Script {
     }
     async fn test_alerts(&self, _: Option<&str>) -> Result<Vec<(String, Option<Cause>)>, Refusal> {
         Ok(vec![("slack".into(), None), ("email".into(), Some(Cause::new("smtp", "no answer")))])
+    }
+    async fn maintenance(&self, wait: Option<Duration>) -> MaintenanceView {
+        self.note(format!("maintenance {wait:?}"));
+        self.maintenance.lock().unwrap().clone()
+    }
+    async fn switch_maintenance(&self, on: bool, reason: Option<String>, by: &str) -> Result<MaintenanceView, Refusal> {
+        self.note(format!("switch {on} {reason:?} {by}"));
+        let mut now = self.maintenance.lock().unwrap();
+        now.on = on;
+        Ok(now.clone())
     }
     fn ready(&self) -> Vec<(&'static str, Option<String>)> {
         self.ready.lock().unwrap().clone()
@@ -444,7 +457,10 @@ async fn scopes_say_what_a_token_may() {
     for (method, path) in every_route() {
         let needed = if public(&method, &path) {
             continue;
-        } else if path.starts_with("/v1/tokens") || ["/v1/reload", "/v1/alerts/test"].contains(&path.as_str()) {
+        } else if path.starts_with("/v1/tokens")
+            || ["/v1/reload", "/v1/alerts/test"].contains(&path.as_str())
+            || (method == "POST" && path == "/v1/maintenance")
+        {
             "admin"
         } else if method == "POST" {
             "deploy"
@@ -466,6 +482,31 @@ async fn scopes_say_what_a_token_may() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn maintenance_is_switched_by_one_who_says_which_way() {
+    let world = world().await;
+    for body in ["", "reason=upgrade", "on=perhaps"] {
+        let answer = world.form("POST /v1/maintenance", "admin", body).await;
+        assert_eq!((answer.status, answer.code().as_str()), (422, "bad_value"), "{body}");
+    }
+    for (body, on) in [("on=true&reason=upgrade", true), ("on=true", true), ("on=off", false)] {
+        let answer = world.form("POST /v1/maintenance", "admin", body).await;
+        assert_eq!((answer.status, &answer.json()["on"]), (200, &json!(on)), "{body}");
+    }
+    let asked = world.engine.asked();
+    assert!(asked[0].starts_with(r#"switch true Some("upgrade") token admin"#), "{asked:?}");
+    assert_eq!(world.ask("GET /v1/maintenance?wait=over", "read", "", "").await.status, 422);
+    let text = world.ask("GET /v1/maintenance?wait=parked", "read", "Accept: text/plain\r\n", "").await;
+    assert_eq!(text.body, "maintenance is off\n");
+    assert_eq!(world.engine.asked().last().unwrap(), "maintenance Some(300s)");
+    // A token for some projects sees what its own do, with the status.
+    let work = |project: &str| RunAtWork { run: RUN.into(), project: project.into(), doing: vec![] };
+    world.engine.maintenance.lock().unwrap().runs = vec![work("blog"), work("shop")];
+    assert_eq!(world.ask("GET /v1/maintenance", "blog", "", "").await.code(), "project_not_allowed");
+    let status = world.ask("GET /v1/status", "blog", "", "").await.json();
+    assert_eq!(status["maintenance"]["runs"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -104,7 +104,7 @@ pub(super) fn block(run: &RunView, now_ms: i64, colours: bool) -> Vec<String> {
     let title = format!("{}  {state}{time}  {ships}", painted(&one_line(&run.project, 64), "1", colours));
     let mut lines = vec![title];
     if let Some(waiting) = &run.waiting {
-        lines.push(format!("  waits for {}: {}", one_line(&waiting.code, 30), one_line(&waiting.holder, 120)));
+        lines.push(format!("  {}", render::waiting(waiting)));
     }
     if !run.stages.is_empty() {
         let stages: Vec<String> = run
@@ -153,7 +153,7 @@ pub(super) fn changes(old: Option<&RunView>, new: &RunView) -> Vec<String> {
         lines.push(format!("{project}: {}", word(&new.state)));
     }
     if let Some(waiting) = new.waiting.as_ref().filter(|w| old.and_then(|o| o.waiting.as_ref()) != Some(w)) {
-        lines.push(format!("{project}: waits for {}: {}", one_line(&waiting.code, 30), one_line(&waiting.holder, 120)));
+        lines.push(format!("{project}: {}", render::waiting(waiting)));
     }
     for stage in &new.stages {
         let before = old.and_then(|o| o.stages.iter().find(|s| s.name == stage.name)).map(|s| s.state);

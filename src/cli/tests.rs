@@ -5,6 +5,7 @@ use clap::CommandFactory as _;
 use super::{verbs, *};
 use crate::{
     api::tests::{RUN, World, world},
+    engine::view::RunAtWork,
     model::run::RunState,
 };
 
@@ -42,6 +43,9 @@ fn the_grammar_holds_together() {
         "token list",
         "token revoke x",
         "reload",
+        "maintenance",
+        "maintenance on --reason upgrade --wait --timeout 10m",
+        "maintenance off --json",
         "alert test shop",
         "events",
     ] {
@@ -56,6 +60,9 @@ fn the_grammar_holds_together() {
         "serve --pid-file x",
         "runs --limit 0",
         "token create --name x --scope root",
+        "maintenance on --timeout 10m",
+        "maintenance off --wait",
+        "maintenance perhaps",
         "rollback shop",
         "pause shop",
         "frobnicate",
@@ -85,6 +92,9 @@ async fn verbs_end_with_their_code() {
         ("token revoke a", 0),
         ("token revoke b", 8),
         ("reload", 0),
+        ("maintenance", 0),
+        ("maintenance on --reason why --wait", 0),
+        ("maintenance off", 0),
         ("alert test", 1),
         ("start shop/../../reload", 8),
     ] {
@@ -125,6 +135,34 @@ async fn waiting_ends_as_the_run_does() {
     };
     let (exit, ()) = tokio::join!(code(&world, "start shop --wait"), interrupt);
     assert_eq!(exit, 130);
+}
+
+#[tokio::test]
+async fn waiting_for_maintenance_ends_when_nothing_works() {
+    let world = world().await;
+    let at_work = RunAtWork { run: RUN.into(), project: "shop".into(), doing: vec!["runs stage unit".into()] };
+    world.engine.maintenance.lock().unwrap().runs.push(at_work);
+    assert_eq!(code(&world, "maintenance on").await, 0);
+    assert_eq!(code(&world, "maintenance on --wait --timeout 20ms").await, 6);
+    let looks = || world.engine.asked().iter().filter(|a| a.starts_with("maintenance Some(5s)")).count();
+    let parks = async {
+        while looks() == 0 {
+            tokio::task::yield_now().await;
+        }
+        world.engine.maintenance.lock().unwrap().runs[0].doing.clear();
+    };
+    let (exit, ()) = tokio::join!(code(&world, "maintenance on --wait"), parks);
+    assert_eq!(exit, 0);
+    world.engine.maintenance.lock().unwrap().runs[0].doing.push("ends".into());
+    let others = async {
+        let before = looks();
+        while looks() == before {
+            tokio::task::yield_now().await;
+        }
+        world.engine.maintenance.lock().unwrap().on = false;
+    };
+    let (exit, ()) = tokio::join!(code(&world, "maintenance on --wait"), others);
+    assert_eq!(exit, 9, "somebody else turned it off");
 }
 
 #[tokio::test]

@@ -6,12 +6,12 @@ use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
 use super::{
-    AlertCommand, ClientArgs, ClientCommand, LogArgs, StartArgs, StopArgs, TokenCommand,
+    AlertCommand, ClientArgs, ClientCommand, LogArgs, MaintenanceCommand, StartArgs, StopArgs, TokenCommand,
     client::{Address, Client, Failure, encoded, read, with_query},
     exit::Code,
     output::{complain, data, say},
     progress::Progress,
-    wait::{Waited, wait},
+    wait::{Waited, parked, wait},
 };
 use crate::{
     api::{
@@ -98,6 +98,8 @@ async fn done(asking: &Asking, command: &ClientCommand) -> Result<Code, Failure>
         }
         ClientCommand::Token(command) => asking.token(command).await?,
         ClientCommand::Reload => asking.reload().await?,
+        ClientCommand::Maintenance { switch: None } => asking.show("/v1/maintenance").await?,
+        ClientCommand::Maintenance { switch: Some(switch) } => return asking.maintenance(switch).await,
         ClientCommand::Alert(AlertCommand::Test { project }) => return asking.test_alerts(project.as_deref()).await,
         ClientCommand::Events { project } => {
             let path = with_query("/v1/events", &[("project", project.clone())]);
@@ -309,6 +311,46 @@ impl Asking {
         let names: Vec<String> = reloaded.projects.iter().map(|p| one_line(p, 64)).collect();
         let list = if names.is_empty() { "no projects".to_owned() } else { names.join(", ") };
         data(&format!("loaded: {list}\n"))
+    }
+
+    async fn maintenance(&self, switch: &MaintenanceCommand) -> Result<Code, Failure> {
+        let body = match switch {
+            MaintenanceCommand::On { reason, .. } => json!({"on": true, "reason": reason}),
+            MaintenanceCommand::Off => json!({"on": false}),
+        };
+        let answer = self.client.post("/v1/maintenance", &body).await?;
+        let MaintenanceCommand::On { wait: true, timeout, .. } = switch else {
+            match self.json {
+                true => self.raw(&answer)?,
+                false => data(&render::maintenance(&read(&answer)?))?,
+            }
+            return Ok(Code::Ok);
+        };
+        let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+        let limit = timeout.map(|t| t.0);
+        let parked = tokio::select! {
+            biased;
+            _ = &mut interrupted => {
+                say("\nmaintenance stays on; `phased maintenance` shows what still works, `phased maintenance off` goes on\n");
+                return Ok(Code::Interrupted);
+            }
+            parked = parked(&self.client, read(&answer)?, limit) => parked?,
+        };
+        match self.json {
+            true => data(&format!("{}\n", serde_json::to_string(&parked).unwrap_or_default()))?,
+            false => data(&render::maintenance(&parked))?,
+        }
+        if !parked.on {
+            complain("somebody turned maintenance off while this waited; what was parked goes on");
+            return Ok(Code::Conflict);
+        }
+        if parked.runs.iter().any(|run| !run.doing.is_empty()) {
+            complain(
+                "the time to wait is up and not everything is parked; maintenance stays on: wait on, or `phased maintenance off`",
+            );
+            return Ok(Code::TimedOut);
+        }
+        Ok(Code::Ok)
     }
 
     async fn test_alerts(&self, project: Option<&str>) -> Result<Code, Failure> {

@@ -8,9 +8,14 @@ use tokio::sync::Notify;
 use super::{
     client::{Client, Failure, encoded, with_query},
     exit::is_paused,
+    output::say,
     progress::Progress,
 };
-use crate::engine::view::RunView;
+use crate::{
+    api::render,
+    engine::view::{MaintenanceView, RunView},
+    time::Span,
+};
 
 /// How long a daemon may be away, for an upgrade or a reboot, before waiting for it is given up.
 const LONGEST_ABSENCE: Duration = Duration::from_secs(120);
@@ -104,6 +109,32 @@ async fn follow(
         if limit.is_some_and(|limit| client.clock.now().since(&started) >= limit) {
             return Ok(Waited::TimedOut);
         }
+    }
+}
+
+/// Says what still works during maintenance until nothing does, it is off, or `limit` has passed; returns how it is then.
+pub(super) async fn parked(
+    client: &Client,
+    mut now: MaintenanceView,
+    limit: Option<Duration>,
+) -> Result<MaintenanceView, Failure> {
+    /// What each run does changes in between: it is told that often.
+    const BEAT: Duration = Duration::from_secs(5);
+    let started = client.clock.now();
+    let mut told = Vec::new();
+    loop {
+        let works: Vec<String> = now.runs.iter().filter(|r| !r.doing.is_empty()).map(render::working).collect();
+        let left = limit.map_or(BEAT, |limit| limit.saturating_sub(client.clock.now().since(&started)));
+        if !now.on || works.is_empty() || left.is_zero() {
+            return Ok(now);
+        }
+        for line in works.iter().filter(|line| !told.contains(*line)) {
+            say(&format!("waiting for {line}\n"));
+        }
+        told = works;
+        let timeout = Some(Span(left.min(BEAT).max(Duration::from_millis(1))).to_string());
+        let path = with_query("/v1/maintenance", &[("wait", Some("parked".to_owned())), ("timeout", timeout)]);
+        now = client.get_json(&path).await?;
     }
 }
 

@@ -11,10 +11,10 @@ use super::{
         Claim, Engine, EventStream, Hooked, KeptAnswer, LogQuery, LogStream, NewToken, Refusal, RunsQuery, Start,
         Started,
     },
-    hooks, hosts, idempotency, ledger, log, plugin, tokens,
+    hooks, hosts, idempotency, ledger, log, maintenance, plugin, tokens,
     view::{
-        CauseView, EnvironmentPlan, LiveView, Page, Plan, PlannedHost, ProjectStatus, RunView, Status, TokenView,
-        WaitingView,
+        CauseView, EnvironmentPlan, LiveView, MaintenanceView, Page, Plan, PlannedHost, ProjectStatus, RunView, Status,
+        TokenView, WaitingView,
     },
     views,
 };
@@ -60,13 +60,14 @@ fn environment(loaded: &Loaded, name: &str) -> Result<EnvironmentName, Refusal> 
 impl Conductor {
     pub(super) fn view(&self, id: &RunId) -> Result<RunView, Refusal> {
         if let Some(view) = self.inner.views.run(id).map_err(|e| unreadable(&e))? {
-            return Ok(view);
+            return Ok(self.shown(view));
         }
         // On disk and not in the index yet.
         let entry = self.inner.world.control.get(&ledger::run_key(id));
         let requested = entry.and_then(|entry| serde_json::from_value::<Requested>(entry.value).ok());
         let requested = requested.ok_or_else(|| Refusal::RunUnknown(id.to_string()))?;
-        Ok(views::queued(id, &requested.project, &requested.request, self.testing(&requested.project).as_ref()))
+        let holder = self.testing(&requested.project);
+        Ok(self.shown(views::queued(id, &requested.project, &requested.request, holder.as_ref())))
     }
 
     fn lease(&self, project: &ProjectName, environment: &EnvironmentName) -> Option<WaitingView> {
@@ -252,6 +253,7 @@ impl Engine for Conductor {
         Ok(Status {
             version: self.inner.world.version.to_owned(),
             since: self.inner.since.rfc3339(),
+            maintenance: self.inner.maintenance.view(),
             trouble: own.map(|(_, cause)| CauseView::from(cause)).collect(),
             projects,
         })
@@ -296,7 +298,7 @@ impl Engine for Conductor {
                 break None;
             }
         };
-        Ok(Page { items, next_cursor })
+        Ok(Page { items: items.into_iter().map(|run| self.shown(run)).collect(), next_cursor })
     }
 
     async fn run(&self, run: &str) -> Result<RunView, Refusal> {
@@ -372,6 +374,14 @@ impl Engine for Conductor {
             }
         }
         Ok(answers)
+    }
+
+    async fn maintenance(&self, wait: Option<Duration>) -> MaintenanceView {
+        maintenance::look(self, wait).await
+    }
+
+    async fn switch_maintenance(&self, on: bool, reason: Option<String>, by: &str) -> Result<MaintenanceView, Refusal> {
+        maintenance::switch(self, on, reason, by).await
     }
 
     fn ready(&self) -> Vec<(&'static str, Option<String>)> {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     handle::{Claim, Refusal},
     ledger,
+    maintenance::Maintenance,
     owner::{Begin, Left, Message, Owner, Progress, Taken},
     storage,
     view::RunView,
@@ -72,6 +73,7 @@ pub(super) struct Inner {
     /// Queued runs that end without an owner: superseded or stopped before they began. Locked after `runs`.
     leaving: Mutex<BTreeSet<RunId>>,
     waiters: Arc<Waiters>,
+    pub(super) maintenance: Arc<Maintenance>,
     /// The queue has something to look at.
     pub(super) nudge: Notify,
     /// What is wrong, by where: `journal`, `index`, `project <name>`.
@@ -96,6 +98,7 @@ impl Conductor {
     #[must_use]
     pub fn new(world: Arc<World>, views: Views) -> Self {
         let since = world.clock.now();
+        let maintenance = Arc::new(Maintenance::of(&*world.control));
         Conductor {
             inner: Arc::new(Inner {
                 world,
@@ -104,6 +107,7 @@ impl Conductor {
                 runs: Mutex::default(),
                 leaving: Mutex::default(),
                 waiters: Arc::default(),
+                maintenance,
                 nudge: Notify::new(),
                 trouble: Mutex::default(),
                 since,
@@ -292,7 +296,7 @@ impl Conductor {
         self.inner.views.queued(view.clone());
         self.inner.nudge.notify_one();
         tracing::info!(%project, run = %id, by = requested.request.by, "a run was requested");
-        Ok(Some(view))
+        Ok(Some(self.shown(view)))
     }
 
     /// The run that holds the project's testing slot.
@@ -370,7 +374,8 @@ impl Conductor {
                         self.supersede(&loaded, &id, requested, &newest);
                     }
                 }
-                if let Some((id, requested)) = queued.into_iter().next() {
+                // During maintenance they wait here; newer ones still take their places.
+                if let Some((id, requested)) = queued.into_iter().next().filter(|_| !self.inner.maintenance.is_on()) {
                     self.begin(&loaded, id, requested);
                 }
             }
@@ -502,7 +507,9 @@ impl Conductor {
         };
         let mut watched = progress.subscribe();
         let waiters = Arc::clone(&self.inner.waiters);
-        let begin = Begin { world: Arc::clone(&world), waiters, run, seq, epoch, program, channel, progress, ticket };
+        let gate = self.inner.maintenance.gate(&run);
+        let begin =
+            Begin { world: Arc::clone(&world), waiters, gate, run, seq, epoch, program, channel, progress, ticket };
         let mut owner = Owner::new(begin);
         if let Some(taken) = taken {
             owner.take_up(taken);

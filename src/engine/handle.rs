@@ -6,7 +6,7 @@ use crate::model::{
     run::RunState,
 };
 
-use super::view::{EventView, LogLine, Page, Plan, ProjectStatus, RunView, Status, TokenView};
+use super::view::{EventView, LogLine, MaintenanceView, Page, Plan, ProjectStatus, RunView, Status, TokenView};
 
 /// Why a request was not done. Each has one HTTP status and one stable code.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -231,6 +231,11 @@ pub trait Engine: Send + Sync {
     async fn reload(&self) -> Result<Vec<ProjectName>, Refusal>;
     /// Sends a test message through every channel of `project` (of all when `None`); each channel with `None` or why it failed.
     async fn test_alerts(&self, project: Option<&str>) -> Result<Vec<(String, Option<Cause>)>, Refusal>;
+    /// Whether maintenance is on, and what still works. With `wait` once nothing works any more, it was turned off, or so long has passed.
+    /// Cancel safe.
+    async fn maintenance(&self, wait: Option<std::time::Duration>) -> MaintenanceView;
+    /// Turns maintenance on or off; what is so already stays as it is.
+    async fn switch_maintenance(&self, on: bool, reason: Option<String>, by: &str) -> Result<MaintenanceView, Refusal>;
     /// Whether everything needed is there; each check with `None` or what is wrong.
     fn ready(&self) -> Vec<(&'static str, Option<String>)>;
 

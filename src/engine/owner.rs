@@ -13,7 +13,9 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{actions, history, redact::Redactor, sessions::Sessions, steps, waiters::Waiters, world::World};
+use super::{
+    actions, history, maintenance::Gate, redact::Redactor, sessions::Sessions, steps, waiters::Waiters, world::World,
+};
 use crate::{
     model::{
         canonical,
@@ -108,6 +110,8 @@ pub(super) struct Owner {
     sender: mpsc::Sender<Message>,
     sessions: Arc<Sessions>,
     waiters: Arc<Waiters>,
+    /// Keeps new things from beginning during maintenance.
+    gate: Gate,
     /// Actions under way, by name.
     busy: BTreeMap<String, CancellationToken>,
     open: BTreeMap<StepKey, OpenStep>,
@@ -173,6 +177,7 @@ fn panicked() -> Outcome {
 pub(super) struct Begin {
     pub(super) world: Arc<World>,
     pub(super) waiters: Arc<Waiters>,
+    pub(super) gate: Gate,
     pub(super) run: Run,
     /// The number of the journal's last record.
     pub(super) seq: Seq,
@@ -186,11 +191,13 @@ pub(super) struct Begin {
 
 impl Owner {
     pub(super) fn new(begin: Begin) -> Self {
-        let Begin { world, waiters, run, seq, epoch, program, channel: (sender, inbox), progress, ticket } = begin;
+        let Begin { world, waiters, gate, run, seq, epoch, program, channel: (sender, inbox), progress, ticket } =
+            begin;
         Owner {
             sessions: Arc::new(Sessions::new(Arc::clone(&world), run.header.project.clone(), sender.clone())),
             world,
             waiters,
+            gate,
             run,
             seq,
             epoch,
@@ -216,6 +223,7 @@ impl Owner {
         let left = loop {
             let wake = self.settle();
             self.report_progress();
+            self.gate.report(&self.run, self.busy.keys());
             if let Some(why) = self.broken.take() {
                 break Left::Broken(why);
             }
@@ -230,6 +238,8 @@ impl Owner {
                     Some(message) => self.handle(message),
                     None => break Left::Stopping,
                 },
+                // What was held back is decided on again.
+                () = self.gate.changed() => {}
                 () = clock.sleep(wake) => {}
             }
         };
@@ -250,6 +260,7 @@ impl Owner {
 
     /// Does what is to be done until nothing more follows; says when to look again.
     fn settle(&mut self) -> Option<Duration> {
+        self.gate.look();
         loop {
             if self.broken.is_some() {
                 return None;
@@ -271,7 +282,7 @@ impl Owner {
     /// Starts an action; true when the run changed by it at once.
     fn act(&mut self, action: Action) -> bool {
         let name = action.name();
-        if name.as_ref().is_some_and(|name| self.busy.contains_key(name)) {
+        if name.as_ref().is_some_and(|name| self.busy.contains_key(name)) || self.gate.holds(&action) {
             return false;
         }
         match action {

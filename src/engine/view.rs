@@ -66,7 +66,7 @@ pub struct ReleaseView {
 /// What something waits for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WaitingView {
-    /// `queue`, `lease`.
+    /// `queue`, `lease`, `maintenance`.
     pub code: String,
     /// Who is in the way.
     pub holder: String,
@@ -232,10 +232,38 @@ pub struct Status {
     pub version: String,
     /// Since when it runs, RFC 3339.
     pub since: String,
+    /// Whether it begins anything new.
+    pub maintenance: MaintenanceView,
     /// What is wrong with the daemon itself.
     pub trouble: Vec<CauseView>,
     /// Every project by name.
     pub projects: Vec<ProjectStatus>,
+}
+
+/// Maintenance: while it is on, what is under way is ended or parked and nothing new begins.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
+pub struct MaintenanceView {
+    /// Whether it is on.
+    pub on: bool,
+    /// Who turned it on.
+    pub by: Option<String>,
+    /// In their words.
+    pub reason: Option<String>,
+    /// Since when, RFC 3339.
+    pub since: Option<String>,
+    /// While it is on: every run that has begun and is not over.
+    pub runs: Vec<RunAtWork>,
+}
+
+/// A run during maintenance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RunAtWork {
+    /// Which.
+    pub run: String,
+    /// Whose.
+    pub project: String,
+    /// What it still brings to an end: `deploys to web2 (production)`. Empty: it is parked.
+    pub doing: Vec<String>,
 }
 
 /// Who would get what, in which order.

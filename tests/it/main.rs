@@ -15,6 +15,7 @@ mod environments;
 mod failures;
 mod health;
 mod hosts;
+mod maintenance;
 mod names;
 mod output;
 mod peers;

@@ -26,6 +26,7 @@ pub struct Reloaded {
 pub(super) async fn seen(app: &App, caller: &Caller) -> Result<Status, Problem> {
     let mut status = app.engine.status().await?;
     status.projects.retain(|p| caller.sees(&p.project));
+    status.maintenance.runs.retain(|run| caller.sees(&run.project));
     Ok(status)
 }
 

@@ -1,0 +1,326 @@
+//! Maintenance: the daemon ends what is under way or parks it, and begins nothing new, so that it or its machine can be changed.
+//!
+//! It is one key of control, so a restart changes nothing about it. Here it is a gate: every owner asks it before an action that would
+//! begin something, and says through it what it still works on.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::{
+    conductor::Conductor,
+    handle::Refusal,
+    ledger,
+    view::{MaintenanceView, RunAtWork, RunView, WaitingView},
+};
+use crate::{
+    model::{
+        decide::Action,
+        ids::{HostId, ProjectName, RunId},
+        run::{Deployment, HealthRun, Run, RunState},
+        step::{CallKey, Place},
+    },
+    ports::control::{Commit, CommitError, Control, Revision},
+    time::{rfc3339, within},
+};
+
+const KEY: &str = "maintenance";
+/// Owners are asked to look at the gate at once; one that is late is only shown as if it still worked.
+const HEARD: Duration = Duration::from_secs(1);
+
+/// Who shut the gate, why and when: the value of the key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Shut {
+    by: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    reason: Option<String>,
+    /// Wall time, ms.
+    since_ms: i64,
+}
+
+/// The gate now: open, or shut, by the control record of this number.
+type Now = Option<(Revision, Shut)>;
+
+/// What an owner says of its run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Work {
+    project: ProjectName,
+    /// The gate as it was when the owner last decided.
+    under: Now,
+    /// What it works on; not told while the gate is open.
+    doing: Vec<String>,
+}
+
+/// The gate of one daemon.
+#[derive(Debug)]
+pub(super) struct Maintenance {
+    now: watch::Sender<Now>,
+    work: watch::Sender<BTreeMap<RunId, Work>>,
+}
+
+fn read(control: &dyn Control) -> Now {
+    let entry = control.get(KEY)?;
+    match serde_json::from_value(entry.value) {
+        Ok(shut) => Some((entry.revision, shut)),
+        Err(error) => {
+            // Of a later version, perhaps: whoever shut it meant it.
+            tracing::error!(%error, "maintenance is on, and what is kept of it is not understood");
+            Some((entry.revision, Shut { by: "somebody".to_owned(), reason: None, since_ms: 0 }))
+        }
+    }
+}
+
+impl Maintenance {
+    /// As control has it.
+    pub(super) fn of(control: &dyn Control) -> Self {
+        Maintenance { now: watch::Sender::new(read(control)), work: watch::Sender::default() }
+    }
+
+    /// Whether nothing new is begun.
+    pub(super) fn is_on(&self) -> bool {
+        self.now.borrow().is_some()
+    }
+
+    /// An owner's end, for as long as it owns `run`.
+    pub(super) fn gate(self: &Arc<Self>, run: &Run) -> Gate {
+        let (id, project) = (run.header.run.clone(), run.header.project.clone());
+        let work = Work { project, under: None, doing: Vec::new() };
+        self.work.send_modify(|all| drop(all.insert(id.clone(), work)));
+        Gate { maintenance: Arc::clone(self), run: id, now: self.now.subscribe(), seen: None }
+    }
+
+    /// Whether every owner has seen the gate as it is.
+    fn is_heard(&self) -> bool {
+        let now = self.now.borrow().clone();
+        self.work.borrow().values().all(|work| work.under == now)
+    }
+
+    /// Whether nothing works any more, or it need not.
+    fn is_quiet(&self) -> bool {
+        !self.is_on() || (self.is_heard() && self.work.borrow().values().all(|work| work.doing.is_empty()))
+    }
+
+    async fn until(&self, there: impl Fn(&Self) -> bool) {
+        let (mut now, mut work) = (self.now.subscribe(), self.work.subscribe());
+        while !there(self) {
+            // Neither sender can be gone: they are ours.
+            tokio::select! {
+                _ = now.changed() => {}
+                _ = work.changed() => {}
+            }
+        }
+    }
+
+    /// What people see of it.
+    pub(super) fn view(&self) -> MaintenanceView {
+        let now = self.now.borrow().clone();
+        let runs = match &now {
+            None => Vec::new(),
+            Some(_) => self.work.borrow().iter().map(|(id, work)| at_work(id, work, &now)).collect(),
+        };
+        MaintenanceView {
+            on: now.is_some(),
+            by: now.as_ref().map(|(_, shut)| shut.by.clone()),
+            reason: now.as_ref().and_then(|(_, shut)| shut.reason.clone()),
+            since: now.as_ref().map(|(_, shut)| rfc3339(shut.since_ms)),
+            runs,
+        }
+    }
+
+    /// Who a run waits for that this gate keeps from going on.
+    fn holder(&self, run: &RunId, state: RunState) -> Option<WaitingView> {
+        let now = self.now.borrow().clone();
+        let (_, shut) = now.as_ref()?;
+        let parked = || self.work.borrow().get(run).is_some_and(|work| work.under == now && work.doing.is_empty());
+        let waits = state == RunState::Queued || (!state.is_end() && parked());
+        waits.then(|| WaitingView { code: KEY.to_owned(), holder: shut.by.clone(), until: None })
+    }
+}
+
+fn at_work(id: &RunId, work: &Work, now: &Now) -> RunAtWork {
+    let doing = match work.under == *now {
+        true => work.doing.clone(),
+        false => vec!["has not looked up from its work yet".to_owned()],
+    };
+    RunAtWork { run: id.to_string(), project: work.project.to_string(), doing }
+}
+
+/// An owner's end of the gate.
+#[derive(Debug)]
+pub(super) struct Gate {
+    maintenance: Arc<Maintenance>,
+    run: RunId,
+    now: watch::Receiver<Now>,
+    /// As it was when the owner looked last: one round of decisions is made under one answer.
+    seen: Now,
+}
+
+impl Gate {
+    /// Looks whether it is open, for what is decided next.
+    pub(super) fn look(&mut self) {
+        self.seen = self.now.borrow_and_update().clone();
+    }
+
+    /// Whether `action` has to wait until the gate opens.
+    pub(super) fn holds(&self, action: &Action) -> bool {
+        self.seen.is_some() && begins(action)
+    }
+
+    /// Says what the owner works on, after it has decided: what the fold says, and its actions under way, `busy`.
+    pub(super) fn report<'a>(&self, run: &Run, busy: impl Iterator<Item = &'a String>) {
+        let doing = if self.seen.is_some() { doing(run, busy) } else { Vec::new() };
+        self.maintenance.work.send_if_modified(|all| {
+            let Some(work) = all.get_mut(&self.run).filter(|work| work.under != self.seen || work.doing != doing)
+            else {
+                return false;
+            };
+            (work.under, work.doing) = (self.seen.clone(), doing);
+            true
+        });
+    }
+
+    /// Returns when it has opened or shut since the last look. Cancel safe.
+    pub(super) async fn changed(&mut self) {
+        if self.now.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.maintenance.work.send_modify(|all| drop(all.remove(&self.run)));
+    }
+}
+
+/// Whether an action begins something, rather than bringing to its end what was begun. A lease may be waited for: that takes a place in a
+/// queue and touches nothing, and places taken anew when the gate opens would be in another order.
+fn begins(action: &Action) -> bool {
+    match action {
+        Action::Resolve | Action::Checkout | Action::Plan { .. } => true,
+        Action::Call { key, .. } => !is_cleaning(key),
+        Action::Append(_)
+        | Action::Retry(_)
+        | Action::Undo(_)
+        | Action::EndCall { .. }
+        | Action::Lease { .. }
+        | Action::Watch { .. }
+        | Action::Finish => false,
+    }
+}
+
+fn is_cleaning(key: &CallKey) -> bool {
+    key.undone().is_some() || matches!(key.place(), Some(Place::Stage { function, .. }) if function == "cleanup")
+}
+
+/// What a run is at, in words that follow its name: calls, watches, and actions under way.
+fn doing<'a>(run: &Run, busy: impl Iterator<Item = &'a String>) -> Vec<String> {
+    let calls = run.calls.keys().map(|key| call(run, key));
+    let watched = run.deployments.iter().flat_map(|of| of.hosts.iter().map(move |host| (of, host)));
+    let watched = watched
+        .filter(|(_, host)| matches!(host.health, HealthRun::Watching { .. }))
+        .map(|(of, host)| format!("watches the health of {} ({})", host.host.name, of.environment));
+    let actions = busy.filter_map(|name| action(run, name));
+    calls.chain(watched).chain(actions).collect()
+}
+
+fn call(run: &Run, key: &CallKey) -> String {
+    if let Some(undone) = key.undone() {
+        return format!("undoes what {undone} did");
+    }
+    let environment = |n: u32| run.deployment(n).map(|of| of.environment.to_string()).unwrap_or_default();
+    match key.place() {
+        Some(Place::Stage { stage, function }) => match function.as_str() {
+            "setup" => format!("sets up stage {stage}"),
+            "cleanup" => format!("cleans up after stage {stage}"),
+            _ => format!("runs stage {stage}"),
+        },
+        Some(Place::Deployment { deployment, .. }) => format!("verifies {}", environment(deployment)),
+        Some(Place::Host { deployment, host, .. }) => {
+            let of = run.deployment(deployment);
+            format!("deploys to {} ({})", name(of, &host), environment(deployment))
+        }
+        None => key.to_string(),
+    }
+}
+
+fn name(of: Option<&Deployment>, host: &HostId) -> String {
+    of.and_then(|of| of.host(host)).map_or_else(|| host.to_string(), |found| found.host.name.clone())
+}
+
+/// `None` for what is no work, or is told by the fold.
+fn action(run: &Run, name: &str) -> Option<String> {
+    let mut words = name.split(' ');
+    match (words.next()?, words.next()) {
+        ("resolve", _) => Some("looks for its commit".to_owned()),
+        ("checkout", _) => Some("checks out its commit".to_owned()),
+        ("plan", Some(n)) => {
+            let of = n.parse().ok().and_then(|n| run.deployment(n));
+            Some(format!("plans {}", of.map(|of| of.environment.to_string()).unwrap_or_default()))
+        }
+        ("undo", Some(key)) => Some(format!("reads what is to be undone of {key}")),
+        ("finish", _) => Some("ends".to_owned()),
+        _ => None,
+    }
+}
+
+impl Conductor {
+    /// `run` as it stands, with what no journal knows of: that maintenance keeps it from going on.
+    pub(super) fn shown(&self, mut view: RunView) -> RunView {
+        if let Ok(id) = view.id.parse()
+            && let Some(waiting) = self.inner.maintenance.holder(&id, view.state)
+        {
+            view.waiting = Some(waiting);
+        }
+        view
+    }
+}
+
+/// How it is; with `wait`, once nothing works any more, it was turned off, or that time has passed. Cancel safe.
+pub(super) async fn look(conductor: &Conductor, wait: Option<Duration>) -> MaintenanceView {
+    let maintenance = &conductor.inner.maintenance;
+    if let Some(limit) = wait {
+        let quiet = maintenance.until(Maintenance::is_quiet);
+        let _or_the_time_is_up = within(&*conductor.inner.world.clock, limit, quiet).await;
+    }
+    maintenance.view()
+}
+
+/// Turns it on or off; the first who turned it on stays the one who did. Returns once that is on disk and every owner has seen it.
+pub(super) async fn switch(
+    conductor: &Conductor,
+    on: bool,
+    reason: Option<String>,
+    by: &str,
+) -> Result<MaintenanceView, Refusal> {
+    conductor.writable()?;
+    let (world, maintenance) = (&conductor.inner.world, &conductor.inner.maintenance);
+    let was = world.control.get(KEY);
+    if was.is_some() != on {
+        let reason = reason.map(|reason| ledger::cut(&reason, ledger::LONGEST));
+        let shut = on.then(|| json!(Shut { by: ledger::cut(by, 256), reason, since_ms: world.clock.now().wall_ms }));
+        let expected = [(KEY.to_owned(), was.map_or(Revision::default(), |entry| entry.revision))];
+        match world.control.commit(Commit::Setting, &expected, vec![(KEY.to_owned(), shut)]) {
+            Ok(ticket) => {
+                conductor.synced(&ticket).await?;
+                tracing::warn!(by, on, "maintenance was switched");
+            }
+            // Somebody was faster; what they did is shown.
+            Err(CommitError::Conflict { .. }) => {}
+            Err(error) => return Err(conductor.refused(&error)),
+        }
+    }
+    // Read anew: of two who switch at once, the one whose record is the later one is right.
+    maintenance.now.send_if_modified(|now| {
+        let newest = read(&*world.control);
+        std::mem::replace(now, newest.clone()) != newest
+    });
+    conductor.inner.nudge.notify_one();
+    let _or_shown_as_working = within(&*world.clock, HEARD, maintenance.until(Maintenance::is_heard)).await;
+    Ok(maintenance.view())
+}
+
+#[cfg(test)]
+mod tests;
