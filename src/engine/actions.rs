@@ -101,7 +101,7 @@ impl Job {
                 let variables = input::variables(run, &StepKey::new(&call, &Branch::top(), "health", 1), None);
                 let host = of.host(&host)?;
                 let HealthRun::Watching { since, again } = &host.health else { return None };
-                let since = Since { began: since.clone(), again: again.is_some() };
+                let since = Since { began: since.clone(), again: *again };
                 Job::Watch { deployment, host: Box::new(host.host.clone()), health, since, variables }
             }
             Action::Undo(key) => Job::Undo { run: run.header.run.clone(), key },
@@ -115,7 +115,7 @@ impl Job {
     /// The fact it leaves when it is cancelled: a watch that is cut says nothing about the host, and that is its verdict.
     fn cut(&self) -> Option<Event> {
         let Job::Watch { deployment, host, .. } = self else { return None };
-        let message = format!("the health of {} was not watched to the end: the run was stopped", host.name);
+        let message = format!("the health of {} was not watched to the end: the run is to end", host.name);
         Some(Event::HealthVerdict {
             deployment: *deployment,
             host: host.id.clone(),
@@ -274,7 +274,9 @@ async fn lease(context: &Context, run: &Run, deployment: u32, name: &str, place:
         {
             return context.last(Event::PlanFailed { deployment, cause: superseded(&of.environment, &newer) }).await;
         }
-        let first = place.before();
+        // One that is ours already, though a crash kept the run from hearing of it, is nobody else's to wait for.
+        let ours = leases.holder(name).is_some_and(|held| held.holder == holder);
+        let first = place.before().filter(|_| !ours);
         let asked = match &first {
             Some(first) => Ok(Err((first.to_string(), None))),
             None => leases.acquire(name, &holder, &reason).map(|acquired| match acquired {
@@ -350,6 +352,9 @@ async fn read(context: &Context, run: RunId, key: CallKey) -> Result<Opening, St
     let journals = Arc::clone(&context.world.journals);
     let read = tokio::task::spawn_blocking(move || {
         let found = journals.read(&run).map_err(|error| error.to_string())?;
+        if let Some(damage) = found.damage {
+            return Err(damage);
+        }
         let records = found.records.iter().map(|(_, _, record)| record);
         history::openings(records, std::iter::once(&key)).remove(&key).ok_or_else(|| "it is not there".to_owned())
     });

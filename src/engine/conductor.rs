@@ -480,6 +480,12 @@ impl Conductor {
         Some(Seat { channel, progress: progress.0 })
     }
 
+    /// Puts a run that nobody can go on with just now on the list of those with an owner, so that nothing begins over it.
+    pub(super) fn stand_still(&self, id: &RunId, project: &ProjectName) {
+        // Without its owner's end of things it never gets further than testing.
+        let _held_for_good = self.seat(id, project, false).map(std::mem::forget);
+    }
+
     /// Takes up a run that an earlier life left unfinished.
     pub(super) fn resume(&self, run: Run, seq: Seq, epoch: Epoch, taken: Taken) {
         if let Some(seat) = self.seat(&run.header.run, &run.header.project, false) {
@@ -499,11 +505,13 @@ impl Conductor {
         });
         let program = match world.programs.open(&run.header.code, &run.header.project, run.header.seed, sink) {
             Ok(program) => program,
-            Err(cause) => {
+            Err(cause) if cause.code.starts_with("code_") => {
                 tracing::error!(run = %id, %cause, "the pinned code of a run cannot be opened");
                 self.bury(run, seq, epoch, cause);
                 return;
             }
+            // The machine's trouble and not the run's: the next start tries again.
+            Err(cause) => return self.left(&id, Left::Broken(cause.message)),
         };
         let mut watched = progress.subscribe();
         let waiters = Arc::clone(&self.inner.waiters);

@@ -1,13 +1,14 @@
 //! What a journal holds of calls: how a call is taken up again, or undone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
 
 use super::redact::Redactor;
 use crate::{
-    engine::steps::values,
     model::{
         event::{Event, Record},
-        ids::HostId,
+        ids::{HostId, RunId},
         step::{CallKey, Place, StepKey, Target},
     },
     ports::{
@@ -78,39 +79,53 @@ pub(super) fn openings<'a>(
 
 /// Every secret that a step of `records` has used: what is printed from here on may hold it.
 pub(super) fn secrets<'a>(records: impl Iterator<Item = &'a Record>, secrets: &dyn Secrets) -> Redactor {
-    let mut redactor = Redactor::default();
+    let mut names = BTreeSet::new();
     for record in records {
         if let Event::Begin { args, .. } = &record.event {
-            // One that is gone is nowhere to be read any more either.
-            let _gone = values::resolve(secrets, args, &mut redactor);
+            named(args, &mut names);
+        }
+    }
+    let mut redactor = Redactor::default();
+    for name in names {
+        // The value that was used, unless it was rotated since.
+        if let Ok(secret) = secrets.get(name) {
+            redactor.add(name, secret.expose());
         }
     }
     redactor
 }
 
-/// The lines of the pipeline's own log that `calls` have written: a replay comes by them again. Blocks on the disk.
-///
-/// # Errors
-/// The disk's.
+/// Every secret that `args` name.
+fn named<'a>(args: &'a Value, names: &mut BTreeSet<&'a str>) {
+    match args {
+        Value::Object(map) => match map.get("$secret").and_then(Value::as_str) {
+            Some(name) => drop(names.insert(name)),
+            None => map.values().for_each(|value| named(value, names)),
+        },
+        Value::Array(items) => items.iter().for_each(|value| named(value, names)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// The lines of the pipeline and of phased itself that the logs of `calls` have: a replay comes by them again. What cannot be read, as
+/// a power loss leaves the end of a log, was not written. Blocks on the disk.
 pub(super) fn lines<'a>(
     outputs: &dyn Outputs,
-    run: &crate::model::ids::RunId,
+    run: &RunId,
     calls: impl Iterator<Item = &'a CallKey>,
-) -> std::io::Result<std::collections::BTreeSet<StepKey>> {
+) -> BTreeSet<StepKey> {
     const AT_ONCE: usize = 1024 * 1024;
-    let mut lines = std::collections::BTreeSet::new();
+    let mut lines = BTreeSet::new();
     for call in calls {
         let mut at = Position::default();
-        loop {
-            let (frames, next) = outputs.read(run, call, at, AT_ONCE)?;
-            lines.extend(frames.into_iter().filter(|f| f.stream == Stream::Note).map(|f| f.step));
-            if next == at {
-                break;
-            }
+        while let Ok((frames, next)) = outputs.read(run, call, at, AT_ONCE)
+            && next != at
+        {
+            lines.extend(frames.into_iter().filter(|frame| frame.stream == Stream::Note).map(|frame| frame.step));
             at = next;
         }
     }
-    Ok(lines)
+    lines
 }
 
 #[cfg(test)]

@@ -54,11 +54,13 @@ pub(super) enum Message {
 
 /// A step as the owner holds it: whose answer it is, and how to end it.
 struct OpenStep {
-    branch: Branch,
     request: Request,
     /// The attempt under way; `None` between attempts.
     running: Option<CancellationToken>,
 }
+
+/// How long a request under way may take when the daemon goes down: within the five seconds that all of it has.
+const LINGER: Duration = Duration::from_secs(3);
 
 /// A call that is being ended from outside.
 struct Ending {
@@ -233,7 +235,10 @@ impl Owner {
             let wake = wake.unwrap_or(Duration::from_secs(3600));
             tokio::select! {
                 biased;
-                () = stopping.cancelled() => break Left::Stopping,
+                () = stopping.cancelled() => {
+                    self.linger().await;
+                    break Left::Stopping;
+                }
                 message = self.inbox.recv() => match message {
                     Some(message) => self.handle(message),
                     None => break Left::Stopping,
@@ -247,6 +252,31 @@ impl Owner {
         self.busy.values().for_each(CancellationToken::cancel);
         self.sessions.close().await;
         left
+    }
+
+    /// The daemon goes down. What has ended is still written, so that nobody need ask about it; requests under way, about which
+    /// nobody could be asked, are given a moment.
+    async fn linger(&mut self) {
+        let clock = Arc::clone(&self.world.clock);
+        let mut late = clock.sleep(LINGER);
+        loop {
+            let asking = self.open.values().any(|open| open.request.verb == Verb::Http && open.running.is_some());
+            let message = if asking {
+                tokio::select! {
+                    biased;
+                    message = self.inbox.recv() => message,
+                    () = &mut late => None,
+                }
+            } else {
+                self.inbox.try_recv().ok()
+            };
+            match message {
+                Some(message @ Message::StepDone { .. }) => self.handle(message),
+                // Whoever asked for something else is told by the end of the connection, or asks the next life.
+                Some(_) => {}
+                None => return,
+            }
+        }
     }
 
     fn report_progress(&mut self) {
@@ -310,8 +340,16 @@ impl Owner {
             | Action::Undo(_)
             | Action::Finish) => {
                 let Some(name) = name else { return false };
+                if matches!(action, Action::Undo(_)) && self.busy.keys().any(|busy| busy.starts_with("undo ")) {
+                    // Each reads the whole journal: one after the other.
+                    return false;
+                }
                 let Some(job) = actions::Job::of(&self.run, action, &self.waiters) else { return false };
                 let cancel = CancellationToken::new();
+                if matches!(job, actions::Job::Watch { .. }) && self.is_sharp() {
+                    // Wished for before this watch, or by an earlier life.
+                    cancel.cancel();
+                }
                 self.busy.insert(name.clone(), cancel.clone());
                 let context = actions::Context {
                     world: Arc::clone(&self.world),
@@ -356,13 +394,14 @@ impl Owner {
             self.broken = Some(illegal.to_string());
             return None;
         }
-        let ended = match &record.event {
-            Event::DeploymentEnded { deployment, .. } => Some(*deployment),
-            _ => None,
-        };
+        let ended = matches!(&record.event, Event::DeploymentEnded { .. });
         let done_with = left_host(&record.event);
         if let Some((call, text)) = told(&self.run, &record.event) {
-            self.note(&StepKey::new(&call, &Branch::top(), "end", 1), text);
+            let key = StepKey::new(&call, &Branch::top(), "end", 1);
+            // An earlier life may have written it and not have got as far as the record.
+            if !self.lines.remove(&key) {
+                self.note(&key, text);
+            }
         }
         match self.world.journals.append(&self.run.header.run, self.epoch, self.seq, vec![record]) {
             Ok(ticket) => {
@@ -372,12 +411,8 @@ impl Owner {
                 }
                 self.seq = ticket.seq();
                 self.last_ticket = Some(ticket.clone());
-                if ended.is_some() {
-                    let (world, run, ticket) = (Arc::clone(&self.world), self.run.clone(), ticket.clone());
-                    let task = format!("run {} ledger", run.header.run);
-                    self.world
-                        .tasks
-                        .spawn(task, async move { super::ledger::deployment_ended(&world, &run, &ticket).await });
+                if ended {
+                    self.tell_control(ticket.clone());
                 }
                 Some(ticket)
             }
@@ -387,6 +422,13 @@ impl Owner {
                 None
             }
         }
+    }
+
+    /// Tells control how deployments have ended, once that is on disk, and gives their environments back.
+    fn tell_control(&self, ticket: Ticket) {
+        let (world, run) = (Arc::clone(&self.world), self.run.clone());
+        let task = format!("run {} ledger", run.header.run);
+        self.world.tasks.spawn(task, async move { super::ledger::deployment_ended(&world, &run, &ticket).await });
     }
 
     fn handle(&mut self, message: Message) {
@@ -407,7 +449,7 @@ impl Owner {
                     return;
                 }
                 let ticket = self.append(Event::StopRequested { by, now, reason });
-                self.let_go(self.run.stop.as_ref().is_some_and(|stop| stop.now));
+                self.let_go(self.is_sharp());
                 self.acknowledge("stop acknowledged", ticket, reply);
             }
             Message::HostMet { deployment, host, machine, reply } => {
@@ -447,14 +489,20 @@ impl Owner {
         match turn {
             Turn::Requests(requests) => requests.into_iter().for_each(|request| self.request(key, request)),
             Turn::Return(value) => self.returned(key, CallResult::Returned(value), 0),
-            Turn::Raised { cause, undos } => self.returned(key, CallResult::Raised(cause), undos),
+            Turn::Raised { cause, undos } => {
+                // What it makes of its last answer while it is being ended is not why it ended.
+                let ended = self.ending.get(key).map(|ending| CallResult::Ended(ending.cause.clone()));
+                self.returned(key, ended.unwrap_or(CallResult::Raised(cause)), undos);
+            }
             Turn::Ended { cause, undos } => {
-                let diverged = cause.code == "diverged" && !self.ending.contains_key(key);
-                if diverged {
+                // Its own, not one for which all calls of the run are being ended.
+                let own = cause.facts.get("call").and_then(Value::as_str) == Some(key.as_str());
+                let diverged = cause.code == "diverged" && own;
+                if diverged && self.run.diverged.is_none() {
                     let cause = self.sessions.redact_cause(&cause);
                     tracing::error!(run = %self.run.header.run, call = %key, %cause, "a replay does not agree with its journal");
                     self.append(Event::Diverged { key: key.clone(), cause });
-                    self.let_go(true);
+                    self.let_go(self.is_sharp());
                 }
                 // What runs on a host is finished then, see `decide`.
                 let kill = !diverged || !matches!(key.place(), Some(Place::Host { .. }));
@@ -480,6 +528,9 @@ impl Owner {
 
     fn request(&mut self, call: &CallKey, request: Request) {
         let key = StepKey::new(call, &request.branch, request.verb.as_str(), request.n);
+        // What is stored and what is done is the same, also after a restart.
+        let mut request = request;
+        request.args = serde_json::from_str(&canonical::to_string(&request.args)).unwrap_or(request.args);
         if request.verb == Verb::Log {
             if !self.lines.remove(&key) {
                 self.log(&key, &request.args);
@@ -498,7 +549,7 @@ impl Owner {
             return;
         }
         let args = request.args.clone();
-        self.open.insert(key.clone(), OpenStep { branch: request.branch.clone(), request, running: None });
+        self.open.insert(key.clone(), OpenStep { request, running: None });
         self.begin(&key, 1, args);
     }
 
@@ -521,12 +572,11 @@ impl Owner {
     /// Begins an attempt: first the record, then, once it is on disk, the effect.
     fn begin(&mut self, key: &StepKey, attempt: u32, args: Value) {
         let Some(open) = self.open.get(key) else { return };
-        let canonical: Value = serde_json::from_str(&canonical::to_string(&args)).unwrap_or(args);
         let begin = Event::Begin {
             key: key.clone(),
             attempt,
             token: key.token(&self.run.header.run, attempt),
-            args: canonical,
+            args,
             host: history::unsaid(key, &open.request.target),
             line: open.request.at.clone(),
         };
@@ -554,6 +604,7 @@ impl Owner {
         };
         let sender = self.sender.clone();
         let stopping = self.world.tasks.stopping();
+        let (clock, asks) = (Arc::clone(&self.world.clock), open.request.verb == Verb::Http);
         let key = key.clone();
         self.world.tasks.spawn(format!("run {} {key}", self.run.header.run), async move {
             if let Some(ticket) = ticket
@@ -562,10 +613,16 @@ impl Owner {
                 // The record is not on disk, so nothing may happen; the owner learns of the journal by its next append.
                 return;
             }
+            // The daemon goes down: a command goes on, and the next start finds it. A request would be lost.
+            let leaving = async {
+                stopping.cancelled().await;
+                if asks {
+                    clock.sleep(LINGER).await;
+                }
+            };
             tokio::select! {
                 biased;
-                // The daemon goes down: the command goes on, and the next start finds it.
-                () = stopping.cancelled() => {}
+                () = leaving => {}
                 outcome = AssertUnwindSafe(steps::perform(job)).catch_unwind() => {
                     let outcome = outcome.unwrap_or_else(|_| panicked());
                     let _owner_gone = sender.send(Message::StepDone { key, attempt, outcome }).await;
@@ -575,6 +632,9 @@ impl Owner {
     }
 
     fn retry(&mut self, key: &StepKey) -> bool {
+        if self.ending.contains_key(&key.call()) || !self.open.contains_key(key) {
+            return false;
+        }
         let step = self.run.calls.get(&key.call()).and_then(|call| call.steps.get(key));
         let Some((attempt, args)) = step.map(|step| (step.attempt + 1, step.args.clone())) else { return false };
         self.begin(key, attempt, args);
@@ -583,18 +643,25 @@ impl Owner {
 
     fn step_done(&mut self, key: &StepKey, attempt: u32, outcome: Outcome) {
         let call = key.call();
-        let Some(open) = self.open.get_mut(key) else { return };
+        let Some(open) = self.open.get_mut(key).filter(|_| self.run.calls.contains_key(&call)) else { return };
         open.running = None;
         let last = decide::is_last(&open.request.args, attempt, &outcome) || self.ending.contains_key(&call);
         self.append(Event::Done { key: key.clone(), attempt, outcome: outcome.clone(), last });
         if !last {
             return;
         }
-        let branch = self.open.remove(key).map(|open| open.branch);
+        let Some(open) = self.open.remove(key) else { return };
+        match outcome {
+            // Ended from outside by an earlier life, which did not get as far as saying so: its call goes no further.
+            Outcome::Cut { cause } if !self.ending.contains_key(&call) => {
+                self.begin_ending(&call, Ending { cause, kill: true, vm: Vm::Lives });
+            }
+            Outcome::Cut { .. } => {}
+            // Also told to a call that is being ended, as a replay tells it: what it leaves to be undone may come of it.
+            outcome => self.program.resume(&call, &open.request.branch, &outcome),
+        }
         if self.ending.contains_key(&call) {
             self.finish_ending(&call);
-        } else if let Some(branch) = branch {
-            self.program.resume(&call, &branch, &outcome);
         }
     }
 
@@ -661,6 +728,11 @@ impl Owner {
         }
     }
 
+    /// Whether hosts in flight are not to be watched to the end.
+    fn is_sharp(&self) -> bool {
+        self.run.diverged.is_some() || self.run.stop.as_ref().is_some_and(|stop| stop.now)
+    }
+
     /// Actions that wait for the world (a fetch, a lease, discovery) are not worth finishing any more; a host in flight is watched to
     /// the end, unless the end is a `sharp` one.
     fn let_go(&self, sharp: bool) {
@@ -679,13 +751,18 @@ impl Owner {
         self.sessions.learn(&secrets);
         self.sessions.remember(&self.run);
         self.lines = lines;
-        self.append(Event::Resumed { epoch: self.epoch, version: self.world.version.to_owned() });
+        let resumed = self.append(Event::Resumed { epoch: self.epoch, version: self.world.version.to_owned() });
+        if let Some(ticket) = resumed.filter(|_| self.run.deployments.iter().any(|deployment| deployment.end.is_some()))
+        {
+            // Killed between the end of a deployment and control: others wait for its environment.
+            self.tell_control(ticket);
+        }
         let open: Vec<(StepKey, Step)> = self.run.calls.values().flat_map(|call| call.steps.clone()).collect();
         for (key, step) in open {
             let Some((verb, n)) = key.verb() else { continue };
             let target = history::target(&key, step.host.as_ref());
             let request = Request { branch: key.branch(), verb, n, target, args: step.args, at: step.line };
-            self.open.insert(key.clone(), OpenStep { branch: request.branch.clone(), request, running: None });
+            self.open.insert(key.clone(), OpenStep { request, running: None });
             self.resumed.insert(key.clone());
             // Between two attempts: the next one is begun when it is due.
             if step.failed.is_none() {

@@ -11,7 +11,7 @@ use crate::{
         cause::Cause,
         event::Record,
         ids::{Epoch, RunId, Seq},
-        run::{Run, RunState},
+        run::{CallEnd, Progress, Run, RunState},
         step::CallKey,
     },
     ports::{control::Commit, journal::Found},
@@ -27,15 +27,31 @@ pub(super) async fn recover(conductor: &Conductor) -> std::io::Result<()> {
     let runs = tokio::task::spawn_blocking(move || journals.runs()).await.map_err(std::io::Error::other)??;
     runs.iter().chain(&ledger::runs(&*world.control)).for_each(|run| conductor.met(run));
     for id in runs {
-        if let Err(why) = take_up(conductor, &id).await {
-            damaged(conductor, &id, &why);
+        match take_up(conductor, &id).await {
+            Ok(()) => {}
+            Err(Why::Damage(why)) => damaged(conductor, &id, &why),
+            Err(Why::Disk(error)) => unreadable(conductor, &id, &error),
         }
     }
     let views = conductor.inner.views.clone();
     tokio::task::spawn_blocking(move || views.barrier()).await.map_err(std::io::Error::other)
 }
 
-async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), String> {
+/// Why a run is not taken up.
+enum Why {
+    /// Its journal cannot be trusted: nobody will ever continue it.
+    Damage(String),
+    /// The disk refused just now: the next start tries again.
+    Disk(std::io::Error),
+}
+
+impl From<std::io::Error> for Why {
+    fn from(error: std::io::Error) -> Self {
+        Why::Disk(error)
+    }
+}
+
+async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), Why> {
     let world = &conductor.inner.world;
     let views = &conductor.inner.views;
     let open = world.control.get(&ledger::run_key(id)).is_some();
@@ -46,16 +62,16 @@ async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), String> {
     }
     let (journals, run_id) = (std::sync::Arc::clone(&world.journals), id.clone());
     let found = tokio::task::spawn_blocking(move || journals.read(&run_id)).await;
-    let found = found.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+    let found = found.map_err(std::io::Error::other)??;
     if let Some(damage) = found.damage {
-        return Err(damage);
+        return Err(Why::Damage(damage));
     }
     if found.records.is_empty() {
         // Killed between making the file and its first record: the request is still queued, and is to find the file open.
         if open {
             let (journals, run_id) = (std::sync::Arc::clone(&world.journals), id.clone());
             let reopened = tokio::task::spawn_blocking(move || journals.reopen(&run_id, Epoch(0))).await;
-            reopened.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+            reopened.map_err(std::io::Error::other)??;
         }
         return Ok(());
     }
@@ -73,10 +89,10 @@ async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), String> {
     let epoch = Epoch(run.header.epoch.0.max(u64::try_from(world.clock.now().wall_ms).unwrap_or(0)) + 1);
     let (journals, run_id) = (std::sync::Arc::clone(&world.journals), id.clone());
     let found = tokio::task::spawn_blocking(move || journals.reopen(&run_id, epoch)).await;
-    let found = found.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+    let found = found.map_err(std::io::Error::other)??;
     let run = fold(&found)?;
     let last = found.records.last().map_or(Seq(0), |(seq, ..)| *seq);
-    let taken = taken(world, &run, &found).await.map_err(|e| format!("its output cannot be read: {e}"))?;
+    let taken = taken(world, &run, &found).await;
     views.recover(id, found.records, false);
     tracing::warn!(run = %id, project = %run.header.project, calls = run.calls.len(), "the daemon was gone in the middle of it; it goes on");
     conductor.resume(run, last, epoch, taken);
@@ -84,19 +100,36 @@ async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), String> {
 }
 
 /// What its owner needs besides the fold.
-async fn taken(world: &World, run: &Run, found: &Found) -> std::io::Result<Taken> {
+async fn taken(world: &World, run: &Run, found: &Found) -> Taken {
     let records = || found.records.iter().map(|(_, _, record)| record);
     let openings = history::openings(records(), run.calls.keys());
     let secrets = history::secrets(records(), &*world.secrets);
     let (outputs, id) = (std::sync::Arc::clone(&world.outputs), run.header.run.clone());
-    let calls: Vec<CallKey> = run.calls.keys().cloned().collect();
+    // Also of hosts that are watched: what becomes of their health is said where they were deployed to.
+    let watched = run.deployments.iter().filter(|deployment| deployment.end.is_none()).flat_map(|deployment| {
+        let watched = deployment.hosts.iter().filter(|host| host.deploy == Progress::Ended(CallEnd::Returned));
+        watched
+            .map(|host| CallKey::host(deployment.environment.as_str(), deployment.n, host.host.id.as_str(), "deploy"))
+    });
+    let calls: Vec<CallKey> = run.calls.keys().cloned().chain(watched).collect();
     let lines = tokio::task::spawn_blocking(move || history::lines(&*outputs, &id, calls.iter())).await;
-    Ok(Taken { openings, secrets, lines: lines.map_err(std::io::Error::other)?? })
+    Taken { openings, secrets, lines: lines.unwrap_or_default() }
 }
 
-fn fold(found: &Found) -> Result<Run, String> {
+fn fold(found: &Found) -> Result<Run, Why> {
     let records = found.records.iter().map(|(seq, _, record): &(Seq, u32, Record)| (*seq, record));
-    Run::fold(records).map_err(|e| e.to_string())
+    Run::fold(records).map_err(|illegal| Why::Damage(illegal.to_string()))
+}
+
+/// The disk would not give a run's journal: it stands still and keeps what it holds, and nothing begins over it.
+fn unreadable(conductor: &Conductor, id: &RunId, error: &std::io::Error) {
+    let entry = conductor.inner.world.control.get(&ledger::run_key(id));
+    if let Some(requested) = entry.and_then(|entry| serde_json::from_value::<Requested>(entry.value).ok()) {
+        conductor.stand_still(id, &requested.project);
+    }
+    conductor.degraded(&format!(
+        "run {id} is not taken up: its journal cannot be read or rewritten: {error}; restart the daemon once the disk is well"
+    ));
 }
 
 /// A journal that cannot be trusted: nobody continues the run, an operator decides.

@@ -152,6 +152,12 @@ impl Job {
         };
         match verdict {
             Verdict::Stopped { .. } | Verdict::Void => Outcome::Cut { cause },
+            // Refused now is not refused then, but for those who know.
+            Verdict::Refused(_)
+                if self.may_have_begun() && !matches!(cause.code.as_str(), "sudo_refused" | "stale_epoch") =>
+            {
+                Outcome::Unknown { cause }
+            }
             verdict if verdict.is_unknown() => Outcome::Unknown { cause },
             _ => Outcome::Failed { cause, value },
         }
@@ -166,6 +172,8 @@ pub(super) async fn perform(job: Job) -> Outcome {
     let mut redactor = Redactor::default();
     let args = match values::resolve(&*job.world.secrets, &job.request.args, &mut redactor) {
         Ok(args) => args,
+        // What an earlier life began may run, whatever has become of its secrets.
+        Err(cause) if job.may_have_begun() => return Outcome::Unknown { cause: job.placed(cause) },
         Err(cause) => return Outcome::failed(job.placed(cause)),
     };
     job.sessions.learn(&redactor);

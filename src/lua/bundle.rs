@@ -122,6 +122,13 @@ impl Bundle {
         let damaged = |why: String| {
             Cause::new("code_damaged", format!("the pinned code {} cannot be trusted: {why}", folder.display()))
         };
+        // What is not there, or is no text, is damage; anything else is the disk's trouble of the moment.
+        let unread = |what: &str, error: &io::Error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::InvalidData | io::ErrorKind::NotADirectory => {
+                damaged(format!("{what} cannot be read: {error}"))
+            }
+            _ => Cause::new("disk", format!("the pinned code {} cannot be read: {what}: {error}", folder.display())),
+        };
         let raw = match fs::read(folder.join("manifest.json")) {
             Ok(raw) => raw,
             Err(error) if error.kind() == io::ErrorKind::NotFound && !folder.exists() => {
@@ -130,7 +137,7 @@ impl Bundle {
                     format!("the pinned code {} is not there any more", folder.display()),
                 ));
             }
-            Err(error) => return Err(damaged(format!("its manifest cannot be read: {error}"))),
+            Err(error) => return Err(unread("its manifest", &error)),
         };
         if Digest::of(&raw) != *digest {
             return Err(damaged("its manifest was changed".to_owned()));
@@ -142,7 +149,7 @@ impl Bundle {
         let mut files = BTreeMap::new();
         for (name, entry) in manifest.files {
             let text = fs::read_to_string(folder.join("files").join(file_name(&name)))
-                .map_err(|error| damaged(format!("{name} cannot be read: {error}")))?;
+                .map_err(|error| unread(&name, &error))?;
             if Digest::of(text.as_bytes()) != entry.sha256 {
                 return Err(damaged(format!("{name} was changed")));
             }

@@ -240,7 +240,10 @@ impl Vm {
     fn undo(&self) -> mlua::Result<Value> {
         self.asking.counts.borrow_mut().clear();
         self.asking.pending.borrow_mut().clear();
+        self.asking.undos.set(0);
         self.asking.undoing.set(true);
+        // What the call has used is not taken from what it leaves to be undone.
+        self.sandbox.again();
         let undo: Function = self.sandbox.function("undo")?;
         undo.call(())
     }

@@ -15,7 +15,7 @@ use std::{
 
 use serde_json::Value as Json;
 
-use super::{bundle::Bundle, check, driver, plugin, rules, sandbox::Limits, shape::nearest};
+use super::{bundle::Bundle, check, driver, plugin, prelude, rules, sandbox::Limits, shape::nearest};
 use crate::{
     model::{
         cause::Cause,
@@ -205,6 +205,14 @@ impl Programs for Loader {
 
     fn open(&self, code: &Digest, _project: &ProjectName, seed: u64, sink: Sink) -> Result<Box<dyn Program>, Cause> {
         let bundle = Bundle::load(&self.code, code)?;
+        if bundle.prelude != prelude::VERSION {
+            let message = format!(
+                "the run began under version {} of Lua's box, this daemon has version {}: what its code would do now nobody can tell",
+                bundle.prelude,
+                prelude::VERSION
+            );
+            return Err(Cause::new("code_version", message));
+        }
         driver::open(Arc::new(bundle), seed, self.limits.clone(), sink)
     }
 

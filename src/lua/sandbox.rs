@@ -224,6 +224,12 @@ impl Sandbox {
         *self.meter.slice.borrow_mut() = self.meter.clock.now();
     }
 
+    /// Instructions are counted anew, from nothing.
+    pub fn again(&self) {
+        self.meter.used.set(0);
+        self.turn();
+    }
+
     /// The limit that was reached, if one was; nothing of the VM may go on then.
     #[must_use]
     pub fn tripped(&self, error: Option<&Error>) -> Option<Cause> {

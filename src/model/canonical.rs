@@ -114,4 +114,22 @@ mod tests {
         );
         assert_eq!(to_string(&json!("\u{7}\"\\\n/\u{7f}é")), "\"\\u0007\\\"\\\\\\n/\u{7f}é\"");
     }
+
+    #[test]
+    fn numbers_come_back_as_they_were() {
+        // What a journal gives back is compared with what the code asks for again: not one unit in the last place may move.
+        let mut bits = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..20_000 {
+            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let number = f64::from_bits(bits);
+            let fraction = (bits >> 11) as f64 / (1_u64 << 53) as f64;
+            for number in [number, fraction].into_iter().filter(|n| n.is_finite()) {
+                let value = serde_json::json!({ "x": number });
+                let text = to_string(&value);
+                let back: serde_json::Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(to_string(&back), text);
+                assert_eq!(back["x"].as_f64(), Some(number), "{text}");
+            }
+        }
+    }
 }

@@ -141,7 +141,7 @@ pub fn decide(run: &Run, now: &Stamp) -> Decision {
 /// An open call: its limit, its wish to end, its further attempts.
 fn open_call(run: &Run, key: &CallKey, call: &super::run::Call, now: &Stamp, decision: &mut Decision) {
     let limit = Duration::from_millis(call_limit(run, key));
-    let elapsed = now.since(&call.begun);
+    let elapsed = now.since(&call.begun).saturating_sub(call.away);
     let end = |cause, kill| Action::EndCall { key: key.clone(), cause, kill };
     if call.over {
         let message =
@@ -155,7 +155,7 @@ fn open_call(run: &Run, key: &CallKey, call: &super::run::Call, now: &Stamp, dec
     let cleaning =
         key.undone().is_some() || matches!(key.place(), Some(Place::Stage { function, .. }) if function == "cleanup");
     let on_hosts = matches!(key.place(), Some(Place::Host { .. }));
-    if let Some(cause) = &run.diverged {
+    if let Some(cause) = run.diverged.as_ref().filter(|_| !cleaning) {
         // What runs on a host is finished: killing it half-way is no safer, and nobody can tell what it was to be part of.
         return decision.act(end(cause.clone(), !on_hosts));
     }
@@ -455,8 +455,7 @@ fn deploy(run: &Run, environment: &Environment, deployment: &Deployment, decisio
 
 /// Budgets stop a rollout when they are exceeded.
 fn over_budget(deployment: &Deployment, max_failures: usize, max_unreachable: usize) -> Option<Cause> {
-    let of =
-        |state: HostState| -> Vec<&HostRun> { deployment.hosts.iter().filter(|h| h.state(false) == state).collect() };
+    let of = |state: HostState| -> Vec<&HostRun> { deployment.hosts.iter().filter(|h| h.verdict() == state).collect() };
     let (failed, unreachable) = (of(HostState::Failed), of(HostState::Unreachable));
     let (code, word, hosts, budget) = if failed.len() > max_failures {
         ("max_failures", "failed", failed, max_failures)

@@ -46,7 +46,7 @@ pub fn of(run: &Run, key: &CallKey) -> Value {
     };
     let header = &run.header;
     let mut input = json!({
-        "run": { "id": header.run, "project": header.project, "reason": header.request.reason, "dir": dir, "release": release },
+        "run": { "id": header.run, "project": header.project, "reason": header.request.reason, "dir": dir },
         "release": release,
     });
     if let Some(deployment) = deployment {

@@ -42,6 +42,7 @@ impl Run {
             stages: vec![StageRun::default(); header.pipeline.stages.len()],
             header: (**header).clone(),
             started_at: record.at.clone(),
+            last_at: record.at.clone(),
             release: None,
             unresolved: None,
             passed: None,
@@ -167,7 +168,7 @@ impl Run {
             }
             Event::HealthBegan { deployment, host } => {
                 self.host_mut("health_began", *deployment, host)?.health =
-                    HealthRun::Watching { since: at.clone(), again: None };
+                    HealthRun::Watching { since: at.clone(), again: false };
             }
             Event::HealthVerdict { deployment, host, unhealthy, .. } => {
                 let host = self.host_mut("health_verdict", *deployment, host)?;
@@ -184,10 +185,12 @@ impl Run {
             }
             Event::Resumed { epoch, .. } => {
                 self.header.epoch = self.header.epoch.max(*epoch);
+                let away = at.since(&self.last_at);
+                self.calls.values_mut().for_each(|call| call.away += away);
                 let open = self.deployments.iter_mut().filter(|d| d.end.is_none());
                 for host in open.flat_map(|d| &mut d.hosts) {
                     if let HealthRun::Watching { again, .. } = &mut host.health {
-                        *again = Some(at.clone());
+                        *again = true;
                     }
                 }
             }
@@ -201,10 +204,14 @@ impl Run {
             }
             Event::End { state, cause } => self.end = Some((*state, cause.clone(), at.clone())),
         }
+        self.last_at = at.clone();
         Ok(())
     }
 
     fn called(&mut self, key: &CallKey, at: &Stamp) -> Result<(), Illegal> {
+        if self.calls.contains_key(key) {
+            return illegal("call", format!("{key} is open"));
+        }
         let undone = key.undone();
         let progress = self
             .progress_mut(undone.as_ref().unwrap_or(key))
@@ -217,10 +224,9 @@ impl Run {
         if let Some(stage) = self.stage_mut(key) {
             stage.started_at.get_or_insert_with(|| at.clone());
         }
-        let call = Call { begun: at.clone(), steps: std::collections::BTreeMap::new(), over: false };
-        if self.calls.insert(key.clone(), call).is_some() {
-            return illegal("call", format!("{key} is open"));
-        }
+        let steps = std::collections::BTreeMap::new();
+        let call = Call { begun: at.clone(), away: std::time::Duration::ZERO, steps, over: false };
+        self.calls.insert(key.clone(), call);
         Ok(())
     }
 

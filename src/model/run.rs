@@ -1,6 +1,6 @@
 //! A run as folded from its events.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -234,6 +234,8 @@ pub struct Run {
     pub header: Header,
     /// When its turn came.
     pub started_at: Stamp,
+    /// When the last record was written.
+    pub last_at: Stamp,
     /// The commit, once found.
     pub release: Option<Release>,
     /// Why it was not found.
@@ -361,8 +363,8 @@ pub enum HealthRun {
     Watching {
         /// Since when: the deadline counts from here.
         since: Stamp,
-        /// When the daemon came back in the middle of it: what it saw before is forgotten.
-        again: Option<Stamp>,
+        /// The daemon came back in the middle of it: what it saw before is forgotten.
+        again: bool,
     },
     /// Healthy.
     Healthy,
@@ -375,6 +377,8 @@ pub enum HealthRun {
 pub struct Call {
     /// When it was called.
     pub begun: Stamp,
+    /// How long no daemon was there since: its limit does not count that.
+    pub away: Duration,
     /// Its open steps.
     pub steps: BTreeMap<StepKey, Step>,
     /// Its own limit has passed.
@@ -459,8 +463,6 @@ impl HostRun {
     #[must_use]
     pub fn state(&self, over: bool) -> HostState {
         match (&self.deploy, &self.health) {
-            (Progress::Due, _) if over => HostState::Skipped,
-            (Progress::Due, _) => HostState::Pending,
             // The deployment was ended over it: nobody follows what is under way there.
             (Progress::Open | Progress::Undoing(_), _)
             | (Progress::Ended(CallEnd::Returned), HealthRun::Due | HealthRun::Watching { .. })
@@ -470,20 +472,28 @@ impl HostRun {
             }
             // Whatever its end says, something is still being done on it.
             (Progress::Undoing(_), _) => HostState::Running,
-            (Progress::Ended(CallEnd::Raised(cause) | CallEnd::Ended(cause)), _) if cause.is_shut() => {
-                HostState::Unreachable
-            }
+            (Progress::Due, _) if over => HostState::Skipped,
+            _ => self.verdict(),
+        }
+    }
+
+    /// The same while its deployment goes on, but one whose call has failed counts as failed also while that is being undone: budgets
+    /// do not wait for it.
+    #[must_use]
+    pub fn verdict(&self) -> HostState {
+        match (&self.deploy, self.deploy.cause(), &self.health) {
+            (Progress::Due, ..) => HostState::Pending,
+            (_, Some(cause), _) if cause.is_shut() => HostState::Unreachable,
             // Cut off from outside: that says nothing about the release, and nobody has looked at the host since.
-            (Progress::Ended(CallEnd::Ended(cause)), _) | (_, HealthRun::Unhealthy(cause))
+            (Progress::Ended(CallEnd::Ended(_)) | Progress::Undoing(CallEnd::Ended(_)), Some(cause), _)
+            | (_, _, HealthRun::Unhealthy(cause))
                 if matches!(cause.code.as_str(), "diverged" | "stopped") =>
             {
                 HostState::Unknown
             }
-            (Progress::Ended(CallEnd::Raised(_) | CallEnd::Ended(_)), _) | (_, HealthRun::Unhealthy(_)) => {
-                HostState::Failed
-            }
-            (_, HealthRun::Healthy) => HostState::Healthy,
-            (Progress::Open | Progress::Ended(CallEnd::Returned), _) => HostState::Running,
+            (_, Some(_), _) | (.., HealthRun::Unhealthy(_)) => HostState::Failed,
+            (.., HealthRun::Healthy) => HostState::Healthy,
+            _ => HostState::Running,
         }
     }
 

@@ -21,8 +21,8 @@ struct Flow {
     redact: redact::Stream,
     kept: VecDeque<u8>,
     total: u64,
-    /// The raw offset of the first byte that is still to come.
-    from: u64,
+    /// The raw offset at which this life began to read.
+    began: u64,
 }
 
 /// The sink of one attempt.
@@ -43,7 +43,7 @@ impl<'a> LogSink<'a> {
             redact: redactor.stream_at(stored.end),
             kept: stored.last.into(),
             total: stored.total,
-            from: stored.end,
+            began: stored.end,
         });
         LogSink { job, out, err, failed: false }
     }
@@ -57,7 +57,7 @@ impl<'a> LogSink<'a> {
 
     /// Where the host is to go on, stdout and stderr.
     pub(super) fn from(&self) -> [u64; 2] {
-        [self.out.from, self.err.from]
+        [self.out.began, self.err.began]
     }
 
     /// Stores what came. On a full disk it waits until there is room: nobody reads on meanwhile, and no byte is lost.

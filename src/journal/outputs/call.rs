@@ -151,10 +151,14 @@ impl CallLog {
                     stored.total += (frame.offset - stored.end) + frame.bytes.len() as u64;
                     stored.end = frame.offset.saturating_add(frame.raw_len);
                     stored.last.extend_from_slice(&frame.bytes);
-                    let surplus = stored.last.len().saturating_sub(keep);
-                    stored.last.drain(..surplus);
+                    // Not for every frame: that would move all of it each time.
+                    if stored.last.len() > 2 * keep {
+                        stored.last.drain(..stored.last.len() - keep);
+                    }
                 }
             }
+            let surplus = stored.last.len().saturating_sub(keep);
+            stored.last.drain(..surplus);
         }
         Ok(found)
     }

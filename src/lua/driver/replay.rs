@@ -40,6 +40,10 @@ pub(super) fn go(
     past: &[Past],
 ) -> Result<(Stand, Vec<Request>), Cause> {
     let (stand, seen, ending) = answered(vm, call, back, past)?;
+    if let Stand::Ended(cause) = stand {
+        // A limit that was reached is no disagreement.
+        return Err(cause);
+    }
     if let Some(cause) = ending {
         return Err(cause);
     }
@@ -52,12 +56,16 @@ pub(super) fn go(
 /// As [`go`], for a call that is over: all that is wanted of it is what it has left to be undone.
 ///
 /// # Errors
-/// `diverged`.
+/// `diverged`; or the limit that ended it and ends it again, for no VM is fit for anything after that.
 pub(super) fn over(vm: &Vm, call: &CallKey, back: mlua::Result<Value>, past: &[Past]) -> Result<(), Cause> {
-    answered(vm, call, back, past).map(|_| ())
+    match answered(vm, call, back, past)? {
+        (Stand::Ended(cause), ..) => Err(cause),
+        _ => Ok(()),
+    }
 }
 
-/// Gives every answer of `past`. The cause: it was being ended from outside, and nothing of it went on after that.
+/// Gives every answer of `past`. The cause: it was being ended from outside; a step that was cut for it has no answer, and its fibre
+/// waits for ever.
 fn answered<'a>(
     vm: &Vm,
     call: &'a CallKey,
@@ -69,11 +77,15 @@ fn answered<'a>(
         Past::Done { .. } => None,
     });
     let mut seen = Seen { call, begun: begun.collect(), open: BTreeMap::new(), logs: Vec::new(), met: BTreeSet::new() };
-    let mut stand = seen.take(vm.stand(back))?;
+    let (mut stand, mut ending) = (seen.take(vm.stand(back))?, None);
     for past in past {
         let Past::Done { key, outcome } = past else { continue };
         if let Outcome::Cut { cause } = outcome {
-            return Ok((stand, seen, Some(cause.clone())));
+            ending.get_or_insert_with(|| cause.clone());
+            continue;
+        }
+        if let Stand::Ended(_) = stand {
+            break;
         }
         let Some(request) = seen.open.remove(key).filter(|_| matches!(stand, Stand::Waits)) else {
             return Err(seen.diverged(&format!("{key} was answered"), &seen.asks(&stand)));
@@ -81,7 +93,7 @@ fn answered<'a>(
         vm.sandbox.turn();
         stand = seen.take(vm.stand(vm.go_on(&request.branch, outcome)))?;
     }
-    Ok((stand, seen, None))
+    Ok((stand, seen, ending))
 }
 
 impl Seen<'_> {
@@ -102,8 +114,7 @@ impl Seen<'_> {
             }
             self.open.insert(key, request);
         }
-        // A limit that was reached is no disagreement.
-        if let Stand::Ended(cause) = stand { Err(cause) } else { Ok(stand) }
+        Ok(stand)
     }
 
     /// What the code does instead of what the journal holds.

@@ -317,8 +317,10 @@ impl Sim {
         let running = of.count(HostState::Running);
         assert!(running < environment.rollout.max_parallel as usize, "seed {seed}: {key} is one host too many");
         let budgets = of.budgets.unwrap();
-        assert!(of.count(HostState::Failed) <= budgets.max_failures, "seed {seed}: {key} begins beyond the budget");
-        assert!(of.count(HostState::Unreachable) <= budgets.max_unreachable, "seed {seed}: {key} beyond the budget");
+        // Also one whose failure is being undone counts.
+        let count = |state: HostState| of.hosts.iter().filter(|host| host.verdict() == state).count();
+        assert!(count(HostState::Failed) <= budgets.max_failures, "seed {seed}: {key} begins beyond the budget");
+        assert!(count(HostState::Unreachable) <= budgets.max_unreachable, "seed {seed}: {key} beyond the budget");
         let before = self.run.deployments.iter().filter(|d| d.n < deployment);
         assert!(before.into_iter().all(|d| matches!(d.end, Some((DeploymentState::Succeeded, ..)))), "seed {seed}");
     }
@@ -520,8 +522,10 @@ impl Sim {
         if self.run.end.is_none() {
             self.append(Event::Resumed { epoch: Epoch(9), version: "0".to_owned() });
             let open: Vec<CallKey> = self.run.calls.keys().cloned().collect();
+            let cleanup =
+                |key: &CallKey| matches!(key.place(), Some(Place::Stage { function, .. }) if function == "cleanup");
             if self.random.one_in(12)
-                && let Some(key) = open.first().cloned()
+                && let Some(key) = open.into_iter().find(|key| !cleanup(key))
             {
                 self.append(Event::Diverged { key, cause: Cause::new("diverged", "both sides") });
             }
@@ -545,6 +549,8 @@ impl Sim {
             let begun = called("setup") || called("run");
             assert_eq!(called("cleanup"), begun && spec.cleanup, "seed {seed}: cleanup of {}", spec.name);
             assert!(matches!(stage.cleanup, Progress::Due | Progress::Ended(_)), "seed {seed}");
+            let cut = stage.cleanup.cause().is_some_and(|cause| cause.code == "diverged");
+            assert!(!cut, "seed {seed}: the cleanup of {} was ended by a divergence elsewhere", spec.name);
         }
         for deployment in &run.deployments {
             assert!(deployment.end.is_some(), "seed {seed}: deployment {} has not ended", deployment.n);

@@ -225,6 +225,52 @@ fn a_failed_call_says_what_it_leaves_and_an_undo_does_it_newest_first() {
 }
 
 #[test]
+fn what_a_call_has_used_is_not_taken_from_its_undos_and_one_that_a_limit_ended_says_that_it_is_not_undone() {
+    let limits = Limits { instructions: 200_000, ..Limits::default() };
+    let used = "for _ = 1, 30000 do local _ = #'x' end";
+    let undone = |last: &str| {
+        let body = format!("run:undo('x', function() {used} run:sh 'undo' end) run:sh 'make' {used} {last}");
+        let text = project(&body);
+        let mut driving = Driving::of(bundle(&text, &[]), limits.clone());
+        let Turn::Requests(make) = driving.start() else { panic!("requests") };
+        let (Turn::Raised { undos: 1, .. } | Turn::Ended { undos: 1, .. }) = driving.resume(&Outcome::Ok(json!({})))
+        else {
+            panic!("it failed")
+        };
+        let key = key(&driving.key, &make[0]);
+        let begun = Past::Begun { key: key.clone(), target: Target::Local, args: make[0].args.clone() };
+        let undoes = vec![begun, Past::Done { key, outcome: Outcome::Ok(json!({})) }];
+        let mut undoing = Driving::of(bundle(&text, &[]), limits.clone());
+        let undo = driving.key.undo();
+        undoing.program.call(&undo, Opening { undoes, ..opening("test/unit/run") });
+        undoing.turn()
+    };
+    let Turn::Requests(asked) = undone("error 'no'") else { panic!("requests") };
+    assert_eq!(asked[0].args["command"], "undo");
+    let Turn::Ended { cause, .. } = undone("while true do end") else { panic!("ended") };
+    assert_eq!(cause.code, "limit_instructions");
+}
+
+#[test]
+fn what_ends_well_beside_a_step_that_was_cut_is_still_told() {
+    let body = "run:parallel {
+        a = function() run:sh 'a' end,
+        b = function() run:sh 'b' run:undo('b', function() end) run:sh 'more' end,
+      }";
+    let call = CallKey::stage("unit", "run");
+    let key = |branch: &str| StepKey::new(&call, &Branch::top().child(branch), "sh", 1);
+    let begun = |b: &str| Past::Begun { key: key(b), target: Target::Local, args: json!({ "command": b }) };
+    let cause = Cause::new("stopped", "by uid 0");
+    let past = vec![
+        begun("a"),
+        begun("b"),
+        Past::Done { key: key("a"), outcome: Outcome::Cut { cause: cause.clone() } },
+        Past::Done { key: key("b"), outcome: Outcome::Ok(json!({})) },
+    ];
+    assert_eq!(replayed(body, past), Turn::Ended { cause, undos: 1 });
+}
+
+#[test]
 fn an_end_from_outside_comes_after_all_that_was_told_and_counts_what_is_left() {
     let mut driving = Driving::new(LEAVES);
     driving.start();
