@@ -196,13 +196,17 @@ impl Session {
             let mut pause = Duration::from_millis(100);
             let mut broken = 0;
             loop {
-                let error = match self.link().await {
-                    Err(error) => error,
-                    Ok(link) => match {
+                let answer = match self.link().await {
+                    Err(error) => Err(error),
+                    Ok(link) => {
                         let request = Request { build, mark: "phased-transfer", from: at, follow: None };
                         let mut reply = Reply { sink: &mut *sink, feed: &mut *feed, at: &mut at, sent: &mut sent };
-                        self.ask(&link, &request, &mut reply).await
-                    } {
+                        Ok((self.ask(&link, &request, &mut reply).await, link))
+                    }
+                };
+                let error = match answer {
+                    Err(error) => error,
+                    Ok((answer, link)) => match answer {
                         Answer::More => continue,
                         Answer::Refused(cause) => return Err(Verdict::Refused(cause)),
                         // Another attempt of ours still holds the place, or the bytes were cut: go on from there.
