@@ -28,7 +28,7 @@ use crate::{
     config::{Config, FileSecrets},
     engine::{
         Conductor, Views,
-        world::{Limits, World},
+        world::{Limits, Retention, World},
     },
     exec::Local,
     forge::{Git, GitHub},
@@ -138,6 +138,12 @@ impl App {
                 max_queued: config.limits.max_queued,
                 reconnect: config.limits.reconnect.0,
                 path: config.exec.path.clone(),
+                retention: Retention {
+                    runs: config.retention.runs,
+                    age: config.retention.age.0,
+                    failed: config.retention.failed.0,
+                    quota: config.retention.quota.0,
+                },
             },
             controller: controller(),
             job_user: uids::owner(users),

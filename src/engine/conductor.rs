@@ -124,6 +124,7 @@ impl Conductor {
         world.tasks.spawn("queue", async move { queue.work().await });
         world.tasks.spawn("outbox", super::outbox::deliver(Arc::clone(world)));
         world.tasks.spawn("sweep", super::sweep::sweep(Arc::clone(world)));
+        world.tasks.spawn("retention", super::retention::keep(self.clone()));
         self.poll_all();
         Ok(())
     }

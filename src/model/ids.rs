@@ -128,6 +128,13 @@ impl RunId {
         let text = ulid::Ulid::from_parts(u64::try_from(wall_ms).unwrap_or(0), random).to_string().to_ascii_lowercase();
         RunId(Arc::from(text))
     }
+
+    /// When it was made, wall ms.
+    #[must_use]
+    pub fn wall_ms(&self) -> i64 {
+        let ulid = ulid::Ulid::from_string(&self.0).map_or(0, |ulid| ulid.timestamp_ms());
+        i64::try_from(ulid).unwrap_or(i64::MAX)
+    }
 }
 
 impl Digest {
@@ -197,6 +204,7 @@ mod tests {
         for bad in ["a1b2c3d4e5f6.1", "a1b2c3d4e5f6.02", "a1b2c3d4e5f6.+2", "a1b2c3d4e5f6.", "A1B2C3D4E5F6", "a1b2"] {
             assert!(bad.parse::<ReleaseId>().is_err(), "{bad:?}");
         }
+        assert_eq!(RunId::new(1_700_000_000_000, 7).wall_ms(), 1_700_000_000_000);
         assert!(RunId::new(1_700_000_000_000, 7).to_string().parse::<RunId>().is_ok());
         assert!("01ARZ3NDEKTSV4RRFFQ69G5FAV".parse::<RunId>().is_err(), "upper case is another id");
     }
