@@ -169,6 +169,7 @@ impl App {
         // Bound before work begins: a second daemon on the same addresses must not have started anything.
         let (listeners, addr) = listeners(&config).await?;
         conductor.start(loaded).await.context("failed to take up what an earlier start left")?;
+        conductor.tell_set_aside(&SledIndex::set_aside(&layout.state));
         let auth = api::AuthConfig {
             job_uids: uids::range(&config.exec),
             fixed_token: options.fixed_token,
