@@ -28,7 +28,7 @@ use crate::{
     config::{Config, FileSecrets},
     engine::{
         Conductor, Views,
-        world::{Limits, World},
+        world::{Limits, Retention, World},
     },
     exec::Local,
     forge::{Git, GitHub},
@@ -138,6 +138,12 @@ impl App {
                 max_queued: config.limits.max_queued,
                 reconnect: config.limits.reconnect.0,
                 path: config.exec.path.clone(),
+                retention: Retention {
+                    runs: config.retention.runs,
+                    age: config.retention.age.0,
+                    failed: config.retention.failed.0,
+                    quota: config.retention.quota.0,
+                },
             },
             controller: controller(),
             job_user: uids::owner(users),
@@ -163,6 +169,7 @@ impl App {
         // Bound before work begins: a second daemon on the same addresses must not have started anything.
         let (listeners, addr) = listeners(&config).await?;
         conductor.start(loaded).await.context("failed to take up what an earlier start left")?;
+        conductor.tell_set_aside(&SledIndex::set_aside(&layout.state));
         let auth = api::AuthConfig {
             job_uids: uids::range(&config.exec),
             fixed_token: options.fixed_token,

@@ -1,14 +1,21 @@
 //! Blobs on disk: `blobs/<sha256>`.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use crate::{model::ids::Digest, ports::blobs::Blobs};
+use crate::{
+    model::ids::Digest,
+    ports::blobs::{Blobs, Hold},
+};
 
 /// What a file being written is called before it is a blob.
 const TEMPORARY: &str = ".new-";
@@ -18,6 +25,29 @@ const TEMPORARY: &str = ".new-";
 pub struct FileBlobs {
     dir: PathBuf,
     next: AtomicU64,
+    sweep: Arc<Mutex<Sweep>>,
+}
+
+/// What a sweep must not touch.
+#[derive(Debug, Default)]
+struct Sweep {
+    /// How many are between a put and its record.
+    holding: usize,
+    /// What was put since the sweep under way began.
+    put: Option<BTreeSet<Digest>>,
+}
+
+/// Counted as long as it lives.
+struct Held(Arc<Mutex<Sweep>>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        locked(&self.0).holding -= 1;
+    }
+}
+
+fn locked(sweep: &Mutex<Sweep>) -> MutexGuard<'_, Sweep> {
+    sweep.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl FileBlobs {
@@ -33,7 +63,7 @@ impl FileBlobs {
                 fs::remove_file(entry.path())?;
             }
         }
-        Ok(FileBlobs { dir, next: AtomicU64::new(0) })
+        Ok(FileBlobs { dir, next: AtomicU64::new(0), sweep: Arc::default() })
     }
 
     fn write(&self, temporary: &Path, bytes: &[u8], digest: &Digest) -> io::Result<()> {
@@ -52,6 +82,10 @@ fn unsynced(error: io::Error) -> io::Error {
 impl Blobs for FileBlobs {
     fn put(&self, bytes: &[u8]) -> io::Result<Digest> {
         let digest = Digest::of(bytes);
+        // Before it is looked for: from here on no sweep takes it.
+        if let Some(put) = &mut locked(&self.sweep).put {
+            put.insert(digest.clone());
+        }
         // A blob that is there was synced before it got its name; one that was damaged since is put right.
         let there = fs::read(self.path(&digest)).is_ok_and(|old| old == bytes);
         if !there {
@@ -73,6 +107,34 @@ impl Blobs for FileBlobs {
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
         Ok(bytes)
+    }
+
+    fn hold(&self) -> Hold {
+        locked(&self.sweep).holding += 1;
+        Box::new(Held(self.sweep.clone()))
+    }
+
+    fn begin_sweep(&self) -> bool {
+        let mut sweep = locked(&self.sweep);
+        let begins = sweep.holding == 0;
+        sweep.put = begins.then(BTreeSet::new);
+        begins
+    }
+
+    fn end_sweep(&self, keep: &BTreeSet<Digest>) -> io::Result<usize> {
+        // Held to the end: who puts meanwhile waits, and then finds what is there.
+        let mut sweep = locked(&self.sweep);
+        let Some(put) = sweep.put.take() else { return Ok(0) };
+        let mut removed = 0;
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let digest = entry.file_name().to_str().and_then(|name| name.parse::<Digest>().ok());
+            if digest.is_some_and(|digest| !keep.contains(&digest) && !put.contains(&digest)) {
+                fs::remove_file(entry.path())?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -114,5 +176,20 @@ mod tests {
         let blobs = FileBlobs::open(dir.path().to_owned()).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         blobs.put(b"").unwrap();
+    }
+
+    #[test]
+    fn a_sweep_takes_what_nobody_names_and_nothing_that_somebody_is_about_to_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = FileBlobs::open(dir.path().to_owned()).unwrap();
+        let [named, unnamed, late] = [&b"named"[..], b"unnamed", b"late"].map(|bytes| blobs.put(bytes).unwrap());
+        let hold = blobs.hold();
+        assert!(!blobs.begin_sweep() && blobs.end_sweep(&BTreeSet::new()).unwrap() == 0);
+        drop(hold);
+        assert!(blobs.begin_sweep());
+        // Between the scan of the journals and the end: it was there before, and a record is about to name it.
+        assert_eq!(blobs.put(b"late").unwrap(), late);
+        assert_eq!(blobs.end_sweep(&BTreeSet::from([named.clone()])).unwrap(), 1);
+        assert!(blobs.get(&named).is_ok() && blobs.get(&late).is_ok() && blobs.get(&unnamed).is_err());
     }
 }

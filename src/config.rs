@@ -38,6 +38,8 @@ pub struct Config {
     pub exec: Exec,
     /// What one call, step or project may use.
     pub limits: Limits,
+    /// How long what has happened is kept.
+    pub retention: Retention,
     /// How the daemon logs.
     pub log: Log,
 }
@@ -95,6 +97,20 @@ pub struct Limits {
     pub reconnect: Span,
 }
 
+/// `[retention]`: a finished run is kept if one of these keeps it, and the quota allows it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    /// So many of each project, the newest.
+    pub runs: usize,
+    /// Those that are younger.
+    pub age: Span,
+    /// Those that did not succeed, if they are younger.
+    pub failed: Span,
+    /// What the data directory may take; over it the oldest go first, whatever keeps them.
+    pub quota: Size,
+}
+
 /// `[log]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -115,6 +131,7 @@ impl Default for Config {
             secrets: Secrets::default(),
             exec: Exec::default(),
             limits: Limits::default(),
+            retention: Retention::default(),
             log: Log::default(),
         }
     }
@@ -156,6 +173,13 @@ impl Default for Limits {
     }
 }
 
+impl Default for Retention {
+    fn default() -> Self {
+        const DAY: u64 = 86_400;
+        Retention { runs: 200, age: Span::secs(30 * DAY), failed: Span::secs(90 * DAY), quota: Size::mib(10 * 1024) }
+    }
+}
+
 impl Default for Log {
     fn default() -> Self {
         Log { format: telemetry::Format::Text, filter: "info".to_owned() }
@@ -181,6 +205,7 @@ impl Config {
         let config: Config = toml::from_str(text).map_err(|error| ConfigError::at(path, text, &error))?;
         config.exec.check().map_err(|message| ConfigError::section(path, text, "exec", message))?;
         config.limits.check().map_err(|message| ConfigError::section(path, text, "limits", message))?;
+        config.retention.check().map_err(|message| ConfigError::section(path, text, "retention", message))?;
         Ok(config)
     }
 
@@ -205,6 +230,16 @@ impl Exec {
         }
         if self.path.is_empty() || self.path.contains('\0') || !self.path.split(':').all(|dir| dir.starts_with('/')) {
             return Err("`path` must be absolute directories joined by `:`".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Retention {
+    fn check(&self) -> Result<(), String> {
+        // The reserve, an index and a few runs: below that everything would be removed for nothing.
+        if self.quota < Size::mib(64) {
+            return Err("`quota` is below 64MiB, too little for any history".to_owned());
         }
         Ok(())
     }

@@ -25,6 +25,7 @@ mod plugin;
 mod poll;
 mod recovery;
 pub mod redact;
+mod retention;
 mod sessions;
 mod steps;
 mod storage;

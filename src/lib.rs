@@ -73,7 +73,7 @@
 //! fact is ever written into a journal.
 //!
 //! Architecture invariant: after a failed write or sync nothing is tried again and nothing further is acknowledged: the daemon says so
-//! (`degraded`) and changes nothing.
+//! (`degraded`) and changes nothing. A write that finds no room is no such failure: what it left is cut off, and it waits.
 //!
 //! Architecture invariant: no Lua value crosses a thread or a call. A call gets plain data and gives plain data; Lua reaches neither
 //! files nor the network but by asking for a step.

@@ -36,6 +36,9 @@ const VERSION: u8 = 1;
 /// An index of usual size opens in well under a second; one that takes this long is broken or has grown beyond use.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 
+/// How many broken indexes are kept.
+const KEPT_ASIDE: usize = 3;
+
 /// sled's own default is 1 GiB. The whole daemon is to idle in 25 MB.
 const CACHE: u64 = 1024 * 1024;
 
@@ -77,6 +80,13 @@ impl SledIndex {
             .map_err(|error| IndexError(format!("{why}; and `{}` cannot be set aside: {error}", dir.display())))?;
         tracing::warn!(%why, aside = %path.display(), "the state index was set aside; it is made anew from the journals");
         Ok((open(dir, limit)?, Some(SetAside { path, why })))
+    }
+
+    /// The names of indexes that were set aside, in this life or before, and still lie beside `dir`; oldest first.
+    #[must_use]
+    pub fn set_aside(dir: &Path) -> Vec<String> {
+        let name = |path: PathBuf| Some(path.file_name()?.to_str()?.to_owned());
+        set_aside_before(dir).into_iter().filter_map(name).collect()
     }
 
     /// Writes what is in memory and lets go of the files. Not needed for safety, only to start faster next time.
@@ -180,7 +190,30 @@ fn set_aside(dir: &Path, wall_ms: i64) -> io::Result<PathBuf> {
         stamp += 1;
     };
     fs::rename(dir, &aside)?;
+    forget_oldest(dir);
     Ok(aside)
+}
+
+/// Those of an index that were set aside, oldest first.
+fn set_aside_before(dir: &Path) -> Vec<PathBuf> {
+    let prefix = format!("{}.bad-", dir.file_name().unwrap_or_default().to_string_lossy());
+    let Some(entries) = dir.parent().and_then(|parent| fs::read_dir(parent).ok()) else { return Vec::new() };
+    let stamp = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix(&prefix)?.parse::<i64>().ok();
+    let mut found: Vec<PathBuf> =
+        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| stamp(path).is_some()).collect();
+    found.sort_by_key(stamp);
+    found
+}
+
+/// A few are enough to look at; an index that breaks every day must not fill the disk.
+fn forget_oldest(dir: &Path) {
+    let found = set_aside_before(dir);
+    for path in found.iter().take(found.len().saturating_sub(KEPT_ASIDE)) {
+        let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        if let Err(error) = removed {
+            tracing::warn!(path = %path.display(), %error, "an old index is left behind");
+        }
+    }
 }
 
 fn wrap(bytes: &[u8]) -> Vec<u8> {
@@ -255,6 +288,10 @@ impl Index for SledIndex {
         let (seq, crc) = position.split_first_chunk::<8>().ok_or_else(damaged)?;
         let crc = crc.try_into().map_err(|_| damaged())?;
         Ok(Some((Seq(u64::from_le_bytes(*seq)), u32::from_le_bytes(crc))))
+    }
+
+    fn forget(&self, run: &RunId) -> Result<(), IndexError> {
+        guard("writing", || self.db.remove(position_key(run)).map(drop))
     }
 
     fn clear(&self) -> Result<(), IndexError> {

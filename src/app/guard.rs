@@ -99,6 +99,10 @@ impl Programs for Guarded<Loader> {
         self.inner.pin(loaded)
     }
 
+    fn sweep(&self, keep: &BTreeSet<Digest>) -> std::io::Result<usize> {
+        self.inner.sweep(keep)
+    }
+
     fn open(&self, code: &Digest, project: &ProjectName, seed: u64, sink: Sink) -> Result<Box<dyn Program>, Cause> {
         self.inner.open(code, project, seed, sink)
     }

@@ -131,6 +131,7 @@ impl Conductor {
         world.tasks.spawn("queue", async move { queue.work().await });
         world.tasks.spawn("outbox", super::outbox::deliver(self.clone()));
         world.tasks.spawn("sweep", super::sweep::sweep(Arc::clone(world)));
+        world.tasks.spawn("retention", super::retention::keep(self.clone()));
         self.poll_all();
         Ok(())
     }
@@ -173,6 +174,42 @@ impl Conductor {
     pub fn warn(&self, place: &str, cause: Cause) {
         tracing::warn!(%cause, "something is wrong");
         self.trouble(place, Some(cause));
+    }
+
+    /// Tells people, through every project's `bad` channels, of each index that was set aside and that they were not told of; `names` are
+    /// those that still lie in the data directory. That they are told is on disk together with what they are told.
+    pub fn tell_set_aside(&self, names: &[String]) {
+        let control = &*self.inner.world.control;
+        let key = |name: &str| format!("aside/{name}");
+        let gone = control.scan("aside/").into_iter().map(|entry| entry.key);
+        let mut puts: Vec<_> =
+            gone.filter(|told| names.iter().all(|name| key(name) != *told)).map(|told| (told, None)).collect();
+        for name in names.iter().filter(|name| control.get(&key(name)).is_none()) {
+            let cause = Cause::new(
+                "index_set_aside",
+                format!(
+                    "the state index could not be used and was made anew from the journals, so nothing is lost; the old one is {}. \
+                     Look at the disk if this happens again",
+                    self.inner.world.data_dir.join(name).display()
+                ),
+            );
+            let title = "phased has made its state index anew";
+            let letters: Vec<_> = self
+                .all()
+                .iter()
+                .flat_map(|loaded| super::message::of_daemon(&self.inner.world, loaded, name, title, &cause))
+                .collect();
+            // Without projects there is nobody to tell yet.
+            if !letters.is_empty() {
+                puts.extend(letters);
+                puts.push((key(name), Some(json!({ "at_ms": self.inner.world.clock.now().wall_ms }))));
+            }
+        }
+        if !puts.is_empty()
+            && let Err(error) = ledger::commit(control, Commit::Outbox, puts)
+        {
+            tracing::error!(%error, "people are not told of the state index that was set aside");
+        }
     }
 
     pub(super) fn trouble(&self, place: &str, cause: Option<Cause>) {

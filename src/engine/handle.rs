@@ -15,7 +15,7 @@ pub enum Refusal {
     #[error("there is no project {0:?}; see `phased status` for those there are")]
     ProjectUnknown(String),
     /// 404 `run_unknown`.
-    #[error("there is no run {0:?}; see `phased runs`")]
+    #[error("there is no run {0:?}: there never was, or [retention] does not keep it any more; see `phased runs`")]
     RunUnknown(String),
     /// 404 `environment_unknown`.
     #[error("project {project} has no environment {environment:?}; it has {known}")]

@@ -21,7 +21,9 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Letter {
     pub(super) project: ProjectName,
-    pub(super) run: RunId,
+    /// What it is about, unless that is the daemon itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(super) run: Option<RunId>,
     /// The pinned code that has the channel.
     pub(super) code: Digest,
     /// `notify/bad/1`.
@@ -58,7 +60,7 @@ pub(super) fn outbox(world: &World, run: &Run, state: RunState, recovered: bool)
             let message = message.get_or_insert_with(|| compose(world, run, state, event)).clone();
             let letter = Letter {
                 project: run.header.project.clone(),
-                run: run.header.run.clone(),
+                run: Some(run.header.run.clone()),
                 code: run.header.code.clone(),
                 function: format!("notify/{kind}/{}", i + 1),
                 channel: channel.clone(),
@@ -83,7 +85,7 @@ pub(super) fn damaged(world: &World, loaded: &Loaded, run: &RunId, cause: &Cause
     let letter = |(i, channel): (usize, &String)| {
         let letter = Letter {
             project: loaded.name.clone(),
-            run: run.clone(),
+            run: Some(run.clone()),
             code: loaded.code.clone(),
             function: format!("notify/bad/{}", i + 1),
             channel: channel.clone(),
@@ -92,6 +94,34 @@ pub(super) fn damaged(world: &World, loaded: &Loaded, run: &RunId, cause: &Cause
             next_ms: world.clock.now().wall_ms,
         };
         (format!("outbox/{run}.bad.{}", i + 1), Some(json!(letter)))
+    };
+    loaded.pipeline.notify.bad.iter().enumerate().map(letter).collect()
+}
+
+/// The outbox entries for something that befell the daemon itself, called `name`: to the `bad` channels of a project.
+pub(super) fn of_daemon(
+    world: &World,
+    loaded: &Loaded,
+    name: &str,
+    title: &str,
+    cause: &Cause,
+) -> Vec<(String, Option<Value>)> {
+    let message = json!({
+        "event": cause.code, "project": loaded.name, "run": "", "state": "", "title": title, "text": cause.message,
+        "cause": { "code": cause.code, "message": cause.message }, "output": "", "command": "phased status",
+    });
+    let letter = |(i, channel): (usize, &String)| {
+        let letter = Letter {
+            project: loaded.name.clone(),
+            run: None,
+            code: loaded.code.clone(),
+            function: format!("notify/bad/{}", i + 1),
+            channel: channel.clone(),
+            message: message.clone(),
+            attempts: 0,
+            next_ms: world.clock.now().wall_ms,
+        };
+        (format!("outbox/{name}.{}.bad.{}", loaded.name, i + 1), Some(json!(letter)))
     };
     loaded.pipeline.notify.bad.iter().enumerate().map(letter).collect()
 }

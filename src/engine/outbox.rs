@@ -110,7 +110,11 @@ async fn attempt(conductor: &Conductor, entry: Entry, mut letter: Letter) -> boo
     };
     let value = match tried {
         Ok(_) => {
-            tracing::info!(run = %letter.run, channel = letter.channel, "people were told");
+            tracing::info!(
+                run = letter.run.as_ref().map(tracing::field::display),
+                channel = letter.channel,
+                "people were told"
+            );
             None
         }
         Err(cause) => {
@@ -118,12 +122,12 @@ async fn attempt(conductor: &Conductor, entry: Entry, mut letter: Letter) -> boo
             letter.attempts += 1;
             match wait {
                 Some(seconds) => {
-                    tracing::warn!(run = %letter.run, channel = letter.channel, %cause, "people were not told yet; tried again in {seconds} s");
+                    tracing::warn!(run = letter.run.as_ref().map(tracing::field::display), channel = letter.channel, %cause, "people were not told yet; tried again in {seconds} s");
                     letter.next_ms = world.clock.now().wall_ms + i64::try_from(seconds * 1000).unwrap_or(i64::MAX);
                     Some(json!(letter))
                 }
                 None => {
-                    tracing::error!(run = %letter.run, channel = letter.channel, %cause, "people could not be told; tell them, and mend the channel");
+                    tracing::error!(run = letter.run.as_ref().map(tracing::field::display), channel = letter.channel, %cause, "people could not be told; tell them, and mend the channel");
                     None
                 }
             }

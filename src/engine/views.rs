@@ -422,6 +422,7 @@ enum Fed {
     Recovered(RunId, Vec<(Seq, u32, Record)>),
     Queued(Box<RunView>),
     Replaced(Box<RunView>),
+    Removed(RunId),
     Barrier(mpsc::SyncSender<()>),
 }
 
@@ -461,6 +462,7 @@ impl Views {
                     Fed::Recovered(run, records) => folding.fold(&run, &records, true),
                     Fed::Queued(view) => folding.queued(&view),
                     Fed::Replaced(view) => folding.replaced(&view),
+                    Fed::Removed(run) => folding.removed(&run),
                     Fed::Barrier(reached) => {
                         let _asker_gone = reached.send(());
                     }
@@ -478,6 +480,11 @@ impl Views {
     /// A run whose journal cannot be folded is shown like this.
     pub(super) fn replace(&self, view: RunView) {
         let _thread_gone = self.feed.send(Fed::Replaced(Box::new(view)));
+    }
+
+    /// A run is not kept any more. Blocks while the queue is full.
+    pub(super) fn remove(&self, run: &RunId) {
+        let _thread_gone = self.feed.send(Fed::Removed(run.clone()));
     }
 
     /// Waits until everything fed so far can be read. Blocks.
@@ -570,6 +577,24 @@ impl Folding {
             let json = serde_json::to_value(view).unwrap_or_default();
             self.board.tell("run.queued".to_owned(), &view.created_at, &view.project, &id, json);
         }
+    }
+
+    fn removed(&mut self, run: &RunId) {
+        let forget = || {
+            let mut keys = vec![head_key(run)];
+            if let Some(head) = self.index.get(&head_key(run))? {
+                let view: Option<RunView> = serde_json::from_slice(&head).ok();
+                keys.extend(view.and_then(|view| Some(project_key(&view.project.parse().ok()?, run))));
+            }
+            let parts = self.index.scan(&format!("run/{run}/"), None, usize::MAX, false)?;
+            keys.extend(parts.into_iter().map(|(key, _)| key));
+            self.index.apply(Batch { run: None, puts: keys.into_iter().map(|key| (key, None)).collect() })?;
+            self.index.forget(run)
+        };
+        if let Err(error) = forget() {
+            tracing::error!(%run, %error, "what people see of a removed run is left behind");
+        }
+        self.board.version.send_modify(|version| *version += 1);
     }
 
     fn replaced(&mut self, view: &RunView) {

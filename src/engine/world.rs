@@ -35,6 +35,21 @@ pub struct Limits {
     pub max_queued: usize,
     /// `PATH` of local commands.
     pub path: String,
+    /// How long what has happened is kept.
+    pub retention: Retention,
+}
+
+/// Which finished runs are kept: each of the first three keeps, the last removes the oldest whatever keeps them.
+#[derive(Debug, Clone)]
+pub struct Retention {
+    /// The newest of each project.
+    pub runs: usize,
+    /// Younger ones.
+    pub age: Duration,
+    /// Younger ones that did not succeed.
+    pub failed: Duration,
+    /// What the data directory may take, bytes.
+    pub quota: u64,
 }
 
 impl Default for Limits {
@@ -44,6 +59,12 @@ impl Default for Limits {
             reconnect: Duration::from_secs(300),
             max_queued: 1000,
             path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+            retention: Retention {
+                runs: 200,
+                age: Duration::from_secs(30 * 86_400),
+                failed: Duration::from_secs(90 * 86_400),
+                quota: 10 << 30,
+            },
         }
     }
 }

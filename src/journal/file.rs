@@ -226,6 +226,8 @@ impl Log {
         on_disk: u64,
         pending: Vec<Pending>,
     ) -> io::Result<Vec<(Seq, u32, Record)>> {
+        // A blob is safe from sweeps until the record that names it is on disk.
+        let _held = self.reader.as_ref().map(|reader| reader.blobs.hold());
         let mut bytes = Vec::with_capacity(pending.iter().map(|p| p.json.len().min(INLINE_JSON) + 64).sum());
         let mut records = Vec::with_capacity(pending.len());
         for (seq, Pending { json, record }) in (first..).zip(pending) {

@@ -1,8 +1,9 @@
 //! The journals of runs: `runs/<run>/journal`, one line a record.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -10,7 +11,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    data_disk::DataDisk,
+    data_disk::{self, DataDisk},
     disk::{self, RealDisk},
     file::{Log, Means, Pending, Reader, Refused, Writer},
     kill::Kill,
@@ -22,7 +23,7 @@ use crate::{
         ids::{Digest, Epoch, RunId, Seq},
     },
     ports::{
-        blobs::Blobs,
+        blobs::{self, Blobs},
         journal::{AppendError, Feed, Found, Journals, Ticket},
     },
 };
@@ -80,6 +81,11 @@ impl RunJournals {
 
     fn path(&self, run: &RunId) -> PathBuf {
         self.dir.join(run.as_str()).join("journal")
+    }
+
+    /// Where runs lie that were taken away, beside those that were not: a rename cannot leave a file system.
+    fn trash(&self) -> PathBuf {
+        self.dir.with_file_name("trash")
     }
 
     fn reader(&self, run: &RunId) -> Option<Reader> {
@@ -210,6 +216,44 @@ impl Journals for RunJournals {
     fn close(&self, run: &RunId) {
         // The writer keeps the file until what is queued is on disk.
         self.logs().remove(run);
+    }
+
+    fn retire(&self, run: &RunId) -> io::Result<()> {
+        if self.logs().contains_key(run) {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("the journal of run {run} is open")));
+        }
+        let (runs, trash) = (&self.dir, self.trash());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&trash)?;
+        self.means.disk.rename(&runs.join(run.as_str()), &trash.join(run.as_str()))?;
+        // The new name first: after a power loss it is in one of them, or in both.
+        self.means.disk.sync_dir(&trash)?;
+        self.means.disk.sync_dir(runs)
+    }
+
+    fn retired(&self) -> io::Result<Vec<RunId>> {
+        match self.means.disk.list(&self.trash()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            names => Ok(names?.iter().filter_map(|name| name.parse().ok()).collect()),
+        }
+    }
+
+    fn shred(&self, run: &RunId) -> io::Result<()> {
+        match fs::remove_dir_all(self.trash().join(run.as_str())) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn size(&self, run: &RunId) -> io::Result<u64> {
+        data_disk::used(&self.dir.join(run.as_str()))
+    }
+
+    fn named(&self) -> io::Result<BTreeSet<Digest>> {
+        let mut found = BTreeSet::new();
+        for run in self.runs()? {
+            found.extend(blobs::named(&self.means.disk.read(&self.path(&run))?));
+        }
+        Ok(found)
     }
 }
 

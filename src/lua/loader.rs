@@ -203,6 +203,21 @@ impl Programs for Loader {
         }
     }
 
+    fn sweep(&self, keep: &BTreeSet<Digest>) -> io::Result<usize> {
+        // Held to the end: what is pinned meanwhile was loaded by this process.
+        let bundles = self.bundles.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut removed = 0;
+        for entry in std::fs::read_dir(&self.code)? {
+            let entry = entry?;
+            let digest = entry.file_name().to_str().and_then(|name| name.parse::<Digest>().ok());
+            if digest.is_some_and(|digest| !keep.contains(&digest) && !bundles.contains_key(&digest)) {
+                std::fs::remove_dir_all(entry.path())?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
     fn open(&self, code: &Digest, _project: &ProjectName, seed: u64, sink: Sink) -> Result<Box<dyn Program>, Cause> {
         let bundle = Bundle::load(&self.code, code)?;
         if bundle.prelude != prelude::VERSION {

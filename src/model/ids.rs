@@ -128,14 +128,12 @@ impl RunId {
         let text = ulid::Ulid::from_parts(u64::try_from(wall_ms).unwrap_or(0), random).to_string().to_ascii_lowercase();
         RunId(Arc::from(text))
     }
-}
 
-impl RunId {
-    /// The wall time it was made for: ids are in its order.
+    /// The wall time it was made for, ms: ids are in its order.
     #[must_use]
     pub fn wall_ms(&self) -> i64 {
-        let ms = ulid::Ulid::from_string(self.as_str()).map_or(0, |id| id.timestamp_ms());
-        i64::try_from(ms).unwrap_or(i64::MAX)
+        let ulid = ulid::Ulid::from_string(&self.0).map_or(0, |ulid| ulid.timestamp_ms());
+        i64::try_from(ulid).unwrap_or(i64::MAX)
     }
 }
 

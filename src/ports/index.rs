@@ -48,6 +48,12 @@ pub trait Index: Send + Sync {
     /// [`IndexError`].
     fn position(&self, run: &RunId) -> Result<Option<(Seq, u32)>, IndexError>;
 
+    /// Forgets which journal position the documents of `run` describe; they are deleted by [`Index::apply`].
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    fn forget(&self, run: &RunId) -> Result<(), IndexError>;
+
     /// Forgets everything.
     ///
     /// # Errors

@@ -130,6 +130,37 @@ pub trait Journals: Send + Sync {
 
     /// Lets go of a finished run's file once all is synced; appending later is an error.
     fn close(&self, run: &RunId);
+
+    /// Takes a finished run away, with its output: from here on it is not in [`Journals::runs`], power loss or not. What it takes on disk
+    /// is still there, see [`Journals::shred`]. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The disk's; the run is where it was then.
+    fn retire(&self, run: &RunId) -> std::io::Result<()>;
+
+    /// Runs that were taken away and are not shredded yet. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn retired(&self) -> std::io::Result<Vec<RunId>>;
+
+    /// Removes what a retired run takes on disk. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The disk's; some of it may be there still.
+    fn shred(&self, run: &RunId) -> std::io::Result<()>;
+
+    /// How many bytes a run takes on disk, output included. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn size(&self, run: &RunId) -> std::io::Result<u64>;
+
+    /// Everything that any journal names by its sha256, and perhaps more. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn named(&self) -> std::io::Result<std::collections::BTreeSet<crate::model::ids::Digest>>;
 }
 
 /// Hears of records once they are on disk: every view is fed from here and nowhere else.

@@ -163,6 +163,12 @@ pub trait Programs: Send + Sync {
     /// The disk's.
     fn pin(&self, loaded: &Loaded) -> std::io::Result<()>;
 
+    /// Removes pinned code that is neither in `keep` nor was loaded by this process. Blocks.
+    ///
+    /// # Errors
+    /// The disk's; some of it is removed then.
+    fn sweep(&self, keep: &std::collections::BTreeSet<Digest>) -> std::io::Result<usize>;
+
     /// Opens pinned code for a run; `seed` makes `math.random` the same on replay. VMs live on a thread of their own.
     ///
     /// # Errors

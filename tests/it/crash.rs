@@ -341,3 +341,110 @@ fn a_start_with_a_key_is_one_run_though_the_daemon_died_before_it_answered() {
     let other = daemon.api.with("idempotency-key", "one").post("/v1/projects/shop/start", &json!({}));
     assert_eq!(other.problem(), (422, "idempotency_mismatch".to_owned()));
 }
+
+/// What a broken disk or another version may have made of the index.
+fn broken_indexes() -> Vec<(&'static str, fn(&std::path::Path))> {
+    fn files(state: &std::path::Path, change: impl Fn(&str, &mut Vec<u8>)) {
+        for entry in std::fs::read_dir(state).unwrap().map(Result::unwrap).filter(|e| e.file_type().unwrap().is_file())
+        {
+            let mut bytes = std::fs::read(entry.path()).unwrap();
+            change(entry.file_name().to_str().unwrap(), &mut bytes);
+            std::fs::write(entry.path(), bytes).unwrap();
+        }
+    }
+    vec![
+        ("every file is zeroed", |state| files(state, |_, bytes| bytes.fill(0))),
+        ("every file is flipped", |state| {
+            files(state, |_, bytes| bytes.iter_mut().step_by(97).for_each(|b| *b ^= 0x55))
+        }),
+        ("the configuration is flipped", |state| {
+            files(state, |name, bytes| {
+                if name == "conf" {
+                    bytes.iter_mut().for_each(|b| *b ^= 1)
+                }
+            });
+        }),
+        ("the log is flipped", |state| {
+            files(state, |name, bytes| {
+                if name == "db" {
+                    bytes.iter_mut().step_by(1009).for_each(|b| *b ^= 4)
+                }
+            });
+        }),
+        ("a snapshot is half written", |state| {
+            std::fs::write(state.join("snap.00000000FFFFFFFF.generating"), "x").unwrap()
+        }),
+        ("a snapshot is no snapshot", |state| std::fs::write(state.join("snap.00000000FFFFFFFF"), "x").unwrap()),
+    ]
+}
+
+#[test]
+fn whatever_became_of_the_index_the_answers_are_the_same_and_people_are_told_once() {
+    let sink = Sink::start();
+    let (world, daemon) = World::with(&tested().tells(&sink));
+    let runs = some_history(&world, &daemon);
+    let before = answers(&daemon, &runs);
+    let mut daemon = daemon;
+    let told = || sink.messages().iter().filter(|message| message["event"] == "index_set_aside").count();
+    let mut set_aside = 0;
+    for (what, break_it) in broken_indexes() {
+        daemon.kill();
+        break_it(&world.path("data/state"));
+        daemon = world.start();
+        eprintln!("{what}");
+        set_aside += usize::from(daemon.said().contains("the state index was set aside"));
+        same(&answers(&daemon, &runs), &before);
+        eventually("people are told", || (told() == set_aside).then_some(()));
+    }
+    assert!(set_aside > 0);
+    let names = std::fs::read_dir(world.path("data")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert_eq!(names.filter(|name| name.starts_with("state.bad-")).count(), set_aside.min(3));
+    daemon.kill();
+    let daemon = world.start();
+    same(&answers(&daemon, &runs), &before);
+    let control = std::fs::read_to_string(world.path("data/journal/control")).unwrap();
+    assert_eq!((told(), control.matches("outbox/state.bad-").count() / 2), (set_aside, set_aside), "told again");
+}
+
+/// The journal of a finished run again, as that of `count` others.
+fn multiply(world: &World, run: &str, count: u128) {
+    let dir = world.path("data/journal/runs");
+    let text = std::fs::read_to_string(dir.join(run).join("journal")).unwrap();
+    let began = phased::time::Clock::now(&phased::time::SystemClock::new()).wall_ms;
+    for n in 0..count {
+        let id = phased::model::ids::RunId::new(began, n).to_string();
+        let mut bytes = Vec::new();
+        for line in text.lines() {
+            let fields: Vec<&str> = line.splitn(4, ' ').collect();
+            let json = fields[3].replace(run, &id);
+            let (seq, synced) = (fields[1].parse().unwrap(), fields[2].parse().unwrap());
+            phased::journal::line::encode(&mut bytes, seq, synced, json.as_bytes()).unwrap();
+        }
+        std::fs::create_dir(dir.join(&id)).unwrap();
+        std::fs::write(dir.join(&id).join("journal"), bytes).unwrap();
+    }
+}
+
+#[test]
+fn the_index_of_a_thousand_runs_is_made_anew_at_start() {
+    let (world, daemon) = World::with(&tested());
+    world.repo.push("good");
+    let run = daemon.deploy().is("succeeded").id.clone();
+    daemon.idle();
+    daemon.kill();
+    multiply(&world, &run, 1000);
+    std::fs::remove_dir_all(world.path("data/state")).unwrap();
+    let began = std::time::Instant::now();
+    let daemon = world.start();
+    eprintln!("up after {:?}", began.elapsed());
+    let (mut count, mut cursor) = (0, String::new());
+    loop {
+        let page = daemon.api.get(&format!("/v1/runs?project=shop&limit=500{cursor}")).is(200).json();
+        let items = page["items"].as_array().unwrap();
+        assert!(items.iter().all(|run| run["state"] == "succeeded"));
+        count += items.len();
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(count, 1001);
+}

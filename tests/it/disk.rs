@@ -75,7 +75,7 @@ fn on_a_full_disk_what_runs_goes_on_and_what_is_new_waits_for_room() {
         (daemon.api.post("/v1/projects/shop/start", &json!({})).status == 507).then_some(())
     });
     assert_eq!(code(&daemon, "/v1/projects/shop/start").1, "disk_full");
-    let hook = crate::webhook::push(&daemon, &commit);
+    let hook = crate::webhook::push(&daemon, &world.repo.push("y"));
     assert_eq!((hook.status, hook.problem().1), (503, "disk_full".to_owned()));
     for path in ["/v1/status", "/v1/runs", &format!("/v1/runs/{}", run.id), &format!("/v1/runs/{}/log", run.id)] {
         daemon.api.get(path).is(200);

@@ -22,6 +22,7 @@ mod peers;
 mod poll;
 mod push;
 mod queue;
+mod retention;
 mod secrets;
 mod stages;
 mod steps;

@@ -1,0 +1,285 @@
+//! How long what has happened is kept: finished runs by count and age, the whole by a quota, blobs and code by who names them.
+//!
+//! A run goes in three steps: its directory is renamed to the trash, what people see of it is deleted, the trash is emptied. The first
+//! is one rename; what a crash leaves of the others is done at the next start.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use super::{
+    conductor::{Conductor, locked},
+    ledger,
+    view::RunView,
+    world::Retention,
+};
+use crate::{
+    model::{
+        ids::{Digest, RunId},
+        run::RunState,
+    },
+    ports::{
+        blobs,
+        control::{Commit, Control},
+    },
+};
+
+const HOURLY: Duration = Duration::from_secs(3600);
+
+/// Views read at once.
+const PAGE: usize = 500;
+
+/// A finished run, as far as keeping it is concerned.
+#[derive(Debug, Clone, PartialEq)]
+struct Finished {
+    run: RunId,
+    project: String,
+    succeeded: bool,
+    /// It is live somewhere, or its release is.
+    needed: bool,
+}
+
+/// Keeps to the rules at start and every hour, until the daemon goes down.
+pub(super) async fn keep(conductor: Conductor) {
+    let world = Arc::clone(&conductor.inner.world);
+    let stopping = world.tasks.stopping();
+    let mut first = true;
+    loop {
+        let conductor = conductor.clone();
+        let passed = tokio::task::spawn_blocking(move || pass(&conductor, first)).await;
+        match passed.map_err(std::io::Error::other).flatten() {
+            Ok(()) => first = false,
+            Err(error) => {
+                tracing::warn!(%error, "what is not to be kept any more is not all removed; tried again in an hour")
+            }
+        }
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = world.clock.sleep(HOURLY) => {}
+        }
+    }
+}
+
+/// One round. Blocks on the disk. Blobs and code are only swept when something went, and at the start.
+fn pass(conductor: &Conductor, sweep_anyway: bool) -> std::io::Result<()> {
+    let world = &conductor.inner.world;
+    let journals = &world.journals;
+    let left: Vec<RunId> = journals.retired()?;
+    left.iter().for_each(|run| conductor.inner.views.remove(run));
+    conductor.inner.views.barrier();
+    left.iter().try_for_each(|run| journals.shred(run))?;
+
+    let finished = finished(conductor)?;
+    let now = world.clock.now().wall_ms;
+    let mut going = outdated(&finished, &world.limits.retention, now);
+    let mut used = world.storage.used()?;
+    for run in &going {
+        used = used.saturating_sub(journals.size(run)?);
+    }
+    for run in spare(&finished, &going) {
+        if used <= world.limits.retention.quota {
+            break;
+        }
+        used = used.saturating_sub(journals.size(&run)?);
+        going.insert(run);
+    }
+    for run in &going {
+        journals.retire(run)?;
+        conductor.inner.views.remove(run);
+    }
+    conductor.inner.views.barrier();
+    for run in &going {
+        journals.shred(run)?;
+    }
+    if !going.is_empty() {
+        tracing::info!(runs = going.len(), "finished runs were removed, as [retention] says");
+        forget_passed(&*world.control, &going);
+    }
+    if sweep_anyway || !going.is_empty() || !left.is_empty() {
+        sweep(conductor)?;
+    }
+    Ok(())
+}
+
+/// Every run that is over and has a journal, newest first.
+fn finished(conductor: &Conductor) -> std::io::Result<Vec<Finished>> {
+    let world = &conductor.inner.world;
+    let control = &*world.control;
+    let there: BTreeSet<RunId> = world.journals.runs()?.into_iter().collect();
+    let owned: BTreeSet<RunId> = locked(&conductor.inner.runs).keys().cloned().collect();
+    let text = |value: &Value, at: &str| value.pointer(at).and_then(Value::as_str).map(str::to_owned);
+    let live = control.scan("live/");
+    let runs: BTreeSet<String> =
+        live.iter().chain(&control.scan("last/")).filter_map(|entry| text(&entry.value, "/run")).collect();
+    let releases: BTreeSet<(String, String)> = live
+        .iter()
+        .filter_map(|entry| {
+            let project = entry.key.strip_prefix("live/")?.split('/').next()?;
+            Some((project.to_owned(), text(&entry.value, "/release/id")?))
+        })
+        .collect();
+    let needed = |view: &RunView| {
+        let release = view.release.as_ref().map(|release| (view.project.clone(), release.id.clone()));
+        runs.contains(&view.id) || release.is_some_and(|release| releases.contains(&release))
+    };
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let page = conductor.inner.views.runs(None, after.as_deref(), PAGE).map_err(std::io::Error::other)?;
+        after = page.last().map(|view| view.id.clone());
+        let last = page.len() < PAGE;
+        for view in page {
+            let Ok(run) = view.id.parse::<RunId>() else { continue };
+            // Control knows of its end, so nobody writes it any more.
+            let over = view.state.is_end() && !owned.contains(&run) && control.get(&ledger::run_key(&run)).is_none();
+            if over && there.contains(&run) {
+                let succeeded = matches!(view.state, RunState::Succeeded | RunState::Superseded);
+                let needed = needed(&view);
+                found.push(Finished { run, project: view.project, succeeded, needed });
+            }
+        }
+        if last {
+            return Ok(found);
+        }
+    }
+}
+
+/// Those of `finished`, newest first, that may go at all: the newest of a project stays, and what is needed.
+fn removable(finished: &[Finished]) -> impl Iterator<Item = (usize, &Finished)> {
+    let mut ranks: BTreeMap<&str, usize> = BTreeMap::new();
+    let ranked = finished.iter().map(move |run| {
+        let rank = ranks.entry(&run.project).or_default();
+        *rank += 1;
+        (*rank, run)
+    });
+    ranked.filter(|(rank, run)| *rank > 1 && !run.needed)
+}
+
+/// Those that neither count nor age keeps.
+fn outdated(finished: &[Finished], rules: &Retention, now_ms: i64) -> BTreeSet<RunId> {
+    let old = |run: &Finished| {
+        let age = u64::try_from(now_ms - run.run.wall_ms()).unwrap_or(0);
+        let limit = if run.succeeded { rules.age } else { rules.age.max(rules.failed) };
+        u128::from(age) >= limit.as_millis()
+    };
+    removable(finished).filter(|(rank, run)| *rank > rules.runs && old(run)).map(|(_, run)| run.run.clone()).collect()
+}
+
+/// Those that may go for want of room, oldest first.
+fn spare(finished: &[Finished], going: &BTreeSet<RunId>) -> Vec<RunId> {
+    let mut spare: Vec<RunId> =
+        removable(finished).map(|(_, run)| run.run.clone()).filter(|run| !going.contains(run)).collect();
+    spare.sort();
+    spare
+}
+
+/// A release is not known to have passed its tests when the run in which it did is gone: nobody could look it up.
+fn forget_passed(control: &dyn Control, gone: &BTreeSet<RunId>) {
+    let of_gone = |value: &Value| {
+        let run = value.get("run").and_then(Value::as_str).and_then(|run| run.parse::<RunId>().ok());
+        run.is_some_and(|run| gone.contains(&run))
+    };
+    let puts: Vec<_> = control
+        .scan("passed/")
+        .into_iter()
+        .filter(|entry| of_gone(&entry.value))
+        .map(|entry| (entry.key, None))
+        .collect();
+    if !puts.is_empty()
+        && let Err(error) = ledger::commit(control, Commit::Setting, puts)
+    {
+        tracing::warn!(%error, "control remembers releases of removed runs");
+    }
+}
+
+/// Removes blobs and pinned code that nothing names any more.
+fn sweep(conductor: &Conductor) -> std::io::Result<()> {
+    let world = &conductor.inner.world;
+    // Somebody is between a blob and its record; the next round comes.
+    if !world.blobs.begin_sweep() {
+        return Ok(());
+    }
+    // Control first: what crosses from a run's journal to control is in one of them at any time.
+    let mut names: BTreeSet<Digest> = BTreeSet::new();
+    for entry in world.control.scan("") {
+        names.extend(blobs::named(entry.value.to_string().as_bytes()));
+    }
+    names.extend(world.journals.named()?);
+    // A blob may name others.
+    let mut unread: Vec<Digest> = names.iter().cloned().collect();
+    while let Some(digest) = unread.pop() {
+        let path = world.blobs.path(&digest);
+        let Ok(bytes) = std::fs::read(path) else { continue };
+        for name in blobs::named(&bytes) {
+            if names.insert(name.clone()) {
+                unread.push(name);
+            }
+        }
+    }
+    let blobs = world.blobs.end_sweep(&names)?;
+    let code = world.programs.sweep(&names)?;
+    if blobs + code > 0 {
+        tracing::info!(blobs, code, "what nothing names any more was removed");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 86_400_000;
+    const NOW: i64 = 1_800_000_000_000;
+
+    fn run(days_ago: i64, project: &str, succeeded: bool, needed: bool) -> Finished {
+        let run = RunId::new(NOW - days_ago * DAY - 1, 0);
+        Finished { run, project: project.to_owned(), succeeded, needed }
+    }
+
+    fn rules(runs: usize) -> Retention {
+        let days = |n: u64| Duration::from_secs(n * 86_400);
+        Retention { runs, age: days(30), failed: days(90), quota: 0 }
+    }
+
+    fn days(finished: &[Finished], gone: impl IntoIterator<Item = RunId>) -> Vec<i64> {
+        let gone: Vec<RunId> = gone.into_iter().collect();
+        assert!(gone.iter().all(|run| finished.iter().any(|f| f.run == *run)));
+        gone.iter().map(|run| (NOW - run.wall_ms()) / DAY).collect()
+    }
+
+    #[test]
+    fn whatever_keeps_more_keeps() {
+        let shop = |days_ago, succeeded| run(days_ago, "shop", succeeded, false);
+        let finished =
+            [shop(1, true), shop(31, true), shop(40, false), shop(50, true), shop(91, false), shop(400, true)];
+        assert_eq!(days(&finished, outdated(&finished, &rules(1), NOW)), [400, 91, 50, 31]);
+        assert_eq!(days(&finished, outdated(&finished, &rules(4), NOW)), [400, 91]);
+        assert!(outdated(&finished, &rules(9), NOW).is_empty());
+    }
+
+    #[test]
+    fn what_is_live_and_the_last_of_a_project_stay() {
+        let finished = [
+            run(400, "shop", true, false),
+            run(401, "till", true, false),
+            run(402, "till", true, true),
+            run(403, "till", true, false),
+        ];
+        assert_eq!(days(&finished, outdated(&finished, &rules(0), NOW)), [403]);
+        assert_eq!(days(&finished, spare(&finished, &BTreeSet::new())), [403]);
+    }
+
+    #[test]
+    fn for_want_of_room_the_oldest_go_first() {
+        let finished = [
+            run(1, "shop", true, false),
+            run(2, "till", true, false),
+            run(3, "shop", true, false),
+            run(4, "till", false, false),
+        ];
+        assert_eq!(days(&finished, spare(&finished, &BTreeSet::new())), [4, 3]);
+    }
+}
