@@ -124,6 +124,9 @@ pub struct DemoArgs {
     /// End after the three commits; exit code 0 only if all went as described
     #[arg(long)]
     pub once: bool,
+    /// One good commit, and the daemon is killed ten times on the way; exit code 0 only if nothing was lost or done twice
+    #[arg(long)]
+    pub crash: bool,
 }
 
 /// Of `rebuild`.

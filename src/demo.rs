@@ -10,7 +10,9 @@
 //! repository  the shop in plain sh (shop/), its tests, the three commits
 //! daemon      the daemon in this process
 //! story       presses the button three times and asks the hosts what became of it
-//! ask         HTTP on loopback
+//! crash       `--crash`: the first commit, and the daemon is killed ten times on the way
+//! process     the daemon as a process of its own, for that
+//! ask         HTTP, over TCP and the socket
 //! terminal    lines, colours, the moon
 //! ```
 
@@ -19,14 +21,17 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
+    cli::DemoArgs,
     lifecycle::Tasks,
     telemetry,
     time::{Clock, SystemClock},
 };
 
 mod ask;
+mod crash;
 mod daemon;
 mod host;
+mod process;
 mod repository;
 mod site;
 mod story;
@@ -34,7 +39,10 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 
+use ask::Place;
+use crash::Crash;
 use daemon::Daemon;
+use process::Process;
 use site::Site;
 use story::{Differences, Story};
 use terminal::{Terminal, Tone};
@@ -42,10 +50,10 @@ use terminal::{Terminal, Tone};
 /// How long the hosts may take to end.
 const END: Duration = Duration::from_secs(5);
 
-/// Tells the story; with `once` it ends there, else it stays up until Ctrl-C.
+/// Tells the story; with `--once` or `--crash` it ends there, else it stays up until Ctrl-C.
 ///
-/// 0 = all three commits went as described, 1 = they did not, or the demo could not be set up; 130 = interrupted before the end.
-pub async fn run(once: bool) -> ExitCode {
+/// 0 = all went as described, 1 = they did not, or the demo could not be set up; 130 = interrupted before the end.
+pub async fn run(args: &DemoArgs) -> ExitCode {
     // That the repository has no branch before its first commit is part of the story.
     let _already_installed = telemetry::init(telemetry::Format::Text, "warn,phased::engine::poll=error");
     let mut terminal = Terminal::new();
@@ -58,10 +66,15 @@ pub async fn run(once: bool) -> ExitCode {
             terminal.line(Tone::Plain, "");
             None
         }
-        code = show(once, &mut terminal, &tasks, &clock, &mut up) => Some(code),
+        code = show(args, &mut terminal, &tasks, &clock, &mut up) => Some(code),
     };
     if let Some(daemon) = up.daemon {
         daemon.shut_down().await;
+    }
+    if let Some(mut process) = up.process
+        && let Err(error) = process.kill().await
+    {
+        tracing::warn!(%error, "the daemon is left behind");
     }
     for name in tasks.shut_down(END).await {
         tracing::warn!(task = %name, "still works though the demo has ended");
@@ -80,25 +93,33 @@ pub async fn run(once: bool) -> ExitCode {
 struct Up {
     site: Option<Site>,
     daemon: Option<Daemon>,
+    process: Option<Process>,
+    /// What the daemon's TCP listener asks for.
+    token: String,
     /// The exit code, once the story has been told.
     told: Option<u8>,
 }
 
-async fn show(once: bool, terminal: &mut Terminal, tasks: &Tasks, clock: &Arc<dyn Clock>, up: &mut Up) -> u8 {
-    let told = tell(terminal, tasks, clock, up).await;
-    let (code, token) = match told {
-        Ok((Differences(differences), token)) if differences.is_empty() => {
-            terminal.line(Tone::Plain, "");
-            terminal.line(Tone::Good, "All three went as described.");
-            (0, token)
+async fn show(args: &DemoArgs, terminal: &mut Terminal, tasks: &Tasks, clock: &Arc<dyn Clock>, up: &mut Up) -> u8 {
+    let (told, well) = match args.crash {
+        true => {
+            (crash(terminal, tasks, clock, up).await, "Killed ten times: nothing was lost, and nothing was done twice.")
         }
-        Ok((Differences(differences), token)) => {
+        false => (tell(terminal, tasks, clock, up).await, "All three went as described."),
+    };
+    let code = match told {
+        Ok(Differences(differences)) if differences.is_empty() => {
+            terminal.line(Tone::Plain, "");
+            terminal.line(Tone::Good, well);
+            0
+        }
+        Ok(Differences(differences)) => {
             terminal.line(Tone::Plain, "");
             terminal.line(Tone::Bad, "Not everything went as described:");
             for difference in differences {
                 terminal.line(Tone::Bad, &format!("   {difference}"));
             }
-            (1, token)
+            1
         }
         Err(error) => {
             terminal.line(Tone::Bad, &format!("The demo cannot go on: {error:#}"));
@@ -106,22 +127,48 @@ async fn show(once: bool, terminal: &mut Terminal, tasks: &Tasks, clock: &Arc<dy
         }
     };
     up.told = Some(code);
-    if !once && let (Some(site), Some(daemon)) = (&up.site, &up.daemon) {
-        hints(terminal, site, daemon, &token);
+    if !args.once
+        && let (Some(site), Some(daemon)) = (&up.site, &up.daemon)
+    {
+        hints(terminal, site, daemon, &up.token);
         std::future::pending::<()>().await;
     }
     code
 }
 
-/// Builds everything and tells the story; returns the token too.
+/// Builds everything and tells the story.
 async fn tell(
     terminal: &mut Terminal,
     tasks: &Tasks,
     clock: &Arc<dyn Clock>,
     up: &mut Up,
-) -> anyhow::Result<(Differences, String)> {
-    let token = site::random_hex::<16>()?;
-    let site = up.site.insert(Site::build(tasks, clock).await?);
+) -> anyhow::Result<Differences> {
+    up.token = site::random_hex::<16>()?;
+    let site = up.site.insert(Site::build(site::SHOP, tasks, clock).await?);
+    introduce(terminal, site);
+    let daemon = up.daemon.insert(daemon::start(&site.config(), &up.token).await?);
+    terminal.line(Tone::Plain, &format!("   {:<12}http://{}", "daemon", daemon.addr()));
+    Story::new(site, Place::Tcp(daemon.addr()), Some(&up.token), clock, terminal).tell().await
+}
+
+/// Builds everything and tells the story in which the daemon is killed.
+async fn crash(
+    terminal: &mut Terminal,
+    tasks: &Tasks,
+    clock: &Arc<dyn Clock>,
+    up: &mut Up,
+) -> anyhow::Result<Differences> {
+    let site = up.site.insert(Site::build(site::SHOP_CRASH, tasks, clock).await?);
+    introduce(terminal, site);
+    let process = up.process.insert(Process::start(site, clock).await?);
+    let told = format!("   {:<12}{}, a process of its own (`phased serve`)", "daemon", site.socket());
+    terminal.line(Tone::Plain, &told);
+    let story = Story::new(site, site.socket(), None, clock, terminal);
+    Crash { story, process }.tell().await
+}
+
+/// What there is.
+fn introduce(terminal: &mut Terminal, site: &Site) {
     terminal.line(Tone::Heading, "phased: one button, end to end, on this machine only");
     let rows = [
         ("repository", site.repository.dir().display().to_string()),
@@ -134,12 +181,6 @@ async fn tell(
     for (label, text) in rows {
         terminal.line(Tone::Plain, &format!("   {label:<12}{text}"));
     }
-    let daemon = up.daemon.insert(daemon::start(&site.config(), &token).await?);
-    terminal.line(Tone::Plain, &format!("   {:<12}http://{}", "daemon", daemon.addr()));
-    let mut story =
-        Story { site, daemon: daemon.addr(), token: &token, clock: clock.clone(), terminal, label: String::new() };
-    let differences = story.tell().await?;
-    Ok((differences, token))
 }
 
 /// Lines to paste, for whoever wants to play.

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => said(serve(&args)),
         Command::Init(args) => said(init(&args.directory)),
         Command::Rebuild(args) => said(rebuild(&args.config)),
-        Command::Demo(args) => demo(args.once),
+        Command::Demo(args) => demo(&args),
     }
 }
 
@@ -60,10 +60,10 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     done
 }
 
-fn demo(once: bool) -> ExitCode {
+fn demo(args: &cli::DemoArgs) -> ExitCode {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
-            let code = runtime.block_on(phased::demo::run(once));
+            let code = runtime.block_on(phased::demo::run(args));
             // Threads that still wait for a disk or for Lua are not waited for.
             runtime.shutdown_timeout(std::time::Duration::from_millis(500));
             code

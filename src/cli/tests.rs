@@ -29,6 +29,7 @@ fn the_grammar_holds_together() {
         "check --format short",
         "init",
         "demo --once",
+        "demo --crash",
         "rebuild --config x",
         "start shop",
         "start shop production --ref v1 --reason why --redeploy --retest --wait --timeout 10m",

@@ -1,7 +1,15 @@
 //! A host of the demo: an SSH server, and the deployed app behind HTTP, both on loopback.
 
 use std::{
-    collections::BTreeMap, convert::Infallible, net::SocketAddr, path::PathBuf, process::Stdio, sync::Arc,
+    collections::BTreeMap,
+    convert::Infallible,
+    net::SocketAddr,
+    path::PathBuf,
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -46,6 +54,14 @@ pub(super) struct Host {
     pub(super) http: SocketAddr,
     /// Its line in known_hosts.
     pub(super) known_hosts: String,
+    looks: Arc<AtomicU32>,
+}
+
+impl Host {
+    /// How often it was asked for its health.
+    pub(super) fn looks(&self) -> u32 {
+        self.looks.load(Ordering::Relaxed)
+    }
 }
 
 /// Starts the host `name` in `home`, which is made; `key` logs `user` in.
@@ -76,9 +92,16 @@ pub(super) async fn start(
         forwards: BTreeMap::from([(APP_PORT, http_addr)]),
     };
     server::serve(name, ssh, host_key, account, tasks);
-    let app = App { name: name.to_owned(), shop: home.join("shop"), path: path.to_owned(), clock: clock.clone() };
+    let looks = Arc::new(AtomicU32::new(0));
+    let app = App {
+        name: name.to_owned(),
+        shop: home.join("shop"),
+        path: path.to_owned(),
+        looks: looks.clone(),
+        clock: clock.clone(),
+    };
     tasks.spawn(format!("demo/{name}/http"), accept(http, Arc::new(app), tasks.clone()));
-    Ok(Host { name: name.to_owned(), home, ssh: ssh_addr, http: http_addr, known_hosts })
+    Ok(Host { name: name.to_owned(), home, ssh: ssh_addr, http: http_addr, known_hosts, looks })
 }
 
 /// Answers requests until the demo ends.
@@ -117,6 +140,7 @@ struct App {
     /// The checkout.
     shop: PathBuf,
     path: String,
+    looks: Arc<AtomicU32>,
     clock: Arc<dyn Clock>,
 }
 
@@ -124,6 +148,9 @@ impl App {
     async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if request.uri().path() == "/version" {
             return self.version();
+        }
+        if request.uri().path() == "/healthz" {
+            self.looks.fetch_add(1, Ordering::Relaxed);
         }
         match self.run().await {
             // Healthy is whoever can serve.

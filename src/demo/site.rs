@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use nix::{sys::signal::Signal, unistd::Pid};
 
 use super::{
+    ask::Place,
     host::{self, Host},
     repository::Repository,
 };
@@ -24,6 +25,10 @@ const HOSTS: usize = 5;
 const LONGEST_DIR: usize = 80;
 /// Where commands are looked for when PATH does not say.
 const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The project file of the story, and that of the one with crashes.
+pub(super) const SHOP: &str = include_str!("shop.lua");
+pub(super) const SHOP_CRASH: &str = include_str!("shop_crash.lua");
 
 /// A directory that goes away with its value, and with it every command that was started on its hosts.
 pub(super) struct Folder(PathBuf);
@@ -81,11 +86,11 @@ pub(super) struct Site {
 }
 
 impl Site {
-    /// Makes it: the hosts are up, the repository is empty, the daemon's files are written.
+    /// Makes it: the hosts are up, the repository is empty, the daemon's files are written, among them `project`.
     ///
     /// # Errors
     /// What could not be made.
-    pub(super) async fn build(tasks: &Tasks, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
+    pub(super) async fn build(project: &str, tasks: &Tasks, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
         let folder = Folder::new()?;
         let root = folder.0.clone();
         let path = search_path(std::env::var("PATH").ok());
@@ -102,7 +107,7 @@ impl Site {
         private(&root.join("known_hosts"), &known)?;
         private(&root.join("secrets/deploy_key"), &key.private_file()?)?;
         private(&root.join("announce.sh"), &announcer(&site.alerts()))?;
-        private(&root.join("plugins/projects/shop.lua"), &site.project())?;
+        private(&root.join("plugins/projects/shop.lua"), &site.project(project))?;
         private(&site.config(), &configuration(&root, &path))?;
         Ok(site)
     }
@@ -117,13 +122,18 @@ impl Site {
         self.root().join("phased.toml")
     }
 
+    /// The daemon's socket.
+    pub(super) fn socket(&self) -> Place {
+        Place::Socket(self.root().join("phased.sock"))
+    }
+
     /// Where announcements arrive, one JSON object a line.
     pub(super) fn alerts(&self) -> PathBuf {
         self.root().join("alerts")
     }
 
     /// The project file's text.
-    fn project(&self) -> String {
+    fn project(&self, template: &str) -> String {
         let host = |host: &Host| {
             let (name, port, base) = (&host.name, host.ssh.port(), host.home.join(".phased"));
             format!(
@@ -133,7 +143,8 @@ impl Site {
         };
         let hosts: Vec<String> = self.hosts.iter().map(host).collect();
         let show = |path: PathBuf| path.display().to_string();
-        include_str!("shop.lua")
+        template
+            .replace("@ROOT@", &show(self.root().to_owned()))
             .replace("@ANNOUNCE@", &show(self.root().join("announce.sh")))
             .replace("@REPOSITORY@", &self.repository.dir().display().to_string())
             .replace("@HOSTS@", &hosts.join("\n"))

@@ -1,13 +1,13 @@
 //! Three commits: one that is good, one whose tests fail, one that does not come up. Each is pressed through the HTTP API, and what
 //! became of it is asked of the hosts themselves.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use serde_json::Value;
 
 use super::{
-    ask::ask,
+    ask::{Place, ask},
     host::Host,
     repository::{self, AUTHOR, Change},
     site::Site,
@@ -30,17 +30,21 @@ const ALERT_LIMIT: Duration = Duration::from_secs(10);
 const WIDTH: usize = 100;
 const MOST_LINES: usize = 4;
 /// How often the daemon is asked how far it is.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// The button's end of the daemon, and who watches.
 pub(super) struct Story<'a> {
     pub(super) site: &'a Site,
-    pub(super) daemon: SocketAddr,
-    pub(super) token: &'a str,
+    pub(super) daemon: Place,
+    /// What its TCP listener asks for; the socket needs none.
+    pub(super) token: Option<&'a str>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) terminal: &'a mut Terminal,
     /// What the rows above are about.
     pub(super) label: String,
+    /// The run as it was shown last, and since when it is shown.
+    seen: Option<RunView>,
+    began: Stamp,
 }
 
 /// What went otherwise than described.
@@ -48,7 +52,7 @@ pub(super) struct Story<'a> {
 pub(super) struct Differences(pub(super) Vec<String>);
 
 impl Differences {
-    fn unless(&mut self, as_described: bool, otherwise: impl FnOnce() -> String) {
+    pub(super) fn unless(&mut self, as_described: bool, otherwise: impl FnOnce() -> String) {
         if !as_described {
             self.0.push(otherwise());
         }
@@ -63,7 +67,19 @@ struct Serves {
     says: String,
 }
 
-impl Story<'_> {
+impl<'a> Story<'a> {
+    /// One that begins.
+    pub(super) fn new(
+        site: &'a Site,
+        daemon: Place,
+        token: Option<&'a str>,
+        clock: &Arc<dyn Clock>,
+        terminal: &'a mut Terminal,
+    ) -> Self {
+        let (clock, began) = (clock.clone(), clock.now());
+        Story { site, daemon, token, clock, terminal, label: String::new(), seen: None, began }
+    }
+
     /// Tells all three.
     ///
     /// # Errors
@@ -73,7 +89,7 @@ impl Story<'_> {
         self.daemon_has_looked().await?;
         let good = self.good(&mut differences).await?;
         // The daemon began before there was a branch, and says so until it looks again.
-        ask(&*self.clock, self.daemon, "/v1/reload", Some(self.token), Some("")).await?;
+        ask(&*self.clock, &self.daemon, "/v1/reload", self.token, Some("")).await?;
         self.fails_tests(&good, &mut differences).await?;
         self.unhealthy(&good, &mut differences).await?;
         Ok(differences)
@@ -81,7 +97,7 @@ impl Story<'_> {
 
     /// Waits until the daemon has looked for the branch, as it does once at its start, and found none: else that look might see the
     /// first commit and start a run of its own beside the button's.
-    async fn daemon_has_looked(&self) -> anyhow::Result<()> {
+    pub(super) async fn daemon_has_looked(&self) -> anyhow::Result<()> {
         let looked = async {
             while self.status().await?.trouble.is_none() {
                 self.clock.sleep(LOOK).await;
@@ -94,27 +110,38 @@ impl Story<'_> {
     async fn good(&mut self, differences: &mut Differences) -> anyhow::Result<String> {
         let before = differences.0.len();
         self.heading("1. A good commit goes out to every host");
-        let (revision, run) = self.press(&repository::GOOD).await?;
-        differences.unless(run.state == RunState::Succeeded, || ended(&run, "succeed"));
+        let (revision, run) = self.deploy(&repository::GOOD).await?;
+        self.is_everywhere(&run, &revision, differences).await?;
+        self.verdict(differences.0.len() == before, "tested, rolled out host by host, each healthy before the next");
+        Ok(revision)
+    }
+
+    /// The run has succeeded, and every host serves `revision`.
+    pub(super) async fn is_everywhere(
+        &mut self,
+        run: &RunView,
+        revision: &str,
+        differences: &mut Differences,
+    ) -> anyhow::Result<()> {
+        differences.unless(run.state == RunState::Succeeded, || ended(run, "succeed"));
         let serving = self.all_serve().await?;
         for (host, serves) in self.site.hosts.iter().zip(&serving) {
-            let well = serves.healthy && serves.revision.as_deref() == Some(&revision);
-            differences.unless(well, || otherwise(host, serves, &revision));
+            let well = serves.healthy && serves.revision.as_deref() == Some(revision);
+            differences.unless(well, || otherwise(host, serves, revision));
         }
-        differences.unless(self.live().await?.as_deref() == Some(&revision), || {
+        differences.unless(self.live().await?.as_deref() == Some(revision), || {
             "the daemon says something else is live".to_owned()
         });
         if let Some(first) = serving.first() {
-            self.row("asked", &format!("all {} hosts serve {}: \"{}\"", serving.len(), short(&revision), first.says));
+            self.row("asked", &format!("all {} hosts serve {}: \"{}\"", serving.len(), short(revision), first.says));
         }
-        self.verdict(differences.0.len() == before, "tested, rolled out host by host, each healthy before the next");
-        Ok(revision)
+        Ok(())
     }
 
     async fn fails_tests(&mut self, good: &str, differences: &mut Differences) -> anyhow::Result<()> {
         let before = differences.0.len();
         self.heading("2. A commit whose tests fail goes nowhere");
-        let (_, run) = self.press(&repository::FAILS_TESTS).await?;
+        let (_, run) = self.deploy(&repository::FAILS_TESTS).await?;
         differences.unless(run.state == RunState::Failed, || ended(&run, "fail"));
         differences.unless(run.deployments.is_empty(), || "it was deployed though its tests failed".to_owned());
         let announced = self.announced(&run, differences).await;
@@ -132,7 +159,7 @@ impl Story<'_> {
     async fn unhealthy(&mut self, good: &str, differences: &mut Differences) -> anyhow::Result<()> {
         let before = differences.0.len();
         self.heading("3. A commit that passes its tests and does not come up stops at the first host");
-        let (revision, run) = self.press(&repository::UNHEALTHY).await?;
+        let (revision, run) = self.deploy(&repository::UNHEALTHY).await?;
         differences.unless(run.state == RunState::Halted, || ended(&run, "halt"));
         let hosts = run.deployments.last().map(|deployment| deployment.hosts.as_slice()).unwrap_or_default();
         let skipped = hosts.iter().skip(1).filter(|host| host.state == HostState::Skipped).count();
@@ -165,28 +192,45 @@ impl Story<'_> {
     }
 
     /// Commits, presses the button and shows the run until it has ended.
-    async fn press(&mut self, change: &Change) -> anyhow::Result<(String, RunView)> {
+    async fn deploy(&mut self, change: &Change) -> anyhow::Result<(String, RunView)> {
+        let (revision, run) = self.press(change).await?;
+        Ok((revision, self.follow(&run.id).await?))
+    }
+
+    /// Commits and presses the button.
+    pub(super) async fn press(&mut self, change: &Change) -> anyhow::Result<(String, RunView)> {
         let revision = self.site.repository.commit(change)?;
         self.row("commit", &format!("{} \"{}\" by {}", short(&revision), change.message, AUTHOR.0));
         let form = "reason=the+demo";
-        let answer = ask(&*self.clock, self.daemon, "/v1/projects/shop/start", Some(self.token), Some(form)).await?;
-        let mut run: RunView = answer.json().context("the button was pressed, and no run began")?;
+        let answer = ask(&*self.clock, &self.daemon, "/v1/projects/shop/start", self.token, Some(form)).await?;
+        let run: RunView = answer.json().context("the button was pressed, and no run began")?;
         self.row("button", &format!("POST /v1/projects/shop/start → run {}", one_line(&run.id, 40)));
-        let path = format!("/v1/runs/{}", run.id);
+        (self.seen, self.began) = (None, self.clock.now());
+        Ok((revision, run))
+    }
+
+    /// Shows a run until it has ended.
+    pub(super) async fn follow(&mut self, run: &str) -> anyhow::Result<RunView> {
         let began = self.clock.now();
-        let mut seen: Option<RunView> = None;
         loop {
-            self.progress(seen.as_ref(), &run, &began);
-            if run.state.is_end() {
-                return Ok((revision, run));
+            let view = self.look(run).await?;
+            if view.state.is_end() {
+                return Ok(view);
             }
-            seen = Some(run);
             if self.clock.now().since(&began) > RUN_LIMIT {
                 anyhow::bail!("the run did not end within {} s", RUN_LIMIT.as_secs());
             }
             self.clock.sleep(LOOK).await;
-            run = ask(&*self.clock, self.daemon, &path, Some(self.token), None).await?.json()?;
         }
+    }
+
+    /// Looks at a run and shows what has changed.
+    pub(super) async fn look(&mut self, run: &str) -> anyhow::Result<RunView> {
+        let path = format!("/v1/runs/{run}");
+        let view: RunView = ask(&*self.clock, &self.daemon, &path, self.token, None).await?.json()?;
+        let (seen, began) = (self.seen.replace(view.clone()), self.began.clone());
+        self.progress(seen.as_ref(), &view, &began);
+        Ok(view)
     }
 
     /// Says what changed since the last look.
@@ -234,9 +278,9 @@ impl Story<'_> {
     async fn all_serve(&self) -> anyhow::Result<Vec<Serves>> {
         let mut all = Vec::new();
         for host in &self.site.hosts {
-            let version: Value = ask(&*self.clock, host.http, "/version", None, None).await?.json()?;
-            let front = ask(&*self.clock, host.http, "/", None, None).await?;
-            let health = ask(&*self.clock, host.http, "/healthz", None, None).await?;
+            let version: Value = ask(&*self.clock, &Place::Tcp(host.http), "/version", None, None).await?.json()?;
+            let front = ask(&*self.clock, &Place::Tcp(host.http), "/", None, None).await?;
+            let health = ask(&*self.clock, &Place::Tcp(host.http), "/healthz", None, None).await?;
             all.push(Serves {
                 revision: version.get("revision").and_then(Value::as_str).map(str::to_owned),
                 healthy: front.status.is_success() && health.status.is_success(),
@@ -247,7 +291,7 @@ impl Story<'_> {
     }
 
     async fn status(&self) -> anyhow::Result<ProjectStatus> {
-        ask(&*self.clock, self.daemon, "/v1/projects/shop/status", Some(self.token), None).await?.json()
+        ask(&*self.clock, &self.daemon, "/v1/projects/shop/status", self.token, None).await?.json()
     }
 
     /// The commit that the daemon holds to be live.
@@ -288,13 +332,13 @@ impl Story<'_> {
         }
     }
 
-    fn heading(&mut self, text: &str) {
+    pub(super) fn heading(&mut self, text: &str) {
         self.terminal.line(Tone::Plain, "");
         self.terminal.line(Tone::Heading, text);
         self.label.clear();
     }
 
-    fn row(&mut self, label: &str, text: &str) {
+    pub(super) fn row(&mut self, label: &str, text: &str) {
         self.marked(Tone::Plain, label, text);
     }
 
@@ -305,7 +349,7 @@ impl Story<'_> {
         label.clone_into(&mut self.label);
     }
 
-    fn verdict(&mut self, as_described: bool, text: &str) {
+    pub(super) fn verdict(&mut self, as_described: bool, text: &str) {
         match as_described {
             true => self.terminal.line(Tone::Good, &format!("   = {text}")),
             false => self.terminal.line(Tone::Bad, "   = this did not go as described"),

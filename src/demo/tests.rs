@@ -4,7 +4,7 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use super::{
-    ask::{Answer, ask},
+    ask::{Answer, Place, ask},
     repository::{AUTHOR, FAILS_TESTS, GOOD, UNHEALTHY},
     *,
 };
@@ -21,7 +21,7 @@ use crate::{
 
 async fn site() -> (Site, Tasks, Arc<dyn Clock>) {
     let (tasks, clock) = (Tasks::new(), Arc::new(SystemClock::new()) as Arc<dyn Clock>);
-    let site = Site::build(&tasks, &clock).await.unwrap();
+    let site = Site::build(site::SHOP, &tasks, &clock).await.unwrap();
     (site, tasks, clock)
 }
 
@@ -56,7 +56,7 @@ async fn deploy(site: &Site, n: usize, revision: &str) {
 }
 
 async fn get(clock: &Arc<dyn Clock>, site: &Site, n: usize, path: &str) -> Answer {
-    ask(&**clock, site.hosts[n].http, path, None, None).await.unwrap()
+    ask(&**clock, &Place::Tcp(site.hosts[n].http), path, None, None).await.unwrap()
 }
 
 #[tokio::test]

@@ -103,7 +103,7 @@ async fn attempt(conductor: &Conductor, entry: Entry, mut letter: Letter) -> boo
     let tried = match deliver_once(world, &letter).await {
         // Its channel went with the code. The project has one as it is now, and bad news always arrives.
         Err(cause) if cause.code.starts_with("code_") && elsewhere(conductor, &mut letter) => {
-            tracing::warn!(run = %letter.run, %cause, "people are told through the project's present channels");
+            tracing::warn!(run = letter.run.as_ref().map(tracing::field::display), %cause, "people are told through the project's present channels");
             deliver_once(world, &letter).await
         }
         tried => tried,

@@ -2,20 +2,39 @@
 
 use std::process::Command;
 
-#[test]
-fn the_demo_goes_as_described_and_leaves_nothing_behind() {
-    let shown = Command::new(env!("CARGO_BIN_EXE_phased")).args(["demo", "--once"]).output().unwrap();
+/// Runs the demo, which is to say all of this and to leave nothing behind; returns all it said.
+fn demo(how: &str, said: &[&str]) -> String {
+    let shown = Command::new(env!("CARGO_BIN_EXE_phased")).args(["demo", how]).output().unwrap();
     let text = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(shown.status.success(), "{text}\n{}", String::from_utf8_lossy(&shown.stderr));
-    for said in [
-        "tested, rolled out host by host",
-        "refused, and people were told why",
-        "stopped at the first host",
-        "All three went as described.",
-    ] {
+    for said in said {
         assert!(text.contains(said), "{said:?} is not in\n{text}");
     }
     let directory = text.lines().find_map(|line| line.split_once("repository").map(|(_, rest)| rest.trim().to_owned()));
     let directory = std::path::PathBuf::from(directory.unwrap());
     assert!(!directory.parent().unwrap().exists(), "{} is left behind", directory.display());
+    text
+}
+
+#[test]
+fn the_demo_goes_as_described_and_leaves_nothing_behind() {
+    let said = [
+        "tested, rolled out host by host",
+        "refused, and people were told why",
+        "stopped at the first host",
+        "All three went as described.",
+    ];
+    demo("--once", &said);
+}
+
+#[test]
+fn a_daemon_killed_ten_times_on_the_way_does_all_of_it_once() {
+    let said = [
+        "kill 10 killed the daemon while web-5 was being switched",
+        "each of the 11 commands ran exactly once",
+        "each of the 111 lines they printed is in the log once, in order",
+        "killed 10 times, and the same end as without",
+    ];
+    let text = demo("--crash", &said);
+    assert_eq!(text.matches("killed the daemon while").count(), 10, "{text}");
 }

@@ -55,7 +55,7 @@ pub(super) async fn show(State(app): State<App>, uri: Uri, headers: HeaderMap) -
         view = app.engine.maintenance(wait) => view,
         () = app.stopping.cancelled() => return Err(Refusal::Stopping.into()),
     };
-    Ok(in_form(&headers, &view, |view| render::maintenance(view)))
+    Ok(in_form(&headers, &view, render::maintenance))
 }
 
 /// Turns maintenance on or off. What is so already stays as it is: the first who turned it on is the one who is shown.
@@ -77,5 +77,5 @@ pub(super) async fn switch(
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_value", detail));
     };
     let view = app.engine.switch_maintenance(on, reason, &caller.actor()).await?;
-    Ok(in_form(&headers, &view, |view| render::maintenance(view)))
+    Ok(in_form(&headers, &view, render::maintenance))
 }
