@@ -333,11 +333,6 @@ pub(super) fn download(frame: &Frame<'_>, path: &str) -> Result<Vec<u8>, Cause> 
     Ok(text.finish())
 }
 
-/// Says only which host this is.
-pub(super) fn identify(frame: &Frame<'_>) -> Result<Vec<u8>, Cause> {
-    Ok(Text::new(frame, "identify", "-")?.finish())
-}
-
 fn absolute(what: &str, path: &str) -> Result<(), Cause> {
     if path.starts_with('/') && path.trim_end_matches('/').contains('/') {
         return Ok(());

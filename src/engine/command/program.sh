@@ -537,9 +537,6 @@ settle() {
 
 stop() { start; }
 
-# Which machine it is was said.
-identify() { x identified; }
-
 # What the host keeps of a command goes once nobody holds its lock and ten looks, a day of uptime between each, have found it there.
 # No age is read from a file: whoever sets the wall clock must not make a command forgotten that may be asked for once more.
 sweep() {

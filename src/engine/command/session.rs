@@ -11,9 +11,9 @@ use super::{
     program,
 };
 use crate::{
-    model::{cause::Cause, ids::Digest},
+    model::cause::Cause,
     ports::link::{Link, LinkError},
-    time::{Clock, Stamp, within},
+    time::{Clock, Stamp},
 };
 
 /// Answers that end without a verdict though the link is up: after so many it is not going to get better.
@@ -31,7 +31,7 @@ const SHORT: Duration = Duration::from_millis(500);
 /// How long a host that refuses another channel is asked again: somebody else's sessions may end. At most so long also one whose
 /// connection was cut before anything was sent.
 pub(super) const REFUSED: Duration = Duration::from_secs(30);
-/// For an answer that needs no command to end: identify, stop of what is not ours to wait for.
+/// For an answer that needs no command to end: stop of what is not ours to wait for.
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// What is known of the machine, and the link to it.
@@ -165,37 +165,6 @@ impl Session {
         }
     }
 
-    /// Asks which machine this is, making its id if it is new to us: for hosts without a journaled id.
-    ///
-    /// # Errors
-    /// Why it cannot be used, or reached.
-    pub async fn identify(&self) -> Result<String, Cause> {
-        let link = self.link().await.map_err(|e| e.cause)?;
-        let build = |frame: &program::Frame<'_>| program::identify(frame);
-        let mark = "phased-identify".to_owned();
-        let (mut at, mut discard, mut nothing, mut sent) = ([0; 2], Discard, Nothing, false);
-        let request = Request { build: &build, mark: &mark, from: [0; 2], follow: None };
-        let mut reply = Reply { sink: &mut discard, feed: &mut nothing, at: &mut at, sent: &mut sent };
-        let answer = within(&*self.clock, ANSWER, self.ask(&link, &request, &mut reply)).await;
-        match answer {
-            Some(Answer::More) => {}
-            Some(Answer::Refused(cause)) => return Err(cause),
-            Some(Answer::Words(words)) => {
-                if let Some(verdict) = self.verdict(&words, &[], None).await {
-                    return match verdict {
-                        Verdict::Refused(cause) => Err(cause),
-                        other => Err(other
-                            .cause("the host", Duration::ZERO)
-                            .unwrap_or_else(|| Cause::new("internal", "no id"))),
-                    };
-                }
-            }
-            Some(Answer::Cut { error, .. }) => return Err(error.cause),
-            None => {}
-        }
-        self.host_id().await.ok_or_else(|| Cause::new("host_unsupported", "the host did not say who it is"))
-    }
-
     /// Runs `cmd` to its end, or attaches to it. Cancelling `stop` ends it on the host: TERM, then KILL after its grace.
     ///
     /// Not cancel safe in the sense that dropping the future leaves the command running on the host; nothing else is lost, and
@@ -312,50 +281,6 @@ impl Session {
             biased;
             answer = &mut asked => answer,
             () = &mut limit => silent(),
-        }
-    }
-
-    /// Ends the command of `token` if it runs, forbids it if it has not begun, and says what became of it: [`Verdict::Void`] = it
-    /// never ran and never will; `Exited` = it had ended by itself. For steps left open by an interrupted run. Its output is thrown away.
-    pub async fn resolve(&self, token: &Digest, user: Option<&str>, limit: Duration) -> Verdict {
-        let began = self.clock.now();
-        let build = |frame: &program::Frame<'_>| program::stop(frame, token, user, false);
-        let mark = program::mark(token);
-        let mut pause = Duration::from_millis(100);
-        let mut broken = 0;
-        loop {
-            let error = match self.link().await {
-                Err(error) => error,
-                Ok(link) => {
-                    let left = limit.saturating_sub(self.clock.now().since(&began)).max(Duration::from_secs(1));
-                    let (mut at, mut discard, mut nothing, mut sent) = ([0; 2], Discard, Nothing, false);
-                    let request = Request { build: &build, mark: &mark, from: [0; 2], follow: None };
-                    let mut reply = Reply { sink: &mut discard, feed: &mut nothing, at: &mut at, sent: &mut sent };
-                    let asked = self.ask(&link, &request, &mut reply);
-                    match within(&*self.clock, left, asked).await.unwrap_or_else(silent) {
-                        Answer::More => continue,
-                        Answer::Refused(cause) => return Verdict::Refused(cause),
-                        Answer::Words(words) => match self.verdict(&words, &[], None).await {
-                            Some(verdict) => return verdict,
-                            None => LinkError::new("host_unsupported", "the host's answer is not understood"),
-                        },
-                        Answer::Cut { error, broken: is_broken } => {
-                            if is_broken {
-                                broken += 1;
-                            } else {
-                                self.drop_link(&link).await;
-                            }
-                            error
-                        }
-                    }
-                }
-            };
-            let hopeless = !error.cause.is_unreachable() && error.cause.code != "channel_refused" && broken == 0;
-            if hopeless || broken >= BROKEN || self.clock.now().since(&began) >= limit {
-                return Verdict::LinkLost { error, sent: true };
-            }
-            self.clock.sleep(pause).await;
-            pause = (pause * 2).min(PAUSE);
         }
     }
 

@@ -300,6 +300,17 @@ impl Host {
     }
 
     /// Runs text and returns what it printed; it must succeed.
+    /// What becomes of a command that an earlier life may have begun and nobody wants any more.
+    async fn given_up(&self, n: u32) -> Verdict {
+        give_up(&self.session, n).await
+    }
+
+    /// Which machine it is: something was asked of it.
+    async fn machine(&self) -> String {
+        self.sh(9999, "true").await;
+        self.session.host_id().await.unwrap()
+    }
+
     async fn sh(&self, n: u32, text: &str) -> String {
         let (verdict, out, err) = self.run(&sh(n, text)).await;
         assert!(
@@ -340,6 +351,14 @@ fn exec(n: u32, argv: &[&[u8]]) -> CommandSpec {
 }
 
 /// Waits for a condition: never a fixed sleep.
+async fn give_up(session: &Session, n: u32) -> Verdict {
+    let mut cmd = sh(n, "true");
+    cmd.resumed = true;
+    let stop = CancellationToken::new();
+    stop.cancel();
+    session.run(&cmd, &mut Discard, &stop).await
+}
+
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let clock = SystemClock::new();
     for _ in 0..1000 {

@@ -52,22 +52,22 @@ in_every_shell! {
 
     async fn given_up_is_never_begun(host: Host) {
         let file = host.path("ran");
-        assert_eq!(host.session.resolve(&token(1), None, Duration::from_secs(20)).await, Verdict::Void);
+        assert_eq!(host.given_up(1).await, Verdict::Void);
         let (verdict, _, _) = host.run(&sh(1, &format!("touch {}", file.display()))).await;
         assert_eq!(verdict, Verdict::Void);
         assert!(!file.exists());
         // What had ended by itself has.
         host.sh(2, "true").await;
-        assert!(matches!(host.session.resolve(&token(2), None, Duration::from_secs(20)).await, Verdict::Exited { code: 0, .. }));
+        assert!(matches!(host.given_up(2).await, Verdict::Exited { code: 0, .. }));
     }
 
-    async fn resolve_ends_what_runs(host: Host) {
+    async fn giving_up_ends_what_runs(host: Host) {
         let marker = host.marker();
         let cmd = sh(1, &format!("sleep {marker}"));
         let (never, mut sink) = (CancellationToken::new(), Discard);
         let resolving = async {
             until("the command", || process_exists(&marker)).await;
-            host.again(None).resolve(&token(1), None, Duration::from_secs(20)).await
+            give_up(&host.again(None), 1).await
         };
         let (verdict, resolved) = tokio::join!(host.session.run(&cmd, &mut sink, &never), resolving);
         assert!(matches!(verdict, Verdict::Stopped { .. }), "{verdict:?}");

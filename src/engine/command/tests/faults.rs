@@ -73,7 +73,7 @@ fn is_locked(path: &Path) -> bool {
 in_every_shell! {
     async fn a_connection_cut_anywhere_repeats_and_loses_nothing(host: Host) {
         let points = if std::env::var_os("PHASED_CRASH_FULL").is_some() { 100 } else { 12 };
-        let id = host.session.identify().await.unwrap();
+        let id = host.machine().await;
         let file = host.path("ran");
         let three = |first: u32| {
             let ran = |n: u32| format!("echo {n} >>{}", file.display());
@@ -135,7 +135,7 @@ in_every_shell! {
         };
         let ((verdict, _, _), ()) = tokio::join!(host.run(&cmd), reusing);
         assert_eq!(verdict, Verdict::Lost);
-        assert_eq!(host.session.resolve(&token(1), None, Duration::from_secs(20)).await, Verdict::Lost);
+        assert_eq!(host.given_up(1).await, Verdict::Lost);
         until("the end of the watchdog", || !is_locked(&host.file(1, "watch"))).await;
         let ended = foreign.try_wait().unwrap();
         foreign.kill().unwrap();

@@ -47,7 +47,7 @@ in_every_shell! {
         let mut cmd = sh(1, &format!("yes | head -c 30000000; sleep {marker}"));
         cmd.max_output = 5_000_000;
         let mark = program::mark(&cmd.token);
-        let id = host.session.identify().await.unwrap();
+        let id = host.machine().await;
         let frame = program::Frame { mark: &mark, base: host.shells.base.to_str(), host_id: Some(&id), from: [0; 2] };
         let link = host.shells.connect().await.unwrap();
         let mut channel = link.open("sh").await.unwrap();
