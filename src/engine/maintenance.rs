@@ -22,7 +22,10 @@ use crate::{
         run::{Deployment, HealthRun, Run, RunState},
         step::{CallKey, Place},
     },
-    ports::control::{Commit, CommitError, Control, Revision},
+    ports::{
+        control::{Commit, CommitError, Control, Revision},
+        journal::Ticket,
+    },
     time::{rfc3339, within},
 };
 
@@ -44,13 +47,15 @@ struct Shut {
 type Now = Option<(Revision, Shut)>;
 
 /// What an owner says of its run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 struct Work {
     project: ProjectName,
     /// The gate as it was when the owner last decided.
     under: Now,
     /// What it works on; not told while the gate is open.
     doing: Vec<String>,
+    /// The last record of its journal.
+    last: Option<Ticket>,
 }
 
 /// The gate of one daemon.
@@ -86,7 +91,7 @@ impl Maintenance {
     /// An owner's end, for as long as it owns `run`.
     pub(super) fn gate(self: &Arc<Self>, run: &Run) -> Gate {
         let (id, project) = (run.header.run.clone(), run.header.project.clone());
-        let work = Work { project, under: None, doing: Vec::new() };
+        let work = Work { project, under: None, doing: Vec::new(), last: None };
         self.work.send_modify(|all| drop(all.insert(id.clone(), work)));
         Gate { maintenance: Arc::clone(self), run: id, now: self.now.subscribe(), seen: None }
     }
@@ -100,6 +105,15 @@ impl Maintenance {
     /// Whether nothing works any more, or it need not.
     fn is_quiet(&self) -> bool {
         !self.is_on() || (self.is_heard() && self.work.borrow().values().all(|work| work.doing.is_empty()))
+    }
+
+    /// Waits until what every run has come to is on disk: whoever hears that nothing works may cut the power.
+    async fn on_disk(&self) {
+        let last: Vec<Ticket> = self.work.borrow().values().filter_map(|work| work.last.clone()).collect();
+        for ticket in last {
+            // A journal that cannot be written is told as what it is, by the run that stands still.
+            let _degraded = ticket.synced().await;
+        }
     }
 
     async fn until(&self, there: impl Fn(&Self) -> bool) {
@@ -168,16 +182,15 @@ impl Gate {
         self.seen.is_some() && begins(action)
     }
 
-    /// Says what the owner works on, after it has decided: what the fold says, and its actions under way, `busy`.
-    pub(super) fn report<'a>(&self, run: &Run, busy: impl Iterator<Item = &'a String>) {
+    /// Says what the owner works on, after it has decided: what the fold says, and its actions under way, `busy`; and its last record.
+    pub(super) fn report<'a>(&self, run: &Run, busy: impl Iterator<Item = &'a String>, last: Option<&Ticket>) {
         let doing = if self.seen.is_some() { doing(run, busy) } else { Vec::new() };
         self.maintenance.work.send_if_modified(|all| {
-            let Some(work) = all.get_mut(&self.run).filter(|work| work.under != self.seen || work.doing != doing)
-            else {
-                return false;
-            };
+            let Some(work) = all.get_mut(&self.run) else { return false };
+            work.last = last.cloned();
+            let changed = work.under != self.seen || work.doing != doing;
             (work.under, work.doing) = (self.seen.clone(), doing);
-            true
+            changed
         });
     }
 
@@ -282,7 +295,10 @@ impl Conductor {
 pub(super) async fn look(conductor: &Conductor, wait: Option<Duration>) -> MaintenanceView {
     let maintenance = &conductor.inner.maintenance;
     if let Some(limit) = wait {
-        let quiet = maintenance.until(Maintenance::is_quiet);
+        let quiet = async {
+            maintenance.until(Maintenance::is_quiet).await;
+            settled(conductor).await;
+        };
         let _or_the_time_is_up = within(&*conductor.inner.world.clock, limit, quiet).await;
     }
     maintenance.view()
@@ -318,8 +334,21 @@ pub(super) async fn switch(
         std::mem::replace(now, newest.clone()) != newest
     });
     conductor.inner.nudge.notify_one();
-    let _or_shown_as_working = within(&*world.clock, HEARD, maintenance.until(Maintenance::is_heard)).await;
+    let heard = async {
+        maintenance.until(Maintenance::is_heard).await;
+        if maintenance.is_quiet() {
+            settled(conductor).await;
+        }
+    };
+    let _or_shown_as_working = within(&*world.clock, HEARD, heard).await;
     Ok(maintenance.view())
+}
+
+/// What parked runs have come to is on disk, and where people look.
+async fn settled(conductor: &Conductor) {
+    conductor.inner.maintenance.on_disk().await;
+    let views = conductor.inner.views.clone();
+    let _views_are_gone = tokio::task::spawn_blocking(move || views.barrier()).await;
 }
 
 #[cfg(test)]

@@ -225,7 +225,7 @@ impl Owner {
         let left = loop {
             let wake = self.settle();
             self.report_progress();
-            self.gate.report(&self.run, self.busy.keys());
+            self.gate.report(&self.run, self.busy.keys(), self.last_ticket.as_ref());
             if let Some(why) = self.broken.take() {
                 break Left::Broken(why);
             }

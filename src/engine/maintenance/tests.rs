@@ -159,7 +159,7 @@ async fn nothing_works_once_every_owner_has_looked_and_ended_what_it_did() {
     let mut gate = maintenance.gate(&run);
     let deploy = CallKey::host("production", 1, "i-2", "deploy");
     run.next(&event(Event::Call { key: deploy.clone(), function: "f".into(), input: Value::Null })).unwrap();
-    gate.report(&run, std::iter::empty());
+    gate.report(&run, std::iter::empty(), None);
     assert!(maintenance.is_quiet(), "nobody waits while it is off");
     shut(&maintenance, 1);
     assert!(!maintenance.is_quiet());
@@ -168,19 +168,19 @@ async fn nothing_works_once_every_owner_has_looked_and_ended_what_it_did() {
 
     gate.changed().await;
     gate.look();
-    gate.report(&run, std::iter::empty());
+    gate.report(&run, std::iter::empty(), None);
     assert_eq!(maintenance.view().runs[0].doing, ["deploys to web2 (production)"]);
     let quiet = maintenance.until(Maintenance::is_quiet);
     let work = async {
         run.next(&event(Event::Return { key: deploy, result: CallResult::Returned(Value::Null), undos: 0 })).unwrap();
         run.next(&event(Event::HealthBegan { deployment: 1, host: "i-2".parse().unwrap() })).unwrap();
-        gate.report(&run, ["lease 1".to_owned(), "watch 1 i-2".to_owned(), "plan 1".to_owned()].iter());
+        gate.report(&run, ["lease 1".to_owned(), "watch 1 i-2".to_owned(), "plan 1".to_owned()].iter(), None);
         let now = maintenance.view().runs[0].doing.clone();
         assert_eq!(now, ["watches the health of web2 (production)", "plans production"]);
         let host = "i-2".parse().unwrap();
         let healthy = Event::HealthVerdict { deployment: 1, host, unhealthy: None, evidence: Vec::new() };
         run.next(&event(healthy)).unwrap();
-        gate.report(&run, ["lease 1".to_owned()].iter());
+        gate.report(&run, ["lease 1".to_owned()].iter(), None);
     };
     tokio::join!(quiet, work);
     assert_eq!(maintenance.holder(&id, RunState::Deploying).unwrap().holder, "uid 0");
