@@ -5,7 +5,11 @@
 mod clocks;
 mod cuts;
 mod divergence;
+mod golden;
+mod keys;
 mod kills;
+mod machines;
+mod price;
 mod steps;
 mod undo;
 
