@@ -27,6 +27,10 @@ pub(super) struct KeepInstead(pub(super) String);
 /// Bodies slower than this, on the whole, are cut off.
 const SLOWEST_BYTES_PER_MS: u64 = 64;
 
+/// In a request's extensions: its `Idempotency-Key` with all that it belongs to.
+#[derive(Clone)]
+pub(super) struct PressedAs(pub(super) String);
+
 /// The largest answer kept under an `Idempotency-Key`.
 const LONGEST_KEPT: usize = 1 << 20;
 
@@ -149,6 +153,8 @@ impl Server {
             headers.insert("idempotent-replayed", HeaderValue::from_static("true"));
             return Ok(response);
         }
+        let mut request = request;
+        request.extensions_mut().insert(PressedAs(format!("{}|{}|{}", key.scope, key.key, key.digest)));
         let response = written(self.route(request, caller).await, path, id);
         let (mut parts, body) = response.into_parts();
         let body = match http_body_util::Limited::new(body, LONGEST_KEPT).collect().await {

@@ -157,6 +157,10 @@ impl Engine for Conductor {
     async fn start(&self, project: &str, start: Start, by: &str) -> Result<Started, Refusal> {
         self.writable()?;
         let loaded = self.project(project)?;
+        let pressed = start.pressed_as.as_deref().map(idempotency::pressed_key);
+        if let Some(run) = pressed.as_deref().and_then(|key| idempotency::pressed(self, key)) {
+            return Ok(Started::Run(Box::new(self.view(&run)?)));
+        }
         let last = start.environment.as_deref().map(|name| environment(&loaded, name)).transpose()?;
         let source = &loaded.pipeline.source;
         let remote = &self.inner.world.forge;
@@ -196,7 +200,8 @@ impl Engine for Conductor {
             retest: start.retest,
             head,
         };
-        let view = self.request(&loaded.name, Trigger::Api, by.to_owned(), ask, &[], Vec::new()).await?;
+        let also = pressed.into_iter().collect();
+        let view = self.request(&loaded.name, Trigger::Api, by.to_owned(), ask, &[], also).await?;
         let view = view.ok_or_else(|| Refusal::Degraded("a request without conditions met one".to_owned()))?;
         Ok(Started::Run(Box::new(view)))
     }

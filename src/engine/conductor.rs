@@ -322,7 +322,9 @@ impl Conductor {
         let stopping = self.inner.world.tasks.stopping();
         loop {
             let mut by_project: BTreeMap<ProjectName, Vec<(RunId, Requested)>> = BTreeMap::new();
-            for (id, requested) in self.requests() {
+            // While nothing can be written nothing is begun: least of all a run that could not be taken up.
+            let requests = if self.writable().is_ok() { self.requests() } else { Vec::new() };
+            for (id, requested) in requests {
                 by_project.entry(requested.project.clone()).or_default().push((id, requested));
             }
             for (project, mut queued) in by_project {

@@ -84,6 +84,9 @@ pub struct Start {
     pub redeploy: bool,
     /// Tests run again though this release passed them under the same code.
     pub retest: bool,
+    /// The caller's `Idempotency-Key` with all that it belongs to: on disk together with the run, so that the same press after a crash
+    /// finds it although nobody could keep the answer any more.
+    pub pressed_as: Option<String>,
 }
 
 /// The answer to a start.

@@ -8,7 +8,7 @@ use super::{
     sweep,
 };
 use crate::{
-    model::ids::Digest,
+    model::ids::{Digest, RunId},
     ports::control::{Commit, CommitError},
 };
 
@@ -17,6 +17,19 @@ const LARGEST: usize = 32 * 1024;
 
 fn control_key(scope: &str, key: &str) -> String {
     format!("idem/{}", Digest::of(format!("{scope}|{key}").as_bytes()))
+}
+
+/// The key under which control remembers the run that a press made.
+pub(super) fn pressed_key(pressed_as: &str) -> String {
+    format!("press/{}", Digest::of(pressed_as.as_bytes()))
+}
+
+/// The run that the same press made, when its answer was lost in a crash.
+pub(super) fn pressed(conductor: &Conductor, key: &str) -> Option<RunId> {
+    let entry = conductor.inner.world.control.get(key)?;
+    let at = entry.value.get("at_ms").and_then(Value::as_i64).unwrap_or(0);
+    let fresh = conductor.inner.world.clock.now().wall_ms - at < sweep::KEPT_MS;
+    entry.value.get("run")?.as_str()?.parse().ok().filter(|_| fresh)
 }
 
 pub(super) fn claim(conductor: &Conductor, scope: &str, key: &str, body: &str) -> Result<Option<KeptAnswer>, Refusal> {

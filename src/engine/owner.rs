@@ -299,6 +299,11 @@ impl Owner {
                 let Some(name) = name else { return false };
                 let Some(job) = actions::Job::of(&self.run, action) else { return false };
                 let cancel = CancellationToken::new();
+                let sharp = self.run.diverged.is_some() || self.run.stop.as_ref().is_some_and(|stop| stop.now);
+                if sharp && name.starts_with("watch ") {
+                    // Wished before a crash, or while the host was being switched: nobody is there any more who would let it go.
+                    cancel.cancel();
+                }
                 self.busy.insert(name.clone(), cancel.clone());
                 let context = actions::Context {
                     world: Arc::clone(&self.world),

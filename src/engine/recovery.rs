@@ -27,15 +27,34 @@ pub(super) async fn recover(conductor: &Conductor) -> std::io::Result<()> {
     let runs = tokio::task::spawn_blocking(move || journals.runs()).await.map_err(std::io::Error::other)??;
     runs.iter().chain(&ledger::runs(&*world.control)).for_each(|run| conductor.met(run));
     for id in runs {
-        if let Err(why) = take_up(conductor, &id).await {
-            damaged(conductor, &id, &why);
+        match take_up(conductor, &id).await {
+            Ok(()) => {}
+            Err(Trouble::Damage(why)) => damaged(conductor, &id, &why),
+            // It may be whole: nobody may end it, and nothing begins over it.
+            Err(Trouble::Disk(why)) => {
+                tracing::error!(run = %id, %why, "a run cannot be taken up");
+                conductor
+                    .degraded(&format!("run {id} cannot be taken up: {why}; restart the daemon once the disk is well"));
+            }
         }
     }
     let views = conductor.inner.views.clone();
     tokio::task::spawn_blocking(move || views.barrier()).await.map_err(std::io::Error::other)
 }
 
-async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), String> {
+/// Why a run cannot be taken up.
+enum Trouble {
+    /// What its journal holds cannot be trusted.
+    Damage(String),
+    /// It could not be read or written now.
+    Disk(String),
+}
+
+fn disk(error: impl std::fmt::Display) -> Trouble {
+    Trouble::Disk(error.to_string())
+}
+
+async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), Trouble> {
     let world = &conductor.inner.world;
     let views = &conductor.inner.views;
     let open = world.control.get(&ledger::run_key(id)).is_some();
@@ -46,16 +65,16 @@ async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), String> {
     }
     let (journals, run_id) = (std::sync::Arc::clone(&world.journals), id.clone());
     let found = tokio::task::spawn_blocking(move || journals.read(&run_id)).await;
-    let found = found.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+    let found = found.map_err(disk)?.map_err(disk)?;
     if let Some(damage) = found.damage {
-        return Err(damage);
+        return Err(Trouble::Damage(damage));
     }
     if found.records.is_empty() {
         // Killed between making the file and its first record: the request is still queued, and is to find the file open.
         if open {
             let (journals, run_id) = (std::sync::Arc::clone(&world.journals), id.clone());
             let reopened = tokio::task::spawn_blocking(move || journals.reopen(&run_id, Epoch(0))).await;
-            reopened.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+            reopened.map_err(disk)?.map_err(disk)?;
         }
         return Ok(());
     }
@@ -73,10 +92,10 @@ async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), String> {
     let epoch = Epoch(run.header.epoch.0.max(u64::try_from(world.clock.now().wall_ms).unwrap_or(0)) + 1);
     let (journals, run_id) = (std::sync::Arc::clone(&world.journals), id.clone());
     let found = tokio::task::spawn_blocking(move || journals.reopen(&run_id, epoch)).await;
-    let found = found.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+    let found = found.map_err(disk)?.map_err(disk)?;
     let run = fold(&found)?;
     let last = found.records.last().map_or(Seq(0), |(seq, ..)| *seq);
-    let taken = taken(world, &run, &found).await.map_err(|e| format!("its output cannot be read: {e}"))?;
+    let taken = taken(world, &run, &found).await.map_err(|e| disk(format!("its output cannot be read: {e}")))?;
     views.recover(id, found.records, false);
     tracing::warn!(run = %id, project = %run.header.project, calls = run.calls.len(), "the daemon was gone in the middle of it; it goes on");
     conductor.resume(run, last, epoch, taken);
@@ -94,9 +113,9 @@ async fn taken(world: &World, run: &Run, found: &Found) -> std::io::Result<Taken
     Ok(Taken { openings, secrets, lines: lines.map_err(std::io::Error::other)?? })
 }
 
-fn fold(found: &Found) -> Result<Run, String> {
+fn fold(found: &Found) -> Result<Run, Trouble> {
     let records = found.records.iter().map(|(seq, _, record): &(Seq, u32, Record)| (*seq, record));
-    Run::fold(records).map_err(|e| e.to_string())
+    Run::fold(records).map_err(|e| Trouble::Damage(e.to_string()))
 }
 
 /// A journal that cannot be trusted: nobody continues the run, an operator decides.

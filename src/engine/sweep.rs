@@ -30,7 +30,7 @@ fn forget(world: &World) -> bool {
     let old = |entry: &Entry, keep: i64| {
         entry.value.get("at_ms").and_then(serde_json::Value::as_i64).is_some_and(|at| now - at > keep)
     };
-    let found = [("delivery/", SEEN_MS), ("signature/", SEEN_MS), ("idem/", KEPT_MS)]
+    let found = [("delivery/", SEEN_MS), ("signature/", SEEN_MS), ("idem/", KEPT_MS), ("press/", KEPT_MS)]
         .into_iter()
         .flat_map(|(prefix, keep)| world.control.scan(prefix).into_iter().filter(move |entry| old(entry, keep)));
     let found: Vec<Entry> = found.take(AT_ONCE).collect();

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::{App, in_form};
 use crate::{
-    api::{auth::Caller, fields::Fields, problem::Problem, render},
+    api::{auth::Caller, fields::Fields, gate::PressedAs, problem::Problem, render},
     engine::{
         handle::{Start, Started},
         view::{CauseView, Page, Plan, ProjectStatus, RunView},
@@ -116,11 +116,13 @@ pub(super) async fn list(
 pub(super) async fn start(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
+    pressed_as: Option<Extension<PressedAs>>,
     Path(project): Path<String>,
     mut fields: Fields,
 ) -> Result<Response, Problem> {
     caller.project(&project)?;
     let start = Start {
+        pressed_as: pressed_as.map(|Extension(PressedAs(text))| text),
         reference: fields.text("ref"),
         environment: fields.text("environment"),
         reason: fields.text("reason"),
