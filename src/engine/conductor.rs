@@ -390,10 +390,11 @@ impl Conductor {
     async fn work(&self) {
         let stopping = self.inner.world.tasks.stopping();
         loop {
-            // On a full disk what runs gets the reserve; what is queued waits.
+            // On a full disk what runs gets the reserve; what is queued waits. On one that failed nothing is begun at all.
             let full = *self.inner.world.storage.condition().borrow() == Condition::Full;
+            let none = full || self.writable().is_err();
             let mut by_project: BTreeMap<ProjectName, Vec<(RunId, Requested)>> = BTreeMap::new();
-            for (id, requested) in self.requests().into_iter().filter(|_| !full) {
+            for (id, requested) in self.requests().into_iter().filter(|_| !none) {
                 by_project.entry(requested.project.clone()).or_default().push((id, requested));
             }
             for (project, mut queued) in by_project {

@@ -2,10 +2,15 @@
 //!
 //! `PHASED_CRASH_FULL=1` (scripts/crash) takes every record; otherwise a part of them, other ones each time the run grows.
 
+mod answers;
 mod clocks;
 mod cuts;
 mod divergence;
+mod golden;
+mod keys;
 mod kills;
+mod machines;
+mod price;
 mod steps;
 mod undo;
 

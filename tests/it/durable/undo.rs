@@ -33,7 +33,7 @@ const WHOLE: [&str; 4] = ["one", "two", "undo two", "undo one"];
 fn a_stage_that_fails_is_undone_newest_first_and_once_wherever_it_was_cut() {
     let mut dice = Dice::new("undo_stage");
     let (world, mut daemon) = World::with(&in_a_stage(r#"run:sh "sleep 0.2; exit 3""#));
-    for _ in 0..times(3, 30) {
+    for _ in 0..times(1, 30) {
         world.repo.push("bad");
         let run = daemon.press();
         (daemon, _) = world.kills(daemon, &run, 5, &mut dice);
@@ -48,7 +48,7 @@ fn a_stage_that_fails_is_undone_newest_first_and_once_wherever_it_was_cut() {
 fn a_deploy_that_fails_is_undone_on_its_host_and_once_wherever_it_was_cut() {
     let mut dice = Dice::new("undo_deploy");
     let (world, mut daemon) = World::with(&on_a_host(r#"host:sh "sleep 0.2; exit 3""#));
-    for _ in 0..times(2, 30) {
+    for _ in 0..times(1, 30) {
         world.repo.push("bad");
         let run = daemon.press();
         (daemon, _) = world.kills(daemon, &run, 5, &mut dice);
