@@ -28,6 +28,9 @@ const MAX_KEY: usize = 1024;
 /// The documents' shape. A newer one is set aside and folded anew, an older one too: that is cheaper than a migration.
 const SCHEMA: u32 = 1;
 
+/// A file of ours beside sled's: something in it could not be read while it was used. The next start sets it aside.
+const DAMAGED: &str = "damaged";
+
 const SCHEMA_KEY: &[u8] = b"m/schema";
 
 /// The envelope's.
@@ -46,6 +49,8 @@ const CACHE: u64 = 1024 * 1024;
 #[derive(Debug)]
 pub struct SledIndex {
     db: sled::Db,
+    /// Where it lies.
+    dir: PathBuf,
 }
 
 /// An index that could not be used any more: the caller folds the journals anew and tells people.
@@ -97,6 +102,19 @@ impl SledIndex {
         guard("closing", || self.db.flush().map(|_| ()))
     }
 
+    /// An answer; of one that is none the next start learns, and folds the journals anew.
+    fn noted<T>(&self, read: Result<T, IndexError>) -> Result<T, IndexError> {
+        read.map_err(|IndexError(why)| {
+            let file = self.dir.join(DAMAGED);
+            if !file.exists()
+                && let Err(error) = fs::write(&file, &why)
+            {
+                tracing::warn!(file = %file.display(), %error, "that the state index is damaged could not be noted down");
+            }
+            IndexError(format!("{why}; restart the daemon, which makes the index anew from the journals"))
+        })
+    }
+
     fn sweep(&self, prefix: &[u8]) -> sled::Result<()> {
         loop {
             let mut batch = sled::Batch::default();
@@ -141,6 +159,9 @@ fn open(dir: &Path, limit: Duration) -> Result<SledIndex, IndexError> {
 
 fn open_now(dir: &Path) -> sled::Result<Result<SledIndex, IndexError>> {
     fs::create_dir_all(dir)?;
+    if let Ok(why) = fs::read_to_string(dir.join(DAMAGED)) {
+        return Ok(Err(IndexError(why)));
+    }
     remove_half_snapshots(dir)?;
     let db = sled::Config::new()
         .path(dir)
@@ -148,7 +169,7 @@ fn open_now(dir: &Path) -> sled::Result<Result<SledIndex, IndexError>> {
         .mode(sled::Mode::LowSpace)
         .flush_every_ms(Some(500))
         .open()?;
-    let index = SledIndex { db };
+    let index = SledIndex { db, dir: dir.to_owned() };
     let schema = match index.db.get(SCHEMA_KEY)?.map(|value| unwrap(SCHEMA_KEY, &value)) {
         None if index.db.is_empty() => {
             index.db.insert(SCHEMA_KEY, wrap(&SCHEMA.to_le_bytes()))?;
@@ -266,8 +287,11 @@ impl Index for SledIndex {
     }
 
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, IndexError> {
-        let value = guard("reading", || self.db.get(document_key(key)))?;
-        value.map(|value| unwrap(key.as_bytes(), &value)).transpose()
+        let read = || {
+            let value = guard("reading", || self.db.get(document_key(key)))?;
+            value.map(|value| unwrap(key.as_bytes(), &value)).transpose()
+        };
+        self.noted(read())
     }
 
     fn scan(
@@ -277,7 +301,7 @@ impl Index for SledIndex {
         limit: usize,
         reverse: bool,
     ) -> Result<Vec<(String, Vec<u8>)>, IndexError> {
-        guard("scanning", || scan(&self.db, prefix, after, limit, reverse))?
+        self.noted(guard("scanning", || scan(&self.db, prefix, after, limit, reverse)).and_then(|page| page))
     }
 
     fn position(&self, run: &RunId) -> Result<Option<(Seq, u32)>, IndexError> {

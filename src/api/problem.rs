@@ -158,6 +158,7 @@ impl From<Refusal> for Problem {
             Refusal::QueueFull(_) => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
             Refusal::DiskFull(_) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
             Refusal::Degraded(_) => (StatusCode::SERVICE_UNAVAILABLE, "degraded"),
+            Refusal::Unreadable(_) => (StatusCode::SERVICE_UNAVAILABLE, "index_damaged"),
         };
         let problem = Problem::new(status, code, detail);
         match refusal {

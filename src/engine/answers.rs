@@ -34,7 +34,7 @@ use crate::{
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 fn unreadable(error: &IndexError) -> Refusal {
-    Refusal::Degraded(error.to_string())
+    Refusal::Unreadable(error.to_string())
 }
 
 fn run_id(text: &str) -> Result<RunId, Refusal> {

@@ -69,6 +69,9 @@ pub enum Refusal {
     /// 507 `disk_full`: nothing new is begun until there is room; a forge gets 503 instead, because it tries that again.
     #[error("the disk that holds {} is full, so nothing new is begun; make room there (see `df`), and it goes on by itself within seconds", .0.display())]
     DiskFull(std::path::PathBuf),
+    /// 503 `index_damaged`: what people see cannot be read; runs are not concerned.
+    #[error("the state index cannot be read: {0}")]
+    Unreadable(String),
     /// 503 `degraded`: the journal cannot be written, nothing that changes anything is done.
     #[error("the daemon is degraded and changes nothing: {0}")]
     Degraded(String),

@@ -14,6 +14,9 @@ use crate::{
 /// Waits between tries, seconds; then given up, loudly. About a day in all.
 const BACKOFF: [u64; 12] = [1, 5, 15, 60, 120, 300, 900, 1800, 3600, 7200, 21600, 43200];
 
+/// How long letters under way are waited for when the daemon goes down.
+const LINGER: Duration = Duration::from_secs(3);
+
 /// Letters under way at the same moment; each has a Lua VM.
 const SIDE_BY_SIDE: usize = 16;
 
@@ -51,7 +54,12 @@ pub(super) async fn deliver(conductor: Conductor) {
         let wait = Duration::from_millis(u64::try_from(next - now).unwrap_or(0).max(50));
         tokio::select! {
             biased;
-            () = stopping.cancelled() => return,
+            () = stopping.cancelled() => {
+                // What is under way may have arrived: told to control it does not come twice.
+                let ending = async { while tries.next().await.is_some() {} };
+                crate::time::within(&*world.clock, LINGER, ending).await;
+                return;
+            }
             Some((key, known)) = tries.next() => {
                 under_way.remove(&key);
                 if !known {

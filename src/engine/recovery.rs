@@ -128,7 +128,7 @@ fn unreadable(conductor: &Conductor, id: &RunId, error: &std::io::Error) {
         conductor.stand_still(id, &requested.project);
     }
     conductor.degraded(&format!(
-        "run {id} is not taken up: its journal cannot be read or rewritten: {error}; restart the daemon once the disk is well"
+        "run {id} cannot be taken up: its journal cannot be read or rewritten: {error}; restart the daemon once the disk is well"
     ));
 }
 

@@ -51,15 +51,17 @@ pub fn of(run: &Run, key: &CallKey) -> Value {
     });
     if let Some(deployment) = deployment {
         let id = DeploymentId { run: header.run.clone(), n: deployment.n };
-        input["deployment"] = json!({
-            "id": id.to_string(), "run": header.run, "environment": deployment.environment,
-            "hosts": deployment.hosts.iter().map(host).collect::<Vec<_>>(),
-        });
-    }
-    if let (Some(Place::Host { host: id, .. }), Some(deployment)) = (&place, deployment) {
         // The hosts of a wide fleet are not copied into each of its calls.
-        input["deployment"]["hosts"] = json!([]);
-        input["host"] = deployment.host(id).map_or(Value::Null, host);
+        let hosts: Vec<Value> = match &place {
+            Some(Place::Host { host: id, .. }) => {
+                input["host"] = deployment.host(id).map_or(Value::Null, host);
+                Vec::new()
+            }
+            _ => deployment.hosts.iter().map(host).collect(),
+        };
+        input["deployment"] = json!({
+            "id": id.to_string(), "run": header.run, "environment": deployment.environment, "hosts": hosts,
+        });
     }
     input
 }

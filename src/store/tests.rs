@@ -168,9 +168,10 @@ fn another_schema_is_set_aside() {
 }
 
 #[test]
-fn a_damaged_value_is_an_error_and_no_document() {
+fn a_damaged_value_is_an_error_and_no_document_and_the_next_start_makes_the_index_anew() {
     let dir = tempfile::tempdir().unwrap();
-    let index = fresh(dir.path());
+    let state = dir.path().join("state");
+    let index = fresh(&state);
     let good = wrap(b"document");
     for at in 0..good.len() {
         let mut bad = good.clone();
@@ -184,6 +185,9 @@ fn a_damaged_value_is_an_error_and_no_document() {
     }
     index.db.insert(position_key(&run(1)), wrap(b"short")).unwrap();
     assert!(index.position(&run(1)).is_err());
+    index.close().unwrap();
+    assert!(aside(&state).1.why.contains("is damaged"));
+    fresh(&state);
 }
 
 #[test]
