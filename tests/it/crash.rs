@@ -342,8 +342,11 @@ fn a_start_with_a_key_is_one_run_though_the_daemon_died_before_it_answered() {
     assert_eq!(other.problem(), (422, "idempotency_mismatch".to_owned()));
 }
 
+/// Does something to an index's directory.
+type Breaking = fn(&std::path::Path);
+
 /// What a broken disk or another version may have made of the index.
-fn broken_indexes() -> Vec<(&'static str, fn(&std::path::Path))> {
+fn broken_indexes() -> Vec<(&'static str, Breaking)> {
     fn files(state: &std::path::Path, change: impl Fn(&str, &mut Vec<u8>)) {
         for entry in std::fs::read_dir(state).unwrap().map(Result::unwrap).filter(|e| e.file_type().unwrap().is_file())
         {

@@ -16,6 +16,8 @@ use crate::{
 
 /// One look of a `wait`.
 const LOOK: Duration = Duration::from_secs(10);
+/// However little of its time is left: a shorter look sees nothing but that.
+const LEAST: Duration = Duration::from_millis(250);
 
 /// `":8080/path"` is the machine's own loopback, through its session; everything else is asked from here.
 async fn ask(job: &Job, args: &Resolved, timeout: Duration) -> Result<Response, Cause> {
@@ -82,7 +84,7 @@ pub(super) async fn wait(job: &Job, args: &Resolved) -> Outcome {
     let began = job.resumed.clone().unwrap_or_else(|| clock.now());
     loop {
         let left = timeout.saturating_sub(clock.now().since(&began));
-        let seen = match look(job, args, left.min(LOOK)).await {
+        let seen = match look(job, args, left.clamp(LEAST, LOOK)).await {
             Ok(()) => return Outcome::Ok(Value::Null),
             Err(seen) => seen,
         };
