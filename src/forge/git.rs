@@ -360,10 +360,19 @@ impl Forge for Git {
         if !mirror.join("HEAD").exists() {
             return Err(fault::unknown(sha.as_str(), &mirror.display().to_string()));
         }
-        let made = self.clone_at(&mirror, sha, dir, owner).await;
+        // A git that a killed daemon left behind may still be at work on this very checkout: each has a place of its own, and what is
+        // whole is put in its place at once.
+        let aside = dir.with_extension(self.clock.now().wall_ms.to_string());
+        let (from, to) = (aside.clone(), dir.to_owned());
+        let made = match self.clone_at(&mirror, sha, &aside, owner).await {
+            Ok(()) => on_disk("make", dir, move || tree::replace(&from, &to)).await,
+            failed => failed,
+        };
         if made.is_err() {
             let _left_over = tree::remove(dir);
         }
+        let of = dir.to_owned();
+        let _best_effort = tokio::task::spawn_blocking(move || tree::clear_aside(&of)).await;
         made
     }
 

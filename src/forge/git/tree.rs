@@ -23,6 +23,23 @@ pub(super) fn fresh(dir: &Path) -> io::Result<()> {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
 }
 
+/// Puts `from` where `to` is or was.
+pub(super) fn replace(from: &Path, to: &Path) -> io::Result<()> {
+    remove(to)?;
+    fs::rename(from, to)
+}
+
+/// Removes what unfinished checkouts of `dir` have left beside it.
+pub(super) fn clear_aside(dir: &Path) {
+    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else { return };
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path != dir && path.file_stem() == Some(name) {
+            let _somebody_may_still_write_there = remove(&path);
+        }
+    }
+}
+
 /// Removes whatever is at `path`, or nothing.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {

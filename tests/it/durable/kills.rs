@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::fixture::{Dice, Project, Sink, World, times};
+use crate::fixture::{Api, Dice, Project, Sink, World, eventually, times};
 
 /// Three steps on each host, each of which writes down that it ran and prints; the last one switches.
 const STEPS: &str = r#"
@@ -228,10 +228,18 @@ fn killed_at_any_record_of_control_a_run_ends_well_and_gives_its_environment_bac
     let count = lines() - before;
     assert!(count >= 5, "{count}");
     for (n, place) in (1..=count).step_by(times(2, 1)).flat_map(|n| [(n, "before"), (n, "after")]) {
-        let daemon = world.start_with(&[("PHASED_KILL", &format!("control-{place}:{n}"))]);
-        let pressed = daemon.api.with("content-type", "application/json");
-        let _may_die = pressed.try_ask("POST", "/v1/projects/shop/start", again.to_string().as_bytes());
-        daemon.dies_or_rests();
+        // It may die before it can be pressed, when it first tells people of the run before.
+        let api = Api::socket(world.path("phased.sock")).with("content-type", "application/json");
+        let mut pressed = false;
+        world.doomed(&[("PHASED_KILL", &format!("control-{place}:{n}"))], || {
+            if !pressed {
+                let answer = api.try_ask("POST", "/v1/projects/shop/start", again.to_string().as_bytes());
+                pressed = answer.is_ok_and(|answer| answer.status == 202);
+                return false;
+            }
+            let status = api.try_ask("GET", "/v1/projects/shop/status", b"").ok().filter(|answer| answer.status == 200);
+            status.is_some_and(|answer| answer.json()["running"].as_array().is_some_and(Vec::is_empty))
+        });
         let daemon = world.start();
         let killed = format!("killed {place} record {n} of control");
         for run in daemon.runs() {
@@ -245,4 +253,32 @@ fn killed_at_any_record_of_control_a_run_ends_well_and_gives_its_environment_bac
         daemon.idle();
         daemon.kill();
     }
+}
+
+#[test]
+fn a_git_that_outlives_the_daemon_does_no_harm_to_the_next_one() {
+    let world = World::new();
+    world.project(&fleet(1));
+    // A clone that is at work for a while wherever it was told to.
+    let slow = r#"#!/bin/sh
+case " $* " in *" clone "*)
+  for last; do :; done
+  : >"@ROOT@/clones"; i=0
+  while [ $i -lt 300 ]; do mkdir -p "$last/.git/objects"; : >"$last/.git/objects/$i"; i=$((i + 1)); sleep 0.01; done ;;
+esac
+PATH=${PATH#*:} exec git "$@"
+"#;
+    let bin = world.path("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::write(bin.join("git"), slow.replace("@ROOT@", world.root().to_str().unwrap())).unwrap();
+    std::fs::set_permissions(bin.join("git"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let daemon = world.start_with(&[("PATH", &path)]);
+    let commit = world.repo.push("x");
+    let run = daemon.press();
+    eventually("it clones", || world.path("clones").exists().then_some(()));
+    daemon.kill();
+    let daemon = world.start();
+    daemon.run(&run.id).wait().is("succeeded");
+    assert!(world.hosts_have(&["h01"], &commit));
 }
