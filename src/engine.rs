@@ -1,7 +1,8 @@
 //! What makes runs happen: the queue, the owner of each run, its actions, and the views people see.
 //!
 //! Read in this order: `world` (what there is), `conductor` (projects, queue, runs), `owner` (one run), `actions` and `steps`
-//! (what it asks of the world), `command` (the protocol on hosts), `views` (what people see), `answers` (what the API asks).
+//! (what it asks of the world), `command` (the protocol on hosts), `recovery` and `history` (how a run is taken up again), `views` (what
+//! people see), `answers` (what the API asks).
 //!
 //! Architecture invariant: everything outside is reached through `ports`; no statics, so that a simulation can run several worlds.
 

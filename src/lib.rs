@@ -44,12 +44,12 @@
 //! | [`model`] | ids, releases, hosts, pipelines, events, `next`, `decide`: start here, this is what phased *is* |
 //! | [`ports`] | what the engine needs from the world, as traits |
 //! | [`config`] | `phased.toml`, secrets as files |
-//! | [`journal`] | the truth: append-only files, group commit, the control log, leases, output of commands, LOCK |
+//! | [`journal`] | the truth: append-only files, group commit, the control log and its compaction, leases, output of commands, what a full or failed disk does, LOCK |
 //! | [`store`], [`blobs`] | the index in sled, which may be lost; content by hash |
-//! | [`lua`] | the registry of everything Lua may write, the loader and its errors, the boxed VM, the driver of calls |
+//! | [`lua`] | the registry of everything Lua may write, the loader and its errors, the boxed VM, the driver of calls and their replay |
 //! | [`exec`], [`ssh`] | links: a channel to `sh`, here or on a host |
 //! | [`forge`], [`http`], [`probe`], [`alert`] | git and webhooks; requests; looks at a host's health; mail (discovery is Lua: `plugins/discovery`) |
-//! | [`engine`] | the conductor, the owner of a run, actions, steps, the command protocol, recovery, views |
+//! | [`engine`] | the conductor, the owner of a run, actions, steps, the command protocol, recovery, maintenance, retention, views |
 //! | [`api`] | the HTTP API; one file per noun under `routes/` |
 //! | [`cli`], [`daemon`], [`app`] | the command line; into the background; the wiring, where `App::start` is the start script |
 //! | [`demo`] | `phased demo`: a repository, the real daemon, and hosts that are SSH servers in this process |
@@ -74,6 +74,11 @@
 //!
 //! Architecture invariant: after a failed write or sync nothing is tried again and nothing further is acknowledged: the daemon says so
 //! (`degraded`) and changes nothing. A write that finds no room is no such failure: what it left is cut off, and it waits.
+//!
+//! Architecture invariant: after a crash no Rust is replayed: the journal is folded and decided on. What is replayed are open calls, in
+//! fresh VMs, by the answers their journal holds; a replay has no effect, and one that asks for something else ends the run.
+//!
+//! Architecture invariant: nothing begins on a machine before its own id is on disk, so that none is ever taken for another.
 //!
 //! Architecture invariant: no Lua value crosses a thread or a call. A call gets plain data and gives plain data; Lua reaches neither
 //! files nor the network but by asking for a step.
@@ -102,7 +107,9 @@
 //! | deployment | one attempt to put a release on one environment; its id is `<run>.<n>` |
 //! | rollout | how a deployment goes over its hosts: `max_parallel`, `max_failures`, `max_unreachable` |
 //! | host | a deploy target, identified by its id, never by its address |
-//! | call | one Lua function called for one purpose, `production#1/web1/deploy`, in a VM of its own |
+//! | call | one Lua function called for one purpose, `production#1/web1/deploy`, in a VM of its own; `....undo` undoes it |
+//! | replay | bringing a fresh VM to where its call's journal ends |
+//! | diverge | to ask, in a replay, for something else than the journal holds |
 //! | step | one effect with a journaled result: a command, an upload, a request, a sleep; its key is `<call>/<branch>/<verb>#<n>` |
 //! | attempt, token | one try of a step; the token names it on the machine it runs on, so that it cannot run twice |
 //! | journal | the append-only file of one run's events; the truth |
