@@ -122,3 +122,15 @@ fn a_host_that_is_replaced_in_the_middle_of_a_step_fails_as_replaced() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
     ends_unknown(&run.wait().is("halted"), &world, "replaced");
 }
+
+#[test]
+fn a_host_that_was_replaced_while_the_daemon_was_gone_fails_as_replaced() {
+    let (world, daemon) = World::with(&waiting(""));
+    world.repo.push("x");
+    let run = daemon.press();
+    run.prints("waits");
+    daemon.kill();
+    replace(&world);
+    let daemon = world.start();
+    ends_unknown(&daemon.run(&run.id).wait().is("halted"), &world, "replaced");
+}
