@@ -391,8 +391,7 @@ impl Conductor {
         let stopping = self.inner.world.tasks.stopping();
         loop {
             // On a full disk what runs gets the reserve; what is queued waits. On one that failed nothing is begun at all.
-            let full = *self.inner.world.storage.condition().borrow() == Condition::Full;
-            let none = full || self.writable().is_err();
+            let none = self.writable().is_err();
             let mut by_project: BTreeMap<ProjectName, Vec<(RunId, Requested)>> = BTreeMap::new();
             for (id, requested) in self.requests().into_iter().filter(|_| !none) {
                 by_project.entry(requested.project.clone()).or_default().push((id, requested));
@@ -520,8 +519,8 @@ impl Conductor {
 
     /// Puts a run that nobody can go on with just now on the list of those with an owner, so that nothing begins over it.
     pub(super) fn stand_still(&self, id: &RunId, project: &ProjectName) {
-        // Without its owner's end of things it never gets further than testing.
-        let _held_for_good = self.seat(id, project, false).map(std::mem::forget);
+        // Nobody sits there, so it never gets further than testing.
+        drop(self.seat(id, project, false));
     }
 
     /// Takes up a run that an earlier life left unfinished.

@@ -213,7 +213,7 @@ impl Drop for Gate {
 fn begins(action: &Action) -> bool {
     match action {
         Action::Resolve | Action::Checkout | Action::Plan { .. } => true,
-        Action::Call { key, .. } => !is_cleaning(key),
+        Action::Call { key, .. } => !key.is_cleaning(),
         Action::Append(_)
         | Action::Retry(_)
         | Action::Undo(_)
@@ -222,10 +222,6 @@ fn begins(action: &Action) -> bool {
         | Action::Watch { .. }
         | Action::Finish => false,
     }
-}
-
-fn is_cleaning(key: &CallKey) -> bool {
-    key.undone().is_some() || matches!(key.place(), Some(Place::Stage { function, .. }) if function == "cleanup")
 }
 
 /// What a run is at, in words that follow its name: calls, watches, and actions under way.

@@ -82,10 +82,21 @@ pub(super) fn damaged(world: &World, loaded: &Loaded, run: &RunId, cause: &Cause
         "cause": { "code": cause.code, "message": cause.message }, "output": "",
         "command": format!("phased status {}", loaded.name),
     });
+    to_bad_channels(world, loaded, run.as_str(), Some(run), &message)
+}
+
+/// `message` to every `bad` channel of a project as it is loaded now; `name` tells its letters from others.
+fn to_bad_channels(
+    world: &World,
+    loaded: &Loaded,
+    name: &str,
+    run: Option<&RunId>,
+    message: &Value,
+) -> Vec<(String, Option<Value>)> {
     let letter = |(i, channel): (usize, &String)| {
         let letter = Letter {
             project: loaded.name.clone(),
-            run: Some(run.clone()),
+            run: run.cloned(),
             code: loaded.code.clone(),
             function: format!("notify/bad/{}", i + 1),
             channel: channel.clone(),
@@ -93,7 +104,7 @@ pub(super) fn damaged(world: &World, loaded: &Loaded, run: &RunId, cause: &Cause
             attempts: 0,
             next_ms: world.clock.now().wall_ms,
         };
-        (format!("outbox/{run}.bad.{}", i + 1), Some(json!(letter)))
+        (format!("outbox/{name}.bad.{}", i + 1), Some(json!(letter)))
     };
     loaded.pipeline.notify.bad.iter().enumerate().map(letter).collect()
 }
@@ -110,20 +121,7 @@ pub(super) fn of_daemon(
         "event": cause.code, "project": loaded.name, "run": "", "state": "", "title": title, "text": cause.message,
         "cause": { "code": cause.code, "message": cause.message }, "output": "", "command": "phased status",
     });
-    let letter = |(i, channel): (usize, &String)| {
-        let letter = Letter {
-            project: loaded.name.clone(),
-            run: None,
-            code: loaded.code.clone(),
-            function: format!("notify/bad/{}", i + 1),
-            channel: channel.clone(),
-            message: message.clone(),
-            attempts: 0,
-            next_ms: world.clock.now().wall_ms,
-        };
-        (format!("outbox/{name}.{}.bad.{}", loaded.name, i + 1), Some(json!(letter)))
-    };
-    loaded.pipeline.notify.bad.iter().enumerate().map(letter).collect()
+    to_bad_channels(world, loaded, &format!("{name}.{}", loaded.name), None, &message)
 }
 
 /// The word of a state in JSON, logs and messages.

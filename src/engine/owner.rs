@@ -449,7 +449,7 @@ impl Owner {
                     return;
                 }
                 let ticket = self.append(Event::StopRequested { by, now, reason });
-                self.let_go(self.is_sharp());
+                self.let_go();
                 self.acknowledge("stop acknowledged", ticket, reply);
             }
             Message::HostMet { deployment, host, machine, reply } => {
@@ -502,7 +502,7 @@ impl Owner {
                     let cause = self.sessions.redact_cause(&cause);
                     tracing::error!(run = %self.run.header.run, call = %key, %cause, "a replay does not agree with its journal");
                     self.append(Event::Diverged { key: key.clone(), cause });
-                    self.let_go(self.is_sharp());
+                    self.let_go();
                 }
                 // What runs on a host is finished then, see `decide`.
                 let kill = !diverged || !matches!(key.place(), Some(Place::Host { .. }));
@@ -528,9 +528,6 @@ impl Owner {
 
     fn request(&mut self, call: &CallKey, request: Request) {
         let key = StepKey::new(call, &request.branch, request.verb.as_str(), request.n);
-        // What is stored and what is done is the same, also after a restart.
-        let mut request = request;
-        request.args = serde_json::from_str(&canonical::to_string(&request.args)).unwrap_or(request.args);
         if request.verb == Verb::Log {
             if !self.lines.remove(&key) {
                 self.log(&key, &request.args);
@@ -548,6 +545,9 @@ impl Owner {
             // Nothing new is begun in a call that is being ended.
             return;
         }
+        // What is stored and what is done is the same, also after a restart.
+        let mut request = request;
+        request.args = serde_json::from_str(&canonical::to_string(&request.args)).unwrap_or(request.args);
         let args = request.args.clone();
         self.open.insert(key.clone(), OpenStep { request, running: None });
         self.begin(&key, 1, args);
@@ -734,8 +734,9 @@ impl Owner {
     }
 
     /// Actions that wait for the world (a fetch, a lease, discovery) are not worth finishing any more; a host in flight is watched to
-    /// the end, unless the end is a `sharp` one.
-    fn let_go(&self, sharp: bool) {
+    /// the end, unless the end is a sharp one.
+    fn let_go(&self) {
+        let sharp = self.is_sharp();
         let finish = Action::Finish.name().unwrap_or_default();
         for (name, cancel) in &self.busy {
             if *name != finish && !name.starts_with("undo ") && (sharp || !name.starts_with("watch ")) {

@@ -152,8 +152,7 @@ fn open_call(run: &Run, key: &CallKey, call: &super::run::Call, now: &Stamp, dec
         return decision.act(Action::Append(Event::DeadlineHit { key: key.clone() }));
     }
     decision.wake(limit - elapsed);
-    let cleaning =
-        key.undone().is_some() || matches!(key.place(), Some(Place::Stage { function, .. }) if function == "cleanup");
+    let cleaning = key.is_cleaning();
     let on_hosts = matches!(key.place(), Some(Place::Host { .. }));
     if let Some(cause) = run.diverged.as_ref().filter(|_| !cleaning) {
         // What runs on a host is finished: killing it half-way is no safer, and nobody can tell what it was to be part of.

@@ -58,6 +58,12 @@ impl CallKey {
         self.0.strip_suffix(UNDO).map(|key| CallKey(Arc::from(key)))
     }
 
+    /// Whether it brings to its end what another call began: a `cleanup`, or an undo.
+    #[must_use]
+    pub fn is_cleaning(&self) -> bool {
+        self.undone().is_some() || matches!(self.place(), Some(Place::Stage { function, .. }) if function == "cleanup")
+    }
+
     /// Takes the key apart; `None` for a text that is no call key.
     #[must_use]
     pub fn place(&self) -> Option<Place> {
