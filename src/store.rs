@@ -150,7 +150,18 @@ fn open(dir: &Path, limit: Duration) -> Result<SledIndex, IndexError> {
     std::thread::Builder::new()
         .name("state-open".to_owned())
         .spawn(move || {
-            let done = guard("opening", || open_now(&theirs)).and_then(|done| done);
+            let mut tries = 100;
+            let done = loop {
+                let done = guard("opening", || open_now(&theirs)).and_then(|done| done);
+                match &done {
+                    // A process forked while it was open holds sled's lock until its exec; that no other daemon is here, LOCK says.
+                    Err(IndexError(why)) if tries > 0 && why.contains("could not acquire lock") => {
+                        tries -= 1;
+                        std::thread::park_timeout(Duration::from_millis(50));
+                    }
+                    _ => break done,
+                }
+            };
             let _nobody_waits_any_more = answer.send(done);
         })
         .map_err(|error| IndexError(error.to_string()))?;
