@@ -164,10 +164,16 @@ in_every_shell! {
         let looking = async {
             until("the long command", || host.file(2, "go").exists()).await;
             let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+            let swept = host.shells.base.join("swept");
+            until("the note of the first look", || swept.exists()).await;
             let look = async |n: u32, passed: u64| {
-                let swept = host.shells.base.join("swept");
-                std::fs::write(&swept, format!("{} 0 {passed} {n}\n", boot.trim())).unwrap();
-                let was = std::fs::read(&swept).unwrap();
+                let was = format!("{} 0 {passed} {n}\n", boot.trim()).into_bytes();
+                {
+                    // The look before this one may not be over when its note is there.
+                    let lock = std::fs::File::open(host.shells.base.join("swept.lock")).unwrap();
+                    lock.lock().unwrap();
+                    std::fs::write(&swept, &was).unwrap();
+                }
                 // The first request of a channel looks.
                 let (verdict, mut sink) = (host.again(None), Discard);
                 verdict.run(&sh(100 + n, "true"), &mut sink, &CancellationToken::new()).await;
