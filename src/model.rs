@@ -6,6 +6,7 @@
 pub mod canonical;
 pub mod cause;
 pub mod decide;
+pub mod deployment;
 pub mod event;
 pub mod health;
 pub mod host;
@@ -13,6 +14,8 @@ pub mod ids;
 pub mod input;
 pub mod next;
 pub mod pipeline;
+pub mod plan;
 pub mod release;
+pub mod rollout;
 pub mod run;
 pub mod step;

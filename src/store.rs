@@ -45,6 +45,9 @@ const KEPT_ASIDE: usize = 3;
 /// sled's own default is 1 GiB. The whole daemon is to idle in 25 MB.
 const CACHE: u64 = 1024 * 1024;
 
+/// How often what is in memory is written. A kill costs what was not, and that is folded anew from its journal.
+const FLUSH_MS: u64 = 10_000;
+
 /// Documents in sled.
 #[derive(Debug)]
 pub struct SledIndex {
@@ -178,7 +181,7 @@ fn open_now(dir: &Path) -> sled::Result<Result<SledIndex, IndexError>> {
         .path(dir)
         .cache_capacity(CACHE)
         .mode(sled::Mode::LowSpace)
-        .flush_every_ms(Some(500))
+        .flush_every_ms(Some(FLUSH_MS))
         .open()?;
     let index = SledIndex { db, dir: dir.to_owned() };
     let schema = match index.db.get(SCHEMA_KEY)?.map(|value| unwrap(SCHEMA_KEY, &value)) {

@@ -13,7 +13,8 @@ use crate::{
         CauseView, DeploymentView, EnvironmentPlan, HostView, LiveView, MaintenanceView, Plan, ProjectStatus,
         ReleaseView, RunAtWork, RunView, StageState, Status, TokenView, WaitingView,
     },
-    model::run::{DeploymentState, HostState, RunState},
+    model::deployment::{DeploymentState, HostState},
+    model::run::RunState,
 };
 
 /// Columns of the words at the left of a project's block.

@@ -3,10 +3,7 @@
 use std::process::ExitCode;
 
 use super::client::Failure;
-use crate::{
-    engine::view::RunView,
-    model::run::{DeploymentState, RunState},
-};
+use crate::{engine::view::RunView, model::deployment::DeploymentState, model::run::RunState};
 
 /// How a verb ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

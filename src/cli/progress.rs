@@ -9,7 +9,8 @@ use crate::{
         text::{age, one_line, padded, width, word},
     },
     engine::view::{DeploymentView, HostView, RunView, StageState},
-    model::run::{DeploymentState, HostState, RunState},
+    model::deployment::{DeploymentState, HostState},
+    model::run::RunState,
 };
 
 const MOONS: [&str; 5] = ["🌑", "🌒", "🌓", "🌔", "🌕"];

@@ -16,7 +16,8 @@ use super::{
 use crate::{
     api::text::{one_line, printable, word},
     engine::view::{HostView, ProjectStatus, RunView, StageState},
-    model::run::{HostState, RunState},
+    model::deployment::HostState,
+    model::run::RunState,
     time::{Clock, Stamp, within},
 };
 

@@ -16,6 +16,7 @@ use crate::{
     model::{
         cause::Cause,
         decide::{self, Action},
+        deployment::HealthRun,
         event::{Event, Wanted},
         health::{Verdict, Watch},
         host::Host,
@@ -23,7 +24,7 @@ use crate::{
         input,
         pipeline::{Check, Environment, Health, Queue},
         release::{Commit, Release},
-        run::{HealthRun, Run, Waiting},
+        run::{Run, Waiting},
         step::{Branch, CallKey, StepKey},
     },
     ports::{journal::Ticket, leases::Acquired, program::Opening},

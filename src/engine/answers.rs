@@ -23,7 +23,8 @@ use crate::{
         cause::Cause,
         event::Wanted,
         ids::{EnvironmentName, ProjectName, RunId},
-        pipeline::{Budget, Environment},
+        pipeline::Environment,
+        rollout::Budget,
         run::Trigger,
     },
     ports::{index::IndexError, program::Loaded},
@@ -120,7 +121,7 @@ impl Conductor {
             && self.active(&loaded.name).is_empty()
             && environments.iter().take(count).all(|e| {
                 let last_was_bad = ledger::last(control, &loaded.name, &e.name)
-                    .is_some_and(|last| last.state != crate::model::run::DeploymentState::Succeeded);
+                    .is_some_and(|last| last.state != crate::model::deployment::DeploymentState::Succeeded);
                 !last_was_bad
                     && ledger::live(control, &loaded.name, &e.name).is_some_and(|live| live.release.commit.sha == *sha)
             })

@@ -27,11 +27,12 @@ use super::{
 use crate::{
     model::{
         cause::Cause,
+        deployment::DeploymentState,
         event::{Event, Header, Record, Request, Wanted},
         ids::{Epoch, ProjectName, RunId, Seq, Sha},
         next,
         pipeline::Queue,
-        run::{DeploymentState, Run, RunState, Trigger},
+        run::{Run, RunState, Trigger},
     },
     ports::{
         control::{Commit, CommitError, Revision},
@@ -535,11 +536,7 @@ impl Conductor {
         let world = Arc::clone(&self.inner.world);
         let id = run.header.run.clone();
         let Seat { channel, progress } = seat;
-        let turns = channel.0.clone();
-        let sink = Box::new(move |key: &_, turn| {
-            // On the program's own thread: waiting there is what bounds the queue.
-            let _owner_gone = turns.blocking_send(Message::Turn(Clone::clone(key), turn));
-        });
+        let sink = super::owner::turns(channel.0.clone());
         let program = match world.programs.open(&run.header.code, &run.header.project, run.header.seed, sink) {
             Ok(program) => program,
             Err(cause) if cause.code.starts_with("code_") => {

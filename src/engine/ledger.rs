@@ -10,9 +10,10 @@ use crate::{
     model::{
         cause::Cause,
         decide,
+        deployment::{Deployment, DeploymentState, HostState},
         ids::{Digest, EnvironmentName, ProjectName, ReleaseId, RunId, Sha},
         release::Release,
-        run::{Deployment, DeploymentState, HostState, Run, RunState},
+        run::{Run, RunState},
     },
     ports::{
         control::{Commit, CommitError, Control, Revision},

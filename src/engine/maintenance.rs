@@ -18,8 +18,9 @@ use super::{
 use crate::{
     model::{
         decide::Action,
+        deployment::{Deployment, HealthRun},
         ids::{HostId, ProjectName, RunId},
-        run::{Deployment, HealthRun, Run, RunState},
+        run::{Run, RunState},
         step::{CallKey, Place},
     },
     ports::{

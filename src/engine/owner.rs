@@ -21,15 +21,17 @@ use crate::{
         canonical,
         cause::Cause,
         decide::{self, Action, decide},
+        deployment::{Bake, Deployment, Paused},
         event::{CallResult, Event, Record},
-        ids::{Epoch, HostId, Seq},
+        ids::{Digest, EnvironmentName, Epoch, HostId, Seq},
+        rollout::OnFailure,
         run::{Run, Step},
         step::{Branch, CallKey, Outcome, Place, Request, StepKey, Verb},
     },
     ports::{
         journal::Ticket,
         outputs::{Frame, Stream},
-        program::{Opening, Program, Turn},
+        program::{Opening, Program, Sink, Turn},
     },
     time::Stamp,
 };
@@ -42,6 +44,8 @@ pub(super) enum Message {
     Facts { action: String, events: Vec<Event>, over: bool },
     /// An attempt of a step ended.
     StepDone { key: StepKey, attempt: u32, outcome: Outcome },
+    /// Somebody wants something else of a deployment under way; answered once that is on disk, or with why it cannot be.
+    Change { environment: EnvironmentName, change: Change, by: String, reason: Option<String>, reply: Reply },
     /// Somebody wants the run to end; answered once that is on disk.
     Stop { by: String, now: bool, reason: Option<String>, reply: oneshot::Sender<Result<(), String>> },
     /// A host answered for the first time, as this machine; answered once that is on disk.
@@ -50,6 +54,22 @@ pub(super) enum Message {
     Undo { action: String, key: CallKey, opening: Box<Opening> },
     /// Everything is done: control knows of the end. Or why the run stands still.
     Finished(Result<(), String>),
+}
+
+/// Who waits for an answer.
+type Reply = oneshot::Sender<Result<(), Cause>>;
+
+/// What a person may want of a deployment under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Nothing new begins.
+    Pause,
+    /// It goes on.
+    Resume,
+    /// It goes on, whatever held it.
+    Promote,
+    /// It goes back.
+    Rollback,
 }
 
 /// A step as the owner holds it: whose answer it is, and how to end it.
@@ -107,7 +127,8 @@ pub(super) struct Owner {
     run: Run,
     seq: Seq,
     epoch: Epoch,
-    program: Box<dyn Program>,
+    /// The run's own code, and that of the releases it goes back to, by need.
+    programs: BTreeMap<Digest, Box<dyn Program>>,
     inbox: mpsc::Receiver<Message>,
     sender: mpsc::Sender<Message>,
     sessions: Arc<Sessions>,
@@ -155,15 +176,12 @@ fn told(run: &Run, event: &Event) -> Option<(CallKey, Vec<u8>)> {
     Some((call, format!("{what}: {} ({}){at}", cause.message, cause.code).into_bytes()))
 }
 
-/// The host that nothing more is wanted of after `event`: a fleet's connections are not kept until the run's end.
-fn left_host(event: &Event) -> Option<HostId> {
+/// The host that an event may have brought to rest.
+fn host_of(event: &Event) -> Option<(u32, HostId)> {
     match event {
-        Event::HealthVerdict { host, .. } => Some(host.clone()),
-        Event::Return { key, result, undos } => match key.place()? {
-            // One that leaves something to be undone is asked again at once.
-            Place::Host { host, .. } if key.undone().is_some() || (result.cause().is_some() && *undos == 0) => {
-                Some(host)
-            }
+        Event::HealthVerdict { deployment, host, .. } => Some((*deployment, host.clone())),
+        Event::Return { key, .. } => match key.place()? {
+            Place::Host { deployment, host, .. } => Some((deployment, host)),
             _ => None,
         },
         _ => None,
@@ -173,6 +191,14 @@ fn left_host(event: &Event) -> Option<HostId> {
 /// What is known of a step whose task panicked: nothing. Without an answer its call would wait for ever.
 fn panicked() -> Outcome {
     Outcome::Unknown { cause: Cause::new("internal", "the step's task panicked; this is a bug of phased") }
+}
+
+/// Where a program tells what its calls do.
+pub(super) fn turns(sender: mpsc::Sender<Message>) -> Sink {
+    Box::new(move |key, turn| {
+        // On the program's own thread: waiting there is what bounds the queue.
+        let _owner_gone = sender.blocking_send(Message::Turn(key.clone(), turn));
+    })
 }
 
 /// What an owner starts from.
@@ -195,6 +221,7 @@ impl Owner {
     pub(super) fn new(begin: Begin) -> Self {
         let Begin { world, waiters, gate, run, seq, epoch, program, channel: (sender, inbox), progress, ticket } =
             begin;
+        let programs = BTreeMap::from([(run.header.code.clone(), program)]);
         Owner {
             sessions: Arc::new(Sessions::new(Arc::clone(&world), run.header.project.clone(), sender.clone())),
             world,
@@ -203,7 +230,7 @@ impl Owner {
             run,
             seq,
             epoch,
-            program,
+            programs,
             inbox,
             sender,
             busy: BTreeMap::new(),
@@ -296,6 +323,7 @@ impl Owner {
                 return None;
             }
             let decision = decide(&self.run, &self.world.clock.now());
+            self.let_go_of_guards(&decision.actions);
             let mut changed = false;
             for action in decision.actions {
                 changed |= self.act(action);
@@ -326,7 +354,7 @@ impl Owner {
             Action::Call { key, function, input } => {
                 self.append(Event::Call { key: key.clone(), function: function.clone(), input: input.clone() });
                 if self.broken.is_none() {
-                    self.program.call(&key, Opening { function, input, ..Opening::default() });
+                    self.call(&key, Opening { function, input, ..Opening::default() });
                 }
                 true
             }
@@ -337,6 +365,8 @@ impl Owner {
             | Action::Lease { .. }
             | Action::Plan { .. }
             | Action::Watch { .. }
+            | Action::Look { .. }
+            | Action::Guard { .. }
             | Action::Undo(_)
             | Action::Finish) => {
                 let Some(name) = name else { return false };
@@ -378,9 +408,10 @@ impl Owner {
         match event {
             Event::End { .. } => !self.busy.is_empty(),
             Event::DeploymentEnded { deployment, .. } => {
-                let own = [format!("lease {deployment}"), format!("plan {deployment}")];
-                let watch = format!("watch {deployment} ");
-                self.busy.keys().any(|name| own.contains(name) || name.starts_with(&watch))
+                let own = ["lease", "plan", "guard"].map(|action| format!("{action} {deployment}"));
+                let for_parts = ["watch", "look"].map(|action| format!("{action} {deployment} "));
+                let is_own = |name: &String| own.contains(name) || for_parts.iter().any(|of| name.starts_with(of));
+                self.busy.keys().any(is_own)
             }
             _ => false,
         }
@@ -395,7 +426,11 @@ impl Owner {
             return None;
         }
         let ended = matches!(&record.event, Event::DeploymentEnded { .. });
-        let done_with = left_host(&record.event);
+        // A fleet's connections are not kept until the run's end. One that leaves something to be undone is asked again at once.
+        let done_with = host_of(&record.event).filter(|(deployment, host)| {
+            let host = self.run.deployment(*deployment).and_then(|deployment| deployment.host(host));
+            host.is_some_and(|host| host.is_settled() || (host.begun.is_none() && !host.is_open()))
+        });
         if let Some((call, text)) = told(&self.run, &record.event) {
             let key = StepKey::new(&call, &Branch::top(), "end", 1);
             // An earlier life may have written it and not have got as far as the record.
@@ -405,7 +440,7 @@ impl Owner {
         }
         match self.world.journals.append(&self.run.header.run, self.epoch, self.seq, vec![record]) {
             Ok(ticket) => {
-                if let Some(host) = done_with {
+                if let Some((_, host)) = done_with {
                     let sessions = Arc::clone(&self.sessions);
                     self.world.tasks.spawn("session end", async move { sessions.forget(&host).await });
                 }
@@ -462,7 +497,18 @@ impl Owner {
                 let (key, Opening { function, input, past, .. }) = (key.undo(), *opening);
                 self.append(Event::Call { key: key.clone(), function: function.clone(), input: input.clone() });
                 if self.broken.is_none() {
-                    self.program.call(&key, Opening { function, input, past: Vec::new(), undoes: past });
+                    self.call(&key, Opening { function, input, past: Vec::new(), undoes: past });
+                }
+            }
+            Message::Change { environment, change, by, reason, reply } => {
+                match self.change(&environment, change, &by, reason) {
+                    Ok(event) => {
+                        let ticket = self.append(event);
+                        self.acknowledge("change", ticket, reply, |why| Cause::new("degraded", why));
+                    }
+                    Err(cause) => {
+                        let _gone = reply.send(Err(cause));
+                    }
                 }
             }
             Message::Finished(Ok(())) => self.finished = true,
@@ -471,11 +517,17 @@ impl Owner {
     }
 
     /// Answers once a record is on disk.
-    fn acknowledge(&self, task: &'static str, ticket: Option<Ticket>, reply: oneshot::Sender<Result<(), String>>) {
+    fn acknowledge<E: Send + 'static>(
+        &self,
+        task: &'static str,
+        ticket: Option<Ticket>,
+        reply: oneshot::Sender<Result<(), E>>,
+        broken: fn(String) -> E,
+    ) {
         self.world.tasks.spawn(task, async move {
             let answer = match ticket {
-                Some(ticket) => ticket.synced().await.map_err(|e| e.to_string()),
-                None => Err("the journal cannot be written".to_owned()),
+                Some(ticket) => ticket.synced().await.map_err(|e| broken(e.to_string())),
+                None => Err(broken("the journal cannot be written".to_owned())),
             };
             let _gone = reply.send(answer);
         });
@@ -658,7 +710,11 @@ impl Owner {
             }
             Outcome::Cut { .. } => {}
             // Also told to a call that is being ended, as a replay tells it: what it leaves to be undone may come of it.
-            outcome => self.program.resume(&call, &open.request.branch, &outcome),
+            outcome => {
+                if let Ok(program) = self.program(&call) {
+                    program.resume(&call, &open.request.branch, &outcome);
+                }
+            }
         }
         if self.ending.contains_key(&call) {
             self.finish_ending(&call);
@@ -722,7 +778,11 @@ impl Owner {
                 if let Some(ending) = self.ending.get_mut(key) {
                     ending.vm = Vm::Asked;
                 }
-                self.program.end(key, cause);
+                match self.program(key) {
+                    Ok(program) => program.end(key, cause),
+                    // Its end is on the way.
+                    Err(_) => {}
+                }
                 false
             }
         }
@@ -730,7 +790,101 @@ impl Owner {
 
     /// Whether hosts in flight are not to be watched to the end.
     fn is_sharp(&self) -> bool {
-        self.run.diverged.is_some() || self.run.stop.as_ref().is_some_and(|stop| stop.now)
+        decide::is_sharp(&self.run)
+    }
+
+    /// A bake that is over is not watched any more.
+    fn let_go_of_guards(&self, wanted: &[Action]) {
+        for (name, cancel) in self.busy.iter().filter(|(name, _)| name.starts_with("guard ")) {
+            if !wanted.iter().any(|action| action.name().as_ref() == Some(name)) {
+                cancel.cancel();
+            }
+        }
+    }
+
+    /// The program that a call belongs to: the run's own, or that of what is gone back to.
+    fn program(&mut self, key: &CallKey) -> Result<&mut dyn Program, Cause> {
+        let number = match key.place() {
+            Some(Place::Deployment { deployment, .. } | Place::Host { deployment, .. }) => Some(deployment),
+            _ => None,
+        };
+        let header = &self.run.header;
+        let deployment = number.and_then(|n| self.run.deployment(n));
+        let code = deployment.map_or(&header.code, |deployment| deployment.code(&self.run));
+        if !self.programs.contains_key(code) {
+            let sink = turns(self.sender.clone());
+            let program = self.world.programs.open(code, &header.project, header.seed, sink)?;
+            self.programs.insert(code.clone(), program);
+        }
+        match self.programs.get_mut(code) {
+            Some(program) => Ok(&mut **program),
+            None => Err(Cause::new("internal", "a program is not there that was just opened")),
+        }
+    }
+
+    /// Starts a call's Lua, or ends the call if there is none to be had.
+    fn call(&mut self, key: &CallKey, opening: Opening) {
+        match self.program(key) {
+            Ok(program) => program.call(key, opening),
+            Err(cause) => {
+                tracing::error!(run = %self.run.header.run, call = %key, %cause, "the code of a call cannot be opened");
+                let (sender, key) = (self.sender.clone(), key.clone());
+                self.world.tasks.spawn("no code", async move {
+                    let ended = Turn::Ended { cause, undos: 0 };
+                    let _owner_gone = sender.send(Message::Turn(key, ended)).await;
+                });
+            }
+        }
+    }
+
+    /// What a person wants of a deployment under way, or why it cannot be.
+    fn change(
+        &self,
+        environment: &EnvironmentName,
+        change: Change,
+        by: &str,
+        reason: Option<String>,
+    ) -> Result<Event, Cause> {
+        let open = |d: &&Deployment| d.environment == *environment && d.end.is_none() && d.rollback_of.is_none();
+        let Some(of) = self.run.deployments.iter().find(open).filter(|d| d.target.is_none()) else {
+            return Err(Cause::new(
+                "not_deploying",
+                format!("run {} does not deploy to {environment} now", self.run.header.run),
+            ));
+        };
+        if let Some(judged) = &of.judged {
+            let message = format!("it has failed already and cannot be changed any more: {}", judged.cause.message);
+            return Err(Cause::new("deployment_failed", message));
+        }
+        let (deployment, by) = (of.n, by.to_owned());
+        match (change, &of.paused) {
+            (Change::Pause, Some(paused)) => {
+                Err(Cause::new("paused_already", format!("{} has paused it already", paused.by)))
+            }
+            (Change::Pause, None) => Ok(Event::Paused { deployment, by, reason, failed: None }),
+            (Change::Resume, None) => Err(Cause::new("not_paused", "it is not paused")),
+            (Change::Resume, Some(Paused { failed: Some(cause), .. })) => {
+                let message = format!(
+                    "it is paused because it failed: {}. Promote it to go on all the same, or roll it back",
+                    cause.message
+                );
+                Err(Cause::new("deployment_failed", message))
+            }
+            (Change::Resume, Some(_)) => Ok(Event::Unpaused { deployment, by }),
+            (Change::Promote, None) if !of.waves.iter().any(|wave| matches!(wave.bake, Bake::Baking { .. })) => {
+                Err(Cause::new("not_held", "it neither bakes nor is paused: there is nothing to promote it from"))
+            }
+            (Change::Promote, _) => Ok(Event::Promoted { deployment, by }),
+            (Change::Rollback, _) => match of.no_way_back() {
+                Some(no_way) if of.touched() => Err(no_way),
+                _ => {
+                    let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+                    let cause =
+                        Cause::new("rollback_requested", format!("{by} asked for a rollback{why}")).with("by", by);
+                    Ok(Event::Judged { deployment, cause, bad: false, then: OnFailure::Rollback })
+                }
+            },
+        }
     }
 
     /// Actions that wait for the world (a fetch, a lease, discovery) are not worth finishing any more; a host in flight is watched to
@@ -772,7 +926,7 @@ impl Owner {
         }
         let calls: Vec<CallKey> = self.run.calls.keys().cloned().collect();
         for (key, opening) in openings.into_iter().filter(|(key, _)| calls.contains(key)) {
-            self.program.call(&key, opening);
+            self.call(&key, opening);
         }
         // Here and not in its own task: runs are taken up oldest first, and so they wait for environments.
         self.settle();

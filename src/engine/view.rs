@@ -5,7 +5,8 @@ use utoipa::ToSchema;
 
 use crate::model::{
     cause::Cause,
-    run::{DeploymentState, HostState, RunState, Trigger},
+    deployment::{DeploymentState, HostState},
+    run::{RunState, Trigger},
 };
 
 /// Why something ended or waits.

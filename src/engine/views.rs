@@ -16,10 +16,11 @@ use super::view::{
 use crate::{
     model::{
         decide,
+        deployment::{Deployment, HostRun},
         event::{Event, Record, Request},
         ids::{DeploymentId, HostId, ProjectName, RunId, Seq},
         release::Release,
-        run::{Deployment, HostRun, Progress, Run, RunState, StageRun, Waiting},
+        run::{Progress, Run, RunState, StageRun, Waiting},
         step::{CallKey, Place},
     },
     ports::{
@@ -456,9 +457,19 @@ impl Views {
         });
         let mut folding = Folding { index: Arc::clone(&index), runs: BTreeMap::new(), board: Arc::clone(&board) };
         std::thread::Builder::new().name("views".to_owned()).spawn(move || {
-            for fed in fed {
-                match fed {
-                    Fed::Records(run, records) => folding.fold(&run, &records, false),
+            let mut next: Option<Fed> = None;
+            while let Some(now) = next.take().or_else(|| fed.recv().ok()) {
+                match now {
+                    Fed::Records(run, mut records) => {
+                        // What has come meanwhile of the same run is one more write of the index, not as many as there were syncs.
+                        next = loop {
+                            match fed.try_recv().ok() {
+                                Some(Fed::Records(same, more)) if same == run => records.extend(more),
+                                other => break other,
+                            }
+                        };
+                        folding.fold(&run, &records, false);
+                    }
                     Fed::Recovered(run, records) => folding.fold(&run, &records, true),
                     Fed::Queued(view) => folding.queued(&view),
                     Fed::Replaced(view) => folding.replaced(&view),
@@ -631,7 +642,7 @@ mod tests {
             id: id.clone(),
             name: loud.clone(),
             address: loud.clone(),
-            state: crate::model::run::HostState::Failed,
+            state: crate::model::deployment::HostState::Failed,
             cause: Some(CauseView { code: "exit".to_owned(), message: loud.clone(), facts }),
             release: None,
         };

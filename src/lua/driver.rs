@@ -215,21 +215,28 @@ impl Vm {
 
     fn start(&self, project: &Table, function: &str, input: &Json) -> mlua::Result<Value> {
         let lua = self.sandbox.lua();
-        let called = project::function(lua, project, function)?;
+        let mut called = project::function(lua, project, function)?;
         let info = called.info();
         if let (Some(chunk), Some(line)) = (info.source.as_deref().and_then(|s| s.strip_prefix('@')), info.line_defined)
         {
             *self.begins.borrow_mut() = format!("{chunk}:{line}");
         }
         let objects: Function = self.sandbox.function("objects")?;
-        let (run, host, release, deployment): (Value, Value, Value, Value) =
+        let (run, host, release, deployment, wave): (Value, Value, Value, Value, Value) =
             objects.call(definitions::to_lua(lua, input)?)?;
         // What each function is given, DESIGN §2.
         let args = match function.rsplit('/').next().unwrap_or_default() {
-            "deploy" => vec![host, release],
+            "prepare" | "deploy" => vec![host, release],
+            "drain" | "undrain" => vec![host],
+            "before" | "after" => vec![deployment],
+            "before_wave" | "after_wave" => vec![wave],
+            "rollback_safe" => vec![release],
             "verify" => vec![run, deployment],
             _ => vec![run],
         };
+        if function.ends_with("/rollback_safe") {
+            called = self.sandbox.function("answered")?.call(called)?;
+        }
         let start: Function = self.sandbox.function("start")?;
         let mut all = MultiValue::from_vec(args);
         all.push_front(Value::Function(called));

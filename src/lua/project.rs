@@ -16,7 +16,8 @@ use crate::{
     model::{
         host::{Host, SecretRef, Ssh},
         ids::{EnvironmentName, HostId, StageName},
-        pipeline::{Budget, Check, Environment, Health, HostSource, Notify, Pipeline, Queue, Rollout, Source, Stage},
+        pipeline::{Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source, Stage},
+        rollout::{Budget, Canary, OnFailure, OnInconclusive, Rollout, Waves},
     },
     time::Span,
 };
@@ -45,6 +46,7 @@ pub fn findings(data: &Json, known: &[Finding]) -> Vec<Finding> {
     for (i, environment) in items(&data["environments"]) {
         let at = vec![definitions::key("environments"), Part::Index(i)];
         hosts(&environment["hosts"], &at, &mut found);
+        waves(&environment["rollout"]["waves"], &at, &mut found);
         let mut below = at.clone();
         below.push(definitions::key("health"));
         // A check that is there and wrong is no missing check.
@@ -99,6 +101,26 @@ fn hosts(hosts: &Json, at: &[Part], found: &mut Vec<Finding>) {
     }
 }
 
+/// A list of waves that does not come to everybody would leave hosts behind for ever.
+fn waves(waves: &Json, at: &[Part], found: &mut Vec<Finding>) {
+    let Some((last, value)) = items(waves).last() else { return };
+    let mut path = at.to_vec();
+    path.extend([definitions::key("rollout"), definitions::key("waves")]);
+    if value.as_str() != Some("100%") {
+        path.push(Part::Index(last));
+        let message = format!("the last of the waves is {value}, so not every host would get the release");
+        return found.push(finding(path, message, Some("the list ends in \"100%\"")));
+    }
+    let percent = |value: &Json| value.as_str().and_then(|text| text.trim_end_matches('%').parse::<u32>().ok());
+    let parts: Vec<(usize, u32)> = items(waves).filter_map(|(i, value)| Some((i, percent(value)?))).collect();
+    if let Some(pair) = parts.windows(2).find(|pair| pair[1].1 <= pair[0].1) {
+        path.push(Part::Index(pair[1].0));
+        let message =
+            format!("waves are how many hosts have it after each: {}% does not come after {}%", pair[1].1, pair[0].1);
+        found.push(finding(path, message, Some("give them in rising order, the canary included")));
+    }
+}
+
 fn health(health: &Json, at: &[Part], found: &mut Vec<Finding>) {
     let Some(health) = health.as_object() else { return };
     let mut path = at.to_vec();
@@ -140,6 +162,9 @@ const MIN_HEALTHY_TIME: Span = Span::secs(10);
 const HEALTHY_DEADLINE: Span = Span::minutes(2);
 const HEALTH_INTERVAL: Span = Span::secs(1);
 const HEALTH_TIMEOUT: Span = Span::secs(5);
+
+const BAKE_TIME: Span = Span::minutes(2);
+const PAUSE_TIMEOUT: Span = Span::minutes(24 * 60);
 
 #[derive(Deserialize)]
 struct RawProject {
@@ -201,6 +226,8 @@ struct RawEnvironment {
     health: RawHealth,
     #[serde(default)]
     verify: bool,
+    #[serde(flatten)]
+    hooks: Hooks,
     timeout: Option<Span>,
 }
 
@@ -241,9 +268,31 @@ struct RawSsh {
 
 #[derive(Deserialize, Default)]
 struct RawRollout {
+    canary: Option<RawCanary>,
+    waves: Option<OneOrMany<RawBudget>>,
     max_parallel: Option<u32>,
+    stagger: Option<Span>,
+    bake_time: Option<Span>,
+    max_bake: Option<Span>,
     max_failures: Option<RawBudget>,
+    max_failures_per_wave: Option<RawBudget>,
     max_unreachable: Option<RawBudget>,
+    min_healthy: Option<RawBudget>,
+    progress_deadline: Option<Span>,
+    pause_timeout: Option<Span>,
+    rollback_parallel: Option<u32>,
+    max_shrink: Option<RawBudget>,
+    #[serde(default)]
+    zones: bool,
+    on_failure: Option<OnFailure>,
+    on_inconclusive: Option<OnInconclusive>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawCanary {
+    Labels { labels: BTreeMap<String, String> },
+    Count(RawBudget),
 }
 
 #[derive(Deserialize)]
@@ -328,27 +377,60 @@ fn ms(span: Span) -> u64 {
 }
 
 fn environment(raw: RawEnvironment) -> Result<Environment, String> {
-    let budget = |raw: Option<RawBudget>| match raw {
-        None => Budget::Count(0),
-        Some(RawBudget::Count(n)) => Budget::Count(n),
-        Some(RawBudget::Percent(text)) => Budget::Percent(text.trim_end_matches('%').parse().unwrap_or(0)),
-    };
     Ok(Environment {
         hosts: host_sources(&raw.name, raw.hosts)?,
         ssh: raw.ssh.into(),
-        rollout: Rollout {
-            max_parallel: raw.rollout.max_parallel.unwrap_or(1),
-            max_failures: budget(raw.rollout.max_failures),
-            max_unreachable: budget(raw.rollout.max_unreachable),
-        },
+        rollout: rollout_of(raw.rollout),
         health: match raw.health {
             RawHealth::Word(_) => None,
             RawHealth::Checks(checks) => Some(health_of(*checks)),
         },
         verify: raw.verify,
+        hooks: raw.hooks,
         timeout_ms: ms(raw.timeout.unwrap_or(CALL_LIMIT)),
         name: raw.name,
     })
+}
+
+impl From<RawBudget> for Budget {
+    fn from(raw: RawBudget) -> Self {
+        match raw {
+            RawBudget::Count(n) => Budget::Count(n),
+            RawBudget::Percent(text) => Budget::Percent(text.trim_end_matches('%').parse().unwrap_or(0)),
+        }
+    }
+}
+
+fn rollout_of(raw: RawRollout) -> Rollout {
+    let none = Budget::Count(0);
+    let bake_time = ms(raw.bake_time.unwrap_or(BAKE_TIME));
+    Rollout {
+        canary: match raw.canary {
+            None => Canary::Count(Budget::Count(1)),
+            Some(RawCanary::Count(count)) => Canary::Count(count.into()),
+            Some(RawCanary::Labels { labels }) => Canary::Labels(labels),
+        },
+        waves: match raw.waves {
+            None => Waves::Targets(vec![Budget::Percent(100)]),
+            Some(OneOrMany::Many(targets)) => Waves::Targets(targets.into_iter().map(Budget::from).collect()),
+            Some(OneOrMany::One(size)) => Waves::Each(size.into()),
+        },
+        max_parallel: raw.max_parallel.unwrap_or(1),
+        stagger_ms: raw.stagger.map_or(0, ms),
+        bake_time_ms: bake_time,
+        max_bake_ms: raw.max_bake.map_or(bake_time.saturating_mul(3), ms).max(bake_time),
+        max_failures: raw.max_failures.map_or(none, Budget::from),
+        max_failures_per_wave: raw.max_failures_per_wave.map(Budget::from),
+        max_unreachable: raw.max_unreachable.map_or(none, Budget::from),
+        min_healthy: raw.min_healthy.map(Budget::from),
+        progress_deadline_ms: raw.progress_deadline.map_or(0, ms),
+        pause_timeout_ms: ms(raw.pause_timeout.unwrap_or(PAUSE_TIMEOUT)),
+        rollback_parallel: raw.rollback_parallel,
+        max_shrink: raw.max_shrink.map_or(Budget::Percent(30), Budget::from),
+        zones: raw.zones,
+        on_failure: raw.on_failure.unwrap_or(OnFailure::Rollback),
+        on_inconclusive: raw.on_inconclusive.unwrap_or(OnInconclusive::Rollback),
+    }
 }
 
 fn health_of(raw: RawChecks) -> Health {

@@ -169,6 +169,8 @@ impl Sandbox {
         // by `fatal`, which gets to see it first.
         let lua = Lua::new_with(libs, LuaOptions::new())?;
         lua.set_memory_limit(limits.memory)?;
+        // Nothing of what is put in here is garbage.
+        lua.gc_stop();
         let clock = SystemClock::new();
         let meter = Rc::new(Meter {
             limits: limits.clone(),
@@ -194,6 +196,7 @@ impl Sandbox {
         data::install(&lua, &phased, &meter)?;
         require(&lua, &globals, resolver)?;
         strict(&lua, &globals)?;
+        lua.gc_restart();
         Ok(Sandbox { lua, meter, prelude })
     }
 

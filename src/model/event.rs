@@ -7,11 +7,14 @@ use serde_json::Value;
 
 use super::{
     cause::Cause,
+    deployment::DeploymentState,
     host::Host,
     ids::{Digest, EnvironmentName, Epoch, HostId, ProjectName, RunId},
     pipeline::Pipeline,
+    plan::{Phases, Target},
     release::Release,
-    run::{DeploymentState, RunState, Trigger, Waiting},
+    rollout::OnFailure,
+    run::{RunState, Trigger, Waiting},
     step::{CallKey, Outcome, StepKey},
 };
 use crate::time::Stamp;
@@ -45,6 +48,9 @@ pub enum Event {
         /// Environments where it is live already, put there by the same code: they are not repeated.
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
         live: Vec<EnvironmentName>,
+        /// What is put back, for a run that does not deploy a release of its own.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        target: Option<Box<Target>>,
     },
     /// The commit could not be had, or is stale.
     Unresolved {
@@ -121,6 +127,9 @@ pub enum Event {
         deployment: u32,
         /// Where.
         environment: EnvironmentName,
+        /// What it is for, unless it puts the run's own release on every host.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        back: Option<Box<GoingBack>>,
     },
     /// Something is in the way, or no longer.
     Blocked {
@@ -157,6 +166,80 @@ pub enum Event {
         max_failures: usize,
         /// Unreachable hosts that do not stop it.
         max_unreachable: usize,
+        /// Waves, floors and the way back.
+        #[serde(default)]
+        phases: Box<Phases>,
+    },
+    /// The fleet was looked at again before a wave.
+    FleetSeen {
+        /// Which deployment.
+        deployment: u32,
+        /// Hosts that are no more.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        gone: Vec<HostId>,
+        /// Hosts that have come: they join the last wave.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        joined: Vec<Host>,
+        /// The wave it was looked at for, from 0.
+        wave: u32,
+    },
+    /// A wave is being watched from here on.
+    BakeBegan {
+        /// Which deployment.
+        deployment: u32,
+        /// Which wave, from 0.
+        wave: u32,
+    },
+    /// The watch over a wave is over, and the deployment goes on.
+    BakeEnded {
+        /// Which deployment.
+        deployment: u32,
+        /// Which wave, from 0.
+        wave: u32,
+        /// `passed`, `promoted` or `inconclusive`.
+        verdict: BakeVerdict,
+        /// Its numbers, one line each.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        evidence: Vec<String>,
+    },
+    /// It has been found out that a deployment goes no further.
+    Judged {
+        /// Which deployment.
+        deployment: u32,
+        /// Why.
+        cause: Cause,
+        /// It is the release that is bad: nothing automatic starts it again.
+        #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+        bad: bool,
+        /// What follows.
+        then: OnFailure,
+    },
+    /// Nothing new begins in a deployment.
+    Paused {
+        /// Which.
+        deployment: u32,
+        /// Who holds it: as the audit names them, or `phased`.
+        by: String,
+        /// In their words.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        reason: Option<String>,
+        /// It has failed, and goes on only if it is promoted.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        failed: Option<Cause>,
+    },
+    /// A paused deployment goes on.
+    Unpaused {
+        /// Which.
+        deployment: u32,
+        /// Who let go of it.
+        by: String,
+    },
+    /// Whatever holds a deployment, a pause, a bake or a failure, somebody has looked at it, and it goes on.
+    Promoted {
+        /// Which.
+        deployment: u32,
+        /// Who.
+        by: String,
     },
     /// The hosts could not be found out, or a newer run took this one's place.
     PlanFailed {
@@ -235,6 +318,30 @@ pub enum Event {
     },
 }
 
+/// What a deployment is for that takes hosts back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GoingBack {
+    /// The deployment of this run that is taken back; its plan says to what.
+    pub of: u32,
+    /// Which of its hosts, in the order in which they go back.
+    pub hosts: Vec<HostId>,
+    /// Beside the rollout, which goes on: they failed within its budgets.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub alone: bool,
+}
+
+/// How a bake ended that did not end the deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BakeVerdict {
+    /// It was watched long enough, and nothing was wrong.
+    Passed,
+    /// A person ended it.
+    Promoted,
+    /// Nothing could be concluded, and `on_inconclusive` says that it goes on.
+    Inconclusive,
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
 fn none(count: &u32) -> bool {
     *count == 0
@@ -278,9 +385,15 @@ pub struct Request {
     /// No further than this environment.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub environment: Option<EnvironmentName>,
+    /// What for.
+    #[serde(skip_serializing_if = "Purpose::is_deploy", default)]
+    pub purpose: Purpose,
     /// Deploy also where the release is live already.
     #[serde(default)]
     pub redeploy: bool,
+    /// Deploy also what was found bad.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub retry_bad: bool,
     /// Test also a release that passed.
     #[serde(default)]
     pub retest: bool,
@@ -289,6 +402,35 @@ pub struct Request {
     pub after: Option<super::ids::Sha>,
     /// Wall time, ms.
     pub requested_at_ms: i64,
+}
+
+/// What a run is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// A release goes through the stages and the environments.
+    #[default]
+    Deploy,
+    /// One environment goes back to a release that was known-good there: the last one, or the one named.
+    Rollback {
+        /// Its id or revision, or the beginning of it.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        to: Option<String>,
+    },
+    /// Hosts of one environment that do not have its known-good release get it.
+    Converge {
+        /// Which; none = all that differ.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        hosts: Vec<HostId>,
+    },
+}
+
+impl Purpose {
+    /// Whether it is the usual one.
+    #[must_use]
+    pub fn is_deploy(&self) -> bool {
+        *self == Purpose::Deploy
+    }
 }
 
 /// What a run was asked to take.

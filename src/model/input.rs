@@ -3,9 +3,10 @@
 use serde_json::{Value, json};
 
 use super::{
+    deployment::{Deployment, HostRun},
     ids::DeploymentId,
     release::Release,
-    run::{Checkout, Deployment, HostRun, Run},
+    run::{Checkout, Run},
     step::{CallKey, Place, StepKey},
 };
 
@@ -31,6 +32,12 @@ fn host(host: &HostRun) -> Value {
     json!({ "id": host.id, "name": host.name, "address": host.address, "labels": host.labels, "zone": host.zone })
 }
 
+/// The wave that a function is called for, from 1: that of `before_wave.2`.
+fn wave_of(function: &str) -> Option<u32> {
+    let (hook, n) = function.split_once('.')?;
+    matches!(hook, "before_wave" | "after_wave").then(|| n.parse().ok())?
+}
+
 /// The input of the call at `key`.
 #[must_use]
 pub fn of(run: &Run, key: &CallKey) -> Value {
@@ -39,7 +46,8 @@ pub fn of(run: &Run, key: &CallKey) -> Value {
         Some(Place::Deployment { deployment, .. } | Place::Host { deployment, .. }) => run.deployment(*deployment),
         _ => None,
     };
-    let release = run.release.as_ref().map(|r| release(r, deployment));
+    let ships = deployment.map_or(run.release.as_ref(), |deployment| deployment.release(run));
+    let release = ships.map(|r| release(r, deployment));
     let dir = match &run.checkout {
         Checkout::At(dir) => Some(dir),
         Checkout::Due | Checkout::Failed(_) => None,
@@ -50,18 +58,31 @@ pub fn of(run: &Run, key: &CallKey) -> Value {
         "release": release,
     });
     if let Some(deployment) = deployment {
-        let id = DeploymentId { run: header.run.clone(), n: deployment.n };
-        // The hosts of a wide fleet are not copied into each of its calls.
-        let hosts: Vec<Value> = match &place {
-            Some(Place::Host { host: id, .. }) => {
-                input["host"] = deployment.host(id).map_or(Value::Null, host);
-                Vec::new()
-            }
-            _ => deployment.hosts.iter().map(host).collect(),
-        };
+        let id = |n| DeploymentId { run: header.run.clone(), n }.to_string();
+        let all = |hosts: &mut dyn Iterator<Item = &HostRun>| hosts.map(host).collect::<Vec<Value>>();
+        // The hosts of a wide fleet are not copied into calls that do not get them.
+        let mut hosts = Vec::new();
+        match &place {
+            Some(Place::Host { host: id, .. }) => input["host"] = deployment.host(id).map_or(Value::Null, host),
+            Some(Place::Deployment { function, .. }) => match wave_of(function) {
+                Some(n) => {
+                    let mut hosts = deployment.hosts.iter().filter(|h| h.wave + 1 == n && !h.gone);
+                    input["wave"] = json!({
+                        "n": n, "canary": n == 1 && deployment.phases.canary, "environment": deployment.environment,
+                        "hosts": all(&mut hosts),
+                    });
+                }
+                None if function != "rollback_safe" => hosts = all(&mut deployment.hosts.iter().filter(|h| !h.gone)),
+                None => {}
+            },
+            _ => {}
+        }
         input["deployment"] = json!({
-            "id": id.to_string(), "run": header.run, "environment": deployment.environment, "hosts": hosts,
+            "id": id(deployment.n), "run": header.run, "environment": deployment.environment, "hosts": hosts,
         });
+        if let Some(of) = deployment.rollback_of {
+            input["deployment"]["rollback_of"] = json!(id(of));
+        }
     }
     input
 }
@@ -75,18 +96,19 @@ pub fn variables(run: &Run, step: &StepKey, name: Option<&str>) -> Vec<(String, 
             variables.push((format!("PHASED_{name}"), value.to_owned()));
         }
     };
-    let release = run.release.as_ref();
-    set("PROJECT", Some(run.header.project.as_str()));
-    set("RUN", Some(run.header.run.as_str()));
-    set("RELEASE", release.map(|r| r.id.as_str()));
-    set("REVISION", release.map(|r| r.commit.sha.as_str()));
-    set("BRANCH", release.and_then(|r| r.branch.as_deref()));
     let place = step.call().place();
     let number = match &place {
         Some(Place::Deployment { deployment, .. } | Place::Host { deployment, .. }) => Some(*deployment),
         _ => None,
     };
-    if let Some(deployment) = number.and_then(|n| run.deployment(n)) {
+    let deployment = number.and_then(|n| run.deployment(n));
+    let release = deployment.map_or(run.release.as_ref(), |deployment| deployment.release(run));
+    set("PROJECT", Some(run.header.project.as_str()));
+    set("RUN", Some(run.header.run.as_str()));
+    set("RELEASE", release.map(|r| r.id.as_str()));
+    set("REVISION", release.map(|r| r.commit.sha.as_str()));
+    set("BRANCH", release.and_then(|r| r.branch.as_deref()));
+    if let Some(deployment) = deployment {
         set("ENVIRONMENT", Some(deployment.environment.as_str()));
         set("DEPLOYMENT", Some(&DeploymentId { run: run.header.run.clone(), n: deployment.n }.to_string()));
         if let Some(Place::Host { host, .. }) = &place {
@@ -97,8 +119,9 @@ pub fn variables(run: &Run, step: &StepKey, name: Option<&str>) -> Vec<(String, 
     let phase = match &place {
         Some(Place::Stage { stage, .. }) => Some(stage.as_str()),
         Some(Place::Deployment { function, .. }) if function == "verify" => Some("final"),
+        Some(Place::Deployment { function, .. }) if function == "verify.canary" => Some("canary"),
         Some(Place::Deployment { .. } | Place::Host { .. }) if step.call().undone().is_some() => Some("undo"),
-        Some(Place::Deployment { function, .. } | Place::Host { function, .. }) => Some(function.as_str()),
+        Some(Place::Deployment { function, .. } | Place::Host { function, .. }) => function.split('.').next(),
         None => None,
     };
     set("PHASE", phase);

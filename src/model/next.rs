@@ -1,9 +1,14 @@
 //! The fold: one event into one run. The same code live and at recovery, so what a restart finds is what was.
 
 use super::{
-    event::{Event, Record},
-    ids::{HostId, Seq},
-    run::{Budgets, Call, CallEnd, Checkout, Deployment, HealthRun, HostRun, Progress, Run, StageRun, Step, Stop},
+    deployment::{
+        Back, Bake, Budgets, Deployment, DeploymentState, Forgiven, HealthRun, HostRun, HostState, Judged, Paused,
+        WaveRun,
+    },
+    event::{CallResult, Event, GoingBack, Record},
+    ids::{EnvironmentName, HostId, Seq},
+    pipeline::Environment,
+    run::{Call, CallEnd, Checkout, Progress, Run, StageRun, Step, Stop},
     step::{CallKey, Outcome, Place, StepKey},
 };
 use crate::time::Stamp;
@@ -47,6 +52,7 @@ impl Run {
             unresolved: None,
             passed: None,
             live: Vec::new(),
+            target: None,
             checkout: Checkout::Due,
             deployments: Vec::new(),
             calls: std::collections::BTreeMap::new(),
@@ -81,13 +87,14 @@ impl Run {
         }
         match &record.event {
             Event::Started(_) => return illegal("started", "the run has started"),
-            Event::Resolved { release, passed, live } => {
+            Event::Resolved { release, passed, live, target } => {
                 if self.release.is_some() {
                     return illegal("resolved", "the commit is known");
                 }
                 self.release = Some((**release).clone());
                 self.passed.clone_from(passed);
                 self.live.clone_from(live);
+                self.target.clone_from(target);
             }
             Event::Unresolved { cause } => self.unresolved = Some(cause.clone()),
             Event::CheckedOut { dir } => self.checkout = Checkout::At(dir.clone()),
@@ -105,32 +112,18 @@ impl Run {
                 self.begun(key, step)?;
             }
             Event::Done { key, attempt, outcome, last } => self.done(key, *attempt, outcome, *last, at)?,
-            Event::Return { key, result, undos } => self.returned(key, result.into(), *undos, at)?,
+            Event::Return { key, result, undos } => {
+                self.returned(key, result.into(), *undos, at)?;
+                self.answered(key, result);
+            }
             Event::Diverged { key, cause } => {
                 if !self.calls.contains_key(key) {
                     return illegal("diverged", format!("call {key} is not open"));
                 }
                 self.diverged = Some(cause.clone());
             }
-            Event::DeploymentCreated { deployment, environment } => {
-                if *deployment as usize != self.deployments.len() + 1 {
-                    return illegal("deployment_created", format!("number {deployment} is out of order"));
-                }
-                self.deployments.push(Deployment {
-                    n: *deployment,
-                    environment: environment.clone(),
-                    previous: None,
-                    changed_paths: None,
-                    waiting: None,
-                    lease: None,
-                    lease_lost: false,
-                    budgets: None,
-                    plan_failed: None,
-                    hosts: Vec::new(),
-                    verify: Progress::Due,
-                    created_at: at.clone(),
-                    end: None,
-                });
+            Event::DeploymentCreated { deployment, environment, back } => {
+                self.create(*deployment, environment, back.as_deref(), at)?;
             }
             Event::Blocked { deployment, waiting } => {
                 self.deployment_mut("blocked", *deployment)?.waiting.clone_from(waiting);
@@ -141,7 +134,8 @@ impl Run {
                 deployment.waiting = None;
             }
             Event::LeaseLost { deployment } => self.deployment_mut("lease_lost", *deployment)?.lease_lost = true,
-            Event::Planned { deployment, hosts, previous, changed_paths, max_failures, max_unreachable } => {
+            Event::Planned { deployment, hosts, previous, changed_paths, max_failures, max_unreachable, phases } => {
+                let spec = self.spec_of("planned", *deployment)?;
                 let deployment = self.deployment_mut("planned", *deployment)?;
                 if deployment.budgets.is_some() {
                     return illegal("planned", "the plan is made");
@@ -149,16 +143,67 @@ impl Run {
                 deployment.budgets = Some(Budgets { max_failures: *max_failures, max_unreachable: *max_unreachable });
                 deployment.previous = previous.as_deref().cloned();
                 deployment.changed_paths.clone_from(changed_paths);
-                deployment.hosts = hosts
+                deployment.phases = (**phases).clone();
+                let sizes = if phases.waves.is_empty() { vec![u32::MAX] } else { phases.waves.clone() };
+                deployment.waves = vec![WaveRun::default(); sizes.len()];
+                let waves = (0u32..).zip(sizes).flat_map(|(wave, size)| (0..size).map(move |_| wave));
+                let planned = hosts
                     .iter()
-                    .map(|host| HostRun {
-                        host: host.clone(),
-                        deploy: Progress::Due,
-                        machine: None,
-                        touched: false,
-                        health: HealthRun::Due,
-                    })
-                    .collect();
+                    .zip(waves)
+                    .map(|(host, wave)| HostRun::planned(host.clone(), wave, phases.ill.get(&host.id).cloned(), &spec));
+                deployment.hosts = planned.collect();
+            }
+            Event::FleetSeen { deployment, gone, joined, wave } => {
+                let spec = self.spec_of("fleet_seen", *deployment)?;
+                let deployment = self.deployment_mut("fleet_seen", *deployment)?;
+                let last = u32::try_from(deployment.waves.len().saturating_sub(1)).unwrap_or(u32::MAX);
+                for host in deployment.hosts.iter_mut().filter(|host| gone.contains(&host.host.id)) {
+                    host.gone = true;
+                }
+                for host in joined {
+                    if deployment.host(&host.id).is_some() {
+                        return illegal("fleet_seen", format!("host {} is there", host.id));
+                    }
+                    deployment.hosts.push(HostRun::planned(host.clone(), last, None, &spec));
+                }
+                match deployment.waves.get_mut(*wave as usize) {
+                    Some(wave) => wave.seen = true,
+                    None => return illegal("fleet_seen", format!("there is no wave {wave}")),
+                }
+            }
+            Event::BakeBegan { deployment, wave } => {
+                self.wave_mut("bake_began", *deployment, *wave)?.bake =
+                    Bake::Baking { since: at.clone(), away: std::time::Duration::ZERO };
+            }
+            Event::BakeEnded { deployment, wave, .. } => {
+                self.wave_mut("bake_ended", *deployment, *wave)?.bake = Bake::Over;
+            }
+            Event::Judged { deployment, cause, bad, then } => {
+                let deployment = self.deployment_mut("judged", *deployment)?;
+                if deployment.judged.is_some() {
+                    return illegal("judged", "it was judged before");
+                }
+                deployment.judged = Some(Judged { cause: cause.clone(), bad: *bad, then: *then });
+                deployment.paused = None;
+            }
+            Event::Paused { deployment, by, reason, failed } => {
+                let deployment = self.deployment_mut("paused", *deployment)?;
+                let (by, reason, failed) = (by.clone(), reason.clone(), failed.clone());
+                deployment.paused = Some(Paused { by, reason, since: at.clone(), failed });
+            }
+            Event::Unpaused { deployment, .. } => self.deployment_mut("unpaused", *deployment)?.paused = None,
+            Event::Promoted { deployment, .. } => {
+                let deployment = self.deployment_mut("promoted", *deployment)?;
+                deployment.paused = None;
+                let count = |state| deployment.hosts.iter().filter(|host| host.verdict() == state).count();
+                deployment.forgiven =
+                    Forgiven { failed: count(HostState::Failed), unreachable: count(HostState::Unreachable) };
+                deployment.progress_at = Some(at.clone());
+                for wave in &mut deployment.waves {
+                    if matches!(wave.bake, Bake::Baking { .. }) {
+                        wave.bake = Bake::Over;
+                    }
+                }
             }
             Event::PlanFailed { deployment, cause } => {
                 self.deployment_mut("plan_failed", *deployment)?.plan_failed = Some(cause.clone());
@@ -171,8 +216,10 @@ impl Run {
                     HealthRun::Watching { since: at.clone(), again: false };
             }
             Event::HealthVerdict { deployment, host, unhealthy, .. } => {
-                let host = self.host_mut("health_verdict", *deployment, host)?;
-                host.health = unhealthy.clone().map_or(HealthRun::Healthy, HealthRun::Unhealthy);
+                self.host_mut("health_verdict", *deployment, host)?.health =
+                    unhealthy.clone().map_or(HealthRun::Healthy, HealthRun::Unhealthy);
+                self.came_back(*deployment, host);
+                self.deployment_mut("health_verdict", *deployment)?.progress_at = Some(at.clone());
             }
             Event::DeadlineHit { key } => match self.calls.get_mut(key) {
                 Some(call) => call.over = true,
@@ -187,10 +234,17 @@ impl Run {
                 self.header.epoch = self.header.epoch.max(*epoch);
                 let away = at.since(&self.last_at);
                 self.calls.values_mut().for_each(|call| call.away += away);
-                let open = self.deployments.iter_mut().filter(|d| d.end.is_none());
-                for host in open.flat_map(|d| &mut d.hosts) {
-                    if let HealthRun::Watching { again, .. } = &mut host.health {
-                        *again = true;
+                for deployment in self.deployments.iter_mut().filter(|d| d.end.is_none()) {
+                    for host in &mut deployment.hosts {
+                        if let HealthRun::Watching { again, .. } = &mut host.health {
+                            *again = true;
+                        }
+                    }
+                    for wave in &mut deployment.waves {
+                        // Only watched time counts.
+                        if let Bake::Baking { away: unwatched, .. } = &mut wave.bake {
+                            *unwatched += away;
+                        }
                     }
                 }
             }
@@ -200,7 +254,19 @@ impl Run {
                     return illegal("deployment_ended", "it has ended");
                 }
                 deployment.waiting = None;
+                deployment.paused = None;
                 deployment.end = Some((*state, cause.clone(), at.clone()));
+                let of = deployment.rollback_of;
+                let hosts: Vec<HostId> = deployment.hosts.iter().map(|host| host.host.id.clone()).collect();
+                if let Some(of) = of {
+                    // Whatever is not there by now will not be.
+                    let of = self.deployment_mut("deployment_ended", of)?;
+                    for host in of.hosts.iter_mut().filter(|h| hosts.contains(&h.host.id)) {
+                        if host.back == Some(Back::Going) {
+                            host.back = Some(Back::Failed);
+                        }
+                    }
+                }
             }
             Event::End { state, cause } => self.end = Some((*state, cause.clone(), at.clone())),
         }
@@ -224,8 +290,24 @@ impl Run {
         if let Some(stage) = self.stage_mut(key) {
             stage.started_at.get_or_insert_with(|| at.clone());
         }
+        if let Some(Place::Host { deployment, host, function }) = key.place() {
+            let of = self.deployment_mut("call", deployment)?;
+            // What prepares must not touch what serves; a host that goes back is on its way from there on.
+            let begins = function != "prepare" || of.rollback_of.is_some();
+            if begins {
+                of.progress_at.get_or_insert_with(|| at.clone());
+                self.host_mut("call", deployment, &host)?.begun.get_or_insert_with(|| at.clone());
+            }
+        }
         let steps = std::collections::BTreeMap::new();
-        let call = Call { begun: at.clone(), away: std::time::Duration::ZERO, steps, over: false };
+        let call = Call {
+            place: key.place(),
+            cleaning: key.is_cleaning(),
+            begun: at.clone(),
+            away: std::time::Duration::ZERO,
+            steps,
+            over: false,
+        };
         self.calls.insert(key.clone(), call);
         Ok(())
     }
@@ -260,7 +342,9 @@ impl Run {
             Outcome::Failed { cause, .. } => !cause.is_shut(),
             Outcome::Ok(_) | Outcome::Unknown { .. } | Outcome::Cut { .. } => true,
         };
-        if let (true, Some(Place::Host { deployment, host, .. })) = (reached, call_key.place()) {
+        if let (true, Some(Place::Host { deployment, host, function })) = (reached, call_key.place())
+            && function != "prepare"
+        {
             self.host_mut("done", deployment, &host)?.touched = true;
         }
         Ok(())
@@ -303,13 +387,122 @@ impl Run {
                     _ => None,
                 }
             }
-            Place::Deployment { deployment, function } if function == "verify" => {
-                Some(&mut self.deployment_mut("call", deployment).ok()?.verify)
+            Place::Deployment { deployment, function } => {
+                let deployment = self.deployment_mut("call", deployment).ok()?;
+                match function.split_once('.').unwrap_or((function.as_str(), "")) {
+                    ("rollback_safe", "") => Some(&mut deployment.rollback_safe),
+                    ("before", "") => Some(&mut deployment.before),
+                    ("after", "") => Some(&mut deployment.after),
+                    ("verify", "") => Some(&mut deployment.verify),
+                    ("verify", "canary") => Some(&mut deployment.verify_canary),
+                    // Waves are counted from 1 where people see them.
+                    (hook @ ("before_wave" | "after_wave"), n) => {
+                        let wave = deployment.waves.get_mut(n.parse::<usize>().ok()?.checked_sub(1)?)?;
+                        Some(if hook == "before_wave" { &mut wave.before } else { &mut wave.after })
+                    }
+                    _ => None,
+                }
             }
-            Place::Host { deployment, host, function } if function == "deploy" => {
-                Some(&mut self.host_mut("call", deployment, &host).ok()?.deploy)
+            Place::Host { deployment, host, function } => {
+                self.host_mut("call", deployment, &host).ok()?.function_mut(&function)
             }
-            Place::Deployment { .. } | Place::Host { .. } => None,
+        }
+    }
+
+    /// What a function said whose answer matters.
+    fn answered(&mut self, key: &CallKey, result: &CallResult) {
+        match (key.place(), result) {
+            (Some(Place::Deployment { deployment, function }), CallResult::Returned(value))
+                if function == "rollback_safe" =>
+            {
+                let Ok(deployment) = self.deployment_mut("return", deployment) else { return };
+                let safe = value.get("safe").and_then(serde_json::Value::as_bool).unwrap_or(false);
+                let why = value.get("reason").and_then(serde_json::Value::as_str).unwrap_or("it gave no reason");
+                deployment.unsafe_because = (!safe).then(|| why.to_owned());
+            }
+            (Some(Place::Host { deployment, host, .. }), _) => self.came_back(deployment, &host),
+            _ => {}
+        }
+    }
+
+    /// A host of a rollback may have gone all the way: the deployment that is taken back has it so.
+    fn came_back(&mut self, deployment: u32, host: &HostId) {
+        let Ok(rollback) = self.deployment_mut("rollback", deployment) else { return };
+        let Some(of) = rollback.rollback_of else { return };
+        let there = if rollback.alone { Back::Aside } else { Back::There };
+        let back = match rollback.host(host) {
+            Some(host) if host.verdict() == HostState::Healthy => there,
+            Some(host) if host.is_settled() => Back::Failed,
+            _ => return,
+        };
+        if let Ok(host) = self.host_mut("rollback", of, host) {
+            host.back = Some(back);
+        }
+    }
+
+    fn create(
+        &mut self,
+        n: u32,
+        environment: &EnvironmentName,
+        back: Option<&GoingBack>,
+        at: &Stamp,
+    ) -> Result<(), Illegal> {
+        if n as usize != self.deployments.len() + 1 {
+            return illegal("deployment_created", format!("number {n} is out of order"));
+        }
+        let mut deployment = Deployment::created(n, environment.clone(), at);
+        deployment.target.clone_from(&self.target);
+        if let Some(back) = back {
+            let of = self.deployment_mut("deployment_created", back.of)?;
+            let Some(target) = of.phases.target.clone() else {
+                return illegal("deployment_created", format!("deployment {} has nothing to go back to", back.of));
+            };
+            let healthy = of.healthy();
+            let mut hosts = Vec::new();
+            for id in &back.hosts {
+                let Some(host) = of.hosts.iter_mut().find(|host| host.host.id == *id) else {
+                    return illegal("deployment_created", format!("deployment {} has no host {id}", back.of));
+                };
+                host.back = Some(Back::Going);
+                let ill = (host.verdict() != HostState::Healthy).then(|| "it is taken back".to_owned());
+                let mut going = HostRun::planned(host.host.clone(), 0, ill, &target.environment);
+                going.machine.clone_from(&host.machine);
+                if back.alone {
+                    // It stays drained.
+                    going.undrain = Progress::Ended(CallEnd::Returned);
+                }
+                hosts.push(going);
+            }
+            // At least one has to be taken at a time.
+            let floor = (of.phases.min_healthy as usize).min(healthy.saturating_sub(1));
+            deployment.phases.min_healthy = u32::try_from(floor).unwrap_or(u32::MAX);
+            deployment.budgets = of.budgets;
+            deployment.lease = of.lease;
+            deployment.previous = self.release.clone();
+            deployment.rollback_of = Some(back.of);
+            deployment.alone = back.alone;
+            deployment.target = Some(target);
+            deployment.hosts = hosts;
+        }
+        self.deployments.push(deployment);
+        Ok(())
+    }
+
+    fn spec_of(&mut self, event: &'static str, n: u32) -> Result<Environment, Illegal> {
+        let deployment = match self.deployment(n) {
+            Some(deployment) => deployment,
+            None => return illegal(event, format!("there is no deployment {n}")),
+        };
+        match deployment.spec(self) {
+            Some(spec) => Ok(spec.clone()),
+            None => illegal(event, format!("the pipeline has no environment {}", deployment.environment)),
+        }
+    }
+
+    fn wave_mut(&mut self, event: &'static str, n: u32, wave: u32) -> Result<&mut WaveRun, Illegal> {
+        match self.deployment_mut(event, n)?.waves.get_mut(wave as usize) {
+            Some(wave) => Ok(wave),
+            None => illegal(event, format!("deployment {n} has no wave {wave}")),
         }
     }
 

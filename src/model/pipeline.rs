@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::{
     host::{Host, SecretRef, Ssh},
     ids::{EnvironmentName, StageName},
+    rollout::Rollout,
 };
 
 /// A project's description.
@@ -76,7 +77,7 @@ pub struct Stage {
     pub timeout_ms: u64,
 }
 
-/// An environment. Functions: `environments/<name>/deploy`, `/verify`.
+/// An environment. Functions: `environments/<name>/deploy` and those of its hooks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
     /// Its name.
@@ -91,8 +92,48 @@ pub struct Environment {
     pub health: Option<Health>,
     /// Has `verify`.
     pub verify: bool,
+    /// Which of the other hooks it has.
+    #[serde(skip_serializing_if = "Hooks::is_none", default)]
+    pub hooks: Hooks,
     /// The limit of each of its calls.
     pub timeout_ms: u64,
+}
+
+/// The hooks that an environment may have, beside `deploy` and `verify`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+#[allow(clippy::struct_excessive_bools)] // which of eight functions are there
+pub struct Hooks {
+    /// Every planned host, before the first wave.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub prepare: bool,
+    /// Once, after every `prepare`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub before: bool,
+    /// Before each wave.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub before_wave: bool,
+    /// Each host, before its `deploy`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub drain: bool,
+    /// Each host, once it is healthy.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub undrain: bool,
+    /// After each wave.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub after_wave: bool,
+    /// Once, on success.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub after: bool,
+    /// Asked before anything is touched.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub rollback_safe: bool,
+}
+
+impl Hooks {
+    fn is_none(&self) -> bool {
+        *self == Hooks::default()
+    }
 }
 
 /// One source of hosts.
@@ -108,44 +149,6 @@ pub enum HostSource {
         /// The function's path.
         function: String,
     },
-}
-
-/// The numbers of a rollout.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rollout {
-    /// Hosts updated at the same moment.
-    pub max_parallel: u32,
-    /// Failed hosts that do not stop the rollout: it stops when this is exceeded.
-    pub max_failures: Budget,
-    /// The same for unreachable hosts.
-    pub max_unreachable: Budget,
-}
-
-impl Default for Rollout {
-    fn default() -> Self {
-        Rollout { max_parallel: 1, max_failures: Budget::Count(0), max_unreachable: Budget::Count(0) }
-    }
-}
-
-/// A number of hosts, or a part of them that is rounded down and may be 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Budget {
-    /// So many.
-    Count(u32),
-    /// Hundredths of the hosts at plan time.
-    Percent(u32),
-}
-
-impl Budget {
-    /// The absolute number for `hosts` hosts.
-    #[must_use]
-    pub fn of(self, hosts: usize) -> usize {
-        match self {
-            Budget::Count(n) => n as usize,
-            Budget::Percent(p) => hosts * p as usize / 100,
-        }
-    }
 }
 
 /// When a host is healthy: every check good, without a break, for `min_healthy_time_ms`, before `healthy_deadline_ms`.

@@ -7,12 +7,13 @@ use serde_json::Value;
 
 use super::{
     cause::Cause,
+    deployment::Deployment,
     event::{CallResult, Header},
-    host::Host,
-    ids::{EnvironmentName, Epoch, HostId, RunId},
+    ids::{EnvironmentName, HostId, RunId},
     pipeline::Environment,
+    plan::Target,
     release::Release,
-    step::{CallKey, StepKey},
+    step::{CallKey, Place, StepKey},
 };
 use crate::time::Stamp;
 
@@ -59,60 +60,6 @@ impl RunState {
             RunState::Failed | RunState::RolledBack | RunState::RollbackFailed | RunState::Halted | RunState::Damaged
         )
     }
-}
-
-/// A deployment's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DeploymentState {
-    /// It waits for its lease, or its hosts are being found out.
-    Planned,
-    /// Hosts are being prepared.
-    Preparing,
-    /// Hosts are being switched.
-    Rolling,
-    /// It is being watched.
-    Baking,
-    /// A person or a verdict holds it.
-    Paused,
-    /// All hosts that must have it have it.
-    Succeeded,
-    /// Nothing was switched.
-    Failed,
-    /// Every host has the known-good release again.
-    RolledBack,
-    /// A host could not go back.
-    RollbackFailed,
-    /// It stands still, mixed, on purpose.
-    Halted,
-    /// Ended by a person.
-    Stopped,
-}
-
-/// A host's state in a deployment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HostState {
-    /// Its turn has not come.
-    Pending,
-    /// It is being switched or watched.
-    Running,
-    /// Nobody can tell what happened on it.
-    Unknown,
-    /// It has the release and is healthy.
-    Healthy,
-    /// It was reached and failed.
-    Failed,
-    /// It could not be reached.
-    Unreachable,
-    /// Set aside after a failure.
-    Quarantined,
-    /// Its turn never came.
-    Skipped,
-    /// It has the known-good release again.
-    RolledBack,
-    /// Its provider terminated it.
-    Gone,
 }
 
 /// What pressed the button.
@@ -244,6 +191,8 @@ pub struct Run {
     pub passed: Option<RunId>,
     /// Environments where the release is live already.
     pub live: Vec<EnvironmentName>,
+    /// What the run puts back; `None` = it deploys its own release.
+    pub target: Option<Box<Target>>,
     /// The checkout.
     pub checkout: Checkout,
     /// Its test stages, as the pipeline has them.
@@ -298,83 +247,13 @@ pub struct StageRun {
     pub touched_at: Option<Stamp>,
 }
 
-/// A deployment of a run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Deployment {
-    /// Its number in the run, from 1.
-    pub n: u32,
-    /// Where.
-    pub environment: EnvironmentName,
-    /// What was live there, once planned.
-    pub previous: Option<Release>,
-    /// Paths that differ from that.
-    pub changed_paths: Option<Vec<String>>,
-    /// What it waits for.
-    pub waiting: Option<Waiting>,
-    /// Its fencing number, while the environment is ours.
-    pub lease: Option<Epoch>,
-    /// The lease was taken away.
-    pub lease_lost: bool,
-    /// The budgets, once planned.
-    pub budgets: Option<Budgets>,
-    /// Why it was not planned.
-    pub plan_failed: Option<Cause>,
-    /// Its hosts in order.
-    pub hosts: Vec<HostRun>,
-    /// Its `verify`.
-    pub verify: Progress,
-    /// When it was created.
-    pub created_at: Stamp,
-    /// How it ended, and when.
-    pub end: Option<(DeploymentState, Option<Cause>, Stamp)>,
-}
-
-/// Budgets as absolute numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Budgets {
-    /// Failed hosts that do not stop it.
-    pub max_failures: usize,
-    /// Unreachable hosts that do not stop it.
-    pub max_unreachable: usize,
-}
-
-/// One host of a deployment.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HostRun {
-    /// The host as planned.
-    pub host: Host,
-    /// Its `deploy`.
-    pub deploy: Progress,
-    /// The machine it was when something first began on it.
-    pub machine: Option<String>,
-    /// Something of `deploy` may have happened on it.
-    pub touched: bool,
-    /// Its health after `deploy`.
-    pub health: HealthRun,
-}
-
-/// The watch over a host.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub enum HealthRun {
-    /// Not yet.
-    #[default]
-    Due,
-    /// It is being watched.
-    Watching {
-        /// Since when: the deadline counts from here.
-        since: Stamp,
-        /// The daemon came back in the middle of it: what it saw before is forgotten.
-        again: bool,
-    },
-    /// Healthy.
-    Healthy,
-    /// Not healthy in time.
-    Unhealthy(Cause),
-}
-
 /// An open call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Call {
+    /// Where in the run it belongs.
+    pub place: Option<Place>,
+    /// It brings to its end what another call began.
+    pub cleaning: bool,
     /// When it was called.
     pub begun: Stamp,
     /// How long no daemon was there since: its limit does not count that.
@@ -431,78 +310,5 @@ impl StageRun {
     #[must_use]
     pub fn functions(&self) -> [(&'static str, &Progress); 3] {
         [("setup", &self.setup), ("run", &self.run), ("cleanup", &self.cleanup)]
-    }
-}
-
-impl Deployment {
-    /// Where it stands.
-    #[must_use]
-    pub fn state(&self) -> DeploymentState {
-        match (&self.end, &self.budgets) {
-            (Some((state, ..)), _) => *state,
-            (None, None) => DeploymentState::Planned,
-            (None, Some(_)) => DeploymentState::Rolling,
-        }
-    }
-
-    /// The environment's own host of this id.
-    #[must_use]
-    pub fn host(&self, id: &HostId) -> Option<&HostRun> {
-        self.hosts.iter().find(|h| h.host.id == *id)
-    }
-
-    /// How many hosts are in `state`.
-    #[must_use]
-    pub fn count(&self, state: HostState) -> usize {
-        self.hosts.iter().filter(|h| h.state(self.end.is_some()) == state).count()
-    }
-}
-
-impl HostRun {
-    /// Where it stands; `over` = its deployment has ended.
-    #[must_use]
-    pub fn state(&self, over: bool) -> HostState {
-        match (&self.deploy, &self.health) {
-            // The deployment was ended over it: nobody follows what is under way there.
-            (Progress::Open | Progress::Undoing(_), _)
-            | (Progress::Ended(CallEnd::Returned), HealthRun::Due | HealthRun::Watching { .. })
-                if over =>
-            {
-                HostState::Unknown
-            }
-            // Whatever its end says, something is still being done on it.
-            (Progress::Undoing(_), _) => HostState::Running,
-            (Progress::Due, _) if over => HostState::Skipped,
-            _ => self.verdict(),
-        }
-    }
-
-    /// The same while its deployment goes on, but one whose call has failed counts as failed also while that is being undone: budgets
-    /// do not wait for it.
-    #[must_use]
-    pub fn verdict(&self) -> HostState {
-        match (&self.deploy, self.deploy.cause(), &self.health) {
-            (Progress::Due, ..) => HostState::Pending,
-            (_, Some(cause), _) if cause.is_shut() => HostState::Unreachable,
-            // Cut off from outside: that says nothing about the release, and nobody has looked at the host since.
-            (Progress::Ended(CallEnd::Ended(_)) | Progress::Undoing(CallEnd::Ended(_)), Some(cause), _)
-            | (_, _, HealthRun::Unhealthy(cause))
-                if matches!(cause.code.as_str(), "diverged" | "stopped") =>
-            {
-                HostState::Unknown
-            }
-            (_, Some(_), _) | (.., HealthRun::Unhealthy(_)) => HostState::Failed,
-            (.., HealthRun::Healthy) => HostState::Healthy,
-            _ => HostState::Running,
-        }
-    }
-
-    /// Why it is not healthy.
-    #[must_use]
-    pub fn cause(&self) -> Option<&Cause> {
-        match &self.health {
-            HealthRun::Unhealthy(cause) => Some(cause),
-            _ => self.deploy.cause(),
-        }
     }
 }

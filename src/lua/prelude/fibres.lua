@@ -259,7 +259,8 @@ end
 
 local Run = class("run", { reason = true, dir = true, release = true })
 local Host = class("host", { zone = true })
-local Deployment = strict("deployment", {}, { previous = true, release = true })
+local Deployment = strict("deployment", {}, { previous = true, release = true, rollback_of = true })
+local Wave = strict("wave", {}, { release = true })
 
 local function paths(release, glob)
   local it = made[release]
@@ -285,8 +286,22 @@ local function objects(input)
     for i = 1, #hosts do object(hosts[i], Host) end
     object(deployment, Deployment)
   end
+  local wave = input.wave
+  if wave then
+    wave.release = release
+    for i = 1, #wave.hosts do object(wave.hosts[i], Host) end
+    object(wave, Wave)
+  end
   if input.run then input.run.release = release end
-  return object(input.run, Run), object(input.host, Host), release, deployment
+  return object(input.run, Run), object(input.host, Host), release, deployment, wave
+end
+
+-- Of a function that answers yes or no, and why: both are what the call returns.
+local function answered(f)
+  return function(...)
+    local yes, why = f(...)
+    return { safe = not not yes, reason = why ~= nil and tostring(why) or nil }
+  end
 end
 
 ---------------------------------------------------------------------------------------------------------------------- plugins
@@ -304,4 +319,4 @@ for i = 1, #functions do
   end
 end
 
-return { start = start, go_on = go_on, undo = undo, objects = objects }
+return { start = start, go_on = go_on, undo = undo, objects = objects, answered = answered }

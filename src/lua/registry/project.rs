@@ -94,21 +94,23 @@ fn environment() -> Shape {
             "Tests in production, after the last host; an error is a bad deployment.",
         )
         .with_default("timeout", Kind::Limit, "\"1h\"", "The limit of each of its calls as a whole.")
-        .later(&[
+        .optional(
             "prepare",
-            "before",
-            "before_wave",
-            "drain",
-            "undrain",
-            "after_wave",
-            "after",
+            function("fun(host: phased.Host, release: phased.Release)"),
+            "Every host, 64 at a time, before anything is switched; it must not touch what serves. Also on the way back.",
+        )
+        .optional("before", function("fun(deployment: phased.Deployment)"), "Once, after every prepare: the place of migrations.")
+        .optional("before_wave", function("fun(wave: phased.Wave)"), "Before each wave.")
+        .optional("drain", function("fun(host: phased.Host)"), "Takes one host out of service, before its deploy. Also on the way back.")
+        .optional("undrain", function("fun(host: phased.Host)"), "Takes one host into service again, once it is healthy. Also on the way back.")
+        .optional("after_wave", function("fun(wave: phased.Wave)"), "After each wave.")
+        .optional("after", function("fun(deployment: phased.Deployment)"), "Once, when every host has it and it is verified.")
+        .optional(
             "rollback_safe",
-            "alarms",
-            "freeze",
-            "group",
-            "when",
-            "transport",
-        ])
+            function("fun(release: phased.Release): boolean, string?"),
+            "Asked before anything is touched: whether a failure may go back to the known-good release, and if not, why.",
+        )
+        .later(&["alarms", "freeze", "group", "when", "transport"])
 }
 
 fn hosts() -> Kind {
@@ -179,34 +181,53 @@ fn ssh() -> Shape {
 
 fn rollout() -> Shape {
     let budget = || Kind::Union(vec![Kind::Integer(0, 1_000_000), Kind::Percentage]);
-    Shape::new("rollout", "How a deployment goes over its hosts.")
+    let labels = Kind::Map(
+        Text::new("a label's name", rules::label),
+        Arc::new(Kind::Text(Text::new("a text", rules::value).or_number())),
+    );
+    let canary = Shape::new("canary", "Which hosts come first.").required(
+        "labels",
+        labels,
+        "Those that have all of these labels.",
+    );
+    Shape::new("rollout", "How a deployment goes over its hosts. Sizes are rounded down to at least 1, budgets (max_*) down and may be 0, floors (min_*) up.")
+        .with_default(
+            "canary",
+            Kind::Union(vec![Kind::Integer(0, 1_000_000), Kind::Percentage, canary.table()]),
+            "1",
+            "Hosts that come first and are watched by themselves: so many of the first by name, or { labels = {...} }; 0 for none.",
+        )
+        .with_default(
+            "waves",
+            Kind::Union(vec![Kind::Integer(1, 1_000_000), Kind::Percentage, Kind::List(Arc::new(budget()), 1)]),
+            "{ \"100%\" }",
+            "A list is how many hosts have it after each wave, the canary included, and ends in \"100%\"; a single value is the size of every wave.",
+        )
         .with_default("max_parallel", Kind::Integer(1, 10_000), "1", "Hosts updated at the same moment.")
+        .with_default("stagger", Kind::Duration, "\"0s\"", "At least so long between the beginnings of two hosts.")
+        .with_default("bake_time", Kind::Duration, "\"2m\"", "How long it is watched after the canary and after every wave; only watched time counts.")
+        .optional("max_bake", Kind::Limit, "A bake from which nothing can be concluded is given up after so long; three times bake_time when absent.")
         .with_default(
             "max_failures",
             budget(),
             "0",
             "Failed hosts that do not stop the rollout; it stops when this is exceeded.",
         )
+        .optional("max_failures_per_wave", budget(), "The same within one wave.")
         .with_default(
             "max_unreachable",
             budget(),
             "0",
             "Unreachable hosts that do not stop the rollout; it stops when this is exceeded.",
         )
-        .later(&[
-            "canary",
-            "waves",
-            "bake_time",
-            "max_bake",
-            "on_failure",
-            "on_inconclusive",
-            "min_healthy",
-            "max_shrink",
-            "zones",
-            "progress_deadline",
-            "pause_timeout",
-            "rollback_parallel",
-        ])
+        .optional("min_healthy", budget(), "No host is taken if fewer than these would serve then; those healthy at plan time less max_parallel when absent.")
+        .optional("progress_deadline", Kind::Limit, "Nobody newly healthy for so long is a failure; when absent the limits of each call and of health are all.")
+        .with_default("pause_timeout", Kind::Limit, "\"24h\"", "A pause that nobody ends is halted after so long.")
+        .optional("rollback_parallel", Kind::Integer(1, 10_000), "Hosts that go back at the same moment; max_parallel when absent.")
+        .with_default("max_shrink", Kind::Percentage, "\"30%\"", "A list of hosts that has lost more than this since the last deployment stops it.")
+        .with_default("zones", Kind::Boolean, "false", "Hosts of two zones are never updated at the same moment.")
+        .with_default("on_failure", Kind::words(&["rollback", "halt", "pause"]), "\"rollback\"", "What happens when it fails after a host was touched.")
+        .with_default("on_inconclusive", Kind::words(&["rollback", "halt", "promote"]), "\"rollback\"", "What happens when a bake ends without a verdict.")
 }
 
 fn health() -> Shape {
@@ -274,7 +295,19 @@ pub(super) const OBJECTS: &[Object] = &[
             ("environment", "string", "The environment's name."),
             ("release", "phased.Release", "What is deployed."),
             ("previous", "phased.Release?", "What was live before."),
+            ("rollback_of", "string?", "The deployment that it takes back."),
             ("hosts", "phased.Host[]", "The hosts."),
+        ],
+    },
+    Object {
+        name: "Wave",
+        doc: "Hosts that are updated together.",
+        fields: &[
+            ("n", "integer", "Which, from 1."),
+            ("canary", "boolean", "Whether it is the canary."),
+            ("environment", "string", "The environment's name."),
+            ("release", "phased.Release", "What is deployed."),
+            ("hosts", "phased.Host[]", "Its hosts."),
         ],
     },
     Object {

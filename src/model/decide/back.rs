@@ -1,0 +1,139 @@
+//! Back to a known-good release, or on to it where it is missing: without tests, canary or bake, as many hosts at once as are allowed, those
+//! that do not serve first.
+
+use super::{
+    Action, Decision,
+    environments::next_number,
+    host::{self, whose_turn},
+    stopped,
+};
+use crate::{
+    model::{
+        cause::Cause,
+        deployment::{Back, Deployment, DeploymentState, HostRun, HostState},
+        event::{Event, GoingBack, Purpose},
+        run::{Progress, Run},
+        step::CallKey,
+    },
+    time::Stamp,
+};
+
+/// Hosts that have to be taken back: touched, and not there by another way.
+pub(super) fn to_take_back(deployment: &Deployment) -> Vec<&HostRun> {
+    let mut hosts: Vec<&HostRun> =
+        deployment.hosts.iter().filter(|h| h.touched && matches!(h.back, None | Some(Back::Failed))).collect();
+    hosts.sort_by_key(|host| host.is_healthy());
+    hosts
+}
+
+/// The deployment that takes `hosts` of another one back.
+pub(super) fn create(run: &Run, of: &Deployment, hosts: &[&HostRun], alone: bool) -> Action {
+    let hosts = hosts.iter().map(|host| host.host.id.clone()).collect();
+    Action::Append(Event::DeploymentCreated {
+        deployment: next_number(run),
+        environment: of.environment.clone(),
+        back: Some(Box::new(GoingBack { of: of.n, hosts, alone })),
+    })
+}
+
+/// Puts a deployment's target on its hosts.
+pub(super) fn straight(run: &Run, deployment: &Deployment, decision: &mut Decision) {
+    let n = deployment.n;
+    let ended = |state, cause| Action::Append(Event::DeploymentEnded { deployment: n, state, cause });
+    let Some(spec) = deployment.spec(run) else {
+        let cause = Cause::new("internal", format!("environment {} is not described", deployment.environment));
+        return decision.act(ended(DeploymentState::Halted, Some(cause)));
+    };
+    let touched = deployment.touched();
+    let of = deployment.rollback_of.and_then(|of| run.deployment(of));
+    let lease_lost = deployment.lease_lost || of.is_some_and(|of| of.lease_lost);
+    let mixed = if touched || of.is_some() { DeploymentState::Halted } else { DeploymentState::Failed };
+    let cut = if let Some(cause) = &run.diverged {
+        Some((mixed, cause.clone()))
+    } else if lease_lost {
+        let message = format!("the lease of {} was taken away", deployment.environment);
+        Some((mixed, Cause::new("lease_lost", message)))
+    } else {
+        run.stop.is_some().then(|| (DeploymentState::Stopped, stopped(run)))
+    };
+    if deployment.budgets.is_none() {
+        return decision.act(match (cut, &deployment.plan_failed) {
+            (Some((state, cause)), _) => ended(state, Some(cause)),
+            (None, Some(cause)) => ended(DeploymentState::Failed, Some(cause.clone())),
+            (None, None) if deployment.lease.is_none() => Action::Lease { deployment: n },
+            (None, None) => Action::Plan { deployment: n },
+        });
+    }
+    let in_flight = host::go_on(run, deployment, spec, decision);
+    let failed = |host: &&HostRun| matches!(host.verdict(), HostState::Failed | HostState::Unknown);
+    let failed: Vec<&HostRun> = deployment.hosts.iter().filter(failed).collect();
+    // One alone has nobody to halt for it.
+    let ending = match failed.first().filter(|_| !deployment.alone) {
+        Some(first) => Some((worst(run, deployment), could_not(deployment, &failed, first))),
+        None => cut,
+    };
+    if let Some((state, cause)) = ending {
+        // Hosts in flight finish.
+        if in_flight == 0 {
+            decision.act(ended(state, Some(cause)));
+        }
+        return;
+    }
+    let rollout = run.environment(&deployment.environment).map_or(&spec.rollout, |e| &e.rollout);
+    let parallel = match run.header.request.purpose {
+        Purpose::Converge { .. } => rollout.max_parallel,
+        Purpose::Deploy | Purpose::Rollback { .. } => rollout.rollback_parallel.unwrap_or(rollout.max_parallel),
+    };
+    let serving = deployment.healthy()
+        + of.map_or(0, |of| of.hosts.iter().filter(|h| h.back.is_none() && h.is_healthy()).count());
+    let pending: Vec<&HostRun> = deployment.hosts.iter().filter(|h| h.begun.is_none() && !h.is_settled()).collect();
+    let floor = deployment.phases.min_healthy as usize;
+    let turn = whose_turn(pending.iter().copied(), in_flight, parallel.max(1) as usize, serving, floor);
+    for host in &turn {
+        let first = host.functions().into_iter().find(|(_, progress)| **progress == Progress::Due);
+        let function = first.map_or("deploy", |(function, _)| function);
+        decision.act(host::calls(run, deployment, host, function));
+    }
+    if in_flight > 0 || !turn.is_empty() {
+        return;
+    }
+    if let Some(first) = pending.first() {
+        let message = format!(
+            "{} of {} hosts cannot be taken without fewer than {floor} hosts serving (min_healthy); {} is one of them",
+            pending.len(),
+            deployment.hosts.len(),
+            first.host.name
+        );
+        return decision.act(ended(worst(run, deployment), Some(Cause::new("min_healthy", message))));
+    }
+    decision.act(match failed.first() {
+        Some(first) => ended(worst(run, deployment), Some(could_not(deployment, &failed, first))),
+        None => ended(DeploymentState::Succeeded, None),
+    });
+}
+
+/// How a deployment ends that did not bring a host it could reach to the release it was to have.
+fn worst(run: &Run, deployment: &Deployment) -> DeploymentState {
+    match (&run.header.request.purpose, deployment.rollback_of) {
+        (Purpose::Converge { .. }, None) => DeploymentState::Halted,
+        _ => DeploymentState::RollbackFailed,
+    }
+}
+
+fn could_not(deployment: &Deployment, failed: &[&HostRun], first: &HostRun) -> Cause {
+    let why = first.cause().map_or_else(String::new, |cause| format!(": {}", cause.message));
+    let release = deployment.target.as_ref().map_or_else(String::new, |target| format!(" to {}", target.release.id));
+    let message = format!(
+        "{} of {} hosts could not be brought{release}; first {}{why}",
+        failed.len(),
+        deployment.hosts.len(),
+        first.host.name
+    );
+    let mut cause = Cause::new("rollback_failed", message)
+        .with("hosts", failed.iter().take(20).map(|h| h.host.id.as_str()).collect::<Vec<_>>())
+        .with("host", first.host.id.as_str());
+    if let Some(why) = first.cause() {
+        cause = cause.with("host_code", why.code.as_str());
+    }
+    cause
+}

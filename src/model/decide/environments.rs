@@ -1,0 +1,79 @@
+//! The environments of a run, each only if the one before is good, and their deployments.
+
+use super::{Action, Decision, back, cut_short, end, rollout};
+use crate::{
+    model::{
+        deployment::{Deployment, DeploymentState},
+        event::Event,
+        ids::EnvironmentName,
+        run::{Run, RunState},
+    },
+    time::Stamp,
+};
+
+/// The environments that a run goes through, in order.
+fn asked_for(run: &Run) -> Vec<&EnvironmentName> {
+    if let Some(target) = &run.target {
+        return vec![&target.environment.name];
+    }
+    let last = run.header.request.environment.as_ref();
+    let names: Vec<&EnvironmentName> = run.header.pipeline.environments.iter().map(|e| &e.name).collect();
+    let count = last.and_then(|last| names.iter().position(|name| *name == last)).map_or(names.len(), |i| i + 1);
+    names.into_iter().take(count).collect()
+}
+
+/// The environments, each only if the one before is good.
+pub(super) fn environments(run: &Run, now: &Stamp, decision: &mut Decision) {
+    let live = |name: &EnvironmentName| run.target.is_none() && !run.header.request.redeploy && run.live.contains(name);
+    for environment in asked_for(run).into_iter().filter(|name| !live(name)) {
+        let found = run.deployments.iter().find(|d| d.environment == *environment && d.rollback_of.is_none());
+        let Some(deployment) = found else {
+            if let Some((state, cause)) = cut_short(run) {
+                return end(run, decision, unless_touched(run, state), Some(cause));
+            }
+            let (deployment, environment) = (next_number(run), environment.clone());
+            return decision.act(Action::Append(Event::DeploymentCreated { deployment, environment, back: None }));
+        };
+        match &deployment.end {
+            None => return deploy(run, deployment, now, decision),
+            Some((DeploymentState::Succeeded, ..)) => {}
+            Some((state, cause, _)) => {
+                let state = match state {
+                    DeploymentState::Failed if cause.as_ref().is_some_and(|c| c.code == "superseded") => {
+                        RunState::Superseded
+                    }
+                    DeploymentState::Failed => unless_touched(run, RunState::Failed),
+                    DeploymentState::Stopped => RunState::Stopped,
+                    DeploymentState::RolledBack => RunState::RolledBack,
+                    DeploymentState::RollbackFailed => RunState::RollbackFailed,
+                    _ => RunState::Halted,
+                };
+                let cause = cause.clone().map(|c| c.with("environment", environment.as_str()));
+                return end(run, decision, state, cause);
+            }
+        }
+    }
+    end(run, decision, RunState::Succeeded, None);
+}
+
+/// The number of the deployment that is created next.
+pub(super) fn next_number(run: &Run) -> u32 {
+    u32::try_from(run.deployments.len()).unwrap_or(u32::MAX - 1) + 1
+}
+
+/// `failed` says that nothing was switched: a host touched in an earlier environment keeps a run from it.
+fn unless_touched(run: &Run, state: RunState) -> RunState {
+    let touched = run.deployments.iter().any(Deployment::touched);
+    if touched && state == RunState::Failed { RunState::Halted } else { state }
+}
+
+/// A deployment, and those that take its hosts back.
+fn deploy(run: &Run, deployment: &Deployment, now: &Stamp, decision: &mut Decision) {
+    for taking_back in run.deployments.iter().filter(|d| d.rollback_of == Some(deployment.n) && d.end.is_none()) {
+        back::straight(run, taking_back, decision);
+    }
+    match deployment.target {
+        None => rollout::rollout(run, deployment, now, decision),
+        Some(_) => back::straight(run, deployment, decision),
+    }
+}

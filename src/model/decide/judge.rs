@@ -1,0 +1,163 @@
+//! What keeps a rollout from going on: budgets that are exceeded, hooks that failed, floors, deadlines.
+
+use std::time::Duration;
+
+use super::rollout::Scene;
+use crate::{
+    model::{
+        cause::Cause,
+        deployment::{Deployment, HealthRun, HostRun, HostState},
+        event::Event,
+        rollout::OnFailure,
+        run::{CallEnd, Progress},
+    },
+    time::Span,
+};
+
+/// The fact that a rollout goes no further, or waits for a person, if something is wrong with it.
+pub(super) fn found(scene: &Scene<'_>) -> Option<Event> {
+    let d = scene.deployment;
+    if d.paused.as_ref().is_some_and(|paused| paused.failed.is_some()) {
+        return None;
+    }
+    let Wrong { cause, bad, then } = wrong(scene)?;
+    let then = then.unwrap_or(scene.spec.rollout.on_failure);
+    if then == OnFailure::Pause && d.touched() {
+        let (by, reason) = ("phased".to_owned(), Some(cause.message.clone()));
+        return Some(Event::Paused { deployment: d.n, by, reason, failed: Some(cause) });
+    }
+    Some(Event::Judged { deployment: d.n, cause, bad, then })
+}
+
+struct Wrong {
+    cause: Cause,
+    /// It is the release that is bad.
+    bad: bool,
+    /// What follows, unless that is what the project says.
+    then: Option<OnFailure>,
+}
+
+impl From<Cause> for Wrong {
+    fn from(cause: Cause) -> Self {
+        Wrong { cause, bad: false, then: None }
+    }
+}
+
+fn wrong(scene: &Scene<'_>) -> Option<Wrong> {
+    let d = scene.deployment;
+    if let Some(cause) = over_budget(scene) {
+        let bad = d.hosts.iter().any(|h| matches!(&h.health, HealthRun::Unhealthy(cause) if cause.code != "stopped"));
+        return Some(Wrong { bad, ..Wrong::from(cause) });
+    }
+    for (hook, _, progress) in scene.hooks() {
+        let Progress::Ended(CallEnd::Raised(cause) | CallEnd::Ended(cause)) = progress else { continue };
+        if cause.code == "stopped" {
+            continue;
+        }
+        return Some(match hook {
+            "verify" => {
+                let message = format!("every host is healthy, and verification failed: {}", cause.message);
+                let cause = Cause { code: "verify_failed".to_owned(), message, facts: cause.facts.clone() };
+                Wrong { bad: true, ..Wrong::from(cause) }
+            }
+            // Every host has it and is healthy: going back would heal nothing.
+            "after" => Wrong { then: Some(OnFailure::Halt), ..Wrong::from(of_hook(hook, cause)) },
+            _ => Wrong::from(of_hook(hook, cause)),
+        });
+    }
+    late(scene).or_else(|| stuck(d)).map(Wrong::from).or_else(|| nobody(d, scene))
+}
+
+fn of_hook(hook: &str, cause: &Cause) -> Cause {
+    Cause { message: format!("{hook} failed: {}", cause.message), ..cause.clone() }.with("function", hook)
+}
+
+/// Nobody has become healthy for too long.
+fn late(scene: &Scene<'_>) -> Option<Cause> {
+    let limit = Duration::from_millis(scene.spec.rollout.progress_deadline_ms);
+    let since = scene.deployment.progress_at.as_ref()?;
+    let waiting = scene.deployment.hosts.iter().any(HostRun::in_flight);
+    (waiting && !limit.is_zero() && scene.now.since(since) >= limit).then(|| {
+        Cause::new("progress_deadline", format!("no host has become healthy for {} (progress_deadline)", Span(limit)))
+    })
+}
+
+/// Nothing is under way, and no further host may be taken.
+fn stuck(d: &Deployment) -> Option<Cause> {
+    let begun = d.hosts.iter().any(|host| host.begun.is_some());
+    let floor = d.phases.min_healthy as usize;
+    let pending: Vec<&HostRun> = d.hosts.iter().filter(|h| h.begun.is_none() && !h.is_settled() && !h.gone).collect();
+    let first = pending.first()?;
+    let busy = d.hosts.iter().any(|host| host.in_flight() || host.is_open());
+    let serving = d.healthy();
+    let none = pending.iter().all(|host| host.is_healthy()) && serving <= floor;
+    (begun && !busy && none).then(|| {
+        let message = format!(
+            "{serving} of {} hosts serve, and min_healthy is {floor}: {} and {} others cannot be taken",
+            d.hosts.len(),
+            first.host.name,
+            pending.len() - 1
+        );
+        Cause::new("min_healthy", message)
+    })
+}
+
+/// Budgets as wide as the fleet allow every host to fail; that is no success all the same.
+fn nobody(d: &Deployment, scene: &Scene<'_>) -> Option<Wrong> {
+    let over = d.hosts.iter().all(|host| host.gone || host.is_settled());
+    if d.hosts.is_empty() || !over || d.hosts.iter().any(|host| host.verdict() == HostState::Healthy) {
+        return None;
+    }
+    let message = format!("none of the {} hosts of {} is healthy", d.hosts.len(), scene.spec.name);
+    let why = d.hosts.iter().find_map(HostRun::cause).map(|cause| format!(": {}", cause.message));
+    Some(Wrong::from(Cause::new("no_healthy_hosts", message + &why.unwrap_or_default())))
+}
+
+/// Budgets stop a rollout when they are exceeded.
+fn over_budget(scene: &Scene<'_>) -> Option<Cause> {
+    let d = scene.deployment;
+    let budgets = d.budgets?;
+    let of = |state: HostState| -> Vec<&HostRun> { d.hosts.iter().filter(|h| h.verdict() == state).collect() };
+    let (failed, unreachable) = (of(HostState::Failed), of(HostState::Unreachable));
+    if failed.len() > budgets.max_failures + d.forgiven.failed {
+        return exceeded("max_failures", "failed", &failed, d.hosts.len(), budgets.max_failures);
+    }
+    if unreachable.len() > budgets.max_unreachable + d.forgiven.unreachable {
+        return exceeded(
+            "max_unreachable",
+            "could not be reached",
+            &unreachable,
+            d.hosts.len(),
+            budgets.max_unreachable,
+        );
+    }
+    let most = d.phases.max_failures_per_wave.filter(|_| d.forgiven.failed == 0)? as usize;
+    (0u32..).zip(&d.waves).find_map(|(n, _)| {
+        let wave: Vec<&HostRun> = failed.iter().copied().filter(|host| host.wave == n).collect();
+        if wave.len() <= most {
+            return None;
+        }
+        let count = d.hosts.iter().filter(|host| host.wave == n).count();
+        exceeded("max_failures_per_wave", "failed in one wave", &wave, count, most)
+    })
+}
+
+fn exceeded(code: &str, word: &str, hosts: &[&HostRun], count: usize, budget: usize) -> Option<Cause> {
+    let first = hosts.first()?;
+    let why = first.cause().map_or_else(String::new, |cause| format!(": {}", cause.message));
+    let message =
+        format!("{} of {count} hosts {word}, {code} is {budget}; first {}{why}", hosts.len(), first.host.name);
+    let mut cause = Cause::new(code, message)
+        .with("hosts", hosts.iter().take(20).map(|h| h.host.id.as_str()).collect::<Vec<_>>())
+        .with("host", first.host.id.as_str())
+        .with("budget", budget);
+    if let Some(why) = first.cause() {
+        cause = cause.with("host_code", why.code.as_str());
+        for fact in ["at", "step", "traceback"] {
+            if let Some(value) = why.facts.get(fact) {
+                cause = cause.with(fact, value.clone());
+            }
+        }
+    }
+    Some(cause)
+}

@@ -1,0 +1,351 @@
+//! The rollout of a release: prepare, before, the canary, the waves, their bakes, verification. Every part is done only if nothing before
+//! it was found wrong.
+
+use std::time::Duration;
+
+use super::{
+    Action, Decision, back,
+    calls::{call, undo},
+    host::{self, whose_turn},
+    judge, stopped,
+};
+use crate::{
+    model::{
+        cause::Cause,
+        deployment::{Bake, Deployment, DeploymentState, HostRun, HostState, Judged, WaveRun},
+        event::{BakeVerdict, Event},
+        pipeline::{Environment, HostSource},
+        rollout::OnFailure,
+        run::{CallEnd, Progress, Run},
+        step::CallKey,
+    },
+    time::{Span, Stamp},
+};
+
+/// A deployment of the run's own release, as it is decided on.
+pub(super) struct Scene<'a> {
+    pub(super) run: &'a Run,
+    pub(super) deployment: &'a Deployment,
+    pub(super) spec: &'a Environment,
+    pub(super) now: &'a Stamp,
+}
+
+/// How far a part of a rollout is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// It is not over.
+    Open,
+    /// It is over, and well.
+    Done,
+}
+
+/// One deployment: its lease, its plan, its phases, its end.
+pub(super) fn rollout(run: &Run, deployment: &Deployment, now: &Stamp, decision: &mut Decision) {
+    let ended = |state: DeploymentState, cause: Option<Cause>| {
+        Action::Append(Event::DeploymentEnded { deployment: deployment.n, state, cause })
+    };
+    let Some(spec) = run.environment(&deployment.environment) else {
+        let cause = Cause::new("internal", format!("environment {} is not described", deployment.environment));
+        return decision.act(ended(DeploymentState::Failed, Some(cause)));
+    };
+    let scene = Scene { run, deployment, spec, now };
+    let Some(_) = deployment.budgets else {
+        return decision.act(match (scene.cut_short(), &deployment.plan_failed) {
+            (Some((state, cause)), _) => ended(state, Some(cause)),
+            (None, Some(cause)) => ended(DeploymentState::Failed, Some(cause.clone())),
+            (None, None) if deployment.lease.is_none() => Action::Lease { deployment: deployment.n },
+            (None, None) => Action::Plan { deployment: deployment.n },
+        });
+    };
+    let in_flight = host::go_on(run, deployment, spec, decision);
+    scene.undo_hooks(decision);
+    if deployment.judged.is_none() && run.diverged.is_none() {
+        if let Some(event) = judge::found(&scene) {
+            return decision.act(Action::Append(event));
+        }
+        if scene.set_aside(decision) {
+            return;
+        }
+    }
+    if let Some(ending) = scene.ending() {
+        // Hosts in flight finish, and so do those on their way back.
+        let back = run.deployments.iter().any(|d| d.rollback_of == Some(deployment.n) && d.end.is_none());
+        if in_flight == 0 && !back && !scene.is_open() {
+            scene.end(ending, decision);
+        }
+        return;
+    }
+    if let Some(paused) = &deployment.paused {
+        let limit = Duration::from_millis(spec.rollout.pause_timeout_ms);
+        let held = now.since(&paused.since);
+        if held < limit {
+            return decision.wake(limit - held);
+        }
+        let message = format!("nobody went on from the pause by {} within pause_timeout, {}", paused.by, Span(limit));
+        let cause = paused.failed.clone().unwrap_or_else(|| Cause::new("pause_timeout", message));
+        let then = OnFailure::Halt;
+        return decision.act(Action::Append(Event::Judged { deployment: deployment.n, cause, bad: false, then }));
+    }
+    if scene.phases(in_flight, decision) == Part::Done {
+        decision.act(ended(DeploymentState::Succeeded, None));
+    }
+}
+
+/// Why and how a deployment ends.
+struct Ending {
+    cause: Cause,
+    /// What follows once a host was touched, and what if none was.
+    state: DeploymentState,
+    go_back: bool,
+}
+
+impl Scene<'_> {
+    /// The key and the path of a hook of the whole deployment; `of` tells calls of one hook apart.
+    fn hook(&self, hook: &str, of: &str) -> Action {
+        call(self.run, self.key(hook, of), format!("environments/{}/{hook}", self.spec.name))
+    }
+
+    fn key(&self, hook: &str, of: &str) -> CallKey {
+        let function = if of.is_empty() { hook.to_owned() } else { format!("{hook}.{of}") };
+        CallKey::deployment(self.spec.name.as_str(), self.deployment.n, &function)
+    }
+
+    /// Every hook that is called for the deployment or a wave: its name, what tells it apart, and how far it is.
+    pub(super) fn hooks(&self) -> Vec<(&'static str, String, &Progress)> {
+        let d = self.deployment;
+        let waves = d.waves.iter().zip(1..).flat_map(|(wave, n): (&WaveRun, u32)| {
+            [("before_wave", n.to_string(), &wave.before), ("after_wave", n.to_string(), &wave.after)]
+        });
+        let none = String::new;
+        [("rollback_safe", none(), &d.rollback_safe), ("before", none(), &d.before)]
+            .into_iter()
+            .chain(waves)
+            .chain([
+                ("verify", "canary".to_owned(), &d.verify_canary),
+                ("verify", none(), &d.verify),
+                ("after", none(), &d.after),
+            ])
+            .collect()
+    }
+
+    fn undo_hooks(&self, decision: &mut Decision) {
+        for (hook, of, progress) in self.hooks() {
+            if matches!(progress, Progress::Undoing(_)) {
+                undo(self.run, &self.key(hook, &of), progress, decision);
+            }
+        }
+    }
+
+    /// Whether a call that is none of a host in flight is under way.
+    fn is_open(&self) -> bool {
+        self.hooks().iter().any(|(.., progress)| progress.is_open())
+            || self.deployment.hosts.iter().any(|host| host.prepare.is_open())
+    }
+
+    fn cut_short(&self) -> Option<(DeploymentState, Cause)> {
+        // Once a host was touched, an interruption leaves a mixture: `halted`, not `failed`.
+        let mixed = if self.deployment.touched() { DeploymentState::Halted } else { DeploymentState::Failed };
+        if let Some(cause) = &self.run.diverged {
+            Some((mixed, cause.clone()))
+        } else if self.deployment.lease_lost {
+            Some((mixed, Cause::new("lease_lost", format!("the lease of {} was taken away", self.spec.name))))
+        } else {
+            self.run.stop.is_some().then(|| (DeploymentState::Stopped, stopped(self.run)))
+        }
+    }
+
+    /// A verdict on the release outranks a wish: what failed is told as a failure. A divergence outranks both: what it cut looks like a
+    /// failure and is none.
+    fn ending(&self) -> Option<Ending> {
+        let cut = self.cut_short();
+        match &self.deployment.judged {
+            Some(Judged { cause, then, .. }) if self.run.diverged.is_none() => {
+                let touched = self.deployment.touched();
+                Some(Ending {
+                    cause: cause.clone(),
+                    state: if touched { DeploymentState::Halted } else { DeploymentState::Failed },
+                    // Somebody who stops a run wants it left as it is; without the lease the hosts are somebody else's.
+                    go_back: touched && *then == OnFailure::Rollback && cut.is_none(),
+                })
+            }
+            _ => cut.map(|(state, cause)| Ending { cause, state, go_back: false }),
+        }
+    }
+
+    /// Everything has come to rest: back, or the end.
+    fn end(&self, ending: Ending, decision: &mut Decision) {
+        let (run, d) = (self.run, self.deployment);
+        let Ending { cause, state, go_back } = ending;
+        let ended =
+            |state, cause| Action::Append(Event::DeploymentEnded { deployment: d.n, state, cause: Some(cause) });
+        let rollback = run.deployments.iter().find(|r| r.rollback_of == Some(d.n) && !r.alone);
+        if let Some((end, why, _)) = rollback.and_then(|rollback| rollback.end.as_ref()) {
+            let state = match end {
+                DeploymentState::Succeeded => DeploymentState::RolledBack,
+                other => *other,
+            };
+            return decision.act(ended(state, with_rollback(cause, why.as_ref())));
+        }
+        if !go_back {
+            return decision.act(ended(state, cause));
+        }
+        let hosts = back::to_take_back(d);
+        if hosts.is_empty() {
+            // Each has been taken back by itself.
+            return decision.act(ended(DeploymentState::RolledBack, cause));
+        }
+        if let Some(no_way) = d.no_way_back() {
+            let message = format!("{}. It was not rolled back: {}", cause.message, no_way.message);
+            let cause = Cause { message, ..cause }.with("no_rollback", no_way.code.as_str());
+            return decision.act(ended(DeploymentState::Halted, cause));
+        }
+        decision.act(back::create(run, d, &hosts, false));
+    }
+
+    /// Hosts that failed within the budgets are taken back at once, beside the rollout; true when such a thing is begun.
+    fn set_aside(&self, decision: &mut Decision) -> bool {
+        let d = self.deployment;
+        if self.spec.rollout.on_failure != OnFailure::Rollback
+            || d.no_way_back().is_some()
+            || self.cut_short().is_some()
+        {
+            return false;
+        }
+        let failed = |host: &&HostRun| {
+            host.touched && host.back.is_none() && host.is_settled() && host.verdict() == HostState::Failed
+        };
+        let hosts: Vec<&HostRun> = d.hosts.iter().filter(failed).collect();
+        if hosts.is_empty() {
+            return false;
+        }
+        decision.act(back::create(self.run, d, &hosts, true));
+        true
+    }
+
+    /// Calls a hook that is due; `Open` while it is not over.
+    fn done(&self, there: bool, hook: &str, of: &str, progress: &Progress, decision: &mut Decision) -> Part {
+        match progress {
+            Progress::Due if there => {
+                decision.act(self.hook(hook, of));
+                Part::Open
+            }
+            Progress::Due | Progress::Ended(CallEnd::Returned) => Part::Done,
+            // One that failed is judged.
+            Progress::Open | Progress::Undoing(_) | Progress::Ended(_) => Part::Open,
+        }
+    }
+
+    fn phases(&self, in_flight: usize, decision: &mut Decision) -> Part {
+        let (d, hooks) = (self.deployment, self.spec.hooks);
+        if self.done(hooks.rollback_safe, "rollback_safe", "", &d.rollback_safe, decision) == Part::Open {
+            return Part::Open;
+        }
+        let unprepared = hooks.prepare && host::prepare(self.run, d, decision);
+        if unprepared || self.done(hooks.before, "before", "", &d.before, decision) == Part::Open {
+            return Part::Open;
+        }
+        for (n, wave) in (0u32..).zip(&d.waves) {
+            if self.wave(n, wave, in_flight, decision) == Part::Open {
+                return Part::Open;
+            }
+        }
+        if self.done(self.spec.verify, "verify", "", &d.verify, decision) == Part::Open {
+            return Part::Open;
+        }
+        self.done(hooks.after, "after", "", &d.after, decision)
+    }
+
+    fn wave(&self, n: u32, wave: &WaveRun, in_flight: usize, decision: &mut Decision) -> Part {
+        let (d, hooks) = (self.deployment, self.spec.hooks);
+        let of = (n + 1).to_string();
+        let hosts = || d.hosts.iter().filter(|host| host.wave == n && !host.gone);
+        let over = |host: &HostRun| host.is_settled();
+        let begun = wave.before != Progress::Due || hosts().any(|host| host.begun.is_some());
+        let dynamic = self.spec.hosts.iter().any(|source| matches!(source, HostSource::Plugin { .. }));
+        if n > 0 && dynamic && !wave.seen && !begun {
+            decision.act(Action::Look { deployment: d.n, wave: n });
+            return Part::Open;
+        }
+        if hosts().any(|host| !over(host)) {
+            if self.done(hooks.before_wave, "before_wave", &of, &wave.before, decision) == Part::Open {
+                return Part::Open;
+            }
+            self.start(hosts(), in_flight, decision);
+            return Part::Open;
+        }
+        if in_flight > 0 || self.done(hooks.after_wave && begun, "after_wave", &of, &wave.after, decision) == Part::Open
+        {
+            return Part::Open;
+        }
+        if begun && self.bake(n, wave, decision) == Part::Open {
+            return Part::Open;
+        }
+        let canary = self.spec.verify && d.phases.canary && n == 0 && d.waves.len() > 1;
+        self.done(canary, "verify", "canary", &d.verify_canary, decision)
+    }
+
+    /// Begins hosts of a wave, as many as may be.
+    fn start<'h>(&self, hosts: impl Iterator<Item = &'h HostRun>, in_flight: usize, decision: &mut Decision) {
+        let (d, rollout) = (self.deployment, &self.spec.rollout);
+        let zone = d.hosts.iter().find(|host| host.in_flight()).map(|host| host.host.zone.clone());
+        let mut zone = zone.filter(|_| rollout.zones);
+        let ready = |host: &&HostRun| {
+            host.begun.is_none() && host.cause().is_none() && host.prepare == Progress::Ended(CallEnd::Returned)
+        };
+        let in_zone =
+            |host: &&HostRun| !rollout.zones || zone.get_or_insert_with(|| host.host.zone.clone()) == &host.host.zone;
+        let mut parallel = rollout.max_parallel.max(1) as usize;
+        let stagger = Duration::from_millis(rollout.stagger_ms);
+        let last = d.hosts.iter().filter_map(|host| host.begun.as_ref()).max_by_key(|at| at.wall_ms);
+        if let Some(last) = last.filter(|_| !stagger.is_zero()) {
+            let waited = self.now.since(last);
+            if waited < stagger {
+                return decision.wake(stagger - waited);
+            }
+            parallel = parallel.min(in_flight + 1);
+        }
+        let floor = d.phases.min_healthy as usize;
+        let hosts: Vec<&HostRun> = hosts.filter(ready).filter(in_zone).collect();
+        for host in whose_turn(hosts.into_iter(), in_flight, parallel, d.healthy(), floor) {
+            let function = if host.drain == Progress::Due { "drain" } else { "deploy" };
+            decision.act(host::calls(self.run, d, host, function));
+        }
+    }
+
+    /// The watch after a wave: only watched time counts.
+    fn bake(&self, n: u32, wave: &WaveRun, decision: &mut Decision) -> Part {
+        let d = self.deployment;
+        let time = Duration::from_millis(self.spec.rollout.bake_time_ms);
+        match &wave.bake {
+            Bake::Over => return Part::Done,
+            Bake::Due if time.is_zero() => return Part::Done,
+            Bake::Due => decision.act(Action::Append(Event::BakeBegan { deployment: d.n, wave: n })),
+            Bake::Baking { since, away } => {
+                let watched = self.now.since(since).saturating_sub(*away);
+                if watched >= time {
+                    let verdict = BakeVerdict::Passed;
+                    let evidence = Vec::new();
+                    decision.act(Action::Append(Event::BakeEnded { deployment: d.n, wave: n, verdict, evidence }));
+                } else {
+                    decision.wake(time - watched);
+                    if self.spec.health.is_some() {
+                        decision.act(Action::Guard { deployment: d.n });
+                    }
+                }
+            }
+        }
+        Part::Open
+    }
+}
+
+/// A failure with what became of its rollback.
+fn with_rollback(cause: Cause, why: Option<&Cause>) -> Cause {
+    match why {
+        None => cause,
+        Some(why) => {
+            let message = format!("{}; and the rollback: {}", cause.message, why.message);
+            let code = why.code.clone();
+            Cause { message, ..cause }.with("rollback", code)
+        }
+    }
+}
