@@ -1,4 +1,4 @@
-//! One look at a host's health: an HTTP answer, an open port, a command's exit code.
+//! One look at a host's health: an HTTP answer, an open port, a command's exit code, a unit or container, the version it reports.
 //!
 //! What is written `":8080/path"` or `":5432"` is the host's own loopback, asked through its session: it works behind bastions and
 //! firewalls, and sees what the host serves rather than what a balancer would. Nothing here is journaled and nothing is retried.
@@ -8,12 +8,15 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 
+mod process;
+mod version;
+
 use crate::{
-    model::{cause::Cause, pipeline::Check},
+    model::{cause::Cause, health::Sight, pipeline::Check},
     ports::{
         http::{Http, Request, Response},
         link::{Exit, Link, LinkError},
-        probe::{Probe, Sight},
+        probe::Probe,
     },
     time::{Clock, Span, within},
 };
@@ -27,7 +30,7 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Characters of the line that is shown.
 const MAX_SEEN: usize = 240;
 
-/// The three looks there are.
+/// The looks there are.
 pub struct Probes {
     http: Arc<dyn Http>,
     clock: Arc<dyn Clock>,
@@ -40,30 +43,35 @@ impl Probes {
         Probes { http, clock }
     }
 
-    async fn http(&self, link: &dyn Link, target: &str, limit: Duration) -> Result<(bool, String), Cause> {
+    async fn http(&self, link: &dyn Link, target: &str, limit: Duration) -> Result<Sight, Cause> {
+        let began = self.clock.now();
+        let answer = self.get(link, target, MAX_BODY, limit).await?;
+        let took = self.clock.now().since(&began).as_millis();
+        Ok(sight(is_good(&answer), format!("{} in {took} ms{}", answer.status, why(&answer))))
+    }
+
+    /// What `target` answers, asked as [`Check::Http`] says.
+    async fn get(&self, link: &dyn Link, target: &str, most: usize, limit: Duration) -> Result<Response, Cause> {
         let request = |url: String| Request {
             method: "GET".to_owned(),
             url,
             headers: Vec::new(),
             body: Vec::new(),
             timeout: limit,
-            max_body: MAX_BODY,
+            max_body: most,
         };
-        let began = self.clock.now();
-        let answer = match target.strip_prefix(':') {
+        match target.strip_prefix(':') {
             Some(own) => {
                 let (port, path) = own.split_once('/').unwrap_or((own, ""));
                 let port = self::port(target, port)?;
                 let stream = self.dial(link, "127.0.0.1", port).await?;
-                self.http.request_over(stream, request(format!("http://127.0.0.1:{port}/{path}"))).await?
+                self.http.request_over(stream, request(format!("http://127.0.0.1:{port}/{path}"))).await
             }
-            None => self.http.request(request(target.to_owned())).await?,
-        };
-        let took = self.clock.now().since(&began).as_millis();
-        Ok((matches!(answer.status, 200..=299), format!("{} in {took} ms{}", answer.status, why(&answer))))
+            None => self.http.request(request(target.to_owned())).await,
+        }
     }
 
-    async fn tcp(&self, link: &dyn Link, target: &str) -> Result<(bool, String), Cause> {
+    async fn tcp(&self, link: &dyn Link, target: &str) -> Result<Sight, Cause> {
         let bad = || Cause::new("bad_value", format!("{target:?} is no port: write \":5432\" or \"host:5432\""));
         let (host, port) = target.rsplit_once(':').ok_or_else(bad)?;
         let port = self::port(target, port)?;
@@ -71,7 +79,7 @@ impl Probes {
         let began = self.clock.now();
         let stream = self.dial(link, host, port).await?;
         drop(stream);
-        Ok((true, format!("connected in {} ms", self.clock.now().since(&began).as_millis())))
+        Ok(sight(true, format!("connected in {} ms", self.clock.now().since(&began).as_millis())))
     }
 
     async fn dial(&self, link: &dyn Link, host: &str, port: u16) -> Result<Box<dyn crate::ports::link::Duplex>, Cause> {
@@ -84,7 +92,13 @@ impl Probes {
         })
     }
 
-    async fn command(&self, link: &dyn Link, text: &str) -> Result<(bool, String), Cause> {
+    async fn command(&self, link: &dyn Link, text: &str) -> Result<Sight, Cause> {
+        let ended = self.run(link, text, MAX_OUTPUT).await?;
+        Ok(sight(ended.exit == Exit::Code(0), ended.words()))
+    }
+
+    /// Runs shell text on the host; of what it prints the last `most` bytes are kept.
+    async fn run(&self, link: &dyn Link, text: &str, most: usize) -> Result<Ended, Cause> {
         let mut channel = link.open("sh").await.map_err(|error| error.cause)?;
         let program = program(text);
         let mut stdin = channel.stdin;
@@ -96,7 +110,9 @@ impl Probes {
                 let _closed = stdin.shutdown().await;
             };
             let read = async {
-                tokio::join!(feed, tail(&mut channel.stdout, &mut out), tail(&mut channel.stderr, &mut err));
+                let (out, err) =
+                    (tail(&mut channel.stdout, &mut out, most), tail(&mut channel.stderr, &mut err, MAX_OUTPUT));
+                tokio::join!(feed, out, err);
             };
             let mut read = std::pin::pin!(read);
             tokio::select! {
@@ -108,21 +124,49 @@ impl Probes {
                 }
             }
         };
-        let said = last_line(&err).or_else(|| last_line(&out)).map(|line| format!(": {line}")).unwrap_or_default();
-        match exit.map_err(|error| error.cause)? {
-            Exit::Code(0) => Ok((true, format!("exit 0{said}"))),
-            Exit::Code(code) => Ok((false, format!("exit {code}{said}"))),
-            Exit::Signal(name) => Ok((false, format!("ended by signal {name}{said}"))),
-            Exit::Unsaid => Ok((false, format!("ended without an exit code{said}"))),
+        Ok(Ended { exit: exit.map_err(|error| error.cause)?, out, err })
+    }
+}
+
+/// How shell text ended, and the end of what it printed.
+struct Ended {
+    exit: Exit,
+    out: Vec<u8>,
+    err: Vec<u8>,
+}
+
+impl Ended {
+    /// `exit 1: connection refused`.
+    fn words(&self) -> String {
+        let said = last_line(&self.err).or_else(|| last_line(&self.out));
+        let said = said.map(|line| format!(": {line}")).unwrap_or_default();
+        match &self.exit {
+            Exit::Code(code) => format!("exit {code}{said}"),
+            Exit::Signal(name) => format!("ended by signal {name}{said}"),
+            Exit::Unsaid => format!("ended without an exit code{said}"),
         }
     }
+}
+
+/// What one look tells by itself.
+fn sight(good: bool, seen: String) -> Sight {
+    Sight { good, seen, fact: None }
+}
+
+fn is_good(answer: &Response) -> bool {
+    matches!(answer.status, 200..=299)
+}
+
+/// One word of a shell.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// The whole program as `sh` reads it from its standard input: the text as one literal, run under `-eu` with an input of its own, and
 /// only once its last line has arrived.
 fn program(text: &str) -> String {
-    let quoted = text.replace('\'', r"'\''");
-    format!("look() {{\nset -eu\neval '{quoted}\n' </dev/null\n}}\nlook\nexit $?\n")
+    let text = quoted(&format!("{text}\n"));
+    format!("look() {{\nset -eu\neval {text} </dev/null\n}}\nlook\nexit $?\n")
 }
 
 fn port(target: &str, text: &str) -> Result<u16, Cause> {
@@ -132,7 +176,7 @@ fn port(target: &str, text: &str) -> Result<u16, Cause> {
 
 /// A bad answer's own words, or where it wanted to send us.
 fn why(answer: &Response) -> String {
-    if matches!(answer.status, 200..=299) {
+    if is_good(answer) {
         return String::new();
     }
     let location =
@@ -143,15 +187,15 @@ fn why(answer: &Response) -> String {
     }
 }
 
-async fn tail(stream: &mut (dyn AsyncRead + Send + Unpin), kept: &mut Vec<u8>) {
+async fn tail(stream: &mut (dyn AsyncRead + Send + Unpin), kept: &mut Vec<u8>, most: usize) {
     let mut buffer = [0; 1024];
     while let Ok(n) = stream.read(&mut buffer).await {
         if n == 0 {
             return;
         }
         kept.extend_from_slice(buffer.get(..n).unwrap_or_default());
-        if kept.len() > 2 * MAX_OUTPUT {
-            kept.drain(..kept.len() - MAX_OUTPUT);
+        if kept.len() > 2 * most {
+            kept.drain(..kept.len() - most);
         }
     }
 }
@@ -178,14 +222,17 @@ impl Probe for Probes {
                 Check::Http(target) => self.http(link, target, limit).await,
                 Check::Tcp(target) => self.tcp(link, target).await,
                 Check::Command(text) => self.command(link, text).await,
+                Check::Service(unit) => self.service(link, unit).await,
+                Check::Container(name) => self.container(link, name).await,
+                Check::Version(version) => self.version(link, version, limit).await,
             }
         };
-        let (good, seen) = match within(&*self.clock, limit, look).await {
-            Some(Ok(seen)) => seen,
-            Some(Err(cause)) => (false, cause.message),
-            None => (false, format!("no answer within {}", Span(limit))),
+        let found = match within(&*self.clock, limit, look).await {
+            Some(Ok(found)) => found,
+            Some(Err(cause)) => sight(false, cause.message),
+            None => sight(false, format!("no answer within {}", Span(limit))),
         };
-        Sight { good, seen: one_line(&seen) }
+        Sight { seen: one_line(&found.seen), ..found }
     }
 }
 

@@ -18,11 +18,11 @@ use crate::{
         decide::{self, Action},
         deployment::HealthRun,
         event::{Event, Wanted},
-        health::{Verdict, Watch},
+        health::{Deployed, Fact, Sight, Verdict, Watch},
         host::Host,
         ids::RunId,
         input,
-        pipeline::{Check, Environment, Health, Queue},
+        pipeline::{Check, Environment, Health, Queue, Version, VersionFrom},
         release::{Commit, Release},
         run::{Run, Waiting},
         step::{Branch, CallKey, StepKey},
@@ -64,6 +64,7 @@ pub(super) enum Job {
         host: Box<Host>,
         health: Health,
         since: Since,
+        deployed: Option<Deployed>,
         variables: Vec<(String, String)>,
     },
     Undo {
@@ -100,10 +101,11 @@ impl Job {
                 let health = run.environment(&of.environment)?.health.clone()?;
                 let call = CallKey::host(of.environment.as_str(), deployment, host.as_str(), "health");
                 let variables = input::variables(run, &StepKey::new(&call, &Branch::top(), "health", 1), None);
+                let deployed = run.release.as_ref().map(|release| Deployed::new(release, of.previous.as_ref()));
                 let host = of.host(&host)?;
                 let HealthRun::Watching { since, again } = &host.health else { return None };
                 let since = Since { began: since.clone(), again: *again };
-                Job::Watch { deployment, host: Box::new(host.host.clone()), health, since, variables }
+                Job::Watch { deployment, host: Box::new(host.host.clone()), health, since, deployed, variables }
             }
             Action::Undo(key) => Job::Undo { run: run.header.run.clone(), key },
             Action::Finish => Job::Finish(whole()),
@@ -139,9 +141,9 @@ pub(super) async fn perform(context: Context, job: Job) {
                 let fact = plan(&context, &run, deployment, &environment).await;
                 context.last(fact).await;
             }
-            Job::Watch { deployment, host, mut health, since, variables } => {
+            Job::Watch { deployment, host, mut health, since, deployed, variables } => {
                 health.checks.iter_mut().for_each(|check| with_variables(check, &variables));
-                let fact = watch(&context, deployment, &host, &health, &since).await;
+                let fact = watch(&context, deployment, &host, &health, &since, deployed).await;
                 context.last(fact).await;
             }
             Job::Undo { run, key } => {
@@ -363,42 +365,41 @@ async fn read(context: &Context, run: RunId, key: CallKey) -> Result<Opening, St
 }
 
 /// Looks at a host until there is a verdict.
-async fn watch(context: &Context, deployment: u32, host: &Host, health: &Health, since: &Since) -> Event {
+async fn watch(
+    context: &Context,
+    deployment: u32,
+    host: &Host,
+    health: &Health,
+    since: &Since,
+    deployed: Option<Deployed>,
+) -> Event {
     let clock = &context.world.clock;
     let began = &since.began;
     let mut watch = match since.again {
-        false => Watch::new(health),
-        true => Watch::again(health, clock.now().since(began)),
+        false => Watch::new(health, deployed),
+        true => Watch::again(health, deployed, clock.now().since(began)),
     };
     loop {
-        let (evidence, bad) = look(context, deployment, host, health).await;
-        // A check may print what a step of this run has used.
-        let redactor = context.sessions.redactor();
-        let evidence: Vec<String> = evidence.iter().map(|seen| redactor.text(seen)).collect();
-        let bad = bad.map(|seen| redactor.text(&seen));
+        let round = look(context, deployment, host, health).await;
         let elapsed = clock.now().since(began);
-        let verdict = |unhealthy| Event::HealthVerdict {
-            deployment,
-            host: host.id.clone(),
-            unhealthy,
-            evidence: evidence.clone(),
+        let unhealthy = match watch.see(elapsed, round.as_deref().map_err(Clone::clone)) {
+            Verdict::Open => {
+                clock.sleep(Duration::from_millis(health.interval_ms)).await;
+                continue;
+            }
+            Verdict::Healthy => None,
+            Verdict::Unhealthy(cause) => Some(on_host(cause, host)),
         };
-        match watch.see(elapsed, bad) {
-            Verdict::Open => {}
-            Verdict::Healthy => {
-                return verdict(None);
-            }
-            Verdict::Unhealthy(cause) => {
-                return verdict(Some(on_host(cause, host)));
-            }
-        }
-        clock.sleep(Duration::from_millis(health.interval_ms)).await;
+        let evidence = watch.evidence().to_vec();
+        return Event::HealthVerdict { deployment, host: host.id.clone(), unhealthy, evidence };
     }
 }
 
 /// A probe's command knows where it runs, as every command does.
 fn with_variables(check: &mut Check, variables: &[(String, String)]) {
-    let Check::Command(text) = check else { return };
+    let (Check::Command(text) | Check::Version(Version { from: VersionFrom::Command(text), .. })) = check else {
+        return;
+    };
     let quoted = |value: &str| format!("'{}'", value.replace('\'', r"'\''"));
     let exports: Vec<String> =
         variables.iter().map(|(name, value)| format!("export {name}={}", quoted(value))).collect();
@@ -410,33 +411,23 @@ fn on_host(cause: Cause, host: &Host) -> Cause {
     Cause { message, ..cause }.with("host", host.id.as_str())
 }
 
-/// One round over every check; what each saw, and the first that was bad.
-async fn look(context: &Context, deployment: u32, host: &Host, health: &Health) -> (Vec<String>, Option<String>) {
+/// One round over every check: what each saw, or why none could look. A check may print what a step of this run has used.
+async fn look(context: &Context, deployment: u32, host: &Host, health: &Health) -> Result<Vec<Sight>, String> {
     let limit = Duration::from_millis(health.timeout_ms);
-    let mut evidence = Vec::new();
-    let mut bad = None;
-    let link = match context.sessions.link(deployment, host).await {
-        Ok(link) => link,
-        Err(error) => {
-            let seen = format!("the host cannot be reached: {}", error.cause.message);
-            return (vec![seen.clone()], Some(seen));
-        }
-    };
+    let link = context.sessions.link(deployment, host).await;
+    let link = link.map_err(|error| {
+        let seen = format!("the host cannot be reached: {}", error.cause.message);
+        context.sessions.redactor().text(&seen)
+    })?;
+    let mut sights = Vec::new();
     for check in &health.checks {
         let sight = context.world.probe.look(&*link, check, limit).await;
-        let seen = format!("{}: {}", check_name(check), sight.seen);
-        if !sight.good && bad.is_none() {
-            bad = Some(seen.clone());
-        }
-        evidence.push(seen);
+        let redactor = context.sessions.redactor();
+        let fact = sight.fact.map(|fact| match fact {
+            Fact::Version(reported) => Fact::Version(redactor.text(&reported)),
+            fact @ Fact::Process(_) => fact,
+        });
+        sights.push(Sight { good: sight.good, seen: redactor.text(&sight.seen), fact });
     }
-    (evidence, bad)
-}
-
-fn check_name(check: &Check) -> String {
-    match check {
-        Check::Http(url) => format!("http {url}"),
-        Check::Tcp(address) => format!("tcp {address}"),
-        Check::Command(_) => "command".to_owned(),
-    }
+    Ok(sights)
 }

@@ -10,13 +10,16 @@ use super::{
     check::{self, Finding, Functions, On, Part},
     definitions::{self, Bound},
     registry::registry,
-    shape::{Kind, Shape},
+    shape::{Kind, Shape, join},
 };
 use crate::{
     model::{
+        health::full_unit,
         host::{Host, SecretRef, Ssh},
         ids::{EnvironmentName, HostId, StageName},
-        pipeline::{Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source, Stage},
+        pipeline::{
+            Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source, Stage, Version, VersionFrom,
+        },
         rollout::{Budget, Canary, OnFailure, OnInconclusive, Rollout, Waves},
     },
     time::Span,
@@ -125,12 +128,13 @@ fn health(health: &Json, at: &[Part], found: &mut Vec<Finding>) {
     let Some(health) = health.as_object() else { return };
     let mut path = at.to_vec();
     path.push(definitions::key("health"));
-    if !["http", "tcp", "command"].iter().any(|check| health.contains_key(*check)) {
+    if !CHECKS.iter().any(|check| health.contains_key(*check)) {
+        let checks = join(&CHECKS.map(str::to_owned));
         found.push(Finding {
             code: "missing_key",
             ..finding(
                 path,
-                format!("{}.health has no check: give http, tcp or command", check::dotted(at)),
+                format!("{}.health has no check: give {checks}", check::dotted(at)),
                 Some("as in health = { http = \":8080/healthz\" }, or health = \"none\" on purpose"),
             )
         });
@@ -157,6 +161,9 @@ fn health(health: &Json, at: &[Part], found: &mut Vec<Finding>) {
         ));
     }
 }
+
+/// The keys of `health` that are checks.
+const CHECKS: [&str; 6] = ["http", "tcp", "command", "service", "container", "version"];
 
 const MIN_HEALTHY_TIME: Span = Span::secs(10);
 const HEALTHY_DEADLINE: Span = Span::minutes(2);
@@ -315,10 +322,27 @@ struct RawChecks {
     http: Option<OneOrMany<String>>,
     tcp: Option<OneOrMany<String>>,
     command: Option<OneOrMany<String>>,
+    service: Option<OneOrMany<String>>,
+    container: Option<OneOrMany<String>>,
+    version: Option<RawVersion>,
     min_healthy_time: Option<Span>,
     healthy_deadline: Option<Span>,
     interval: Option<Span>,
     timeout: Option<Span>,
+}
+
+#[derive(Deserialize)]
+struct RawVersion {
+    http: Option<String>,
+    command: Option<String>,
+    json: Option<String>,
+}
+
+impl RawVersion {
+    fn check(self) -> Option<Check> {
+        let from = self.http.map(VersionFrom::Http).or(self.command.map(VersionFrom::Command))?;
+        Some(Check::Version(Version { from, json: self.json }))
+    }
 }
 
 #[derive(Deserialize)]
@@ -439,6 +463,9 @@ fn health_of(raw: RawChecks) -> Health {
         checks: all(raw.http, Check::Http)
             .chain(all(raw.tcp, Check::Tcp))
             .chain(all(raw.command, Check::Command))
+            .chain(all(raw.service, |unit| Check::Service(full_unit(&unit))))
+            .chain(all(raw.container, Check::Container))
+            .chain(raw.version.and_then(RawVersion::check))
             .collect(),
         min_healthy_time_ms: ms(raw.min_healthy_time.unwrap_or(MIN_HEALTHY_TIME)),
         healthy_deadline_ms: ms(raw.healthy_deadline.unwrap_or(HEALTHY_DEADLINE)),

@@ -162,6 +162,21 @@ pub fn unit(text: &str) -> Result<(), String> {
     if fits { Ok(()) } else { Err("is not the name of a unit".to_owned()) }
 }
 
+/// A container of docker or podman.
+pub fn container(text: &str) -> Result<(), String> {
+    let fits = text.len() <= 255
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    if fits { Ok(()) } else { Err("is not the name of a container".to_owned()) }
+}
+
+/// A path of keys in JSON, `build.revision`.
+pub fn json_path(text: &str) -> Result<(), String> {
+    line(text)?;
+    let fits = !text.is_empty() && text.split('.').all(|key| !key.is_empty());
+    if fits { Ok(()) } else { Err("is no path of keys such as \"build.revision\"".to_owned()) }
+}
+
 /// `https://...` or `http://...`.
 pub fn url(text: &str) -> Result<(), String> {
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
@@ -368,5 +383,7 @@ mod tests {
         all(module, &["alerts.slack", "a_b"], &["", "..", "a..b", "/etc", "a/b", "alerts.slack.", "a\0"]);
         all(secret_name, &["a", "shop/production/database_url"], &["", "..", "a/../b", "/a", "a b"]);
         all(unit, &["shop", "shop@1.service"], &["", "-x", "a b", "../x", "a;b"]);
+        all(container, &["shop", "shop_web-1.x", "1"], &["", "-x", ".x", "a b", "a/b", "a;b", "a'b"]);
+        all(json_path, &["revision", "build.0.sha"], &["", ".", "a..b", ".a", "a\nb"]);
     }
 }

@@ -176,6 +176,48 @@ pub enum Check {
     Tcp(String),
     /// Shell text on the host; good is exit code 0.
     Command(String),
+    /// A systemd unit by its full name, `shop.service`: good is active, and not restarted since the watch began.
+    Service(String),
+    /// A container of docker or podman by its name: good is running, and not restarted since the watch began.
+    Container(String),
+    /// What the host says it runs: good is the release that was deployed.
+    Version(Version),
+}
+
+/// Where a host tells the version it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// Asked for it.
+    pub from: VersionFrom,
+    /// The answer is JSON, and the version is under this path of keys: `build.revision`; absent = the answer is the version.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub json: Option<String>,
+}
+
+/// Who is asked for the version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VersionFrom {
+    /// GET, as [`Check::Http`].
+    Http(String),
+    /// Standard output of shell text on the host.
+    Command(String),
+}
+
+impl Check {
+    /// What people call it: `http :8080/healthz`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Check::Http(url) => format!("http {url}"),
+            Check::Tcp(address) => format!("tcp {address}"),
+            Check::Command(_) => "command".to_owned(),
+            Check::Service(unit) => format!("service {unit}"),
+            Check::Container(name) => format!("container {name}"),
+            Check::Version(Version { from: VersionFrom::Http(url), .. }) => format!("version {url}"),
+            Check::Version(Version { from: VersionFrom::Command(_), .. }) => "version".to_owned(),
+        }
+    }
 }
 
 /// Who is told: channels are functions `notify/bad/<n>`, `notify/good/<n>` of the code, counted from 1.

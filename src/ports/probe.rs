@@ -4,16 +4,7 @@ use async_trait::async_trait;
 use std::time::Duration;
 
 use super::link::Link;
-use crate::model::pipeline::Check;
-
-/// What one look saw.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sight {
-    /// Whether it was as it should be.
-    pub good: bool,
-    /// What was seen, one line: `200 in 12 ms`, `connection refused`, `exit 1: ...`.
-    pub seen: String,
-}
+use crate::model::{health::Sight, pipeline::Check};
 
 /// Looks.
 #[async_trait]

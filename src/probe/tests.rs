@@ -86,7 +86,7 @@ async fn look(check: Check, limit: Duration) -> Sight {
 }
 
 async fn command(text: &str) -> (bool, String) {
-    let Sight { good, seen } = look(Check::Command(text.into()), Duration::from_secs(10)).await;
+    let Sight { good, seen, .. } = look(Check::Command(text.into()), Duration::from_secs(10)).await;
     (good, seen)
 }
 
@@ -122,12 +122,12 @@ async fn a_command_that_prints_without_end_or_hangs_ends_in_time() {
     let limit = Duration::from_millis(400);
     let sight =
         look(Check::Command("yes | head -c 300000000 >/dev/null; while :; do echo flood; done".into()), limit).await;
-    assert_eq!(sight, Sight { good: false, seen: "no answer within 400ms".into() });
+    assert_eq!(sight, super::sight(false, "no answer within 400ms".into()));
     let (good, seen) = command(&format!("echo {}; exit 1", "x".repeat(5000))).await;
     assert!(!good && seen.chars().count() <= MAX_SEEN + 1);
     // What it leaves behind holds its streams open, and is not waited for.
     let left = look(Check::Command("sleep 30 & echo up".into()), Duration::from_secs(10)).await;
-    assert_eq!(left, Sight { good: true, seen: "exit 0: up".into() });
+    assert_eq!(left, super::sight(true, "exit 0: up".into()));
 }
 
 #[tokio::test]

@@ -107,7 +107,7 @@ fn red(tests: &reports::Tests) -> Option<Cause> {
 /// Exactly what one line of sudoers allows.
 fn service(args: &Resolved) -> Vec<Vec<u8>> {
     let (unit, action) = (args.text("unit").unwrap_or_default(), args.text("action").unwrap_or_default());
-    let unit = if unit.contains('.') { unit } else { format!("{unit}.service") };
+    let unit = crate::model::health::full_unit(&unit);
     ["sudo", "-n", "systemctl", &action, &unit].map(|word| word.as_bytes().to_vec()).to_vec()
 }
 

@@ -145,6 +145,7 @@ return phased.project {
               base = "/var/lib/phased-host", path = "/usr/bin:/bin" },
       rollout = rollout, timeout = "20m", deploy = error, verify = error,
       health = { http = { ":1/a", "https://x/b" }, tcp = ":5432", command = "systemctl is-active shop",
+                 service = { "shop", "shop.socket" }, container = "web", version = { http = ":1/version", json = "build.revision" },
                  min_healthy_time = "0s", healthy_deadline = "30s", interval = "500ms", timeout = "2s" } },
   },
   notify = { bad = { log, slack }, good = slack },
@@ -182,7 +183,11 @@ fn everything_that_can_be_said_is_understood() {
     assert_eq!(production.rollout.max_unreachable, Budget::Count(2));
     assert!(production.verify);
     let health = production.health.as_ref().unwrap();
-    assert_eq!(health.checks.len(), 4);
+    let names: Vec<String> = health.checks[3..].iter().map(Check::name).collect();
+    assert_eq!(
+        names,
+        ["command", "service shop.service", "service shop.socket", "container web", "version :1/version"]
+    );
     assert_eq!(health.checks[2], Check::Tcp(":5432".to_owned()));
     assert_eq!((health.min_healthy_time_ms, health.interval_ms), (0, 500));
     assert_eq!(

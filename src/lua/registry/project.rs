@@ -235,11 +235,21 @@ fn health() -> Shape {
         .optional("http", text("\":8080/path\" or a URL", rules::http_target).or_list(), "GET; good is a status from 200 to 299. \":8080/path\" is the host's own loopback, asked through its SSH session; a full URL is asked from here.")
         .optional("tcp", text("\":5432\" or \"host:port\"", rules::tcp_target).or_list(), "Something listens there, as the host sees it.")
         .optional("command", text("a command", rules::text).or_list(), "Shell text on the host; good is exit code 0.")
+        .optional("service", text("a unit's name", rules::unit).or_list(), "A systemd unit, shop or shop.service: good is active. One that ends and is restarted by systemd while it is watched (NRestarts) is unhealthy at once.")
+        .optional("container", text("a container's name", rules::container).or_list(), "A container of docker or podman: good is running, and healthy where it has a health check of its own. One that ends and is restarted while it is watched is unhealthy at once.")
+        .optional("version", version().table(), "The version that the host reports: good is the release that was deployed.")
         .with_default("min_healthy_time", Kind::Duration, "\"10s\"", "How long all checks must be good without a break.")
         .with_default("healthy_deadline", Kind::Limit, "\"2m\"", "Not healthy by then is a failed host.")
         .with_default("interval", Kind::Limit, "\"1s\"", "Between looks.")
         .with_default("timeout", Kind::Limit, "\"5s\"", "Of one look.")
-        .later(&["service", "version"])
+}
+
+fn version() -> Shape {
+    Shape::new("version", "Where a host tells the version it runs: the release's id, its commit, or at least 7 digits of that.")
+        .optional("http", text("\":8080/path\" or a URL", rules::http_target), "GET, asked as health.http is.")
+        .optional("command", text("a command", rules::text), "Shell text on the host that prints the version.")
+        .optional("json", text("a path of keys", rules::json_path), "The answer is JSON, and the version is there: \"revision\" or \"build.revision\". Without it the answer is the version.")
+        .one_of(&["http", "command"])
 }
 
 fn notify() -> Shape {

@@ -359,7 +359,7 @@ shop:7:33+1 wrong_type: environments[1].hosts[3] must be an address, a discovery
     (
         r##"health = { http = ":8080/healthz" }"##,
         r##"health = {}"##,
-        r##"shop:9:16+1 missing_key: environments[1].health has no check: give http, tcp or command; as in health = { http = ":8080/healthz" }, or health = "none" on purpose"##,
+        r##"shop:9:16+1 missing_key: environments[1].health has no check: give http, tcp, command, service, container or version; as in health = { http = ":8080/healthz" }, or health = "none" on purpose"##,
     ),
     (
         r##"health = { http = ":8080/healthz" }"##,
@@ -398,9 +398,21 @@ shop:7:33+1 wrong_type: environments[1].hosts[3] must be an address, a discovery
     ),
     (
         r##"health = { http = ":8080/healthz" }"##,
-        r##"health = { http = ":8080/", service = "shop", version = {} }"##,
-        r##"shop:9:35+7 not_supported: "service" is not supported by this version of phased; take it out: it would have no effect
-shop:9:53+7 not_supported: "version" is not supported by this version of phased; take it out: it would have no effect"##,
+        r##"health = { service = "shop;reboot", container = "../x", version = {} }"##,
+        r##"shop:9:28+13 bad_value: environments[1].health.service: "shop;reboot" is not the name of a unit
+shop:9:55+6 bad_value: environments[1].health.container: "../x" is not the name of a container
+shop:9:73+1 missing_key: environments[1].health.version needs one of http or command"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" }"##,
+        r##"health = { version = { http = ":8080/v", jsn = "revision" } }"##,
+        r##"shop:9:48+3 unknown_key: unknown key "jsn" in environments[1].health.version; did you mean "json"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" }"##,
+        r##"health = { version = { http = ":8080/v", command = "cat v", json = "a..b" } }"##,
+        r##"shop:9:28+1 bad_value: environments[1].health.version has http and command and must have only one of them
+shop:9:74+6 bad_value: environments[1].health.version.json: "a..b" is no path of keys such as "build.revision""##,
     ),
     (
         r##"health = { http = ":8080/healthz" }"##,

@@ -1,0 +1,80 @@
+//! Health of a real systemd's units, on a machine that was booted for it.
+
+use crate::fixture::{Daemon, Machine, Project, World};
+
+const QUICK: &str = r#"min_healthy_time = "2s", interval = "200ms", healthy_deadline = "4s", timeout = "4s""#;
+
+/// Installs the unit with this text and starts it, as a deploy does.
+fn unit(service: &str) -> String {
+    format!(
+        r#"host:sh {{ [[
+          echo "$PHASED_REVISION" >/srv/revision
+          cat >/etc/systemd/system/shop.service
+          systemctl daemon-reload; systemctl restart --no-block shop
+        ]], stdin = [[
+[Unit]
+StartLimitIntervalSec=0
+[Service]
+{service}
+]] }}"#
+    )
+}
+
+struct Shop {
+    world: World,
+    machine: Machine,
+}
+
+impl Shop {
+    fn project(&self, service: &str, health: &str) -> Project {
+        let host = self.machine.host_table();
+        Project::new("shop").hosts(&[&host]).deploy(&unit(service)).health(&format!("{health}, {QUICK}"))
+    }
+
+    /// Deploys a unit of this text as the next commit; what became of it, in words.
+    fn deploy(&self, daemon: &Daemon, service: &str, health: &str) -> (String, String) {
+        self.world.project(&self.project(service, health));
+        daemon.api.post("/v1/reload", &serde_json::json!({})).is(200);
+        self.world.repo.push(service);
+        daemon.idle();
+        let run = daemon.deploy();
+        (run.view["state"].as_str().unwrap().to_owned(), run.host("machine")["cause"]["message"].to_string())
+    }
+}
+
+#[test]
+fn a_unit_is_healthy_when_it_stays_active_and_runs_what_was_deployed() {
+    let world = World::new();
+    let key = std::fs::read_to_string(world.path("id.pub")).unwrap();
+    let machine = Machine::boot(&world.path("machine"), &key);
+    let shop = Shop { world, machine };
+    let service = r#"service = "shop""#;
+    let version = r#"service = "shop", version = { command = "cat /srv/revision" }"#;
+    shop.world.project(&shop.project("ExecStart=/bin/sleep infinity", version));
+    let daemon = shop.world.start();
+    shop.world.repo.push("good");
+    daemon.deploy().is("succeeded");
+
+    // Active at nearly every look, and still it never works.
+    let (state, why) =
+        shop.deploy(&daemon, "ExecStart=/bin/sh -c 'sleep 1; exit 1'\nRestart=always\nRestartSec=50ms", service);
+    assert_eq!(state, "halted");
+    assert!(why.contains("service shop.service: it ended and was restarted"), "{why}");
+
+    let (state, why) = shop.deploy(&daemon, "ExecStart=/bin/false", service);
+    assert_eq!(state, "halted");
+    assert!(why.contains("failed (failed), result exit-code"), "{why}");
+
+    let good = "ExecStart=/bin/sleep infinity";
+    let (state, why) = shop.deploy(&daemon, good, r#"service = "shpo""#);
+    assert_eq!(state, "halted");
+    assert!(why.contains("this host has no unit shpo.service"), "{why}");
+
+    let old = r#"service = "shop", version = { command = "echo 0123456" }"#;
+    let (state, why) = shop.deploy(&daemon, good, old);
+    assert_eq!(state, "halted");
+    assert!(why.contains("reports 0123456, deployed is "), "{why}");
+
+    let (state, why) = shop.deploy(&daemon, good, version);
+    assert_eq!(state, "succeeded", "{why}");
+}
