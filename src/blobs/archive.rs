@@ -48,7 +48,7 @@ pub(super) fn check(archive: &mut dyn Read) -> io::Result<()> {
         last = Some(name);
     }
     // Whatever another tar would make of it, nothing follows the end.
-    let mut rest = entries.into_inner();
+    let rest = entries.into_inner();
     let mut buffer = [0; 4096];
     loop {
         match rest.read(&mut buffer)? {
