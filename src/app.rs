@@ -136,6 +136,7 @@ impl App {
             limits: Limits {
                 max_output: config.limits.max_output.0,
                 max_queued: config.limits.max_queued,
+                max_artifact: config.limits.max_artifact.0,
                 reconnect: config.limits.reconnect.0,
                 path: config.exec.path.clone(),
                 retention: Retention {
@@ -149,6 +150,8 @@ impl App {
             job_user: uids::owner(users),
             random: Arc::new(random),
             data_dir: layout.root.clone(),
+            // As it is called now: an upgrade puts another file there, whose `pack` is as good.
+            binary: std::env::current_exe().context("failed to find the program that is running")?,
             version: env!("CARGO_PKG_VERSION"),
         });
 

@@ -1,9 +1,12 @@
 //! Blobs on disk: `blobs/<sha256>`.
 
+mod archive;
+mod stream;
+
 use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Read, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
@@ -14,7 +17,7 @@ use std::{
 
 use crate::{
     model::ids::Digest,
-    ports::blobs::{Blobs, Hold},
+    ports::blobs::{Blobs, Form, Hold, Stored},
 };
 
 /// What a file being written is called before it is a blob.
@@ -66,11 +69,37 @@ impl FileBlobs {
         Ok(FileBlobs { dir, next: AtomicU64::new(0), sweep: Arc::default() })
     }
 
+    /// A name that no blob has yet.
+    fn temporary(&self) -> PathBuf {
+        self.dir.join(format!("{TEMPORARY}{}", self.next.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// From here on no sweep takes it.
+    fn spare(&self, digest: &Digest) {
+        if let Some(put) = &mut locked(&self.sweep).put {
+            put.insert(digest.clone());
+        }
+    }
+
+    /// Gives a synced file its name.
+    fn name(&self, temporary: &Path, digest: &Digest) -> io::Result<()> {
+        self.spare(digest);
+        fs::rename(temporary, self.path(digest))?;
+        File::open(&self.dir)?.sync_all().map_err(unsynced)
+    }
+
     fn write(&self, temporary: &Path, bytes: &[u8], digest: &Digest) -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
         file.write_all(bytes)?;
         file.sync_all().map_err(unsynced)?;
         fs::rename(temporary, self.path(digest))
+    }
+}
+
+impl FileBlobs {
+    fn damaged(&self, digest: &Digest) -> io::Error {
+        let why = format!("`{}` is damaged: its bytes are not those of its name", self.path(digest).display());
+        io::Error::new(io::ErrorKind::InvalidData, why)
     }
 }
 
@@ -82,14 +111,12 @@ fn unsynced(error: io::Error) -> io::Error {
 impl Blobs for FileBlobs {
     fn put(&self, bytes: &[u8]) -> io::Result<Digest> {
         let digest = Digest::of(bytes);
-        // Before it is looked for: from here on no sweep takes it.
-        if let Some(put) = &mut locked(&self.sweep).put {
-            put.insert(digest.clone());
-        }
+        // Before it is looked for.
+        self.spare(&digest);
         // A blob that is there was synced before it got its name; one that was damaged since is put right.
         let there = fs::read(self.path(&digest)).is_ok_and(|old| old == bytes);
         if !there {
-            let temporary = self.dir.join(format!("{TEMPORARY}{}", self.next.fetch_add(1, Ordering::Relaxed)));
+            let temporary = self.temporary();
             self.write(&temporary, bytes, &digest).inspect_err(|_| {
                 // It is in nobody's way, and `open` tries again.
                 let _ignored = fs::remove_file(&temporary);
@@ -103,10 +130,31 @@ impl Blobs for FileBlobs {
     fn get(&self, digest: &Digest) -> io::Result<Vec<u8>> {
         let bytes = fs::read(self.path(digest))?;
         if Digest::of(&bytes) != *digest {
-            let why = format!("`{}` is damaged: its bytes are not those of its name", self.path(digest).display());
-            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            return Err(self.damaged(digest));
         }
         Ok(bytes)
+    }
+
+    fn store(&self, form: Form, from: &mut dyn Read, most: u64) -> io::Result<Stored> {
+        let temporary = self.temporary();
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let stored = stream::store(form, from, most, file).and_then(|(stored, file)| {
+            file.sync_all().map_err(unsynced)?;
+            // Over one that is there, too: if that was damaged, it is put right.
+            self.name(&temporary, &stored.blob)?;
+            Ok(stored)
+        });
+        stored.inspect_err(|_| {
+            let _ignored = fs::remove_file(&temporary);
+        })
+    }
+
+    fn read(&self, blob: &Digest, form: Form, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+        stream::read(File::open(self.path(blob))?, form, offset)
+    }
+
+    fn check(&self, blob: &Digest) -> io::Result<()> {
+        if stream::digest(&mut File::open(self.path(blob))?)? == *blob { Ok(()) } else { Err(self.damaged(blob)) }
     }
 
     fn hold(&self) -> Hold {
@@ -191,5 +239,79 @@ mod tests {
         assert_eq!(blobs.put(b"late").unwrap(), late);
         assert_eq!(blobs.end_sweep(&BTreeSet::from([named.clone()])).unwrap(), 1);
         assert!(blobs.get(&named).is_ok() && blobs.get(&late).is_ok() && blobs.get(&unnamed).is_err());
+    }
+
+    /// A tree with one file of these bytes, as a tar archive.
+    fn tree(bytes: &[u8]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_cksum();
+        builder.append_data(&mut header, "file", bytes).unwrap();
+        builder.into_inner().unwrap()
+    }
+
+    fn all(mut from: impl Read) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn what_streams_in_streams_out_from_any_offset() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = FileBlobs::open(dir.path().to_owned()).unwrap();
+        let bytes: Vec<u8> = (0..200_000u32).flat_map(u32::to_le_bytes).collect();
+        for (form, bytes) in [(Form::Plain, bytes.clone()), (Form::Archive, tree(&bytes))] {
+            let stored = blobs.store(form, &mut bytes.as_slice(), u64::MAX).unwrap();
+            assert_eq!((&stored.sha256, stored.size), (&Digest::of(&bytes), bytes.len() as u64));
+            assert_eq!(stored.blob == stored.sha256, form == Form::Plain);
+            assert_eq!(Digest::of(&fs::read(blobs.path(&stored.blob)).unwrap()), stored.blob);
+            for offset in [0, 1, 70_000, bytes.len()] {
+                assert!(all(blobs.read(&stored.blob, form, offset as u64).unwrap()) == bytes[offset..]);
+            }
+            // The same again is the same blob, and one that was damaged is put right.
+            blobs.check(&stored.blob).unwrap();
+            fs::write(blobs.path(&stored.blob), b"other").unwrap();
+            assert_eq!(blobs.check(&stored.blob).unwrap_err().kind(), io::ErrorKind::InvalidData);
+            assert_eq!(blobs.store(form, &mut bytes.as_slice(), u64::MAX).unwrap(), stored);
+            blobs.check(&stored.blob).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_may_not_be_stored_leaves_nothing() {
+        struct Fails;
+        impl Read for Fails {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::Error::other("the cable was cut"))
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = FileBlobs::open(dir.path().to_owned()).unwrap();
+        let whole = tree(b"hello");
+        for (form, most, bytes, kind) in [
+            (Form::Plain, 9, &b"ten bytes!"[..], io::ErrorKind::FileTooLarge),
+            (Form::Archive, 99, &whole, io::ErrorKind::FileTooLarge),
+            (Form::Archive, u64::MAX, &whole[..600], io::ErrorKind::Other),
+            (Form::Archive, u64::MAX, &b"no archive"[..], io::ErrorKind::Other),
+        ] {
+            let error = blobs.store(form, &mut (&mut { bytes }), most).unwrap_err();
+            assert!(kind == io::ErrorKind::Other || error.kind() == kind, "{error:?}");
+        }
+        for form in [Form::Plain, Form::Archive] {
+            assert!(blobs.store(form, &mut (&b"half"[..]).chain(Fails), u64::MAX).is_err());
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_sweep_spares_what_was_streamed_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = FileBlobs::open(dir.path().to_owned()).unwrap();
+        assert!(blobs.begin_sweep());
+        let stored = blobs.store(Form::Plain, &mut &b"late"[..], 4).unwrap();
+        assert_eq!(blobs.end_sweep(&BTreeSet::new()).unwrap(), 0);
+        blobs.check(&stored.blob).unwrap();
     }
 }

@@ -65,6 +65,9 @@ pub enum Command {
     Demo(DemoArgs),
     /// Rebuild the index from the journals, offline
     Rebuild(RebuildArgs),
+    /// What the daemon has job users do: reads a request on standard input and packs what it names
+    #[command(hide = true)]
+    Pack,
     /// A verb that asks the daemon.
     #[command(flatten)]
     Client(ClientCommand),

@@ -91,6 +91,8 @@ pub struct Limits {
     pub instructions: u64,
     /// Output of one command that nobody has read yet; beyond it the step ends.
     pub max_output: Size,
+    /// Of what `run:artifact` stores, not compressed.
+    pub max_artifact: Size,
     /// Runs waiting per project; further starts are refused.
     pub max_queued: usize,
     /// How long a host that is gone in the middle of a command is tried again beyond the step's own time-out.
@@ -167,6 +169,7 @@ impl Default for Limits {
             memory: Size::mib(64),
             instructions: 100_000_000,
             max_output: Size::mib(256),
+            max_artifact: Size::mib(2048),
             max_queued: 100,
             reconnect: Span(Duration::from_secs(300)),
         }
@@ -256,6 +259,9 @@ impl Limits {
         }
         if self.max_output < Size::mib(1) {
             return Err("`max_output` is below 1MiB".to_owned());
+        }
+        if self.max_artifact < Size::mib(1) {
+            return Err("`max_artifact` is below 1MiB".to_owned());
         }
         if self.max_queued == 0 {
             return Err("`max_queued` is 0: nothing could ever start".to_owned());

@@ -5,5 +5,6 @@
 //! so that code under test can read neither the daemon's files nor another project's.
 
 mod local;
+pub mod pack;
 
 pub use local::{JobUsers, Local, Uids};

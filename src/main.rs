@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Command::Init(args) => said(init(&args.directory)),
         Command::Rebuild(args) => said(rebuild(&args.config)),
         Command::Demo(args) => demo(&args),
+        Command::Pack => said(pack()),
     }
 }
 
@@ -70,6 +71,12 @@ fn demo(args: &cli::DemoArgs) -> ExitCode {
         }
         Err(error) => said(Err(error.into())),
     }
+}
+
+/// No thread, no log: it runs as the job user, and its answer is all it says.
+fn pack() -> anyhow::Result<()> {
+    let request = serde_json::from_reader(std::io::stdin().lock())?;
+    Ok(phased::exec::pack::pack(&request, std::io::stdout().lock())?)
 }
 
 fn init(directory: &std::path::Path) -> anyhow::Result<()> {

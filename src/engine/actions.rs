@@ -20,10 +20,10 @@ use crate::{
         event::{Event, Wanted},
         health::{Deployed, Fact, Sight, Verdict, Watch},
         host::Host,
-        ids::RunId,
+        ids::{ReleaseId, RunId},
         input,
         pipeline::{Check, Environment, Health, Queue, Version, VersionFrom},
-        release::{Commit, Release},
+        release::{Artifact, Commit, Release},
         run::{Run, Waiting},
         step::{Branch, CallKey, StepKey},
     },
@@ -215,15 +215,24 @@ async fn resolve(context: &Context, run: &Run) -> Event {
     resolved(world, run, found.commit, found.tag)
 }
 
+/// Which build of the commit ships: the newest that passed under this code, with what it stored. Else it is tested and built: as the
+/// first, or as a further one where there is one already, whose id stands for its bytes.
 fn resolved(world: &World, run: &Run, commit: Commit, tag: Option<String>) -> Event {
     let header = &run.header;
-    let release = Release {
-        id: crate::model::ids::ReleaseId::first_build(&commit.sha),
-        commit,
-        branch: Some(header.pipeline.source.branch.clone()),
-        tag,
+    let builds = ledger::builds(&*world.control, &header.project, &commit.sha);
+    let stored = |artifact: &Artifact| artifact.content.blob().is_none_or(|blob| world.blobs.path(blob).exists());
+    let same = builds.iter().rev().filter(|_| !header.request.retest);
+    let same = same.into_iter().find(|(_, passed)| passed.code == header.code && passed.artifacts.iter().all(stored));
+    let (id, artifacts) = match (same, builds.last()) {
+        (Some((id, passed)), _) => (id.clone(), passed.artifacts.clone()),
+        (None, Some((last, _))) if header.request.retest || builds.iter().any(|(_, p)| !p.artifacts.is_empty()) => {
+            (last.further_build(), Vec::new())
+        }
+        (None, _) => (ReleaseId::first_build(&commit.sha), Vec::new()),
     };
-    let passed = ledger::passed(&*world.control, &header.project, &release.id, &header.code);
+    let passed = same.map(|(_, passed)| passed.run.clone());
+    let branch = Some(header.pipeline.source.branch.clone());
+    let release = Release { id, commit, branch, tag, artifacts };
     let live = header.pipeline.environments.iter().map(|e| &e.name);
     let live = live
         .filter(|name| {

@@ -54,7 +54,7 @@ use async_trait::async_trait;
 
 pub use program::DEFAULT_PATH;
 pub use session::Session;
-pub use transfer::{Download, Upload, UploadVerdict, Write};
+pub use transfer::{Download, Source, Upload, UploadVerdict, Write};
 
 use crate::{
     model::{

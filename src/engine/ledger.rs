@@ -11,8 +11,9 @@ use crate::{
         cause::Cause,
         decide,
         deployment::{Deployment, DeploymentState, HostState},
+        event::Header,
         ids::{Digest, EnvironmentName, ProjectName, ReleaseId, RunId, Sha},
-        release::Release,
+        release::{Artifact, Release},
         run::{Run, RunState},
     },
     ports::{
@@ -105,16 +106,53 @@ pub(super) fn saw_head(world: &World, run: &Run, sha: &Sha, before: Revision) {
     }
 }
 
-/// The run in which `release` passed all stages under `code`.
-pub(super) fn passed(
-    control: &dyn Control,
-    project: &ProjectName,
-    release: &ReleaseId,
-    code: &Digest,
-) -> Option<RunId> {
-    let entry = control.get(&format!("passed/{project}/{release}"))?;
-    let same = entry.value.get("code").and_then(Value::as_str) == Some(code.as_str());
-    same.then(|| entry.value.get("run").and_then(Value::as_str)?.parse().ok()).flatten()
+/// A build that passed all stages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Passed {
+    /// The code that tested it.
+    pub(super) code: Digest,
+    pub(super) run: RunId,
+    /// What it stored.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub(super) artifacts: Vec<Artifact>,
+}
+
+/// Every build of a commit that passed, the newest last.
+pub(super) fn builds(control: &dyn Control, project: &ProjectName, sha: &Sha) -> Vec<(ReleaseId, Passed)> {
+    let first = ReleaseId::first_build(sha);
+    let prefix = format!("passed/{project}/");
+    let mut builds: Vec<(ReleaseId, Passed)> = control
+        .scan(&format!("{prefix}{first}"))
+        .into_iter()
+        .filter_map(|entry| {
+            Some((entry.key.strip_prefix(&prefix)?.parse().ok()?, serde_json::from_value(entry.value).ok()?))
+        })
+        .collect();
+    builds.sort_by_key(|(id, _)| id.build());
+    builds
+}
+
+/// That the tests of `run` are passed, and by what.
+fn passed(run: &Run, release: &Release) -> (String, Option<Value>) {
+    let Header { project, code, run, .. } = &run.header;
+    let passed = Passed { code: code.clone(), run: run.clone(), artifacts: release.artifacts.clone() };
+    (format!("passed/{project}/{}", release.id), Some(json!(passed)))
+}
+
+/// The tests of `run` are over and it goes on: once control knows, no other run makes the same build again.
+pub(super) async fn tested(world: &World, run: &Run, ticket: &Ticket) {
+    let Some(release) = &run.release else { return };
+    if ticket.synced().await.is_err() {
+        return;
+    }
+    let told = match commit(&*world.control, Commit::Setting, vec![passed(run, release)]) {
+        Ok(ticket) => ticket.synced().await.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(error) = told {
+        // Told again with the end of its deployment, or by the next start.
+        tracing::error!(run = %run.header.run, %error, "control does not know yet that a release passed");
+    }
 }
 
 /// The longest text of people's that control keeps, in characters: records are small.
@@ -153,11 +191,9 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
     let (header, project) = (&run.header, &run.header.project);
     let mut puts = Vec::new();
     let Some(release) = &run.release else { return puts };
-    if run.passed.is_none() && !run.deployments.is_empty() {
-        puts.push((
-            format!("passed/{project}/{}", release.id),
-            Some(json!({ "code": header.code, "run": header.run })),
-        ));
+    let succeeded = matches!(&run.end, Some((RunState::Succeeded, ..)));
+    if run.passed.is_none() && (succeeded || !run.deployments.is_empty()) {
+        puts.push(passed(run, release));
     }
     for deployment in &run.deployments {
         let Some((state, cause, at)) = &deployment.end else { continue };

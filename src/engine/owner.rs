@@ -29,6 +29,7 @@ use crate::{
         step::{Branch, CallKey, Outcome, Place, Request, StepKey, Verb},
     },
     ports::{
+        blobs::Hold,
         journal::Ticket,
         outputs::{Frame, Stream},
         program::{Opening, Program, Sink, Turn},
@@ -43,7 +44,7 @@ pub(super) enum Message {
     /// An action of this name brought forth these facts.
     Facts { action: String, events: Vec<Event>, over: bool },
     /// An attempt of a step ended.
-    StepDone { key: StepKey, attempt: u32, outcome: Outcome },
+    StepDone { key: StepKey, attempt: u32, outcome: Outcome, hold: Option<Hold> },
     /// Somebody wants something else of a deployment under way; answered once that is on disk, or with why it cannot be.
     Change { environment: EnvironmentName, change: Change, by: String, reason: Option<String>, reply: Reply },
     /// Somebody wants the run to end; answered once that is on disk.
@@ -160,6 +161,15 @@ pub(super) enum Progress {
     Deploying,
     /// It is over.
     Over,
+}
+
+/// A run never goes back.
+fn further(progress: &tokio::sync::watch::Sender<Progress>, to: Progress) {
+    progress.send_if_modified(|now| {
+        let further = to > *now;
+        *now = to.max(*now);
+        further
+    });
 }
 
 /// What the log says of a call that did not end well, or a host that did not get well: where people look is where it stands.
@@ -309,10 +319,20 @@ impl Owner {
     fn report_progress(&mut self) {
         let progress = match (&self.run.end, self.run.deployments.is_empty()) {
             (Some(_), _) => Progress::Over,
-            (None, false) => Progress::Deploying,
-            (None, true) => Progress::Testing,
+            (None, false) if self.run.passed.is_some() => Progress::Deploying,
+            // One that is past its tests just now: see `tested`.
+            (None, _) => Progress::Testing,
         };
-        self.progress.send_if_modified(|p| std::mem::replace(p, progress) != progress);
+        further(&self.progress, progress);
+    }
+
+    /// The tests are over. The next run has its turn once control knows what this one has passed: the same commit would be built again.
+    fn tested(&self, ticket: Ticket) {
+        let (world, run, progress) = (Arc::clone(&self.world), self.run.clone(), self.progress.clone());
+        self.world.tasks.spawn(format!("run {} tested", run.header.run), async move {
+            super::ledger::tested(&world, &run, &ticket).await;
+            further(&progress, Progress::Deploying);
+        });
     }
 
     /// Does what is to be done until nothing more follows; says when to look again.
@@ -431,6 +451,8 @@ impl Owner {
             let host = self.run.deployment(*deployment).and_then(|deployment| deployment.host(host));
             host.is_some_and(|host| host.is_settled() || (host.begun.is_none() && !host.is_open()))
         });
+        let tested =
+            self.run.passed.is_none() && matches!(&record.event, Event::DeploymentCreated { deployment: 1, .. });
         if let Some((call, text)) = told(&self.run, &record.event) {
             let key = StepKey::new(&call, &Branch::top(), "end", 1);
             // An earlier life may have written it and not have got as far as the record.
@@ -448,6 +470,9 @@ impl Owner {
                 self.last_ticket = Some(ticket.clone());
                 if ended {
                     self.tell_control(ticket.clone());
+                }
+                if tested {
+                    self.tested(ticket.clone());
                 }
                 Some(ticket)
             }
@@ -477,7 +502,11 @@ impl Owner {
                     self.busy.remove(&action);
                 }
             }
-            Message::StepDone { key, attempt, outcome } => self.step_done(&key, attempt, outcome),
+            Message::StepDone { key, attempt, outcome, hold } => {
+                let before = self.seq;
+                self.step_done(&key, attempt, outcome);
+                self.keep(hold, before);
+            }
             Message::Stop { by, now, reason, reply } => {
                 if self.run.end.is_some() {
                     let _gone = reply.send(Err("the run has ended".to_owned()));
@@ -657,6 +686,8 @@ impl Owner {
         let sender = self.sender.clone();
         let stopping = self.world.tasks.stopping();
         let (clock, asks) = (Arc::clone(&self.world.clock), open.request.verb == Verb::Http);
+        // Until the record names what it stores, no sweep may take that.
+        let hold = (open.request.verb == Verb::Artifact).then(|| self.world.blobs.hold());
         let key = key.clone();
         self.world.tasks.spawn(format!("run {} {key}", self.run.header.run), async move {
             if let Some(ticket) = ticket
@@ -677,9 +708,18 @@ impl Owner {
                 () = leaving => {}
                 outcome = AssertUnwindSafe(steps::perform(job)).catch_unwind() => {
                     let outcome = outcome.unwrap_or_else(|_| panicked());
-                    let _owner_gone = sender.send(Message::StepDone { key, attempt, outcome }).await;
+                    let _owner_gone = sender.send(Message::StepDone { key, attempt, outcome, hold }).await;
                 }
             }
+        });
+    }
+
+    /// Lets go of `hold` once what was written since `before` is on disk: the record that names the blob.
+    fn keep(&self, hold: Option<Hold>, before: Seq) {
+        let (Some(hold), Some(ticket)) = (hold, self.last_ticket.clone().filter(|_| self.seq > before)) else { return };
+        self.world.tasks.spawn("blob named", async move {
+            let _failed_disk_says_so = ticket.synced().await;
+            drop(hold);
         });
     }
 
@@ -911,6 +951,11 @@ impl Owner {
         {
             // Killed between the end of a deployment and control: others wait for its environment.
             self.tell_control(ticket);
+        }
+        if let Some(ticket) =
+            self.last_ticket.clone().filter(|_| self.run.passed.is_none() && !self.run.deployments.is_empty())
+        {
+            self.tested(ticket);
         }
         let open: Vec<(StepKey, Step)> = self.run.calls.values().flat_map(|call| call.steps.clone()).collect();
         for (key, step) in open {

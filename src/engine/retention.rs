@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::Read as _,
     sync::Arc,
     time::Duration,
 };
@@ -14,7 +15,7 @@ use serde_json::Value;
 use super::{
     conductor::{Conductor, locked},
     ledger,
-    view::RunView,
+    view::{ArtifactView, RunView},
     world::Retention,
 };
 use crate::{
@@ -41,6 +42,8 @@ struct Finished {
     succeeded: bool,
     /// It is live somewhere, or its release is.
     needed: bool,
+    /// What its release has stored.
+    blobs: Vec<Digest>,
 }
 
 /// Keeps to the rules at start and every hour, until the daemon goes down.
@@ -77,14 +80,16 @@ fn pass(conductor: &Conductor, sweep_anyway: bool) -> std::io::Result<()> {
     let now = world.clock.now().wall_ms;
     let mut going = outdated(&finished, &world.limits.retention, now);
     let mut used = world.storage.used()?;
+    let mut stored = Stored::by(&finished);
+    let size = |blob: &Digest| std::fs::metadata(world.blobs.path(blob)).map_or(0, |meta| meta.len());
     for run in &going {
-        used = used.saturating_sub(journals.size(run)?);
+        used = used.saturating_sub(journals.size(run)? + stored.without(run, size));
     }
     for run in spare(&finished, &going) {
         if used <= world.limits.retention.quota {
             break;
         }
-        used = used.saturating_sub(journals.size(&run)?);
+        used = used.saturating_sub(journals.size(&run)? + stored.without(&run, size));
         going.insert(run);
     }
     for run in &going {
@@ -115,10 +120,12 @@ fn finished(conductor: &Conductor) -> std::io::Result<Vec<Finished>> {
     let live = control.scan("live/");
     let runs: BTreeSet<String> =
         live.iter().chain(&control.scan("last/")).filter_map(|entry| text(&entry.value, "/run")).collect();
-    let releases: BTreeSet<(String, String)> = live
+    // Whatever control says of an environment: what is live there, and what it can go back to.
+    let releases: BTreeSet<(String, String)> = control
+        .scan("")
         .iter()
         .filter_map(|entry| {
-            let project = entry.key.strip_prefix("live/")?.split('/').next()?;
+            let project = entry.key.split('/').nth(1)?;
             Some((project.to_owned(), text(&entry.value, "/release/id")?))
         })
         .collect();
@@ -138,12 +145,42 @@ fn finished(conductor: &Conductor) -> std::io::Result<Vec<Finished>> {
             if over && there.contains(&run) {
                 let succeeded = matches!(view.state, RunState::Succeeded | RunState::Superseded);
                 let needed = needed(&view);
-                found.push(Finished { run, project: view.project, succeeded, needed });
+                let artifacts = view.release.iter().flat_map(|release| &release.artifacts);
+                let blobs = artifacts.filter_map(ArtifactView::stored).collect();
+                found.push(Finished { run, project: view.project, succeeded, needed, blobs });
             }
         }
         if last {
             return Ok(found);
         }
+    }
+}
+
+/// Which runs keep which artifacts: one that no other run keeps goes with its run.
+struct Stored<'a> {
+    keepers: BTreeMap<&'a Digest, BTreeSet<&'a RunId>>,
+}
+
+impl<'a> Stored<'a> {
+    fn by(finished: &'a [Finished]) -> Self {
+        let mut keepers: BTreeMap<&Digest, BTreeSet<&RunId>> = BTreeMap::new();
+        for run in finished {
+            for blob in &run.blobs {
+                keepers.entry(blob).or_default().insert(&run.run);
+            }
+        }
+        Stored { keepers }
+    }
+
+    /// What goes with `run`, bytes.
+    fn without(&mut self, run: &RunId, size: impl Fn(&Digest) -> u64) -> u64 {
+        let mut freed = 0;
+        self.keepers.retain(|blob, keepers| {
+            let gone = keepers.remove(run) && keepers.is_empty();
+            freed += if gone { size(blob) } else { 0 };
+            !gone
+        });
+        freed
     }
 }
 
@@ -211,9 +248,7 @@ fn sweep(conductor: &Conductor) -> std::io::Result<()> {
     // A blob may name others.
     let mut unread: Vec<Digest> = names.iter().cloned().collect();
     while let Some(digest) = unread.pop() {
-        let path = world.blobs.path(&digest);
-        let Ok(bytes) = std::fs::read(path) else { continue };
-        for name in blobs::named(&bytes) {
+        for name in named_by(&world.blobs.path(&digest)) {
             if names.insert(name.clone()) {
                 unread.push(name);
             }
@@ -227,6 +262,26 @@ fn sweep(conductor: &Conductor) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The most that phased itself ever puts into a blob: what is larger is an artifact and names nothing.
+const LARGEST_RECORD: u64 = 64 << 20;
+
+/// What a blob names, if it is one of ours: records are JSON, and artifacts may be as large as the disk.
+fn named_by(path: &std::path::Path) -> Vec<Digest> {
+    let read = || {
+        let mut file = std::fs::File::open(path)?;
+        if file.metadata()?.len() > LARGEST_RECORD {
+            return Ok(Vec::new());
+        }
+        let mut bytes = vec![0];
+        file.read_exact(&mut bytes)?;
+        if matches!(bytes[0], b'{' | b'[' | b'"') {
+            file.read_to_end(&mut bytes)?;
+        }
+        std::io::Result::Ok(bytes)
+    };
+    read().map(|bytes| blobs::named(&bytes).collect()).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,7 +291,7 @@ mod tests {
 
     fn run(days_ago: i64, project: &str, succeeded: bool, needed: bool) -> Finished {
         let run = RunId::new(NOW - days_ago * DAY - 1, 0);
-        Finished { run, project: project.to_owned(), succeeded, needed }
+        Finished { run, project: project.to_owned(), succeeded, needed, blobs: Vec::new() }
     }
 
     fn rules(runs: usize) -> Retention {
@@ -281,5 +336,34 @@ mod tests {
             run(4, "till", false, false),
         ];
         assert_eq!(days(&finished, spare(&finished, &BTreeSet::new())), [4, 3]);
+    }
+
+    #[test]
+    fn an_artifact_goes_with_the_last_run_that_has_it() {
+        let [shared, own] = [&b"shared"[..], b"own"].map(Digest::of);
+        let with = |days, blobs: &[&Digest]| {
+            let blobs = blobs.iter().map(|blob| (*blob).clone()).collect();
+            Finished { blobs, ..run(days, "shop", true, false) }
+        };
+        let finished = [with(1, &[&shared]), with(2, &[&shared, &own]), with(3, &[])];
+        let mut stored = Stored::by(&finished);
+        let size = |blob: &Digest| if *blob == own { 1 } else { 10 };
+        let freed: Vec<u64> = [2, 1, 0, 0].map(|i: usize| stored.without(&finished[i].run, size)).to_vec();
+        assert_eq!(freed, [0, 1, 10, 0]);
+    }
+
+    #[test]
+    fn only_records_are_asked_what_they_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = Digest::of(b"x");
+        let named = |bytes: &[u8]| {
+            std::fs::write(dir.path().join("blob"), bytes).unwrap();
+            named_by(&dir.path().join("blob"))
+        };
+        assert_eq!(named(format!(r#"{{"plan":"{digest}"}}"#).as_bytes()), std::slice::from_ref(&digest));
+        assert!(named(format!("\x28\u{b5}/ {digest}").as_bytes()).is_empty() && named(b"").is_empty());
+        let huge = std::fs::File::create(dir.path().join("huge")).unwrap();
+        huge.set_len(1 << 40).unwrap();
+        assert!(named_by(&dir.path().join("huge")).is_empty());
     }
 }

@@ -1,5 +1,6 @@
 //! Performs steps: one attempt each, ending in an outcome and never in an error of ours.
 
+mod artifact;
 mod command;
 mod http;
 pub(super) mod plain;
@@ -24,9 +25,10 @@ use crate::{
     model::{
         cause::Cause,
         host::Host,
-        ids::{Digest, RunId},
+        ids::{ArtifactName, Digest, RunId},
         input,
         pipeline::StepOptions,
+        release::Artifact,
         run::{Checkout, Run},
         step::{self, Outcome, Request, StepKey, Target, Verb},
     },
@@ -66,6 +68,10 @@ pub(super) struct Place {
     variables: Vec<(String, String)>,
     epoch: Option<EpochCheck>,
     in_stage: bool,
+    /// What the release has.
+    artifacts: Vec<Artifact>,
+    /// Names that are the release's already, or are being made by other steps.
+    taken: Vec<ArtifactName>,
 }
 
 impl Place {
@@ -101,6 +107,8 @@ impl Place {
             variables: input::variables(run, key, name.as_deref()),
             epoch,
             in_stage: matches!(place, Some(step::Place::Stage { .. })),
+            artifacts: run.release.as_ref().map(|release| release.artifacts.clone()).unwrap_or_default(),
+            taken: taken(run, key),
         }
     }
 
@@ -108,6 +116,14 @@ impl Place {
     fn name(&self) -> &str {
         self.host.as_ref().map_or("the integration server", |(_, host)| host.name.as_str())
     }
+}
+
+/// Names of artifacts that are the release's already, or are being made by steps other than `key`.
+fn taken(run: &Run, key: &StepKey) -> Vec<ArtifactName> {
+    let made = run.release.iter().flat_map(|release| &release.artifacts).map(|artifact| artifact.name.clone());
+    let others = run.calls.values().flat_map(|call| &call.steps).filter(|(other, _)| *other != key);
+    let making = others.filter(|(other, _)| other.verb().is_some_and(|(verb, _)| verb == Verb::Artifact));
+    made.chain(making.filter_map(|(_, step)| step.args.get("name")?.as_str()?.parse().ok())).collect()
 }
 
 impl Job {
@@ -185,6 +201,8 @@ pub(super) async fn perform(job: Job) -> Outcome {
         Verb::Write => transfer::write(&job, &args).await,
         Verb::Upload => transfer::upload(&job, &args).await,
         Verb::Download => transfer::download(&job, &args).await,
+        Verb::Artifact => unless_stopped(&job, artifact::store(&job, &args)).await,
+        Verb::ArtifactPath => artifact::path(&job, &args).await,
         Verb::Http => unless_stopped(&job, http::request(&job, &args)).await,
         Verb::Wait => unless_stopped(&job, http::wait(&job, &args)).await,
         Verb::Sleep => {

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 use crate::model::{
     cause::Cause,
     deployment::{DeploymentState, HostState},
+    ids::Digest,
     run::{RunState, Trigger},
 };
 
@@ -62,6 +63,35 @@ pub struct ReleaseView {
     pub author: String,
     /// The commit message, at most 1,000 characters.
     pub message: String,
+    /// What its tests stored, by name; while they run, so far.
+    #[serde(default)]
+    pub artifacts: Vec<ArtifactView>,
+}
+
+/// Something that ships, by name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ArtifactView {
+    /// What the pipeline calls it.
+    #[schema(example = "app")]
+    pub name: String,
+    /// `tree`, `file` or `value`.
+    #[schema(example = "tree")]
+    pub kind: String,
+    /// Of the file, or of the tree as a tar archive: what hosts compare.
+    pub sha256: Option<String>,
+    /// Of the same, bytes.
+    pub size: Option<u64>,
+    /// Of a value.
+    pub value: Option<String>,
+    /// The sha256 under which the daemon keeps it: a tree lies there compressed.
+    pub blob: Option<String>,
+}
+
+impl ArtifactView {
+    /// The blob it lies in.
+    pub(super) fn stored(&self) -> Option<Digest> {
+        self.blob.as_ref()?.parse().ok()
+    }
 }
 
 /// What something waits for.

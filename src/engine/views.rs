@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::sync::{broadcast, watch};
 
 use super::view::{
-    CauseView, DeploymentView, EventView, HostView, ReleaseView, RunView, StageState, StageView, WaitingView, shortened,
+    ArtifactView, CauseView, DeploymentView, EventView, HostView, ReleaseView, RunView, StageState, StageView, WaitingView, shortened,
 };
 use crate::{
     model::{
@@ -19,7 +19,7 @@ use crate::{
         deployment::{Deployment, HostRun},
         event::{Event, Record, Request},
         ids::{DeploymentId, HostId, ProjectName, RunId, Seq},
-        release::Release,
+        release::{Artifact, Content, Release},
         run::{Progress, Run, RunState, StageRun, Waiting},
         step::{CallKey, Place},
     },
@@ -42,6 +42,25 @@ impl From<&Release> for ReleaseView {
             tag: release.tag.clone(),
             author: shortened(&release.commit.author),
             message: shortened(&release.commit.message),
+            artifacts: release.artifacts.iter().map(ArtifactView::from).collect(),
+        }
+    }
+}
+
+impl From<&Artifact> for ArtifactView {
+    fn from(artifact: &Artifact) -> Self {
+        let (kind, sha256, size, value) = match &artifact.content {
+            Content::Tree { sha256, size, .. } => ("tree", Some(sha256), Some(*size), None),
+            Content::File { sha256, size } => ("file", Some(sha256), Some(*size), None),
+            Content::Value { value } => ("value", None, None, Some(value)),
+        };
+        ArtifactView {
+            name: artifact.name.to_string(),
+            kind: kind.to_owned(),
+            sha256: sha256.map(ToString::to_string),
+            size,
+            value: value.cloned(),
+            blob: artifact.content.blob().map(ToString::to_string),
         }
     }
 }

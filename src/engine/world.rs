@@ -33,6 +33,8 @@ pub struct Limits {
     pub reconnect: Duration,
     /// Queued runs of one project.
     pub max_queued: usize,
+    /// The most bytes of an artifact.
+    pub max_artifact: u64,
     /// `PATH` of local commands.
     pub path: String,
     /// How long what has happened is kept.
@@ -58,6 +60,7 @@ impl Default for Limits {
             max_output: 256 * 1024 * 1024,
             reconnect: Duration::from_secs(300),
             max_queued: 1000,
+            max_artifact: 2 << 30,
             path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
             retention: Retention {
                 runs: 200,
@@ -121,6 +124,8 @@ pub struct World {
     pub random: Arc<Random>,
     /// Where run directories lie when they are no checkout's; for messages.
     pub data_dir: PathBuf,
+    /// The program that is running: job users pack artifacts with it.
+    pub binary: PathBuf,
     /// The address people reach the daemon at, for commands in messages.
     pub version: &'static str,
 }

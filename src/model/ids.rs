@@ -95,6 +95,10 @@ id!(
     StageName, "stage name", "1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit", plain_name
 );
 id!(
+    /// An artifact of a release, `app`.
+    ArtifactName, "artifact name", "1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit", plain_name
+);
+id!(
     /// A host, by its provider's id and never by its address.
     HostId, "host id", "1 to 255 characters, no control characters",
     |text| (1..=255).contains(&text.len()) && !text.chars().any(char::is_control)
@@ -163,6 +167,19 @@ impl ReleaseId {
     pub fn first_build(sha: &Sha) -> Self {
         ReleaseId(Arc::from(&sha.as_str()[..12]))
     }
+
+    /// Which build of its commit it is, from 1.
+    #[must_use]
+    pub fn build(&self) -> u32 {
+        self.0.split_once('.').and_then(|(_, n)| n.parse().ok()).unwrap_or(1)
+    }
+
+    /// The build of the same commit after this one.
+    #[must_use]
+    pub fn further_build(&self) -> Self {
+        let commit = self.0.split('.').next().unwrap_or(&self.0);
+        ReleaseId(Arc::from(format!("{commit}.{}", self.build().saturating_add(1))))
+    }
 }
 
 /// One deployment: `<run>.<n>`, n counted within the run from 1.
@@ -204,6 +221,9 @@ mod tests {
         for bad in ["a1b2c3d4e5f6.1", "a1b2c3d4e5f6.02", "a1b2c3d4e5f6.+2", "a1b2c3d4e5f6.", "A1B2C3D4E5F6", "a1b2"] {
             assert!(bad.parse::<ReleaseId>().is_err(), "{bad:?}");
         }
+        let second = "a1b2c3d4e5f6".parse::<ReleaseId>().unwrap().further_build();
+        assert_eq!((second.as_str(), second.build()), ("a1b2c3d4e5f6.2", 2));
+        assert_eq!(second.further_build().as_str(), "a1b2c3d4e5f6.3");
         let run = RunId::new(1_700_000_000_000, 7);
         assert_eq!((run.to_string().parse(), run.wall_ms()), (Ok(run), 1_700_000_000_000));
         assert!("01ARZ3NDEKTSV4RRFFQ69G5FAV".parse::<RunId>().is_err(), "upper case is another id");

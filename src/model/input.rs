@@ -15,7 +15,7 @@ fn release(release: &Release, deployment: Option<&Deployment>) -> Value {
     let mut value = json!({
         "id": release.id, "revision": commit.sha, "short": &commit.sha.as_str()[..7],
         "branch": release.branch, "tag": release.tag, "author": commit.author, "message": commit.message,
-        "committed_at": crate::time::rfc3339(commit.committed_at_ms),
+        "committed_at": crate::time::rfc3339(commit.committed_at_ms), "artifacts": artifacts(release),
     });
     if let Some(deployment) = deployment {
         value["previous"] = match &deployment.previous {
@@ -25,6 +25,12 @@ fn release(release: &Release, deployment: Option<&Deployment>) -> Value {
         value["changed_paths"] = json!(deployment.changed_paths);
     }
     value
+}
+
+/// By name, each marked as what it is: Lua gets handles of them.
+fn artifacts(release: &Release) -> Value {
+    let handles = release.artifacts.iter().map(|artifact| (artifact.name.to_string(), json!({ "$artifact": artifact })));
+    Value::Object(handles.collect())
 }
 
 fn host(host: &HostRun) -> Value {

@@ -8,8 +8,9 @@ use super::{
     event::{CallResult, Event, GoingBack, Record},
     ids::{EnvironmentName, HostId, Seq},
     pipeline::Environment,
+    release::Artifact,
     run::{Call, CallEnd, Checkout, Progress, Run, StageRun, Step, Stop},
-    step::{CallKey, Outcome, Place, StepKey},
+    step::{CallKey, Outcome, Place, StepKey, Verb},
 };
 use crate::time::Stamp;
 
@@ -327,6 +328,10 @@ impl Run {
 
     fn done(&mut self, key: &StepKey, attempt: u32, outcome: &Outcome, last: bool, at: &Stamp) -> Result<(), Illegal> {
         let call_key = key.call();
+        let made = match (outcome, key.verb()) {
+            (Outcome::Ok(value), Some((Verb::Artifact, _))) => Some(self.made(value)?),
+            _ => None,
+        };
         let step = self.calls.get_mut(&call_key).and_then(|call| call.steps.get_mut(key));
         let Some(step) = step.filter(|step| step.attempt == attempt && (step.failed.is_none() || last)) else {
             return illegal("done", format!("attempt {attempt} of {key} is not open"));
@@ -335,6 +340,9 @@ impl Run {
             step.failed = Some((at.clone(), cause.clone()));
         } else if let Some(call) = self.calls.get_mut(&call_key) {
             call.steps.remove(key);
+        }
+        if let (Some(artifact), Some(release)) = (made, &mut self.release) {
+            release.artifacts.push(artifact);
         }
         // What could not even be begun because we did not get into the host has not touched it. Where nobody can tell, it may
         // have, whatever was in the way of asking.
@@ -348,6 +356,18 @@ impl Run {
             self.host_mut("done", deployment, &host)?.touched = true;
         }
         Ok(())
+    }
+
+    /// The artifact that a step has stored.
+    fn made(&self, value: &serde_json::Value) -> Result<Artifact, Illegal> {
+        let why = |why: String| Illegal { event: "done", why };
+        let artifact: Artifact =
+            serde_json::from_value(value.clone()).map_err(|error| why(format!("{value} is no artifact: {error}")))?;
+        let Some(release) = &self.release else { return Err(why("an artifact of no release".to_owned())) };
+        if release.artifact(&artifact.name).is_some() {
+            return Err(why(format!("there is an artifact {} already", artifact.name)));
+        }
+        Ok(artifact)
     }
 
     fn returned(&mut self, key: &CallKey, end: CallEnd, undos: u32, at: &Stamp) -> Result<(), Illegal> {

@@ -250,6 +250,10 @@ pub enum Verb {
     Upload,
     /// A file of the host to the run's directory.
     Download,
+    /// Something of the run's directory, or a value, is stored with the release.
+    Artifact,
+    /// A stored artifact is brought into the run's directory.
+    ArtifactPath,
     /// A file written by temporary file and rename.
     Write,
     /// One HTTP request.
@@ -275,6 +279,8 @@ impl Verb {
             Verb::Exec => "exec",
             Verb::Upload => "upload",
             Verb::Download => "download",
+            Verb::Artifact => "artifact",
+            Verb::ArtifactPath => "artifact_path",
             Verb::Write => "write",
             Verb::Http => "http",
             Verb::Wait => "wait",

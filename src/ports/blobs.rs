@@ -1,6 +1,6 @@
 //! Blobs: bytes by their sha256.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, io::Read};
 
 use crate::model::ids::Digest;
 
@@ -11,6 +11,26 @@ pub type Hold = Box<dyn Send + Sync>;
 pub fn named(bytes: &[u8]) -> impl Iterator<Item = Digest> + '_ {
     let words = bytes.split(|byte| !byte.is_ascii_digit() && !(b'a'..=b'f').contains(byte));
     words.filter(|word| word.len() == 64).filter_map(|word| std::str::from_utf8(word).ok()?.parse().ok())
+}
+
+/// How what is streamed into a blob lies in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// As it is.
+    Plain,
+    /// A tar archive, compressed; whoever reads it gets the archive again.
+    Archive,
+}
+
+/// What was streamed into a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The blob: what lies on disk.
+    pub blob: Digest,
+    /// Of what was streamed in; the same as `blob` where that is plain.
+    pub sha256: Digest,
+    /// Of what was streamed in, bytes.
+    pub size: u64,
 }
 
 /// Immutable bytes, on disk before anything names them.
@@ -27,7 +47,29 @@ pub trait Blobs: Send + Sync {
     /// The disk's; `InvalidData` when the bytes are not those of the digest.
     fn get(&self, digest: &Digest) -> std::io::Result<Vec<u8>>;
 
-    /// Taken before [`Blobs::put`] and kept until the record that names the blob is on disk.
+    /// Stores what `from` gives until its end, in bounded memory, fsynced when it returns. Of an archive every entry is checked: only
+    /// files, directories and links, in the order of their names and each once, none outside and none beneath a link. Blocks on the
+    /// disk and on `from`.
+    ///
+    /// # Errors
+    /// The disk's and `from`'s; `InvalidData` for an archive that may not be stored, `FileTooLarge` beyond `most` bytes. Nothing is
+    /// stored then.
+    fn store(&self, form: Form, from: &mut dyn Read, most: u64) -> std::io::Result<Stored>;
+
+    /// What was streamed into a blob, from `offset` on. Not checked while it is read: see [`Blobs::check`]. Opening and each read
+    /// block on the disk shortly, opening for longer where much is to be left out.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn read(&self, blob: &Digest, form: Form, offset: u64) -> std::io::Result<Box<dyn Read + Send>>;
+
+    /// Whether a blob's bytes are those of its name. Blocks on the disk for as long as reading all of it takes.
+    ///
+    /// # Errors
+    /// The disk's; `InvalidData` when they are not.
+    fn check(&self, blob: &Digest) -> std::io::Result<()>;
+
+    /// Taken before [`Blobs::put`] and [`Blobs::store`] and kept until the record that names the blob is on disk.
     fn hold(&self) -> Hold;
 
     /// Begins a sweep; false while somebody holds. What is put from here on is safe from it.

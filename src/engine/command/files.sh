@@ -1,4 +1,4 @@
-# Uploads and downloads: part of the program only when asked for (see program.sh).
+# Uploads and downloads: part of the program only when asked for (see program.sh; what comes after the transfer is in place.sh).
 
 # The bytes come on our standard input, once we have said from where on; what is here already is not sent again.
 upload() {
@@ -14,7 +14,7 @@ upload() {
   [ -d "$s" ] || mkdir "$s" || [ -d "$s" ] || refuse unwritable
   find "$s" -type f -mtime +1 -exec rm -f {} + 2>/dev/null
   CHANGED=1
-  if [ -z "$UNPACK" ] && same "$TO"; then
+  if there; then
     CHANGED=0
   else
     true >>"$s/$SHA.lock" || refuse unwritable
@@ -29,43 +29,9 @@ upload() {
     x void
     return 0
   fi
-  dir=${TO%/*}/
-  [ -d "$dir" ] || refuse upload "$dir is not a directory"
-  tmp=$dir.phased-$T
-  if [ "$CHANGED" = 0 ]; then
-    dress "$TO"
-  elif [ -n "$UNPACK" ]; then
-    rm -rf "$tmp" "$tmp.old"
-    mkdir "$tmp" && tar -xf "$s/$SHA" -C "$tmp" || gone upload
-    dress "$tmp"
-    [ ! -e "$TO" ] && [ ! -L "$TO" ] || mv -T "$TO" "$tmp.old" || gone upload
-    mv -T "$tmp" "$TO" || gone upload
-    rm -rf "$tmp.old"
-  else
-    [ ! -d "$TO" ] || refuse upload "$TO is a directory"
-    cp "$s/$SHA" "$tmp" || gone unwritable
-    dress "$tmp"
-    mv -fT "$tmp" "$TO" || gone upload
-  fi
+  if [ "$CHANGED" = 0 ]; then keep; else place "$s/$SHA"; fi
   { echo "end 0 0" && echo - && echo 0 && echo 0 && echo "changed $CHANGED"; } >"$d.go"
   x exit 0 0 "$CHANGED"
-}
-
-gone() {
-  rm -rf "$tmp"
-  refuse "$@"
-}
-
-dress() {
-  [ -z "$OWNER" ] || chown "$OWNER" "$1" || gone upload
-  [ -z "$MODE" ] || chmod "$MODE" "$1" || gone upload
-}
-
-same() {
-  [ -f "$1" ] || return 1
-  [ "$(stat -L -c %s "$1")" = "$SIZE" ] || return 1
-  sum=$(sha256sum <"$1") || refuse host_unsupported "sha256sum is missing"
-  [ "${sum%% *}" = "$SHA" ]
 }
 
 fetch() {

@@ -11,6 +11,7 @@ use crate::model::{cause::Cause, ids::Digest};
 
 const PROGRAM: &str = include_str!("program.sh");
 const FILES: &str = include_str!("files.sh");
+const PLACE: &str = include_str!("place.sh");
 
 /// `PATH` of every command unless `ssh.path` or `[exec] path` says otherwise.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -321,7 +322,37 @@ pub(super) fn upload(frame: &Frame<'_>, upload: &Upload) -> Result<Vec<u8>, Caus
     text.set("OWNER", &owner(upload.owner.as_deref())?)?;
     text.set("UNPACK", if upload.unpack { "1" } else { "" })?;
     text.push(&stripped(FILES));
+    text.push(&stripped(PLACE));
     Ok(text.finish())
+}
+
+/// Puts what [`upload`] left in `staged` in its place, as a command of its own: another user's. It prints `changed` or `same`. Without
+/// `staged` it only looks, and prints `missing` or `same`.
+pub(super) fn place(upload: &Upload, staged: Option<&str>) -> Result<Vec<u8>, Cause> {
+    absolute("to", &upload.to)?;
+    let mut text = b"set +eu\nrefuse() { shift; echo \"$*\" >&2; exit 1; }\n".to_vec();
+    for (name, value) in [
+        ("T", upload.token.as_str()),
+        ("SHA", upload.sha256.as_str()),
+        ("SIZE", &upload.size.to_string()),
+        ("TO", upload.to.trim_end_matches('/')),
+        ("MODE", &mode(upload.mode)?),
+        ("OWNER", &owner(upload.owner.as_deref())?),
+        ("UNPACK", if upload.unpack { "1" } else { "" }),
+        ("FROM", staged.unwrap_or_default()),
+    ] {
+        text.extend(name.bytes().chain(*b"="));
+        text.extend(quote(value.as_bytes(), name)?);
+        text.push(b'\n');
+    }
+    text.extend(stripped(PLACE).bytes());
+    let rest = if staged.is_some() {
+        "if there; then keep; echo same; exit 0; fi\nsame \"$FROM\" || refuse upload \"$FROM is not what was sent\"\nplace \"$FROM\"\necho changed\n"
+    } else {
+        "if there; then keep; echo same; else echo missing; fi\n"
+    };
+    text.extend(rest.bytes());
+    Ok(text)
 }
 
 /// Gives a file.

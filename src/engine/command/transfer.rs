@@ -1,9 +1,9 @@
 //! Files: upload (resumed by offset, checked, renamed), download, and writing a small file as a command.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -14,24 +14,68 @@ use super::{
 };
 use crate::{
     model::{cause::Cause, ids::Digest},
-    ports::link::LinkError,
+    ports::{
+        blobs::{Blobs, Form},
+        link::LinkError,
+    },
     time::within,
 };
 
+/// Where bytes to send lie here.
+#[derive(Clone)]
+pub enum Source {
+    /// In a file of ours.
+    File(PathBuf),
+    /// In a blob.
+    Blob {
+        /// All of them.
+        blobs: Arc<dyn Blobs>,
+        /// Which.
+        blob: Digest,
+        /// How they lie in it.
+        form: Form,
+    },
+}
+
+impl Source {
+    /// From `offset` on. Blocks.
+    fn open(&self, offset: u64) -> io::Result<Box<dyn io::Read + std::marker::Send>> {
+        use io::Seek as _;
+        match self {
+            Source::File(path) => {
+                let mut file = std::fs::File::open(path)?;
+                file.seek(io::SeekFrom::Start(offset))?;
+                Ok(Box::new(file))
+            }
+            Source::Blob { blobs, blob, form } => blobs.read(blob, *form, offset),
+        }
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::File(path) => write!(f, "{}", path.display()),
+            Source::Blob { blob, .. } => write!(f, "blob {blob}"),
+        }
+    }
+}
+
 /// A file or a tar archive to bring to a host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Upload {
     /// Its idempotency id.
     pub token: Digest,
     /// The bytes here.
-    pub file: PathBuf,
+    pub from: Source,
     /// Their digest; the host checks it.
     pub sha256: Digest,
     /// How many they are.
     pub size: u64,
     /// Where they go: an absolute path in a directory that exists.
     pub to: String,
-    /// The bytes are a tar archive, and `to` becomes a directory with its content, at once.
+    /// The bytes are a tar archive, and `to` becomes a directory with its content, at once. (One that was there before is moved away
+    /// first: for that moment there is none.)
     pub unpack: bool,
     /// At most `0o7777`.
     pub mode: Option<u32>,
@@ -59,6 +103,21 @@ pub enum UploadVerdict {
     Failed(Cause),
     /// The time or the patience with the link ended first: the old file or the new one is there, never a part.
     Unfinished(Verdict),
+}
+
+impl Upload {
+    /// The command that puts what was sent to `staged` in place, as whoever runs it; without `staged` it only looks whether it is there.
+    /// It prints `changed`, `same` or `missing`.
+    ///
+    /// # Errors
+    /// `bad_argument`.
+    pub fn command(&self, token: Digest, staged: Option<&str>) -> Result<CommandSpec, Cause> {
+        let text = program::place(self, staged)?;
+        let mut cmd = CommandSpec::new(token, What::Sh { text, shell: Shell::Sh }, self.timeout);
+        cmd.epoch.clone_from(&self.epoch);
+        cmd.resumed = self.resumed;
+        Ok(cmd)
+    }
 }
 
 /// A small file to write on a host, as a command of the protocol (so `user` works).
@@ -96,6 +155,15 @@ pub struct Download {
     pub timeout: Duration,
 }
 
+/// What is read and sent at once.
+const CHUNK: usize = 256 * 1024;
+
+async fn blocking<T: std::marker::Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + std::marker::Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
 struct Send<'a> {
     upload: &'a Upload,
     sent: &'a mut u64,
@@ -108,18 +176,23 @@ impl Feed for Send<'_> {
         offset: u64,
         stdin: &mut (dyn AsyncWrite + std::marker::Send + Unpin),
     ) -> Result<(), Cause> {
-        let here = |e: std::io::Error| {
-            Cause::new("upload_failed", format!("{} cannot be read here: {e}", self.upload.file.display()))
-        };
-        let mut file = tokio::fs::File::open(&self.upload.file).await.map_err(here)?;
-        file.seek(std::io::SeekFrom::Start(offset)).await.map_err(here)?;
+        let here = |e: io::Error| Cause::new("upload_failed", format!("{:?} cannot be read here: {e}", self.upload.from));
+        let source = self.upload.from.clone();
+        let mut file = blocking(move || source.open(offset)).await.map_err(here)?;
         let mut left = self.upload.size.saturating_sub(offset);
-        let mut buffer = vec![0; 64 * 1024];
+        let mut buffer = vec![0; CHUNK];
         while left > 0 {
-            let want = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-            let n = file.read(&mut buffer[..want]).await.map_err(here)?;
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK);
+            let n;
+            // No thread waits for the host: each is borrowed for one piece.
+            (file, buffer, n) = blocking(move || {
+                let n = file.read(&mut buffer[..want])?;
+                Ok((file, buffer, n))
+            })
+            .await
+            .map_err(here)?;
             if n == 0 {
-                let message = format!("{} became shorter while it was sent", self.upload.file.display());
+                let message = format!("{:?} became shorter while it was sent", self.upload.from);
                 return Err(Cause::new("upload_failed", message));
             }
             // The host has closed: it says why, or the link is gone and will be made again.

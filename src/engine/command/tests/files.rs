@@ -10,7 +10,7 @@ in_every_shell! {
         let to = host.path("installed");
         let mut upload = Upload {
             token: token(1),
-            file,
+            from: Source::File(file),
             sha256: Digest::of(&bytes),
             size: bytes.len() as u64,
             to: to.display().to_string(),
@@ -65,14 +65,42 @@ in_every_shell! {
         let to = host.path("current");
         std::fs::create_dir(&to).unwrap();
         std::fs::write(to.join("old"), "").unwrap();
-        let upload = Upload {
-            token: token(1), file: tar, sha256: Digest::of(&bytes), size: bytes.len() as u64, to: to.display().to_string(),
+        let mut upload = Upload {
+            token: token(1), from: Source::File(tar), sha256: Digest::of(&bytes), size: bytes.len() as u64, to: to.display().to_string(),
             unpack: true, mode: None, owner: None, timeout: Duration::from_secs(30), epoch: None, resumed: false,
         };
         let done = host.session.upload(&upload, &CancellationToken::new()).await;
         assert!(matches!(done, UploadVerdict::Done { changed: true, .. }), "{done:?}");
         assert_eq!(std::fs::read_to_string(to.join("bin/app")).unwrap(), "new");
         assert!(!to.join("old").exists());
+        // Another step: it is there, also with what has come to it since.
+        std::fs::write(to.join("log"), "").unwrap();
+        let never = CancellationToken::new();
+        upload.token = token(2);
+        assert_eq!(host.session.upload(&upload, &never).await, UploadVerdict::Done { changed: false, sent: 0 });
+        // A file of it that is another one, or gone, and it is unpacked anew.
+        for (n, spoil) in [(3, Some("neW")), (4, None)] {
+            let app = to.join("bin/app");
+            match spoil {
+                Some(text) => std::fs::write(&app, text).unwrap(),
+                None => std::fs::remove_file(&app).unwrap(),
+            }
+            upload.token = token(n);
+            assert_eq!(host.session.upload(&upload, &never).await, UploadVerdict::Done { changed: true, sent: 0 });
+            assert_eq!(std::fs::read_to_string(&app).unwrap(), "new");
+        }
+        // An archive that cannot be unpacked changes nothing.
+        let bad = host.path("bad.tar");
+        std::fs::write(&bad, [7; 2000]).unwrap();
+        let bytes = std::fs::read(&bad).unwrap();
+        (upload.token, upload.from) = (token(5), Source::File(bad));
+        (upload.sha256, upload.size) = (Digest::of(&bytes), bytes.len() as u64);
+        let UploadVerdict::Failed(cause) = host.session.upload(&upload, &never).await else { panic!() };
+        assert_eq!(cause.code, "upload_failed");
+        assert_eq!(std::fs::read_to_string(to.join("bin/app")).unwrap(), "new");
+        let names = std::fs::read_dir(host.dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let left: Vec<String> = names.filter(|name| name.starts_with(".phased-")).collect();
+        assert_eq!(left, [".phased-tree-current"]);
     }
 
     async fn download_is_byte_exact_across_a_cut(host: Host) {
