@@ -7,6 +7,7 @@ pub mod canonical;
 pub mod cause;
 pub mod decide;
 pub mod event;
+pub mod freeze;
 pub mod health;
 pub mod host;
 pub mod ids;
