@@ -6,6 +6,7 @@
 pub mod canonical;
 pub mod cause;
 pub mod decide;
+pub mod doors;
 pub mod event;
 pub mod freeze;
 pub mod health;

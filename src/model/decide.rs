@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{
     cause::Cause,
+    doors,
     event::Event,
     ids::{DeploymentId, EnvironmentName, HostId},
     input,
@@ -314,10 +315,15 @@ fn asked_for(run: &Run) -> impl Iterator<Item = &Environment> {
 /// The environments, each only if the one before is good.
 fn environments(run: &Run, decision: &mut Decision) {
     let live = |name: &EnvironmentName| !run.header.request.redeploy && run.live.contains(name);
-    for environment in asked_for(run).filter(|e| !live(&e.name)) {
+    let reach = doors::reach_of(run);
+    for (at, environment) in asked_for(run).enumerate().filter(|(_, e)| !live(&e.name)) {
         let Some(deployment) = run.deployments.iter().find(|d| d.environment == environment.name) else {
             if let Some((state, cause)) = cut_short(run) {
                 return end(run, decision, unless_touched(run, state), Some(cause));
+            }
+            if at >= reach {
+                // Everything it was to do is done: this one, and so those behind it, are not opened by a push.
+                break;
             }
             let deployment = u32::try_from(run.deployments.len()).unwrap_or(u32::MAX - 1) + 1;
             let environment = environment.name.clone();

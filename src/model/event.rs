@@ -278,6 +278,9 @@ pub struct Request {
     /// No further than this environment.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub environment: Option<EnvironmentName>,
+    /// The tag by which it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tag: Option<String>,
     /// Deploy also where the release is live already.
     #[serde(default)]
     pub redeploy: bool,

@@ -150,7 +150,8 @@ impl TryFrom<Written> for Window {
     type Error = Nonsense;
 
     fn try_from(written: Written) -> Result<Self, Nonsense> {
-        let end = |key: &'static str, text: &Option<String>| match text.as_deref() {
+        let end = |key: &'static str, text: &Option<String>| {
+            match text.as_deref() {
             None => Ok(None),
             Some(text) => End::read(text).map(Some).map_or_else(
                 || {
@@ -163,6 +164,7 @@ impl TryFrom<Written> for Window {
                 },
                 Ok,
             ),
+        }
         };
         let (from, to) = (end("from", &written.from)?, end("to", &written.to)?);
         let midnight = Clock { midnights: 0, time: Time::midnight() };
@@ -335,7 +337,10 @@ impl ByHand {
     /// Without what is over by now.
     #[must_use]
     pub fn still(self, now: i64) -> Self {
-        ByHand { frozen: self.frozen.filter(|said| said.holds(now)), lifted: self.lifted.filter(|said| said.holds(now)) }
+        ByHand {
+            frozen: self.frozen.filter(|said| said.holds(now)),
+            lifted: self.lifted.filter(|said| said.holds(now)),
+        }
     }
 }
 
@@ -372,7 +377,8 @@ pub fn frozen<'a>(
         let hand = by_hand.frozen.as_ref().filter(|said| said.holds(at));
         let counts = !by_hand.lifted.as_ref().is_some_and(|said| said.holds(at));
         let ends = windows.iter().zip(&zones).filter(|_| counts);
-        let window = ends.filter_map(|(window, zone)| Some((window.end(at, zone)?, window))).max_by_key(|(end, _)| *end);
+        let window =
+            ends.filter_map(|(window, zone)| Some((window.end(at, zone)?, window))).max_by_key(|(end, _)| *end);
         match (hand, window) {
             (Some(said), None) => Some((said.until_ms, Whose::Hand(said))),
             (Some(said), Some((end, _))) => Some((said.until_ms.map(|until| until.max(end)), Whose::Hand(said))),
