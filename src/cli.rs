@@ -172,6 +172,18 @@ pub enum ClientCommand {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=500), value_name = "N")]
         limit: u64,
     },
+    /// Deploy nothing new to an environment: runs wait at its door, rollbacks go
+    Freeze(FreezeArgs),
+    /// Lift what freezes an environment now; a window of the project's file only for this once
+    Unfreeze {
+        /// The project
+        project: String,
+        /// The environment
+        environment: String,
+        /// Why, for those who look later
+        #[arg(long)]
+        reason: Option<String>,
+    },
     /// Who may use the HTTP API over TCP
     #[command(subcommand)]
     Token(TokenCommand),
@@ -222,6 +234,24 @@ pub struct StartArgs {
     /// Wait no longer than this: 90s, 10m, 2h
     #[arg(long, requires = "wait", value_name = "DURATION")]
     pub timeout: Option<Span>,
+}
+
+/// Of `freeze`.
+#[derive(Debug, Clone, Args)]
+pub struct FreezeArgs {
+    /// The project
+    pub project: String,
+    /// The environment
+    pub environment: String,
+    /// How long: 90s, 30m, 2h, 3d [default: until `phased unfreeze`]
+    #[arg(long = "for", value_name = "DURATION", conflicts_with = "until")]
+    pub span: Option<Span>,
+    /// Until when: 2026-12-24T18:00:00+01:00
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// Why, for those who wait
+    #[arg(long)]
+    pub reason: Option<String>,
 }
 
 /// Of `stop`.

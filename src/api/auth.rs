@@ -68,6 +68,11 @@ pub(super) fn needed(method: &Method, path: &str) -> Scope {
         ["v1", "projects" | "runs", _, "stop"] | ["v1", "projects", _, "start"] if *method == Method::POST => {
             Scope::Deploy
         }
+        ["v1", "projects", _, "environments", _, "freeze" | "lease"]
+            if matches!(*method, Method::PUT | Method::DELETE) =>
+        {
+            Scope::Deploy
+        }
         _ => Scope::Admin,
     }
 }
@@ -200,6 +205,11 @@ mod tests {
             (Method::POST, "/v1/projects/shop/start", Scope::Deploy),
             (Method::POST, "/v1/projects/shop/stop", Scope::Deploy),
             (Method::POST, "/v1/runs/x/stop", Scope::Deploy),
+            (Method::PUT, "/v1/projects/shop/environments/production/freeze", Scope::Deploy),
+            (Method::DELETE, "/v1/projects/shop/environments/production/lease", Scope::Deploy),
+            (Method::GET, "/v1/projects/shop/environments/production/lease", Scope::Read),
+            (Method::POST, "/v1/projects/shop/environments/production/lease", Scope::Admin),
+            (Method::DELETE, "/v1/projects/shop/environments/production", Scope::Admin),
             (Method::DELETE, "/v1/projects/shop/start", Scope::Admin),
             (Method::POST, "/v1/projects/shop/st%61rt", Scope::Admin),
             (Method::POST, "/v1/projects/shop/start/", Scope::Admin),

@@ -10,8 +10,9 @@ use super::{
 };
 use crate::{
     engine::view::{
-        CauseView, DeploymentView, EnvironmentPlan, HostView, LiveView, MaintenanceView, Plan, ProjectStatus,
-        ReleaseView, RunAtWork, RunView, StageState, Status, TokenView, WaitingView,
+        CauseView, ClosedView, DeploymentView, EnvironmentPlan, FreezeView, HostView, LeaseView, LiveView,
+        MaintenanceView, Plan, ProjectStatus, ReleaseView, RunAtWork, RunView, StageState, Status, TokenView,
+        WaitingView,
     },
     model::deployment::{DeploymentState, HostState},
     model::run::RunState,
@@ -48,9 +49,81 @@ pub fn waiting(waiting: &WaitingView) -> String {
     if waiting.code == "maintenance" {
         return format!("waits until maintenance is over, which {} turned on", one_line(&waiting.holder, 120));
     }
+    if waiting.code == "freeze" {
+        return format!("waits, {}", frozen(waiting));
+    }
     let until =
         waiting.until.as_ref().map_or_else(String::new, |until| format!(", at the latest until {}", moment(until)));
-    format!("waits for {}: {}{until}", one_line(&waiting.code, 30), one_line(&waiting.holder, 120))
+    format!("waits for {}: {}{}{until}", one_line(&waiting.code, 30), one_line(&waiting.holder, 120), why(waiting))
+}
+
+/// ` (deployment of a1b2c3d4e5f6)`.
+fn why(waiting: &WaitingView) -> String {
+    waiting.reason.as_ref().map_or_else(String::new, |reason| format!(" ({})", one_line(reason, 200)))
+}
+
+/// `frozen until 2026-01-02 03:04:05 UTC by ann (Christmas)`.
+#[must_use]
+pub fn frozen(waiting: &WaitingView) -> String {
+    let until = waiting
+        .until
+        .as_ref()
+        .map_or_else(|| "until it is lifted".to_owned(), |until| format!("until {}", moment(until)));
+    format!("frozen {until} by {}{}", one_line(&waiting.holder, 120), why(waiting))
+}
+
+/// Where a run did not go on, and how it does.
+#[must_use]
+pub fn closed(closed: &ClosedView) -> String {
+    let environment = one_line(&closed.environment, 64);
+    let opens = match closed.when.as_str() {
+        "manual" => format!("{environment} is entered only when somebody says so"),
+        when => format!("{environment} is entered by {} or when somebody says so", one_line(when, 120)),
+    };
+    format!("{opens}: {}", one_line(&closed.command, 200))
+}
+
+/// An environment's freeze.
+#[must_use]
+pub fn freeze(view: &FreezeView) -> String {
+    let mut out = String::new();
+    let name = format!("{} of {}", one_line(&view.environment, 64), one_line(&view.project, 64));
+    let waiting = view.holder.as_ref().map(|holder| WaitingView {
+        code: "freeze".to_owned(),
+        holder: holder.clone(),
+        until: view.until.clone(),
+        reason: view.reason.clone(),
+    });
+    match waiting {
+        Some(waiting) => line(&mut out, &format!("{name} is {}", frozen(&waiting))),
+        None => line(&mut out, &format!("{name} is not frozen")),
+    }
+    if let Some(lifted) = &view.lifted {
+        let until = lifted.until.as_ref().map_or_else(String::new, |until| format!(" until {}", moment(until)));
+        let reason = lifted.reason.as_ref().map_or_else(String::new, |reason| format!(" ({})", one_line(reason, 200)));
+        labelled(
+            &mut out,
+            "lifted",
+            &format!("by {}{reason}: the windows below do not count{until}", one_line(&lifted.by, 120)),
+        );
+    }
+    for (i, window) in view.windows.iter().enumerate() {
+        labelled(&mut out, if i == 0 { "windows" } else { "" }, &one_line(window, 120));
+    }
+    out
+}
+
+/// An environment's lease.
+#[must_use]
+pub fn lease(view: &LeaseView) -> String {
+    let group = view.group.as_ref().map_or_else(String::new, |group| format!(" (group {})", one_line(group, 64)));
+    let name = format!("{} of {}{group}", one_line(&view.environment, 64), one_line(&view.project, 64));
+    let Some(holder) = &view.holder else { return format!("{name} is held by nobody\n") };
+    let reason = view.reason.as_ref().map_or_else(String::new, |reason| format!(" ({})", one_line(reason, 200)));
+    let since = view.since.as_deref().map(moment).unwrap_or_default();
+    let until =
+        view.until.as_ref().map_or_else(String::new, |until| format!(", until {} at the latest", moment(until)));
+    format!("{name} is held by {}{reason} since {since}{until}\n", one_line(holder, 120))
 }
 
 /// `2026-01-02 03:04:05 UTC`.
@@ -171,6 +244,9 @@ pub fn project(status: &ProjectStatus, now_ms: i64) -> String {
         if let Some(lease) = &environment.lease {
             labelled(&mut out, "", &format!("{}  {}", " ".repeat(names), held(lease)));
         }
+        if let Some(freeze) = &environment.freeze {
+            labelled(&mut out, "", &format!("{}  {}", " ".repeat(names), frozen(freeze)));
+        }
         if let Some(trouble) = &environment.trouble {
             labelled(&mut out, "", &format!("{}  WRONG: {}", " ".repeat(names), cause(trouble)));
         }
@@ -179,6 +255,9 @@ pub fn project(status: &ProjectStatus, now_ms: i64) -> String {
         labelled(&mut out, "last", &headline(last, now_ms));
         if let Some(why) = &last.cause {
             labelled(&mut out, "", &format!("  {}", cause(why)));
+        }
+        if let Some(further) = &last.closed {
+            labelled(&mut out, "", &format!("  {}", closed(further)));
         }
         if last.state.is_bad() {
             labelled(&mut out, "", &format!("  look further: phased log {}", one_line(&last.id, 40)));
@@ -190,7 +269,7 @@ pub fn project(status: &ProjectStatus, now_ms: i64) -> String {
 fn held(lease: &WaitingView) -> String {
     let until =
         lease.until.as_ref().map_or_else(String::new, |until| format!(", until {} at the latest", moment(until)));
-    format!("held by {}{until}", one_line(&lease.holder, 120))
+    format!("held by {}{}{until}", one_line(&lease.holder, 120), why(lease))
 }
 
 fn live(environment: &LiveView, now_ms: i64) -> String {
@@ -327,6 +406,9 @@ pub fn run(run: &RunView, now_ms: i64) -> String {
             labelled(&mut out, if i == 0 { "cause" } else { "" }, part);
         }
         labelled(&mut out, "", &format!("({})", one_line(&why.code, 60)));
+    }
+    if let Some(further) = &run.closed {
+        labelled(&mut out, "further", &closed(further));
     }
     if let Some(wait) = &run.waiting {
         labelled(&mut out, "waiting", &waiting(wait));

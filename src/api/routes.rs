@@ -23,6 +23,7 @@ use super::{
 use crate::{engine::handle::Engine, time::Clock};
 
 pub(crate) mod alerts;
+mod environments;
 mod events;
 mod health;
 mod hooks;
@@ -61,7 +62,9 @@ fn all() -> OpenApiRouter<App> {
     let components = document.components.get_or_insert_default();
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
-        .description(Some("`phased token create` makes one. Scopes: `read`, `deploy` (also start and stop), `admin`."))
+        .description(Some(
+            "`phased token create` makes one. Scopes: `read`, `deploy` (also start, stop, freeze and hold), `admin`.",
+        ))
         .build();
     components.add_security_scheme("token", SecurityScheme::Http(bearer));
     OpenApiRouter::with_openapi(document)
@@ -70,6 +73,8 @@ fn all() -> OpenApiRouter<App> {
         .routes(routes!(projects::stop))
         .routes(routes!(projects::status))
         .routes(routes!(projects::plan))
+        .routes(routes!(environments::freeze, environments::set_freeze, environments::lift_freeze))
+        .routes(routes!(environments::lease, environments::hold_lease, environments::release_lease))
         .routes(routes!(status::status))
         .routes(routes!(status::reload))
         .routes(routes!(maintenance::show, maintenance::switch))

@@ -13,7 +13,10 @@ use super::*;
 use crate::{
     engine::{
         handle::*,
-        view::{EventView, LogLine, MaintenanceView, Page, Plan, ProjectStatus, RunAtWork, RunView, Status, TokenView},
+        view::{
+            EventView, FreezeView, LeaseView, LogLine, MaintenanceView, Page, Plan, ProjectStatus, RunAtWork, RunView,
+            Status, TokenView,
+        },
     },
     model::{
         cause::Cause,
@@ -145,6 +148,56 @@ impl Engine for Script {
         Script::known(project)?;
         Ok(Plan { project: project.into(), stages: vec!["unit".into()], environments: vec![] })
     }
+    async fn freeze(&self, project: &str, environment: &str) -> Result<FreezeView, Refusal> {
+        Script::known(project)?;
+        Ok(frozen(project, environment, None))
+    }
+    async fn set_freeze(
+        &self,
+        project: &str,
+        environment: &str,
+        ask: FreezeAsk,
+        by: &str,
+    ) -> Result<FreezeView, Refusal> {
+        self.note(format!("freeze {project} {environment} {:?} {:?} {by}", ask.holder, ask.reason));
+        Ok(frozen(project, environment, ask.until_ms.map(crate::time::rfc3339)))
+    }
+    async fn lift_freeze(
+        &self,
+        project: &str,
+        environment: &str,
+        reason: Option<String>,
+        by: &str,
+    ) -> Result<FreezeView, Refusal> {
+        self.note(format!("unfreeze {project} {environment} {reason:?} {by}"));
+        Ok(FreezeView { frozen: false, holder: None, ..frozen(project, environment, None) })
+    }
+    async fn lease(&self, project: &str, environment: &str) -> Result<LeaseView, Refusal> {
+        Ok(held(project, environment, ""))
+    }
+    async fn hold_lease(
+        &self,
+        project: &str,
+        environment: &str,
+        ask: LeaseAsk,
+        by: &str,
+    ) -> Result<LeaseView, Refusal> {
+        self.note(format!("hold {project} {environment} {:?} {} {by}", ask.holder, ask.force));
+        Ok(held(project, environment, &crate::time::rfc3339(ask.until_ms)))
+    }
+    async fn release_lease(
+        &self,
+        project: &str,
+        environment: &str,
+        ask: LeaseAsk,
+        by: &str,
+    ) -> Result<LeaseView, Refusal> {
+        self.note(format!("release {project} {environment} {:?} {} {by}", ask.holder, ask.force));
+        match ask.force {
+            true => Ok(LeaseView { held: false, holder: None, ..held(project, environment, "") }),
+            false => Err(Refusal::LeaseHeld("production of shop is held by ann".into())),
+        }
+    }
     async fn runs(&self, query: RunsQuery) -> Result<Page<RunView>, Refusal> {
         self.note(format!("runs {query:?}"));
         Ok(Page { items: vec![self.run_now()], next_cursor: None })
@@ -229,6 +282,28 @@ impl Engine for Script {
         };
         Ok(())
     }
+}
+
+fn frozen(project: &str, environment: &str, until: Option<String>) -> FreezeView {
+    FreezeView {
+        project: project.into(),
+        environment: environment.into(),
+        frozen: true,
+        holder: Some("ann".into()),
+        reason: Some("Christmas".into()),
+        until,
+        by_hand: None,
+        lifted: None,
+        windows: vec!["fri 16:00 to mon 08:00 Europe/Berlin".into()],
+    }
+}
+
+fn held(project: &str, environment: &str, until: &str) -> LeaseView {
+    serde_json::from_value(json!({
+        "project": project, "environment": environment, "held": true, "holder": "ann", "reason": "debugging",
+        "since": "2026-01-01T00:00:00Z", "until": until, "epoch": 7,
+    }))
+    .unwrap()
 }
 
 fn token(id: &str, scopes: &[&str], projects: &[&str]) -> TokenView {
@@ -341,7 +416,11 @@ fn every_route() -> Vec<(String, String)> {
         for method in
             item.as_object().unwrap().keys().filter(|k| ["get", "post", "delete", "put"].contains(&k.as_str()))
         {
-            let path = path.replace("{project}", "shop").replace("{provider}", "github").replace("{id}", RUN);
+            let path = path
+                .replace("{project}", "shop")
+                .replace("{provider}", "github")
+                .replace("{id}", RUN)
+                .replace("{environment}", "production");
             routes.push((method.to_uppercase(), path));
         }
     }
@@ -970,4 +1049,43 @@ async fn readiness_tells_strangers_less() {
     assert_eq!(answer.json()["errors"], json!([{"pointer": "journal", "detail": "failing"}]));
     let answer = world.ask("GET /readyz", "read", "", "").await;
     assert_eq!(answer.json()["errors"][0]["detail"], "/var/lib/phased is full");
+}
+
+#[tokio::test]
+async fn freezes_and_leases_say_for_how_long_and_by_whom() {
+    let world = world().await;
+    let at = |method: &str, path: &str| format!("{method} /v1/projects/shop/environments/production/{path}");
+    for (method, path, body, says) in [
+        ("PUT", "freeze", "for=2h&reason=Christmas", "\"frozen\":true"),
+        ("PUT", "freeze", "", "\"until\":null"),
+        ("PUT", "freeze", "for=2h&until=2099-01-01T00:00:00Z", "for and until say the same"),
+        ("PUT", "freeze", "for=0s", "for must be more than nothing"),
+        ("PUT", "freeze", "for=soon", "is not a duration"),
+        ("PUT", "freeze", "until=2020-01-01T00:00:00Z", "until is over already"),
+        ("PUT", "freeze", "until=tomorrow", "until must be a moment such as"),
+        ("PUT", "freeze", "untill=x", "did you mean \\\"until\\\""),
+        ("DELETE", "freeze?reason=hotfix", "", "\"frozen\":false"),
+        ("PUT", "lease", "", "for is missing: say how long you need the environment"),
+        ("PUT", "lease", "for=8d", "a lease is for at most 7d"),
+        ("PUT", "lease", "for=2h&holder=ann&force=true", "\"holder\":\"ann\""),
+        ("DELETE", "lease", "", "\"code\":\"lease_held\""),
+        ("DELETE", "lease?force=true", "", "\"held\":false"),
+    ] {
+        let answer = world.form(&at(method, path), "deploy", body).await.body;
+        assert!(answer.contains(says), "{method} {path} {body}: {answer}");
+        let refused = world.form(&at(method, path), "read", body).await;
+        assert_eq!((refused.status, refused.code().as_str()), (403, "insufficient_scope"));
+    }
+    let asked = world.engine.asked();
+    let by = "token deploy-name (deploy)";
+    assert_eq!(asked[0], format!("freeze shop production None Some(\"Christmas\") {by}"));
+    assert_eq!(asked[3], format!("hold shop production Some(\"ann\") true {by}"));
+    let text = world.ask(&at("GET", "freeze"), "read", "Accept: text/plain\r\n", "").await.body;
+    assert_eq!(
+        text,
+        "production of shop is frozen until it is lifted by ann (Christmas)\n  windows fri 16:00 to mon 08:00 Europe/Berlin\n"
+    );
+    let text = world.ask(&at("GET", "lease"), "read", "Accept: text/plain\r\n", "").await.body;
+    assert!(text.starts_with("production of shop is held by ann (debugging) since 2026-01-01 00:00:00 UTC"), "{text}");
+    assert_eq!(asked.len(), 6, "{asked:?}");
 }

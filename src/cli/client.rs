@@ -177,9 +177,15 @@ impl Client {
         }
     }
 
-    pub(super) async fn delete(&self, path: &str) -> Result<(), Failure> {
+    /// Sends a JSON object to be as it says, however often that is done.
+    pub(super) async fn put(&self, path: &str, body: &serde_json::Value) -> Result<String, Failure> {
+        let response = self.ask(&Method::PUT, path, "application/json", Some(body), None).await?;
+        self.whole(response).await
+    }
+
+    pub(super) async fn delete(&self, path: &str) -> Result<String, Failure> {
         let response = self.ask(&Method::DELETE, path, "application/json", None, None).await?;
-        self.whole(response).await.map(|_| ())
+        self.whole(response).await
     }
 
     async fn whole(&self, response: Response<Incoming>) -> Result<String, Failure> {

@@ -6,7 +6,8 @@ use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
 use super::{
-    AlertCommand, ClientArgs, ClientCommand, LogArgs, MaintenanceCommand, StartArgs, StopArgs, TokenCommand,
+    AlertCommand, ClientArgs, ClientCommand, FreezeArgs, LogArgs, MaintenanceCommand, StartArgs, StopArgs,
+    TokenCommand,
     client::{Address, Client, Failure, encoded, read, with_query},
     exit::Code,
     output::{complain, data, say},
@@ -19,7 +20,7 @@ use crate::{
         routes::{alerts::ChannelView, projects::AlreadyLive, status::Reloaded, tokens::CreatedToken},
         text::{one_line, printable, word},
     },
-    engine::view::{Page, RunView},
+    engine::view::{FreezeView, Page, RunView},
     model::{ids::RunId, run::RunState},
     time::SystemClock,
 };
@@ -95,6 +96,10 @@ async fn done(asking: &Asking, command: &ClientCommand) -> Result<Code, Failure>
         ClientCommand::Runs { project, state, limit } => {
             let pairs = [("project", project.clone()), ("state", state.clone()), ("limit", Some(limit.to_string()))];
             asking.show(&with_query("/v1/runs", &pairs)).await?;
+        }
+        ClientCommand::Freeze(args) => asking.freeze(args).await?,
+        ClientCommand::Unfreeze { project, environment, reason } => {
+            asking.unfreeze(project, environment, reason.clone()).await?;
         }
         ClientCommand::Token(command) => asking.token(command).await?,
         ClientCommand::Reload => asking.reload().await?,
@@ -231,6 +236,32 @@ impl Asking {
         let runs = if one_run { vec![read::<RunView>(&answer)?] } else { read::<Page<RunView>>(&answer)?.items };
         for run in runs {
             data(&format!("{}: run {} was asked to stop\n", one_line(&run.project, 64), one_line(&run.id, 40)))?;
+        }
+        Ok(())
+    }
+
+    async fn freeze(&self, args: &FreezeArgs) -> Result<(), Failure> {
+        let path =
+            format!("/v1/projects/{}/environments/{}/freeze", encoded(&args.project), encoded(&args.environment));
+        let span = args.span.map(|span| span.to_string());
+        let body = json!({ "for": span, "until": args.until, "reason": args.reason });
+        self.frozen(&self.client.put(&path, &body).await?)
+    }
+
+    async fn unfreeze(&self, project: &str, environment: &str, reason: Option<String>) -> Result<(), Failure> {
+        let path = format!("/v1/projects/{}/environments/{}/freeze", encoded(project), encoded(environment));
+        self.frozen(&self.client.delete(&with_query(&path, &[("reason", reason)])).await?)
+    }
+
+    fn frozen(&self, answer: &str) -> Result<(), Failure> {
+        if self.json {
+            return self.raw(answer);
+        }
+        let view: FreezeView = read(answer)?;
+        data(&render::freeze(&view))?;
+        if view.frozen {
+            let (project, environment) = (one_line(&view.project, 64), one_line(&view.environment, 64));
+            say(&format!("what runs goes on, and rollbacks go; `phased unfreeze {project} {environment}` lifts it\n"));
         }
         Ok(())
     }
@@ -377,7 +408,10 @@ impl Asking {
 pub(super) fn outcome(run: &RunView, now_ms: i64) -> String {
     let text = render::run(run, now_ms);
     match text.lines().next() {
-        Some(first) if run.state == RunState::Succeeded => format!("{first}\n"),
+        Some(first) if run.state == RunState::Succeeded => {
+            let further = run.closed.as_ref().map(|closed| format!("  {}\n", render::closed(closed)));
+            format!("{first}\n{}", further.unwrap_or_default())
+        }
         _ => text,
     }
 }

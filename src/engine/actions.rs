@@ -6,10 +6,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    end, history, hosts, ledger,
+    doors::{Doors, Place},
+    end, freezes, history, hosts, ledger,
     owner::Message,
     sessions::Sessions,
-    waiters::{Place, Waiters},
     world::World,
 };
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
         cause::Cause,
         decide::{self, Action},
         deployment::HealthRun,
+        doors,
         event::{Event, Wanted},
         health::{Deployed, Fact, Sight, Verdict, Watch},
         host::Host,
@@ -82,14 +83,14 @@ pub(super) struct Since {
 
 impl Job {
     /// `None` for actions the owner does itself.
-    pub(super) fn of(run: &Run, action: Action, waiters: &Arc<Waiters>) -> Option<Job> {
+    pub(super) fn of(run: &Run, action: Action, doors: &Arc<Doors>) -> Option<Job> {
         let whole = || Box::new(run.clone());
         Some(match action {
             Action::Resolve => Job::Resolve(whole()),
             Action::Checkout => Job::Checkout(whole()),
             Action::Lease { deployment } => {
                 let name = lease_name(run, deployment)?;
-                let place = waiters.join(&name, &run.header.run);
+                let place = doors.join(&name, run, &run.deployment(deployment)?.environment);
                 Job::Lease { run: whole(), deployment, name, place }
             }
             Action::Plan { deployment } => {
@@ -266,18 +267,23 @@ async fn checkout(context: &Context, run: &Run) -> Event {
 
 /// The lease of an environment.
 pub(super) fn lease_name(run: &Run, deployment: u32) -> Option<String> {
-    Some(format!("{}/{}", run.header.project, run.deployment(deployment)?.environment))
+    Some(doors::lease(&run.header.project, run.environment(&run.deployment(deployment)?.environment)?))
 }
 
-/// Waits for the environment, the oldest run first; says who is in the way each time that changes.
+/// How often who waits looks at the clock: it may be set at any time.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// Waits for the environment, while it is frozen and while another has it, the oldest run first; says who is in the way each time that changes.
 async fn lease(context: &Context, run: &Run, deployment: u32, name: &str, place: &Place) {
     let Some(of) = run.deployment(deployment) else { return };
     let holder = decide::holder(run, deployment);
     let reason = run.release.as_ref().map_or_else(String::new, |r| format!("deployment of {}", r.id));
-    let leases = &context.world.leases;
+    let (leases, clock) = (&context.world.leases, &context.world.clock);
+    let pinned = run.environment(&of.environment).map(|environment| environment.freeze.as_slice()).unwrap_or_default();
     let mut changed = leases.changed();
     let mut others = place.changed();
-    let mut told: Option<String> = None;
+    // An earlier life may have told it.
+    let mut told: Option<Waiting> = of.waiting.clone();
     loop {
         changed.mark_unchanged();
         others.mark_unchanged();
@@ -288,14 +294,27 @@ async fn lease(context: &Context, run: &Run, deployment: u32, name: &str, place:
         }
         // One that is ours already, though a crash kept the run from hearing of it, is nobody else's to wait for.
         let ours = leases.holder(name).is_some_and(|held| held.holder == holder);
+        // By the clock as it is now, whatever it was at the last look; and by the file as it is loaded, if it has this environment still.
+        let now = clock.now().wall_ms;
+        let loaded = place.windows();
+        let windows = loaded.as_deref().unwrap_or(pinned);
+        let frozen = freezes::waiting(&*context.world.control, windows, &run.header.project, &of.environment, now)
+            .filter(|_| !ours && doors::minds_freeze(run));
+        place.stand_aside(frozen.is_some());
+        let lease = |holder: String, until_ms, reason: Option<String>| {
+            let reason = reason.filter(|reason| !reason.is_empty());
+            Waiting { code: "lease".to_owned(), holder, until_ms, reason }
+        };
         let first = place.before().filter(|_| !ours);
-        let asked = match &first {
-            Some(first) => Ok(Err((first.to_string(), None))),
-            None => leases.acquire(name, &holder, &reason).map(|acquired| match acquired {
+        let asked = match (frozen, &first) {
+            (Some(waiting), _) => Ok(Err(waiting)),
+            (None, Some(first)) => Ok(Err(lease(first.to_string(), None, None))),
+            (None, None) => leases.acquire(name, &holder, &reason).map(|acquired| match acquired {
                 Acquired::Granted(epoch, ticket) => Ok((epoch, ticket)),
-                Acquired::Held(other) => Err((other.holder, other.until_ms)),
+                Acquired::Held(other) => Err(lease(other.holder, other.until_ms, Some(other.reason))),
             }),
         };
+        let mut look_again = LOOK_AGAIN;
         match asked {
             Ok(Ok((epoch, ticket))) => {
                 // Granted is what the disk knows: otherwise another start could grant it to somebody else.
@@ -303,10 +322,11 @@ async fn lease(context: &Context, run: &Run, deployment: u32, name: &str, place:
                     return context.last(Event::LeaseGranted { deployment, epoch }).await;
                 }
             }
-            Ok(Err((holder, until_ms))) => {
-                if told.as_ref() != Some(&holder) {
-                    told = Some(holder.clone());
-                    let waiting = Waiting { code: "lease".to_owned(), holder, until_ms };
+            Ok(Err(waiting)) => {
+                let left = waiting.until_ms.and_then(|until| u64::try_from(until.saturating_sub(now)).ok());
+                look_again = left.map_or(look_again, |left| look_again.min(Duration::from_millis(left.max(1))));
+                if told.as_ref() != Some(&waiting) {
+                    told = Some(waiting.clone());
                     context.facts(vec![Event::Blocked { deployment, waiting: Some(waiting) }], false).await;
                 }
             }
@@ -315,7 +335,7 @@ async fn lease(context: &Context, run: &Run, deployment: u32, name: &str, place:
         tokio::select! {
             _ = changed.changed() => {}
             _ = others.changed() => {}
-            () = context.world.clock.sleep(Duration::from_secs(10)) => {}
+            () = clock.sleep(look_again) => {}
         }
     }
 }

@@ -7,20 +7,22 @@ use serde_json::json;
 
 use super::{
     conductor::{Ask, Conductor, Requested, locked},
+    freezes,
     handle::{
-        Claim, Engine, EventStream, Hooked, KeptAnswer, LogQuery, LogStream, NewToken, Refusal, RunsQuery, Start,
-        Started,
+        Claim, Engine, EventStream, FreezeAsk, Hooked, KeptAnswer, LeaseAsk, LogQuery, LogStream, NewToken, Refusal,
+        RunsQuery, Start, Started,
     },
-    hooks, hosts, idempotency, ledger, log, maintenance, plugin, tokens,
+    hooks, hosts, idempotency, leases, ledger, log, maintenance, plugin, tokens,
     view::{
-        CauseView, EnvironmentPlan, LiveView, MaintenanceView, Page, Plan, PlannedHost, ProjectStatus, RunView, Status,
-        TokenView, WaitingView,
+        CauseView, EnvironmentPlan, FreezeView, LeaseView, LiveView, MaintenanceView, Page, Plan, PlannedHost,
+        ProjectStatus, RunView, Status, TokenView,
     },
     views,
 };
 use crate::{
     model::{
         cause::Cause,
+        doors,
         event::Wanted,
         ids::{EnvironmentName, ProjectName, RunId},
         pipeline::Environment,
@@ -47,14 +49,12 @@ fn forge(cause: Cause) -> Refusal {
     if cause.code.starts_with("ref_") { Refusal::Ref(cause) } else { Refusal::Forge(cause) }
 }
 
-fn environment(loaded: &Loaded, name: &str) -> Result<EnvironmentName, Refusal> {
+fn environment<'a>(loaded: &'a Loaded, name: &str) -> Result<&'a Environment, Refusal> {
     let environments = &loaded.pipeline.environments;
-    environments.iter().find(|e| e.name.as_str() == name).map(|e| e.name.clone()).ok_or_else(|| {
-        Refusal::EnvironmentUnknown {
-            project: loaded.name.clone(),
-            environment: name.to_owned(),
-            known: environments.iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", "),
-        }
+    environments.iter().find(|e| e.name.as_str() == name).ok_or_else(|| Refusal::EnvironmentUnknown {
+        project: loaded.name.clone(),
+        environment: name.to_owned(),
+        known: environments.iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", "),
     })
 }
 
@@ -71,14 +71,6 @@ impl Conductor {
         Ok(self.shown(views::queued(id, &requested.project, &requested.request, holder.as_ref())))
     }
 
-    fn lease(&self, project: &ProjectName, environment: &EnvironmentName) -> Option<WaitingView> {
-        self.inner.world.leases.holder(&format!("{project}/{environment}")).map(|held| WaitingView {
-            code: "lease".to_owned(),
-            holder: held.holder,
-            until: held.until_ms.map(rfc3339),
-        })
-    }
-
     fn live(&self, loaded: &Loaded, environment: &Environment) -> LiveView {
         let control = &*self.inner.world.control;
         let live = ledger::live(control, &loaded.name, &environment.name);
@@ -88,7 +80,9 @@ impl Conductor {
             since: live.as_ref().map(|live| rfc3339(live.since_ms)),
             run: live.as_ref().map(|live| live.run.to_string()),
             release: live.as_ref().map(|live| (&live.release).into()),
-            lease: self.lease(&loaded.name, &environment.name),
+            lease: self.held(&loaded.name, environment),
+            freeze: self.frozen(&loaded.name, environment),
+            when: views::opened_by(&environment.when),
             trouble: last.and_then(|last| last.cause.as_ref().map(CauseView::from)),
         }
     }
@@ -110,12 +104,9 @@ impl Conductor {
         })
     }
 
-    /// Whether every environment asked for has this very commit, and nothing is under way that would change that.
-    fn already_live(&self, loaded: &Loaded, last: Option<&EnvironmentName>, sha: &crate::model::ids::Sha) -> bool {
+    /// Whether every one of the first `count` environments has this very commit, and nothing is under way that would change that.
+    fn already_live(&self, loaded: &Loaded, count: usize, sha: &crate::model::ids::Sha) -> bool {
         let environments = &loaded.pipeline.environments;
-        let count = last
-            .and_then(|last| environments.iter().position(|e| e.name == *last))
-            .map_or(environments.len(), |i| i + 1);
         let control = &*self.inner.world.control;
         count > 0
             && self.active(&loaded.name).is_empty()
@@ -150,7 +141,7 @@ impl Conductor {
             max_parallel: environment.rollout.max_parallel,
             max_failures: budget(environment.rollout.max_failures),
             max_unreachable: budget(environment.rollout.max_unreachable),
-            lease: self.lease(&loaded.name, &environment.name),
+            lease: self.held(&loaded.name, environment),
         }
     }
 }
@@ -161,24 +152,26 @@ impl Engine for Conductor {
         self.writable()?;
         let loaded = self.project(project)?;
         let last = start.environment.as_deref().map(|name| environment(&loaded, name)).transpose()?;
+        let last = last.map(|environment| environment.name.clone());
         let source = &loaded.pipeline.source;
         let remote = &self.inner.world.forge;
         // Asked before the answer: a wrong reference is the caller's to mend, now.
-        let (wanted, sha, head) = match &start.reference {
+        let (wanted, sha, head, tag) = match &start.reference {
             Some(reference) => {
                 let wanted = Wanted::Named(reference.clone());
                 let found = remote.resolve(&loaded.name, source, &wanted).await.map_err(forge)?;
                 let sha = found.commit.sha;
-                (wanted, sha.clone(), found.is_head.then_some(sha))
+                (wanted, sha.clone(), found.is_head.then_some(sha), found.tag)
             }
             None => {
                 let sha = remote.head(&loaded.name, source).await.map_err(forge)?;
-                (Wanted::Head, sha.clone(), Some(sha))
+                (Wanted::Head, sha.clone(), Some(sha), None)
             }
         };
         // It answers, so what an earlier look said is over.
         self.trouble(&format!("project {}", loaded.name), None);
-        if !start.redeploy && !start.retest && self.already_live(&loaded, last.as_ref(), &sha) {
+        let reach = doors::reach(&loaded.pipeline, last.as_ref(), tag.as_deref());
+        if !start.redeploy && !start.retest && self.already_live(&loaded, reach, &sha) {
             return Ok(Started::AlreadyLive(Box::new(self.status_of(&loaded)?)));
         }
         let under_way = ledger::head(&*self.inner.world.control, &loaded.name).filter(|head| head.sha == sha);
@@ -187,18 +180,21 @@ impl Engine for Conductor {
             && !start.redeploy
             && !start.retest
             && self.active(&loaded.name).contains(&run)
+            && self.reach_of(&loaded, &run).is_some_and(|its| its >= reach)
         {
             // A poll or hook was faster with the very same commit: one press more does not make it two deployments.
             return Ok(Started::Run(Box::new(self.view(&run)?)));
         }
         let ask = Ask {
             wanted,
+            tag,
             environment: last,
             reason: start.reason,
             redeploy: start.redeploy,
             retest: start.retest,
             head,
             once: start.once,
+            seen: None,
         };
         let view = self.request(&loaded.name, Trigger::Api, by.to_owned(), ask, &[], Vec::new()).await?;
         let view = view.ok_or_else(|| Refusal::Degraded("a request without conditions met one".to_owned()))?;
@@ -277,6 +273,42 @@ impl Engine for Conductor {
         }
         let stages = loaded.pipeline.stages.iter().map(|stage| stage.name.to_string()).collect();
         Ok(Plan { project: loaded.name.to_string(), stages, environments })
+    }
+
+    async fn freeze(&self, project: &str, name: &str) -> Result<FreezeView, Refusal> {
+        let loaded = self.project(project)?;
+        Ok(freezes::view(self, &loaded, environment(&loaded, name)?))
+    }
+
+    async fn set_freeze(&self, project: &str, name: &str, ask: FreezeAsk, by: &str) -> Result<FreezeView, Refusal> {
+        let loaded = self.project(project)?;
+        freezes::freeze(self, &loaded, environment(&loaded, name)?, ask, by).await
+    }
+
+    async fn lift_freeze(
+        &self,
+        project: &str,
+        name: &str,
+        reason: Option<String>,
+        by: &str,
+    ) -> Result<FreezeView, Refusal> {
+        let loaded = self.project(project)?;
+        freezes::unfreeze(self, &loaded, environment(&loaded, name)?, reason, by).await
+    }
+
+    async fn lease(&self, project: &str, name: &str) -> Result<LeaseView, Refusal> {
+        let loaded = self.project(project)?;
+        Ok(leases::view(self, &loaded, environment(&loaded, name)?))
+    }
+
+    async fn hold_lease(&self, project: &str, name: &str, ask: LeaseAsk, by: &str) -> Result<LeaseView, Refusal> {
+        let loaded = self.project(project)?;
+        leases::hold(self, &loaded, environment(&loaded, name)?, ask, by).await
+    }
+
+    async fn release_lease(&self, project: &str, name: &str, ask: LeaseAsk, by: &str) -> Result<LeaseView, Refusal> {
+        let loaded = self.project(project)?;
+        leases::give_back(self, &loaded, environment(&loaded, name)?, ask, by).await
     }
 
     async fn runs(&self, query: RunsQuery) -> Result<Page<RunView>, Refusal> {

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    doors::Doors,
     handle::{Claim, Refusal},
     ledger,
     maintenance::Maintenance,
@@ -21,7 +22,6 @@ use super::{
     storage,
     view::RunView,
     views::{self, Views},
-    waiters::Waiters,
     world::World,
 };
 use crate::{
@@ -73,7 +73,7 @@ pub(super) struct Inner {
     pub(super) runs: Mutex<BTreeMap<RunId, Running>>,
     /// Queued runs that end without an owner: superseded or stopped before they began. Locked after `runs`.
     leaving: Mutex<BTreeSet<RunId>>,
-    waiters: Arc<Waiters>,
+    doors: Arc<Doors>,
     pub(super) maintenance: Arc<Maintenance>,
     /// The queue has something to look at.
     pub(super) nudge: Notify,
@@ -107,7 +107,7 @@ impl Conductor {
                 projects: RwLock::default(),
                 runs: Mutex::default(),
                 leaving: Mutex::default(),
-                waiters: Arc::default(),
+                doors: Arc::default(),
                 maintenance,
                 nudge: Notify::new(),
                 trouble: Mutex::default(),
@@ -146,6 +146,7 @@ impl Conductor {
         })
         .await
         .map_err(std::io::Error::other)??;
+        self.inner.doors.install(projects.iter());
         let projects = projects.into_iter().map(|loaded| (loaded.name.clone(), Arc::new(loaded))).collect();
         *self.inner.projects.write().unwrap_or_else(PoisonError::into_inner) = projects;
         Ok(())
@@ -312,6 +313,7 @@ impl Conductor {
             reason: ask.reason.map(|reason| ledger::cut(&reason, 4 * ledger::LONGEST)),
             wanted: ask.wanted,
             environment: ask.environment,
+            tag: ask.tag,
             redeploy: ask.redeploy,
             retest: ask.retest,
             after,
@@ -322,6 +324,7 @@ impl Conductor {
         if let Some(sha) = ask.head {
             puts.push((ledger::head_key(project), Some(json!(ledger::Head { sha, run: Some(id.clone()) }))));
         }
+        puts.extend(ask.seen.map(|(key, sha)| (key, Some(json!(ledger::Head { sha, run: Some(id.clone()) })))));
         // Keys that name this run get its id.
         puts.extend(ask.once.map(|once| once.began(&id, now.wall_ms)));
         puts.extend(also.into_iter().map(|key| (key, Some(json!({ "run": id, "at_ms": now.wall_ms })))));
@@ -405,12 +408,8 @@ impl Conductor {
                     self.drop_requests(&project, &queued);
                     continue;
                 };
-                if loaded.pipeline.queue == Queue::Latest && queued.len() > 1 {
-                    let rest = queued.split_off(queued.len() - 1);
-                    let newest = rest[0].0.clone();
-                    for (id, requested) in std::mem::replace(&mut queued, rest) {
-                        self.supersede(&loaded, &id, requested, &newest);
-                    }
+                if loaded.pipeline.queue == Queue::Latest {
+                    queued = self.newest(&loaded, queued);
                 }
                 // During maintenance they wait here; newer ones still take their places.
                 if let Some((id, requested)) = queued.into_iter().next().filter(|_| !self.inner.maintenance.is_on()) {
@@ -422,6 +421,27 @@ impl Conductor {
                 () = self.inner.nudge.notified() => {}
             }
         }
+    }
+
+    /// Those whose place no newer one takes: one that goes at least as far as they do. The others are ended.
+    fn newest(&self, loaded: &Loaded, queued: Vec<(RunId, Requested)>) -> Vec<(RunId, Requested)> {
+        let mut kept: Vec<(RunId, Requested)> = Vec::new();
+        for (id, requested) in queued.into_iter().rev() {
+            let reach = reach(loaded, &requested.request);
+            match kept.iter().find(|(_, newer)| self::reach(loaded, &newer.request) >= reach) {
+                Some((newer, _)) => self.supersede(loaded, &id, requested, newer),
+                None => kept.push((id, requested)),
+            }
+        }
+        kept.reverse();
+        kept
+    }
+
+    /// How many environments a run that is not over goes through by itself.
+    pub(super) fn reach_of(&self, loaded: &Loaded, run: &RunId) -> Option<usize> {
+        let entry = self.inner.world.control.get(&ledger::run_key(run))?;
+        let requested: Requested = serde_json::from_value(entry.value).ok()?;
+        Some(reach(loaded, &requested.request))
     }
 
     /// Requests of a project that is not there any more.
@@ -548,10 +568,10 @@ impl Conductor {
             Err(cause) => return self.left(&id, Left::Broken(cause.message)),
         };
         let mut watched = progress.subscribe();
-        let waiters = Arc::clone(&self.inner.waiters);
+        let doors = Arc::clone(&self.inner.doors);
         let gate = self.inner.maintenance.gate(&run);
         let begin =
-            Begin { world: Arc::clone(&world), waiters, gate, run, seq, epoch, program, channel, progress, ticket };
+            Begin { world: Arc::clone(&world), doors, gate, run, seq, epoch, program, channel, progress, ticket };
         let mut owner = Owner::new(begin);
         if let Some(taken) = taken {
             owner.take_up(taken);
@@ -677,16 +697,34 @@ impl Conductor {
     }
 }
 
+fn reach(loaded: &Loaded, request: &Request) -> usize {
+    crate::model::doors::reach(&loaded.pipeline, request.environment.as_ref(), request.tag.as_deref())
+}
+
 /// A place on the list of runs, for an owner.
 struct Seat {
     channel: (mpsc::Sender<Message>, mpsc::Receiver<Message>),
     progress: watch::Sender<Progress>,
 }
 
+impl Ask {
+    /// For a tag that was pushed; `sha` is what it points at itself.
+    pub(super) fn of_tag(project: &ProjectName, tag: String, sha: Sha) -> Self {
+        Ask {
+            wanted: Wanted::Named(format!("refs/tags/{tag}")),
+            seen: Some((ledger::tag_key(project, &tag), sha)),
+            tag: Some(tag),
+            ..Ask::default()
+        }
+    }
+}
+
 /// What a run is asked for.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Ask {
     pub(super) wanted: Wanted,
+    /// The tag that `wanted` names.
+    pub(super) tag: Option<String>,
     pub(super) environment: Option<crate::model::ids::EnvironmentName>,
     pub(super) reason: Option<String>,
     pub(super) redeploy: bool,
@@ -695,4 +733,6 @@ pub(super) struct Ask {
     pub(super) head: Option<Sha>,
     /// The `Idempotency-Key` it came with.
     pub(super) once: Option<Claim>,
+    /// The key of a tag that is taken care of by this request, and where the tag points.
+    pub(super) seen: Option<(String, Sha)>,
 }

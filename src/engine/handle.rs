@@ -6,7 +6,9 @@ use crate::model::{
     run::RunState,
 };
 
-use super::view::{EventView, LogLine, MaintenanceView, Page, Plan, ProjectStatus, RunView, Status, TokenView};
+use super::view::{
+    EventView, FreezeView, LeaseView, LogLine, MaintenanceView, Page, Plan, ProjectStatus, RunView, Status, TokenView,
+};
 
 /// Why a request was not done. Each has one HTTP status and one stable code.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -42,6 +44,9 @@ pub enum Refusal {
     /// 409 `nothing_to_stop`.
     #[error("{0}")]
     NothingToStop(String),
+    /// 409 `lease_held`: by whom, and what to do.
+    #[error("{0}")]
+    LeaseHeld(String),
     /// 422 `ref_not_allowed`, `ref_unknown` or `ref_invalid`, from the forge.
     #[error("{}", .0.message)]
     Ref(Cause),
@@ -103,6 +108,30 @@ pub struct Claim {
     pub key: String,
     /// SHA-256 of what was asked.
     pub body: String,
+}
+
+/// A freeze by hand.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FreezeAsk {
+    /// Who; whoever asks when absent.
+    pub holder: Option<String>,
+    /// In their words.
+    pub reason: Option<String>,
+    /// Wall ms; until it is lifted when absent.
+    pub until_ms: Option<i64>,
+}
+
+/// Something about a lease.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeaseAsk {
+    /// Who; whoever asks when absent.
+    pub holder: Option<String>,
+    /// In their words.
+    pub reason: Option<String>,
+    /// Wall ms; of no meaning where it is given back.
+    pub until_ms: i64,
+    /// Also from somebody else.
+    pub force: bool,
 }
 
 /// The answer to a start.
@@ -220,6 +249,37 @@ pub trait Engine: Send + Sync {
     async fn project_status(&self, project: &str) -> Result<ProjectStatus, Refusal>;
     /// Who would get what. Runs discovery.
     async fn plan(&self, project: &str, environment: Option<EnvironmentName>) -> Result<Plan, Refusal>;
+    /// Whether an environment is frozen.
+    async fn freeze(&self, project: &str, environment: &str) -> Result<FreezeView, Refusal>;
+    /// Freezes it by hand; returns once that is on disk.
+    async fn set_freeze(
+        &self,
+        project: &str,
+        environment: &str,
+        ask: FreezeAsk,
+        by: &str,
+    ) -> Result<FreezeView, Refusal>;
+    /// Lifts what freezes it now; returns once that is on disk.
+    async fn lift_freeze(
+        &self,
+        project: &str,
+        environment: &str,
+        reason: Option<String>,
+        by: &str,
+    ) -> Result<FreezeView, Refusal>;
+    /// Who holds an environment.
+    async fn lease(&self, project: &str, environment: &str) -> Result<LeaseView, Refusal>;
+    /// Gives it to a person; returns once that is on disk.
+    async fn hold_lease(&self, project: &str, environment: &str, ask: LeaseAsk, by: &str)
+    -> Result<LeaseView, Refusal>;
+    /// Takes it from whoever has it; returns once that is on disk.
+    async fn release_lease(
+        &self,
+        project: &str,
+        environment: &str,
+        ask: LeaseAsk,
+        by: &str,
+    ) -> Result<LeaseView, Refusal>;
     /// A page of runs, newest first, without stages, deployments and hosts.
     async fn runs(&self, query: RunsQuery) -> Result<Page<RunView>, Refusal>;
     /// One run, whole.

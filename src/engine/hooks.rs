@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     model::{
+        doors,
         event::Wanted,
         ids::{Digest, RunId},
         run::Trigger,
@@ -54,15 +55,20 @@ pub(super) async fn take(
         HookError::Signature => Refusal::HookSignature,
         HookError::Body(..) => Refusal::HookBody(error.to_string()),
     })?;
-    let (after, pusher) = match delivery {
+    let (after, tag, pusher) = match delivery {
         Delivery::Ping => return Ok(Hooked::Pong),
         Delivery::Other(event) => return Ok(Hooked::Ignored(format!("{event} starts nothing here"))),
         Delivery::Delete { reference } => return Ok(Hooked::Ignored(format!("{reference} was deleted"))),
         Delivery::Push { reference, after, pusher, .. } => {
-            if reference != format!("refs/heads/{}", source.branch) {
-                return Ok(Hooked::Ignored(format!("{reference} is not the branch {}", source.branch)));
+            let tag = reference.strip_prefix("refs/tags/").filter(|tag| doors::tagged(&source.tags, tag));
+            if tag.is_none() && reference != format!("refs/heads/{}", source.branch) {
+                let tags = match source.tags.is_empty() {
+                    true => String::new(),
+                    false => format!(" and matches none of {}", source.tags.join(", ")),
+                };
+                return Ok(Hooked::Ignored(format!("{reference} is not the branch {}{tags}", source.branch)));
             }
-            (after, pusher)
+            (after, tag.map(str::to_owned), pusher)
         }
     };
     // The body is signed, the delivery id is not: a replay comes with a new id and the same signature.
@@ -71,21 +77,28 @@ pub(super) async fn take(
     let mut keys: Vec<String> = vec![signature_key];
     keys.extend(delivery_key);
     let by = pusher.map_or_else(|| provider.to_owned(), |pusher| format!("{provider} {pusher}"));
-    let ask = Ask { wanted: Wanted::Pushed(after.clone()), head: Some(after.clone()), ..Ask::default() };
+    // Where it is known already what the ref points at.
+    let (place, ask) = match tag {
+        Some(tag) => (ledger::tag_key(&loaded.name, &tag), Ask::of_tag(&loaded.name, tag, after.clone())),
+        None => {
+            let ask = Ask { wanted: Wanted::Pushed(after.clone()), head: Some(after.clone()), ..Ask::default() };
+            (ledger::head_key(&loaded.name), ask)
+        }
+    };
     // Two deliveries at the same moment: whoever writes second finds the first when it looks again.
     for _ in 0..16 {
         if let Some(run) = keys.iter().find_map(|key| run_of(&world.control.get(key)?.value)) {
             return seen_before(conductor, run).await;
         }
-        let head = ledger::head_revision(&*world.control, &loaded.name);
-        if let Some(ledger::Head { sha, run: Some(run) }) = ledger::head(&*world.control, &loaded.name)
+        let (revision, seen) = ledger::seen(&*world.control, &place);
+        if let Some(ledger::Head { sha, run: Some(run) }) = seen
             && sha == after
         {
             // A poll was faster, or the forge sends the same push twice in two forms.
             return seen_before(conductor, run).await;
         }
         let mut only_if: Vec<_> = keys.iter().map(|key| (key.clone(), Revision::default())).collect();
-        only_if.push((ledger::head_key(&loaded.name), head));
+        only_if.push((place.clone(), revision));
         let asked =
             conductor.request(&loaded.name, Trigger::Hook, by.clone(), ask.clone(), &only_if, keys.clone()).await?;
         if let Some(view) = asked {

@@ -87,6 +87,19 @@ pub(super) fn head_key(project: &ProjectName) -> String {
     format!("head/{project}")
 }
 
+/// Where a tag pointed that was seen last, and the run that was asked for because of it.
+pub(super) fn tag_key(project: &ProjectName, tag: &str) -> String {
+    format!("tag/{project}/{tag}")
+}
+
+/// Where the ref of `key` pointed when it was seen last, and by which record.
+pub(super) fn seen(control: &dyn Control, key: &str) -> (Revision, Option<Head>) {
+    match control.get(key) {
+        Some(entry) => (entry.revision, serde_json::from_value(entry.value).ok()),
+        None => (Revision::default(), None),
+    }
+}
+
 /// Which record wrote the head last.
 pub(super) fn head_revision(control: &dyn Control, project: &ProjectName) -> Revision {
     control.get(&head_key(project)).map_or(Revision::default(), |entry| entry.revision)

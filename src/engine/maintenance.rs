@@ -150,7 +150,12 @@ impl Maintenance {
         let (_, shut) = now.as_ref()?;
         let parked = || self.work.borrow().get(run).is_some_and(|work| work.under == now && work.doing.is_empty());
         let waits = state == RunState::Queued || (!state.is_end() && parked());
-        waits.then(|| WaitingView { code: KEY.to_owned(), holder: shut.by.clone(), until: None })
+        waits.then(|| WaitingView {
+            code: KEY.to_owned(),
+            holder: shut.by.clone(),
+            until: None,
+            reason: shut.reason.clone(),
+        })
     }
 }
 

@@ -14,7 +14,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    actions, history, maintenance::Gate, redact::Redactor, sessions::Sessions, steps, waiters::Waiters, world::World,
+    actions, doors::Doors, history, leases, maintenance::Gate, redact::Redactor, sessions::Sessions, steps,
+    world::World,
 };
 use crate::{
     model::{
@@ -133,7 +134,7 @@ pub(super) struct Owner {
     inbox: mpsc::Receiver<Message>,
     sender: mpsc::Sender<Message>,
     sessions: Arc<Sessions>,
-    waiters: Arc<Waiters>,
+    doors: Arc<Doors>,
     /// Keeps new things from beginning during maintenance.
     gate: Gate,
     /// Actions under way, by name.
@@ -214,7 +215,7 @@ pub(super) fn turns(sender: mpsc::Sender<Message>) -> Sink {
 /// What an owner starts from.
 pub(super) struct Begin {
     pub(super) world: Arc<World>,
-    pub(super) waiters: Arc<Waiters>,
+    pub(super) doors: Arc<Doors>,
     pub(super) gate: Gate,
     pub(super) run: Run,
     /// The number of the journal's last record.
@@ -229,13 +230,12 @@ pub(super) struct Begin {
 
 impl Owner {
     pub(super) fn new(begin: Begin) -> Self {
-        let Begin { world, waiters, gate, run, seq, epoch, program, channel: (sender, inbox), progress, ticket } =
-            begin;
+        let Begin { world, doors, gate, run, seq, epoch, program, channel: (sender, inbox), progress, ticket } = begin;
         let programs = BTreeMap::from([(run.header.code.clone(), program)]);
         Owner {
             sessions: Arc::new(Sessions::new(Arc::clone(&world), run.header.project.clone(), sender.clone())),
             world,
-            waiters,
+            doors,
             gate,
             run,
             seq,
@@ -270,6 +270,8 @@ impl Owner {
                 break Left::Finished;
             }
             let wake = wake.unwrap_or(Duration::from_secs(3600));
+            let believed = leases::believed(&self.run);
+            let world = Arc::clone(&self.world);
             tokio::select! {
                 biased;
                 () = stopping.cancelled() => {
@@ -282,6 +284,11 @@ impl Owner {
                 },
                 // What was held back is decided on again.
                 () = self.gate.changed() => {}
+                // Somebody took an environment away, now or while the daemon was gone.
+                deployment = leases::lost(&*world.leases, &believed) => {
+                    tracing::error!(run = %self.run.header.run, deployment, "its environment was taken away");
+                    self.append(Event::LeaseLost { deployment });
+                }
                 () = clock.sleep(wake) => {}
             }
         };
@@ -394,7 +401,7 @@ impl Owner {
                     // Each reads the whole journal: one after the other.
                     return false;
                 }
-                let Some(job) = actions::Job::of(&self.run, action, &self.waiters) else { return false };
+                let Some(job) = actions::Job::of(&self.run, action, &self.doors) else { return false };
                 let cancel = CancellationToken::new();
                 if matches!(job, actions::Job::Watch { .. }) && self.is_sharp() {
                     // Wished for before this watch, or by an earlier life.

@@ -1,4 +1,4 @@
-//! Webhooks are hints: the branch's head is asked for at start and on an interval.
+//! Webhooks are hints: the branch's head, and tags, are asked for at start and on an interval.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,6 +12,8 @@ use crate::{
     model::{cause::Cause, event::Wanted, ids::Sha, run::Trigger},
     ports::{control::Revision, program::Loaded},
 };
+
+mod tags;
 
 /// How soon a remote that could not be asked at start is asked again, where there is no `poll`.
 const RETRY: Duration = Duration::from_secs(60);
@@ -30,6 +32,7 @@ pub(super) async fn poll(conductor: Conductor, loaded: Arc<Loaded>, token: Cance
         };
         // Not given up half-way: a request on disk that the queue was not told of would lie there.
         let asked = once(&conductor, &loaded, head, seen).await;
+        let asked = asked && (loaded.pipeline.source.tags.is_empty() || tags::look(&conductor, &loaded, &token).await);
         let wait = match (asked, loaded.pipeline.source.poll_ms) {
             (_, Some(ms)) => Duration::from_millis(ms),
             (false, None) => RETRY,

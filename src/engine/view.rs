@@ -97,12 +97,87 @@ impl ArtifactView {
 /// What something waits for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WaitingView {
-    /// `queue`, `lease`, `maintenance`.
+    /// `queue`, `lease`, `freeze`, `maintenance`.
     pub code: String,
-    /// Who is in the way.
+    /// Who is in the way: a run, a deployment, a person, or the window of a freeze.
     pub holder: String,
     /// Until when at the latest, RFC 3339.
     pub until: Option<String>,
+    /// Why, in the holder's words.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// An environment that a run did not enter, because nothing opened it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ClosedView {
+    /// Which.
+    pub environment: String,
+    /// What opens it: `manual`, or the patterns of tags.
+    #[schema(example = "manual")]
+    pub when: String,
+    /// What to type to go on with this release.
+    #[schema(example = "phased start shop production --ref a1b2c3d4e5f6")]
+    pub command: String,
+}
+
+/// What somebody said of a freeze by hand.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SaidView {
+    /// Who.
+    pub by: String,
+    /// In their words.
+    pub reason: Option<String>,
+    /// RFC 3339.
+    pub since: String,
+    /// RFC 3339; absent: until somebody says otherwise.
+    pub until: Option<String>,
+}
+
+/// Whether anything new is deployed to an environment. Rollback and convergence are, also in a freeze.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FreezeView {
+    /// Whose.
+    pub project: String,
+    /// Which.
+    pub environment: String,
+    /// Whether it is frozen now.
+    pub frozen: bool,
+    /// Who froze it, or the window of the project's file.
+    pub holder: Option<String>,
+    /// Why.
+    pub reason: Option<String>,
+    /// Until when, RFC 3339; absent while frozen: until `phased unfreeze`.
+    pub until: Option<String>,
+    /// The freeze by hand, if there is one.
+    pub by_hand: Option<SaidView>,
+    /// Who lifted the windows of the project's file for this once.
+    pub lifted: Option<SaidView>,
+    /// The windows of the project's file.
+    pub windows: Vec<String>,
+}
+
+/// Who has the exclusive right to deploy to an environment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LeaseView {
+    /// Whose.
+    pub project: String,
+    /// Which.
+    pub environment: String,
+    /// The group that shares the lease.
+    pub group: Option<String>,
+    /// Whether anybody has it.
+    pub held: bool,
+    /// Who: a person, or the id of a deployment.
+    pub holder: Option<String>,
+    /// Why, in their words.
+    pub reason: Option<String>,
+    /// RFC 3339.
+    pub since: Option<String>,
+    /// RFC 3339; absent for deployments, which give it back at their end.
+    pub until: Option<String>,
+    /// The fencing number of the grant.
+    pub epoch: Option<u64>,
 }
 
 /// One press of the button.
@@ -134,6 +209,9 @@ pub struct RunView {
     pub finished_at: Option<String>,
     /// What it waits for.
     pub waiting: Option<WaitingView>,
+    /// Where it ended well and did not go on, because nothing opened the next environment for it.
+    #[serde(default)]
+    pub closed: Option<ClosedView>,
     /// Test stages in order. Empty in lists.
     #[serde(default)]
     pub stages: Vec<StageView>,
@@ -233,6 +311,13 @@ pub struct LiveView {
     pub run: Option<String>,
     /// Who holds the environment's lease now.
     pub lease: Option<WaitingView>,
+    /// What keeps new deployments away now.
+    #[serde(default)]
+    pub freeze: Option<WaitingView>,
+    /// What opens it: `push`, `manual`, or the patterns of tags.
+    #[serde(default)]
+    #[schema(example = "push")]
+    pub when: String,
     /// What is wrong there: how the last deployment ended, unless it succeeded.
     pub trouble: Option<CauseView>,
 }

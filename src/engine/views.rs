@@ -11,14 +11,16 @@ use serde_json::Value;
 use tokio::sync::{broadcast, watch};
 
 use super::view::{
-    ArtifactView, CauseView, DeploymentView, EventView, HostView, ReleaseView, RunView, StageState, StageView, WaitingView, shortened,
+    ArtifactView, CauseView, ClosedView, DeploymentView, EventView, HostView, ReleaseView, RunView, StageState, StageView, WaitingView, shortened,
 };
 use crate::{
     model::{
         decide,
         deployment::{Deployment, HostRun},
+        doors,
         event::{Event, Record, Request},
         ids::{DeploymentId, HostId, ProjectName, RunId, Seq},
+        pipeline::When,
         release::{Artifact, Content, Release},
         run::{Progress, Run, RunState, StageRun, Waiting},
         step::{CallKey, Place},
@@ -67,7 +69,12 @@ impl From<&Artifact> for ArtifactView {
 
 impl From<&Waiting> for WaitingView {
     fn from(waiting: &Waiting) -> Self {
-        WaitingView { code: waiting.code.clone(), holder: waiting.holder.clone(), until: waiting.until_ms.map(rfc3339) }
+        WaitingView {
+            code: waiting.code.clone(),
+            holder: waiting.holder.clone(),
+            until: waiting.until_ms.map(rfc3339),
+            reason: waiting.reason.as_deref().map(shortened),
+        }
     }
 }
 
@@ -86,10 +93,37 @@ pub(super) fn queued(id: &RunId, project: &ProjectName, request: &Request, holde
         created_at: rfc3339(request.requested_at_ms),
         started_at: None,
         finished_at: None,
-        waiting: holder.map(|run| WaitingView { code: "queue".to_owned(), holder: run.to_string(), until: None }),
+        waiting: holder.map(|run| WaitingView {
+            code: "queue".to_owned(),
+            holder: run.to_string(),
+            until: None,
+            reason: None,
+        }),
+        closed: None,
         stages: Vec::new(),
         deployments: Vec::new(),
     }
+}
+
+/// What opens an environment, in words.
+pub(super) fn opened_by(when: &When) -> String {
+    match when {
+        When::Push => "push".to_owned(),
+        When::Manual => "manual".to_owned(),
+        When::Tag(patterns) => format!("tag {}", patterns.join(", ")),
+    }
+}
+
+/// What it takes to go on with a run that stopped at a closed door.
+pub(super) fn closed(run: &Run) -> Option<ClosedView> {
+    let environment = doors::closed(run)?;
+    let release = run.release.as_ref()?;
+    let reference = release.tag.clone().unwrap_or_else(|| release.commit.sha.as_str().chars().take(12).collect());
+    Some(ClosedView {
+        environment: environment.name.to_string(),
+        when: opened_by(&environment.when),
+        command: format!("phased start {} {} --ref {reference}", run.header.project, environment.name),
+    })
 }
 
 fn head(run: &Run) -> RunView {
@@ -106,6 +140,7 @@ fn head(run: &Run) -> RunView {
         started_at: Some(run.started_at.rfc3339()),
         finished_at,
         waiting,
+        closed: closed(run),
         ..queued(&header.run, &header.project, &header.request, None)
     }
 }

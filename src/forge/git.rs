@@ -19,6 +19,7 @@ use tokio::sync::{OnceCell, OwnedMutexGuard};
 use crate::{
     model::{
         cause::Cause,
+        doors::tagged,
         event::Wanted,
         ids::{ProjectName, Sha},
         pipeline::Source,
@@ -266,7 +267,7 @@ impl Git {
         };
         match self.commits(project, &[sha.to_string()]).await?.pop().flatten() {
             Some(commit) => Ok((head, commit, None)),
-            None => Err(fault::not_allowed(text, &sha, &source.branch)),
+            None => Err(fault::not_allowed(text, &sha, source)),
         }
     }
 
@@ -298,6 +299,20 @@ impl Forge for Git {
         self.ask(&access, &reference).await?.ok_or_else(|| fault::no_branch(&source.branch, &access.url.text))
     }
 
+    async fn tags(&self, _project: &ProjectName, source: &Source) -> Result<Vec<(String, Sha)>, Cause> {
+        self.usable().await?;
+        let access = self.access(source)?;
+        let command = self
+            .command()
+            .args(["ls-remote", "--quiet", "--refs", "--sort=version:refname", "--end-of-options"])
+            .arg(access.url.text.as_str())
+            .arg("refs/tags/*");
+        let out = self.remote("ls-remote", &access, command, ASK_LIMIT).await?;
+        let mut tags = refs::tags(&out);
+        tags.retain(|(name, _)| tagged(&source.tags, name));
+        Ok(tags)
+    }
+
     async fn resolve(&self, project: &ProjectName, source: &Source, wanted: &Wanted) -> Result<Resolved, Cause> {
         self.usable().await?;
         refs::branch(&source.branch)?;
@@ -324,10 +339,11 @@ impl Forge for Git {
                 (head, commit, None)
             }
         };
-        if !self.ancestor(project, &commit.sha, &head.sha).await? {
+        let by_tag = tag.as_ref().is_some_and(|tag| tagged(&source.tags, tag));
+        if !by_tag && !self.ancestor(project, &commit.sha, &head.sha).await? {
             return Err(match wanted {
                 Wanted::Pushed(sha) => fault::not_on_branch(sha, &source.branch),
-                Wanted::Named(text) => fault::not_allowed(text, &commit.sha, &source.branch),
+                Wanted::Named(text) => fault::not_allowed(text, &commit.sha, source),
                 Wanted::Head => fault::no_branch(&source.branch, &access.url.text),
             });
         }

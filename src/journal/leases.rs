@@ -56,6 +56,13 @@ impl ControlLeases {
         held.filter(|held| held.until_ms.is_none_or(|until| now < until))
     }
 
+    /// A new grant after the one of `last`.
+    fn granted(&self, last: Epoch, holder: String, reason: String, until_ms: Option<i64>) -> Lease {
+        let now = self.clock.now().wall_ms;
+        let epoch = Epoch(last.0.saturating_add(1).max(u64::try_from(now).unwrap_or(0)));
+        Lease { epoch, held: Some(Holder { holder, reason, since_ms: now, until_ms, epoch }) }
+    }
+
     fn write(&self, key: &str, revision: Revision, lease: &Lease) -> Result<Acquired, CommitError> {
         let value: Value = serde_json::to_value(lease).map_err(|error| CommitError::Broken(error.to_string()))?;
         let expected = [(key.to_owned(), revision)];
@@ -78,12 +85,33 @@ impl Leases for ControlLeases {
                 Some(held) if held.holder != holder => return Ok(Acquired::Held(held)),
                 // We asked before and crashed, or were not heard: the same grant, written again for a ticket of its own.
                 Some(held) => Lease { epoch, held: Some(held) },
-                None => {
-                    let now = self.clock.now().wall_ms;
-                    let epoch = Epoch(epoch.0.saturating_add(1).max(u64::try_from(now).unwrap_or(0)));
-                    let (holder, reason) = (holder.to_owned(), reason.to_owned());
-                    Lease { epoch, held: Some(Holder { holder, reason, since_ms: now, until_ms: None, epoch }) }
-                }
+                None => self.granted(epoch, holder.to_owned(), reason.to_owned(), None),
+            };
+            match self.write(&key, revision, &lease) {
+                Err(CommitError::Conflict { .. }) if tries > 0 => tries -= 1,
+                other => return other,
+            }
+        }
+    }
+
+    fn hold(
+        &self,
+        lease: &str,
+        holder: &str,
+        reason: &str,
+        until_ms: i64,
+        force: bool,
+    ) -> Result<Acquired, CommitError> {
+        let key = key(lease);
+        let mut tries = TRIES;
+        loop {
+            let (revision, Lease { epoch, held }) = self.lease(&key)?;
+            let held = self.live(held);
+            let (holder, reason, until_ms) = (holder.to_owned(), reason.to_owned(), Some(until_ms));
+            let lease = match held {
+                Some(held) if held.holder != holder && !force => return Ok(Acquired::Held(held)),
+                Some(held) if held.holder == holder => Lease { epoch, held: Some(Holder { reason, until_ms, ..held }) },
+                _ => self.granted(epoch, holder, reason, until_ms),
             };
             match self.write(&key, revision, &lease) {
                 Err(CommitError::Conflict { .. }) if tries > 0 => tries -= 1,
@@ -201,6 +229,30 @@ mod tests {
         assert_eq!(granted(leases.acquire("e", "r.1", "").unwrap()), 2000);
         control.commit(Commit::Lease, &[], vec![("lease/e".into(), Some(json!("what")))]).unwrap();
         assert!(leases.acquire("e", "r.1", "").is_err());
+    }
+
+    #[test]
+    fn people_hold_for_a_time_and_take_by_force_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (leases, _, clock) = leases(&dir, 1000);
+        assert_eq!(granted(leases.hold("e", "ann", "debugging", 5000, false).unwrap()), 1000);
+        assert!(matches!(leases.acquire("e", "r.1", "").unwrap(), Acquired::Held(held) if held.reason == "debugging"));
+        assert!(
+            matches!(leases.hold("e", "bob", "", 9000, false).unwrap(), Acquired::Held(held) if held.holder == "ann")
+        );
+        assert_eq!(
+            granted(leases.hold("e", "ann", "still", 2000, false).unwrap()),
+            1000,
+            "longer or shorter, it is hers"
+        );
+        let held = leases.holder("e").unwrap();
+        assert_eq!((&*held.reason, held.since_ms, held.until_ms), ("still", 1000, Some(2000)));
+        assert_eq!(granted(leases.hold("e", "bob", "", 3000, true).unwrap()), 1001);
+        leases.release("e", "ann").unwrap();
+        assert_eq!(leases.holder("e").unwrap().holder, "bob");
+        clock.0.store(3000, Ordering::SeqCst);
+        assert_eq!(granted(leases.acquire("e", "r.1", "").unwrap()), 3000);
+        assert_eq!(granted(leases.hold("e", "ann", "", 9000, true).unwrap()), 3001, "also from a deployment");
     }
 
     #[test]

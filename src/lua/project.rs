@@ -14,11 +14,12 @@ use super::{
 };
 use crate::{
     model::{
+        freeze::{self, Window, Written},
         health::full_unit,
         host::{Host, SecretRef, Ssh},
         ids::{EnvironmentName, HostId, StageName},
         pipeline::{
-            Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source, Stage, Version, VersionFrom,
+            Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source, Stage, Version, VersionFrom, When,
         },
         rollout::{Budget, Canary, OnFailure, OnInconclusive, Rollout, Waves},
     },
@@ -50,6 +51,16 @@ pub fn findings(data: &Json, known: &[Finding]) -> Vec<Finding> {
         let at = vec![definitions::key("environments"), Part::Index(i)];
         hosts(&environment["hosts"], &at, &mut found);
         waves(&environment["rollout"]["waves"], &at, &mut found);
+        windows(&environment["freeze"], &at, known, &mut found);
+        if !environment["when"]["tag"].is_null() && data["source"]["tags"].is_null() {
+            let mut path = at.clone();
+            path.push(definitions::key("when"));
+            found.push(finding(
+                path,
+                format!("{}.when waits for tags, and no pushed tag starts a run", check::dotted(&at)),
+                Some("add source.tags, as in source = { ..., tags = \"v*\" }, or write when = \"manual\""),
+            ));
+        }
         let mut below = at.clone();
         below.push(definitions::key("health"));
         // A check that is there and wrong is no missing check.
@@ -124,6 +135,43 @@ fn waves(waves: &Json, at: &[Part], found: &mut Vec<Finding>) {
     }
 }
 
+/// Windows whose times make no sense, and windows that together leave no time at all.
+fn windows(windows: &Json, at: &[Part], known: &[Finding], found: &mut Vec<Finding>) {
+    let mut path = at.to_vec();
+    path.push(definitions::key("freeze"));
+    let mut sound: Vec<Window> = Vec::new();
+    for (i, window) in items(windows) {
+        let mut path = path.clone();
+        path.push(Part::Index(i));
+        // A key that is of the wrong kind is no missing time.
+        if known.iter().any(|finding| finding.path.starts_with(&path)) {
+            return;
+        }
+        let Ok(written) = Written::deserialize(window) else { return };
+        match Window::try_from(written) {
+            Ok(window) => sound.push(window),
+            Err(nonsense) => {
+                let message = format!("{}: {}", check::dotted(&path), nonsense.message);
+                if !window[nonsense.key].is_null() {
+                    path.push(definitions::key(nonsense.key));
+                }
+                found.push(finding(path, message, None));
+            }
+        }
+    }
+    sound.retain(Window::recurs);
+    let zones = |name: &str| crate::time::zone(name).unwrap_or(jiff::tz::TimeZone::UTC);
+    let nobody = freeze::ByHand::default();
+    if freeze::frozen(&sound, &nobody, SOME_DAY_MS, &zones).is_some_and(|frozen| frozen.until_ms.is_none()) {
+        let message =
+            format!("{}: together they leave no time in which anything could be deployed", check::dotted(&path));
+        found.push(finding(path, message, Some("a freeze by hand is `phased freeze PROJECT ENVIRONMENT`")));
+    }
+}
+
+/// Any day will do: what comes again each week is there or not on all of them.
+const SOME_DAY_MS: i64 = 1_767_225_600_000;
+
 fn health(health: &Json, at: &[Part], found: &mut Vec<Finding>) {
     let Some(health) = health.as_object() else { return };
     let mut path = at.to_vec();
@@ -187,6 +235,7 @@ struct RawProject {
 struct RawSource {
     git: String,
     branch: String,
+    tags: Option<OneOrMany<String>>,
     poll: Option<Span>,
     webhook: Option<OneOrMany<SecretRef>>,
     user: Option<String>,
@@ -236,6 +285,24 @@ struct RawEnvironment {
     #[serde(flatten)]
     hooks: Hooks,
     timeout: Option<Span>,
+    #[serde(default)]
+    freeze: Vec<Window>,
+    group: Option<String>,
+    when: Option<RawWhen>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RawWhen {
+    Word(WhenWord),
+    Tag { tag: OneOrMany<String> },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum WhenWord {
+    Push,
+    Manual,
 }
 
 #[derive(Deserialize)]
@@ -370,6 +437,7 @@ pub fn pipeline(data: &Json) -> Result<Pipeline, String> {
         source: Source {
             git: raw.source.git,
             branch: raw.source.branch,
+            tags: OneOrMany::all(raw.source.tags),
             poll_ms: raw.source.poll.map(ms),
             webhook: OneOrMany::all(raw.source.webhook),
             user: raw.source.user,
@@ -412,6 +480,13 @@ fn environment(raw: RawEnvironment) -> Result<Environment, String> {
         verify: raw.verify,
         hooks: raw.hooks,
         timeout_ms: ms(raw.timeout.unwrap_or(CALL_LIMIT)),
+        freeze: raw.freeze,
+        group: raw.group,
+        when: match raw.when {
+            None | Some(RawWhen::Word(WhenWord::Push)) => When::Push,
+            Some(RawWhen::Word(WhenWord::Manual)) => When::Manual,
+            Some(RawWhen::Tag { tag }) => When::Tag(OneOrMany::all(Some(tag))),
+        },
         name: raw.name,
     })
 }

@@ -284,6 +284,23 @@ pub fn branch(text: &str) -> Result<(), String> {
     if wrong { Err("is not a valid branch name".to_owned()) } else { Ok(()) }
 }
 
+/// A pattern of tags' names.
+pub fn tag_pattern(text: &str) -> Result<(), String> {
+    line(text)?;
+    if text.starts_with("refs/") {
+        return Err("must be short, as in \"v*\"".to_owned());
+    }
+    globset::Glob::new(text).map(|_| ()).map_err(|error| format!("is no pattern: {}", error.kind()))
+}
+
+/// The IANA name of a time zone.
+pub fn zone(text: &str) -> Result<(), String> {
+    match crate::time::zone(text) {
+        Some(_) => Ok(()),
+        None => Err("is no time zone: write it as in \"Europe/Berlin\", or \"UTC\"".to_owned()),
+    }
+}
+
 /// The name of a secret, as its file is called.
 pub fn secret_name(text: &str) -> Result<(), String> {
     let fits = text.len() <= 255

@@ -388,6 +388,9 @@ pub struct Request {
     /// What for.
     #[serde(skip_serializing_if = "Purpose::is_deploy", default)]
     pub purpose: Purpose,
+    /// The tag by which it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tag: Option<String>,
     /// Deploy also where the release is live already.
     #[serde(default)]
     pub redeploy: bool,

@@ -191,6 +191,18 @@ pub struct DeploymentId {
     pub n: u32,
 }
 
+impl FromStr for DeploymentId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let parts = text.split_once('.').and_then(|(run, n)| Some((run.parse().ok()?, n.parse().ok()?)));
+        match parts {
+            Some((run, n)) if n > 0 => Ok(DeploymentId { run, n }),
+            _ => refuse("deployment id", "it is a run's id, a dot and a number from 1", text),
+        }
+    }
+}
+
 impl fmt::Display for DeploymentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.run, self.n)

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
+    freeze::Window,
     host::{Host, SecretRef, Ssh},
     ids::{EnvironmentName, StageName},
     rollout::Rollout,
@@ -33,6 +34,9 @@ pub struct Source {
     pub git: String,
     /// The branch that is deployed.
     pub branch: String,
+    /// Patterns of tags whose pushes start runs too, and which need not be on the branch.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub tags: Vec<String>,
     /// How often the head is asked for; absent = only at start.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub poll_ms: Option<u64>,
@@ -97,6 +101,34 @@ pub struct Environment {
     pub hooks: Hooks,
     /// The limit of each of its calls.
     pub timeout_ms: u64,
+    /// When nothing new is deployed.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub freeze: Vec<Window>,
+    /// With whom it shares its lease.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub group: Option<String>,
+    /// Which runs enter it by themselves.
+    #[serde(skip_serializing_if = "When::is_push", default)]
+    pub when: When,
+}
+
+/// `when = "push" | "manual" | { tag = ... }`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum When {
+    /// All.
+    #[default]
+    Push,
+    /// Those that a person starts for it.
+    Manual,
+    /// Those, and runs of tags that match one of these patterns.
+    Tag(Vec<String>),
+}
+
+impl When {
+    fn is_push(&self) -> bool {
+        *self == When::Push
+    }
 }
 
 /// The hooks that an environment may have, beside `deploy` and `verify`.

@@ -92,6 +92,9 @@ pub struct Waiting {
     /// Until when at the latest, wall ms.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub until_ms: Option<i64>,
+    /// Why, in the holder's words.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
 }
 
 /// How a call ended, without what it returned.

@@ -32,6 +32,13 @@ pub trait Forge: Send + Sync {
     /// See [`Forge`].
     async fn head(&self, project: &ProjectName, source: &Source) -> Result<Sha, Cause>;
 
+    /// The tags at the remote that match `source.tags`, without fetching, by version: `v1.9` before `v1.10`. Each with what it points at
+    /// itself, which for an annotated tag is no commit.
+    ///
+    /// # Errors
+    /// See [`Forge`].
+    async fn tags(&self, project: &ProjectName, source: &Source) -> Result<Vec<(String, Sha)>, Cause>;
+
     /// Brings the project's mirror up to date and finds `wanted` in it.
     ///
     /// # Errors

@@ -31,13 +31,27 @@ pub enum Acquired {
     Held(Holder),
 }
 
-/// Exclusive rights, by name (`<project>/<environment>` or `group/<name>`).
+/// Exclusive rights, by name (`<project>/<environment>` or `group:<name>`).
 pub trait Leases: Send + Sync {
     /// Takes the lease unless another holds it.
     ///
     /// # Errors
     /// The control log's.
     fn acquire(&self, lease: &str, holder: &str, reason: &str) -> Result<Acquired, CommitError>;
+
+    /// Takes the lease for a person until `until_ms`, wall time; who has it already gets the new time and reason, and keeps the epoch. With
+    /// `force` also from somebody else.
+    ///
+    /// # Errors
+    /// The control log's.
+    fn hold(
+        &self,
+        lease: &str,
+        holder: &str,
+        reason: &str,
+        until_ms: i64,
+        force: bool,
+    ) -> Result<Acquired, CommitError>;
 
     /// Gives it back; a lease that is not ours any more is left alone.
     ///

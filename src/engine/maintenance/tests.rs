@@ -36,6 +36,7 @@ fn planned() -> Run {
         source: Source {
             git: "file:///x".to_owned(),
             branch: "main".to_owned(),
+            tags: Vec::new(),
             poll_ms: None,
             webhook: Vec::new(),
             user: None,
@@ -53,6 +54,9 @@ fn planned() -> Run {
             health: Some(health),
             verify: true,
             timeout_ms: 60_000,
+            freeze: Vec::new(),
+            group: None,
+            when: When::Push,
         }],
         notify: Notify::default(),
     };
@@ -71,6 +75,7 @@ fn planned() -> Run {
             reason: None,
             wanted: Wanted::Head,
             environment: None,
+            tag: None,
             redeploy: false,
             retest: false,
             after: None,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{access::Access, command::Ended};
 use crate::{
-    model::{cause::Cause, ids::Sha},
+    model::{cause::Cause, ids::Sha, pipeline::Source},
     time::Span,
 };
 
@@ -132,7 +132,12 @@ pub(super) fn not_on_branch(sha: &Sha, branch: &str) -> Cause {
     Cause::new("ref_unknown", message)
 }
 
-pub(super) fn not_allowed(text: &str, sha: &Sha, branch: &str) -> Cause {
-    let message = format!("{:?} ({sha}) is not part of branch {:?}: merge it first", shown(text), shown(branch));
+pub(super) fn not_allowed(text: &str, sha: &Sha, source: &Source) -> Cause {
+    let tags = match source.tags.is_empty() {
+        true => String::new(),
+        false => format!(", or push a tag that matches {}", shown(&source.tags.join(", "))),
+    };
+    let branch = shown(&source.branch);
+    let message = format!("{:?} ({sha}) is not part of branch {branch:?}: merge it first{tags}", shown(text));
     Cause::new("ref_not_allowed", message).with("sha", sha.as_str())
 }

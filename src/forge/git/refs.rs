@@ -115,6 +115,13 @@ pub(super) fn listed(out: &[u8], reference: &str) -> Option<Sha> {
     })
 }
 
+/// The tags of a listing, in its order; names that git itself would not allow are left out.
+pub(super) fn tags(out: &[u8]) -> Vec<(String, Sha)> {
+    let lines = out.split(|b| *b == b'\n').filter_map(|line| std::str::from_utf8(line).ok()?.split_once('\t'));
+    let tags = lines.filter_map(|(sha, reference)| Some((reference.strip_prefix("refs/tags/")?, sha.parse().ok()?)));
+    tags.filter(|(name, _)| is_ref_name(name)).map(|(name, sha)| (name.to_owned(), sha)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,6 +194,16 @@ mod tests {
         let raw = b"tree 4b825dc642cb6eb9a060e54bf8d69288fbee4904\nauthor Jos\xe9 <j@x> 1 +0000\ncommitter x <y> 99999999999999999999 +0000\nencoding ISO-8859-1\n\n\xe9t\xe9";
         let read = commit("a".repeat(40).parse().unwrap(), raw).unwrap();
         assert_eq!((read.author.as_str(), read.message.as_str(), read.committed_at_ms), ("José <j@x>", "été", 0));
+    }
+
+    #[test]
+    fn tags_are_read_from_a_listing() {
+        let (a, b) = ("a".repeat(40), "b".repeat(40));
+        let out = format!(
+            "{b}\trefs/tags/v1.9\n{a}\trefs/tags/v1.10\nx\trefs/tags/y\n{a}\trefs/heads/v2\n{a}\trefs/tags/-x\n"
+        );
+        let names: Vec<String> = tags(out.as_bytes()).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["v1.9", "v1.10"]);
     }
 
     #[test]

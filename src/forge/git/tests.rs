@@ -84,6 +84,7 @@ impl Fixture {
         Source {
             git: url.to_owned(),
             branch: "main".to_owned(),
+            tags: Vec::new(),
             poll_ms: None,
             webhook: Vec::new(),
             user: None,

@@ -35,9 +35,14 @@ fn source() -> Shape {
         )
         .required("branch", text("a branch name", rules::branch), "The branch that is deployed.")
         .optional(
+            "tags",
+            text("a pattern of tags", rules::tag_pattern).or_list(),
+            "Pushed tags that match start runs too, and may be started although they are not on the branch: \"v*\".",
+        )
+        .optional(
             "poll",
             Kind::Limit,
-            "How often the branch's head is asked for, beside webhooks; without it only at start.",
+            "How often the branch's head and tags are asked for, beside webhooks; without it only at start.",
         )
         .optional(
             "webhook",
@@ -56,7 +61,7 @@ fn source() -> Shape {
             text("an absolute path", rules::absolute_path),
             "The known_hosts file for ssh:// and user@host:path.",
         )
-        .later(&["tags", "paths", "schedule"])
+        .later(&["paths", "schedule"])
 }
 
 fn stage() -> Shape {
@@ -94,6 +99,22 @@ fn environment() -> Shape {
             "Tests in production, after the last host; an error is a bad deployment.",
         )
         .with_default("timeout", Kind::Limit, "\"1h\"", "The limit of each of its calls as a whole.")
+        .with_default(
+            "when",
+            Kind::Union(vec![Kind::words(&["push", "manual"]), when().table()]),
+            "\"push\"",
+            "Which runs enter it by themselves: all, none, or those of tags. A run stops at the first environment that nothing opens for it; `phased start PROJECT ENVIRONMENT` opens it.",
+        )
+        .optional(
+            "freeze",
+            freeze().table().some(),
+            "Times in which nothing new is deployed there; rollbacks and late hosts are.",
+        )
+        .optional(
+            "group",
+            text("a name", rules::name),
+            "Environments of one group, also of other projects, are deployed to one at a time.",
+        )
         .optional(
             "prepare",
             function("fun(host: phased.Host, release: phased.Release)"),
@@ -110,7 +131,28 @@ fn environment() -> Shape {
             function("fun(release: phased.Release): boolean, string?"),
             "Asked before anything is touched: whether a failure may go back to the known-good release, and if not, why.",
         )
-        .later(&["alarms", "freeze", "group", "when", "transport"])
+        .later(&["alarms", "transport"])
+}
+
+fn when() -> Shape {
+    Shape::new("when", "Runs of which tags enter an environment by themselves.").required(
+        "tag",
+        text("a pattern of tags", rules::tag_pattern).or_list(),
+        "As in \"v*\"; source.tags says which pushed tags start runs.",
+    )
+}
+
+fn freeze() -> Shape {
+    let time = || text("a time", rules::line);
+    Shape::new(
+        "freeze",
+        "A window in which nothing new is deployed: { from = \"fri 16:00\", to = \"mon 08:00\" } each week, { days = \"mon-fri\", from = \"22:00\", to = \"06:00\" } on each of these days, { days = \"sat,sun\" } all day, { from = \"2026-12-20\", to = \"2027-01-02\" } once.",
+    )
+    .optional("days", time(), "The days on which it begins: \"mon-fri\", \"sat,sun\"; with times of day only.")
+    .optional("from", time(), "\"16:00\", \"fri 16:00\", \"2026-12-20\" or \"2026-12-20 16:00\".")
+    .optional("to", time(), "The same kind. Not later than from on the same day is on the next; a date alone is the whole of that day.")
+    .required("zone", text("a time zone", rules::zone), "Whose clock: \"Europe/Berlin\", \"UTC\".")
+    .optional("reason", text("one line", rules::line), "Why, for those who wait.")
 }
 
 fn hosts() -> Kind {

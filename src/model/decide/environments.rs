@@ -4,6 +4,7 @@ use super::{Action, Decision, back, cut_short, end, rollout};
 use crate::{
     model::{
         deployment::{Deployment, DeploymentState},
+        doors,
         event::Event,
         ids::EnvironmentName,
         run::{Run, RunState},
@@ -25,11 +26,16 @@ fn asked_for(run: &Run) -> Vec<&EnvironmentName> {
 /// The environments, each only if the one before is good.
 pub(super) fn environments(run: &Run, now: &Stamp, decision: &mut Decision) {
     let live = |name: &EnvironmentName| run.target.is_none() && !run.header.request.redeploy && run.live.contains(name);
-    for environment in asked_for(run).into_iter().filter(|name| !live(name)) {
+    let reach = if run.target.is_some() { usize::MAX } else { doors::reach_of(run) };
+    for (at, environment) in asked_for(run).into_iter().enumerate().filter(|(_, name)| !live(name)) {
         let found = run.deployments.iter().find(|d| d.environment == *environment && d.rollback_of.is_none());
         let Some(deployment) = found else {
             if let Some((state, cause)) = cut_short(run) {
                 return end(run, decision, unless_touched(run, state), Some(cause));
+            }
+            if at >= reach {
+                // Everything it was to do is done: this one, and so those behind it, are not opened by a push.
+                break;
             }
             let (deployment, environment) = (next_number(run), environment.clone());
             return decision.act(Action::Append(Event::DeploymentCreated { deployment, environment, back: None }));

@@ -9,7 +9,7 @@ use crate::model::{
     event::{CallResult, Header, Record, Request, Wanted},
     host::{Host, Ssh},
     ids::{Digest, Epoch, RunId, Seq, Sha},
-    pipeline::{Budget, Check, Health, HostSource, Notify, Pipeline, Queue, Rollout, Source, Stage},
+    pipeline::{Budget, Check, Health, HostSource, Notify, Pipeline, Queue, Rollout, Source, Stage, When},
     release::{Commit, Release},
     run::{Trigger, Waiting},
     step::{Branch, Place, StepKey},
@@ -87,11 +87,15 @@ fn pipeline(random: &mut Random) -> Pipeline {
         }),
         verify: random.one_in(2),
         timeout_ms: 60_000,
+        freeze: Vec::new(),
+        group: None,
+        when: if random.one_in(6) { When::Manual } else { When::Push },
     };
     Pipeline {
         source: Source {
             git: "file:///x".to_owned(),
             branch: "main".to_owned(),
+            tags: Vec::new(),
             poll_ms: None,
             webhook: Vec::new(),
             user: None,
@@ -155,6 +159,7 @@ impl Sim {
                 reason: None,
                 wanted: Wanted::Head,
                 environment,
+                tag: None,
                 redeploy: random.one_in(4),
                 retest: random.one_in(4),
                 after: None,
@@ -435,7 +440,8 @@ impl Sim {
             Action::Checkout if self.random.one_in(10) => Event::CheckoutFailed { cause: cause() },
             Action::Checkout => Event::CheckedOut { dir: "/x".to_owned() },
             Action::Lease { deployment } if self.random.one_in(4) => {
-                let waiting = Waiting { code: "lease".to_owned(), holder: "other".to_owned(), until_ms: None };
+                let waiting =
+                    Waiting { code: "lease".to_owned(), holder: "other".to_owned(), until_ms: None, reason: None };
                 let event = Event::Blocked { deployment: *deployment, waiting: Some(waiting) };
                 self.busy.insert(name.to_owned(), action);
                 event
@@ -563,9 +569,17 @@ impl Sim {
             RunState::Succeeded => {
                 self.no_stage_failed();
                 assert_eq!(*cause, None);
-                for environment in asked_for(run) {
+                let reach = doors::reach_of(run);
+                for (at, environment) in asked_for(run).enumerate() {
                     let live = !run.header.request.redeploy && run.live.contains(&environment.name);
                     let of = run.deployments.iter().find(|d| d.environment == environment.name);
+                    if at >= reach && !live {
+                        // Not opened for this run, and so none behind it either.
+                        let entered =
+                            asked_for(run).skip(at).any(|e| run.deployments.iter().any(|d| d.environment == e.name));
+                        assert!(!entered, "seed {seed}: {} or one behind it was entered", environment.name);
+                        break;
+                    }
                     assert!(live || of.is_some(), "seed {seed}: {} has not got it", environment.name);
                     let Some(of) = of else { continue };
                     let budgets = of.budgets.unwrap();
