@@ -1,13 +1,25 @@
 //! What decisions ask of the world, each in a task of its own, each ending in facts for the owner.
 
+mod health;
+mod lease;
+mod plan;
+mod resolve;
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::lease::lease_name;
+use self::{
+    health::{Guarded, guard, watch, with_variables},
+    lease::lease,
+    plan::{look, plan},
+    resolve::{checkout, resolve},
+};
 use super::{
     doors::{Doors, Place},
-    end, freezes, history, hosts, ledger,
+    end, history,
     owner::Message,
     sessions::Sessions,
     world::World,
@@ -15,20 +27,18 @@ use super::{
 use crate::{
     model::{
         cause::Cause,
-        decide::{self, Action},
-        deployment::HealthRun,
-        doors,
-        event::{Event, Wanted},
-        health::{Deployed, Fact, Sight, Verdict, Watch},
+        decide::Action,
+        deployment::{Deployment, HealthRun, HostRun, HostState},
+        event::Event,
+        health::{Deployed, Watch},
         host::Host,
-        ids::{ReleaseId, RunId},
+        ids::RunId,
         input,
-        pipeline::{Check, Environment, Health, Queue, Version, VersionFrom},
-        release::{Artifact, Commit, Release},
-        run::{Run, Waiting},
+        pipeline::{Environment, Health},
+        run::Run,
         step::{Branch, CallKey, StepKey},
     },
-    ports::{journal::Ticket, leases::Acquired, program::Opening},
+    ports::{journal::Ticket, program::Opening},
     time::Stamp,
 };
 
@@ -60,13 +70,22 @@ pub(super) enum Job {
         deployment: u32,
         environment: Box<Environment>,
     },
+    Look {
+        run: Box<Run>,
+        deployment: u32,
+        wave: u32,
+    },
+    Guard {
+        deployment: u32,
+        guarded: Vec<Guarded>,
+        bake: Duration,
+    },
     Watch {
         deployment: u32,
         host: Box<Host>,
         health: Health,
         since: Since,
         deployed: Option<Deployed>,
-        variables: Vec<(String, String)>,
     },
     Undo {
         run: RunId,
@@ -97,22 +116,42 @@ impl Job {
                 let environment = run.environment(&run.deployment(deployment)?.environment)?.clone();
                 Job::Plan { run: whole(), deployment, environment: Box::new(environment) }
             }
+            Action::Look { deployment, wave } => Job::Look { run: whole(), deployment, wave },
+            Action::Guard { deployment } => {
+                let of = run.deployment(deployment)?;
+                let bake = Duration::from_millis(of.spec(run)?.rollout.bake_time_ms);
+                let healthy =
+                    of.hosts.iter().filter(|host| host.verdict() == HostState::Healthy && host.back.is_none());
+                let guarded = healthy.filter_map(|host| {
+                    let (health, deployed) = checks(run, of, host)?;
+                    let watch = Watch::new(&health, deployed);
+                    Some(Guarded { host: host.host.clone(), health, watch, bad: 0 })
+                });
+                Job::Guard { deployment, guarded: guarded.collect(), bake }
+            }
             Action::Watch { deployment, host } => {
                 let of = run.deployment(deployment)?;
-                let health = run.environment(&of.environment)?.health.clone()?;
-                let call = CallKey::host(of.environment.as_str(), deployment, host.as_str(), "health");
-                let variables = input::variables(run, &StepKey::new(&call, &Branch::top(), "health", 1), None);
-                let deployed = run.release.as_ref().map(|release| Deployed::new(release, of.previous.as_ref()));
                 let host = of.host(&host)?;
+                let (health, deployed) = checks(run, of, host)?;
                 let HealthRun::Watching { since, again } = &host.health else { return None };
                 let since = Since { began: since.clone(), again: *again };
-                Job::Watch { deployment, host: Box::new(host.host.clone()), health, since, deployed, variables }
+                Job::Watch { deployment, host: Box::new(host.host.clone()), health, since, deployed }
             }
             Action::Undo(key) => Job::Undo { run: run.header.run.clone(), key },
             Action::Finish => Job::Finish(whole()),
             Action::Append(_) | Action::Call { .. } | Action::Retry(_) | Action::EndCall { .. } => return None,
         })
     }
+}
+
+/// The checks of a host in a deployment, and what it is to run.
+fn checks(run: &Run, of: &Deployment, host: &HostRun) -> Option<(Health, Option<Deployed>)> {
+    let mut health = of.spec(run)?.health.clone()?;
+    let call = CallKey::host(of.environment.as_str(), of.n, host.host.id.as_str(), "health");
+    let variables = input::variables(run, &StepKey::new(&call, &Branch::top(), "health", 1), None);
+    health.checks.iter_mut().for_each(|check| with_variables(check, &variables));
+    let deployed = of.release(run).map(|release| Deployed::new(release, of.previous.as_ref()));
+    Some((health, deployed))
 }
 
 impl Job {
@@ -142,8 +181,9 @@ pub(super) async fn perform(context: Context, job: Job) {
                 let fact = plan(&context, &run, deployment, &environment).await;
                 context.last(fact).await;
             }
-            Job::Watch { deployment, host, mut health, since, deployed, variables } => {
-                health.checks.iter_mut().for_each(|check| with_variables(check, &variables));
+            Job::Look { run, deployment, wave } => context.last(look(&context, &run, deployment, wave).await).await,
+            Job::Guard { deployment, guarded, bake } => guard(&context, deployment, guarded, bake).await,
+            Job::Watch { deployment, host, health, since, deployed } => {
                 let fact = watch(&context, deployment, &host, &health, &since, deployed).await;
                 context.last(fact).await;
             }
@@ -180,202 +220,6 @@ impl Context {
     }
 }
 
-/// Finds and fetches the commit; a push that is not the head any more ends as superseded.
-async fn resolve(context: &Context, run: &Run) -> Event {
-    let world = &context.world;
-    let (header, pipeline) = (&run.header, &run.header.pipeline);
-    let project = &header.project;
-    let head = ledger::head_revision(&*world.control, project);
-    let found = match world.forge.resolve(project, &pipeline.source, &header.request.wanted).await {
-        Ok(found) => found,
-        Err(cause) if cause.code == "ref_unknown" && matches!(header.request.wanted, Wanted::Pushed(_)) => {
-            let message = format!(
-                "the pushed commit is not on {} any more; its successor is deployed instead",
-                pipeline.source.branch
-            );
-            return Event::Unresolved { cause: Cause::new("superseded", message) };
-        }
-        Err(cause) => return Event::Unresolved { cause },
-    };
-    if let (Wanted::Pushed(_), false) = (&header.request.wanted, found.is_head) {
-        let seen_before = match (&header.request.after, pipeline.queue) {
-            (_, Queue::Latest) => true,
-            (None, Queue::All) => false,
-            (Some(after), Queue::All) => {
-                world.forge.is_ancestor(project, &found.commit.sha, after).await.unwrap_or(true)
-            }
-        };
-        if seen_before {
-            let message = format!("{} has a newer head than the pushed commit", pipeline.source.branch);
-            return Event::Unresolved { cause: Cause::new("superseded", message) };
-        }
-    }
-    if found.is_head {
-        ledger::saw_head(world, run, &found.commit.sha, head);
-    }
-    resolved(world, run, found.commit, found.tag)
-}
-
-/// Which build of the commit ships: the newest that passed under this code, with what it stored. Else it is tested and built: as the
-/// first, or as a further one where there is one already, whose id stands for its bytes.
-fn resolved(world: &World, run: &Run, commit: Commit, tag: Option<String>) -> Event {
-    let header = &run.header;
-    let builds = ledger::builds(&*world.control, &header.project, &commit.sha);
-    let stored = |artifact: &Artifact| artifact.content.blob().is_none_or(|blob| world.blobs.path(blob).exists());
-    let same = builds.iter().rev().filter(|_| !header.request.retest);
-    let same = same.into_iter().find(|(_, passed)| passed.code == header.code && passed.artifacts.iter().all(stored));
-    let (id, artifacts) = match (same, builds.last()) {
-        (Some((id, passed)), _) => (id.clone(), passed.artifacts.clone()),
-        (None, Some((last, _))) if header.request.retest || builds.iter().any(|(_, p)| !p.artifacts.is_empty()) => {
-            (last.further_build(), Vec::new())
-        }
-        (None, _) => (ReleaseId::first_build(&commit.sha), Vec::new()),
-    };
-    let passed = same.map(|(_, passed)| passed.run.clone());
-    let branch = Some(header.pipeline.source.branch.clone());
-    let release = Release { id, commit, branch, tag, artifacts };
-    let live = header.pipeline.environments.iter().map(|e| &e.name);
-    let live = live
-        .filter(|name| {
-            ledger::live(&*world.control, &header.project, name)
-                .is_some_and(|live| live.release.id == release.id && live.code == header.code)
-        })
-        .cloned()
-        .collect();
-    Event::Resolved { release: Box::new(release), passed, live }
-}
-
-async fn checkout(context: &Context, run: &Run) -> Event {
-    let world = &context.world;
-    let project = &run.header.project;
-    let Some(release) = &run.release else {
-        return Event::CheckoutFailed { cause: Cause::new("internal", "there is no commit to check out") };
-    };
-    let dir = world.forge.work_dir(project).join(run.header.run.as_str());
-    let owner = match (world.job_user)(project) {
-        Ok(owner) => owner,
-        Err(error) => {
-            let message = format!("the job user of project {project} cannot be had: {error}");
-            return Event::CheckoutFailed { cause: Cause::new("job_user", message) };
-        }
-    };
-    match world.forge.checkout(project, &release.commit.sha, &dir, owner).await {
-        Ok(()) => Event::CheckedOut { dir: dir.to_string_lossy().into_owned() },
-        Err(cause) => Event::CheckoutFailed { cause },
-    }
-}
-
-/// The lease of an environment.
-pub(super) fn lease_name(run: &Run, deployment: u32) -> Option<String> {
-    Some(doors::lease(&run.header.project, run.environment(&run.deployment(deployment)?.environment)?))
-}
-
-/// How often who waits looks at the clock: it may be set at any time.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
-
-/// Waits for the environment, while it is frozen and while another has it, the oldest run first; says who is in the way each time that changes.
-async fn lease(context: &Context, run: &Run, deployment: u32, name: &str, place: &Place) {
-    let Some(of) = run.deployment(deployment) else { return };
-    let holder = decide::holder(run, deployment);
-    let reason = run.release.as_ref().map_or_else(String::new, |r| format!("deployment of {}", r.id));
-    let (leases, clock) = (&context.world.leases, &context.world.clock);
-    let pinned = run.environment(&of.environment).map(|environment| environment.freeze.as_slice()).unwrap_or_default();
-    let mut changed = leases.changed();
-    let mut others = place.changed();
-    // An earlier life may have told it.
-    let mut told: Option<Waiting> = of.waiting.clone();
-    loop {
-        changed.mark_unchanged();
-        others.mark_unchanged();
-        if run.header.pipeline.queue == Queue::Latest
-            && let Some(newer) = place.newer()
-        {
-            return context.last(Event::PlanFailed { deployment, cause: superseded(&of.environment, &newer) }).await;
-        }
-        // One that is ours already, though a crash kept the run from hearing of it, is nobody else's to wait for.
-        let ours = leases.holder(name).is_some_and(|held| held.holder == holder);
-        // By the clock as it is now, whatever it was at the last look; and by the file as it is loaded, if it has this environment still.
-        let now = clock.now().wall_ms;
-        let loaded = place.windows();
-        let windows = loaded.as_deref().unwrap_or(pinned);
-        let frozen = freezes::waiting(&*context.world.control, windows, &run.header.project, &of.environment, now)
-            .filter(|_| !ours && doors::minds_freeze(run));
-        place.stand_aside(frozen.is_some());
-        let lease = |holder: String, until_ms, reason: Option<String>| {
-            let reason = reason.filter(|reason| !reason.is_empty());
-            Waiting { code: "lease".to_owned(), holder, until_ms, reason }
-        };
-        let first = place.before().filter(|_| !ours);
-        let asked = match (frozen, &first) {
-            (Some(waiting), _) => Ok(Err(waiting)),
-            (None, Some(first)) => Ok(Err(lease(first.to_string(), None, None))),
-            (None, None) => leases.acquire(name, &holder, &reason).map(|acquired| match acquired {
-                Acquired::Granted(epoch, ticket) => Ok((epoch, ticket)),
-                Acquired::Held(other) => Err(lease(other.holder, other.until_ms, Some(other.reason))),
-            }),
-        };
-        let mut look_again = LOOK_AGAIN;
-        match asked {
-            Ok(Ok((epoch, ticket))) => {
-                // Granted is what the disk knows: otherwise another start could grant it to somebody else.
-                if ticket.synced().await.is_ok() {
-                    return context.last(Event::LeaseGranted { deployment, epoch }).await;
-                }
-            }
-            Ok(Err(waiting)) => {
-                let left = waiting.until_ms.and_then(|until| u64::try_from(until.saturating_sub(now)).ok());
-                look_again = left.map_or(look_again, |left| look_again.min(Duration::from_millis(left.max(1))));
-                if told.as_ref() != Some(&waiting) {
-                    told = Some(waiting.clone());
-                    context.facts(vec![Event::Blocked { deployment, waiting: Some(waiting) }], false).await;
-                }
-            }
-            Err(error) => tracing::error!(lease = name, %error, "a lease cannot be asked for"),
-        }
-        tokio::select! {
-            _ = changed.changed() => {}
-            _ = others.changed() => {}
-            () = clock.sleep(look_again) => {}
-        }
-    }
-}
-
-/// Finds out the hosts and puts the numbers down before the first host is touched.
-async fn plan(context: &Context, run: &Run, deployment: u32, environment: &Environment) -> Event {
-    let world = &context.world;
-    // The lease is ours: nobody changes what is live here until we do.
-    let live = ledger::live(&*world.control, &run.header.project, &environment.name);
-    if let Some(newer) = live.as_ref().map(|live| &live.run).filter(|live| **live > run.header.run) {
-        return Event::PlanFailed { deployment, cause: superseded(&environment.name, newer) };
-    }
-    let found = hosts::of(world, &run.header.project, &run.header.code, environment).await;
-    let hosts = match found {
-        Ok(hosts) => hosts,
-        Err(cause) => return Event::PlanFailed { deployment, cause },
-    };
-    let previous = live.map(|live| Box::new(live.release));
-    let changed_paths = match (&previous, &run.release) {
-        (Some(previous), Some(release)) => {
-            world.forge.changed(&run.header.project, &previous.commit.sha, &release.commit.sha).await.ok()
-        }
-        _ => None,
-    };
-    let count = hosts.len();
-    Event::Planned {
-        deployment,
-        hosts,
-        previous,
-        changed_paths,
-        max_failures: environment.rollout.max_failures.of(count),
-        max_unreachable: environment.rollout.max_unreachable.of(count),
-    }
-}
-
-/// An older release never overtakes a newer one.
-fn superseded(environment: &crate::model::ids::EnvironmentName, by: &crate::model::ids::RunId) -> Cause {
-    Cause::new("superseded", format!("run {by} is newer and took its place in {environment}")).with("by", by.as_str())
-}
-
 /// What the journal holds of a call that is over.
 async fn read(context: &Context, run: RunId, key: CallKey) -> Result<Opening, String> {
     if let Some(ticket) = &context.ticket {
@@ -391,72 +235,4 @@ async fn read(context: &Context, run: RunId, key: CallKey) -> Result<Opening, St
         history::openings(records, std::iter::once(&key)).remove(&key).ok_or_else(|| "it is not there".to_owned())
     });
     read.await.map_err(|error| error.to_string())?
-}
-
-/// Looks at a host until there is a verdict.
-async fn watch(
-    context: &Context,
-    deployment: u32,
-    host: &Host,
-    health: &Health,
-    since: &Since,
-    deployed: Option<Deployed>,
-) -> Event {
-    let clock = &context.world.clock;
-    let began = &since.began;
-    let mut watch = match since.again {
-        false => Watch::new(health, deployed),
-        true => Watch::again(health, deployed, clock.now().since(began)),
-    };
-    loop {
-        let round = look(context, deployment, host, health).await;
-        let elapsed = clock.now().since(began);
-        let unhealthy = match watch.see(elapsed, round.as_deref().map_err(Clone::clone)) {
-            Verdict::Open => {
-                clock.sleep(Duration::from_millis(health.interval_ms)).await;
-                continue;
-            }
-            Verdict::Healthy => None,
-            Verdict::Unhealthy(cause) => Some(on_host(cause, host)),
-        };
-        let evidence = watch.evidence().to_vec();
-        return Event::HealthVerdict { deployment, host: host.id.clone(), unhealthy, evidence };
-    }
-}
-
-/// A probe's command knows where it runs, as every command does.
-fn with_variables(check: &mut Check, variables: &[(String, String)]) {
-    let (Check::Command(text) | Check::Version(Version { from: VersionFrom::Command(text), .. })) = check else {
-        return;
-    };
-    let quoted = |value: &str| format!("'{}'", value.replace('\'', r"'\''"));
-    let exports: Vec<String> =
-        variables.iter().map(|(name, value)| format!("export {name}={}", quoted(value))).collect();
-    *text = format!("{}\n{text}", exports.join("\n"));
-}
-
-fn on_host(cause: Cause, host: &Host) -> Cause {
-    let message = format!("{} on {}", cause.message, host.name);
-    Cause { message, ..cause }.with("host", host.id.as_str())
-}
-
-/// One round over every check: what each saw, or why none could look. A check may print what a step of this run has used.
-async fn look(context: &Context, deployment: u32, host: &Host, health: &Health) -> Result<Vec<Sight>, String> {
-    let limit = Duration::from_millis(health.timeout_ms);
-    let link = context.sessions.link(deployment, host).await;
-    let link = link.map_err(|error| {
-        let seen = format!("the host cannot be reached: {}", error.cause.message);
-        context.sessions.redactor().text(&seen)
-    })?;
-    let mut sights = Vec::new();
-    for check in &health.checks {
-        let sight = context.world.probe.look(&*link, check, limit).await;
-        let redactor = context.sessions.redactor();
-        let fact = sight.fact.map(|fact| match fact {
-            Fact::Version(reported) => Fact::Version(redactor.text(&reported)),
-            fact @ Fact::Process(_) => fact,
-        });
-        sights.push(Sight { good: sight.good, seen: redactor.text(&sight.seen), fact });
-    }
-    Ok(sights)
 }

@@ -28,7 +28,7 @@ use crate::{
     model::{
         cause::Cause,
         deployment::DeploymentState,
-        event::{Event, Header, Record, Request, Wanted},
+        event::{Event, Header, Purpose, Record, Request, Wanted},
         ids::{Epoch, ProjectName, RunId, Seq, Sha},
         next,
         pipeline::Queue,
@@ -314,7 +314,9 @@ impl Conductor {
             wanted: ask.wanted,
             environment: ask.environment,
             tag: ask.tag,
+            purpose: ask.purpose,
             redeploy: ask.redeploy,
+            retry_bad: ask.retry_bad,
             retest: ask.retest,
             after,
             requested_at_ms: now.wall_ms,
@@ -727,8 +729,10 @@ pub(super) struct Ask {
     pub(super) tag: Option<String>,
     pub(super) environment: Option<crate::model::ids::EnvironmentName>,
     pub(super) reason: Option<String>,
+    pub(super) purpose: Purpose,
     pub(super) redeploy: bool,
     pub(super) retest: bool,
+    pub(super) retry_bad: bool,
     /// The head this request is for, if it is known: no poll asks for it again.
     pub(super) head: Option<Sha>,
     /// The `Idempotency-Key` it came with.

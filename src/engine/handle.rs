@@ -95,6 +95,8 @@ pub struct Start {
     pub redeploy: bool,
     /// Tests run again though this release passed them under the same code.
     pub retest: bool,
+    /// Also a release that was found bad.
+    pub retry_bad: bool,
     /// The `Idempotency-Key` that it came with: on disk together with the run.
     pub once: Option<Claim>,
 }

@@ -2,16 +2,20 @@
 //!
 //! Outcomes cross to control only after the run's journal is synced, and every put can be made again from the journal.
 
+mod known;
+
 use serde::{Deserialize, Serialize, Serializer, de::DeserializeOwned};
+
 use serde_json::{Value, json};
 
+pub(super) use self::known::{bad, bad_in_a_row, expected, hosts, known_good};
 use super::{actions::lease_name, world::World};
 use crate::{
     model::{
         cause::Cause,
         decide,
         deployment::{Deployment, DeploymentState, HostState},
-        event::Header,
+        event::{Header, Purpose},
         ids::{Digest, EnvironmentName, ProjectName, ReleaseId, RunId, Sha},
         release::{Artifact, Release},
         run::{Run, RunState},
@@ -205,29 +209,38 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
     let mut puts = Vec::new();
     let Some(release) = &run.release else { return puts };
     let succeeded = matches!(&run.end, Some((RunState::Succeeded, ..)));
-    if run.passed.is_none() && (succeeded || !run.deployments.is_empty()) {
+    if run.passed.is_none() && run.target.is_none() && (succeeded || !run.deployments.is_empty()) {
         puts.push(passed(run, release));
     }
     for deployment in &run.deployments {
         let Some((state, cause, at)) = &deployment.end else { continue };
         let environment = &deployment.environment;
         let newer = |run: &RunId| *run > header.run;
-        if last(control, project, environment).is_none_or(|last| !newer(&last.run)) {
+        let converges = matches!(header.request.purpose, Purpose::Converge { .. });
+        // What takes back is told by what is taken back; what converges says nothing of the release.
+        if deployment.rollback_of.is_none()
+            && !converges
+            && last(control, project, environment).is_none_or(|last| !newer(&last.run))
+        {
             let cause = cause.clone().or_else(|| left_out(deployment));
             let last = Last { run: header.run.clone(), state: *state, cause };
             puts.push((format!("last/{project}/{environment}"), Some(json!(last))));
         }
         if *state == DeploymentState::Succeeded
+            && !deployment.alone
+            && !converges
             && live(control, project, environment).is_none_or(|live| !newer(&live.run))
+            && let Some(release) = deployment.release(run)
         {
             let live = Live {
                 release: release.clone(),
                 run: header.run.clone(),
-                code: header.code.clone(),
+                code: deployment.code(run).clone(),
                 since_ms: at.wall_ms,
             };
             puts.push((live_key(project, environment), Some(json!(live))));
         }
+        known::puts(control, run, deployment, &mut puts);
     }
     puts
 }

@@ -218,7 +218,7 @@ impl Drop for Gate {
 /// queue and touches nothing, and places taken anew when the gate opens would be in another order.
 fn begins(action: &Action) -> bool {
     match action {
-        Action::Resolve | Action::Checkout | Action::Plan { .. } => true,
+        Action::Resolve | Action::Checkout | Action::Plan { .. } | Action::Look { .. } => true,
         Action::Call { key, .. } => !key.is_cleaning(),
         Action::Append(_)
         | Action::Retry(_)
@@ -226,6 +226,7 @@ fn begins(action: &Action) -> bool {
         | Action::EndCall { .. }
         | Action::Lease { .. }
         | Action::Watch { .. }
+        | Action::Guard { .. }
         | Action::Finish => false,
     }
 }

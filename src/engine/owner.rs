@@ -521,12 +521,12 @@ impl Owner {
                 }
                 let ticket = self.append(Event::StopRequested { by, now, reason });
                 self.let_go();
-                self.acknowledge("stop acknowledged", ticket, reply);
+                self.acknowledge("stop acknowledged", ticket, reply, |why| why);
             }
             Message::HostMet { deployment, host, machine, reply } => {
                 let over = self.run.end.is_some();
                 let ticket = if over { None } else { self.append(Event::HostMet { deployment, host, machine }) };
-                self.acknowledge("host met", ticket, reply);
+                self.acknowledge("host met", ticket, reply, |why| why);
             }
             Message::Undo { action, key, opening } => {
                 self.busy.remove(&action);

@@ -275,9 +275,43 @@ pub struct DeploymentView {
     pub started_at: Option<String>,
     /// RFC 3339.
     pub finished_at: Option<String>,
+    /// Who holds it, while it is paused.
+    #[serde(default)]
+    pub paused: Option<PausedView>,
+    /// Its waves in order, once it is planned.
+    #[serde(default)]
+    pub waves: Vec<WaveView>,
     /// Hosts in the order of the rollout. Empty in lists.
     #[serde(default)]
     pub hosts: Vec<HostView>,
+}
+
+/// A deployment that is held.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PausedView {
+    /// By whom.
+    pub by: String,
+    /// In their words.
+    pub reason: Option<String>,
+    /// RFC 3339.
+    pub since: String,
+    /// It has failed, and goes on only if it is promoted.
+    pub failed: bool,
+}
+
+/// Hosts that are updated together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct WaveView {
+    /// From 1.
+    pub n: u32,
+    /// Whether it is the canary.
+    pub canary: bool,
+    /// How many hosts it has.
+    pub hosts: u32,
+    /// While it bakes: since when, RFC 3339.
+    pub baking_since: Option<String>,
+    /// Its bake is over.
+    pub baked: bool,
 }
 
 /// One host of a deployment.
@@ -294,6 +328,9 @@ pub struct HostView {
     pub state: HostState,
     /// Why it is not healthy.
     pub cause: Option<CauseView>,
+    /// Its wave, from 1.
+    #[serde(default)]
+    pub wave: u32,
     /// The release it was last given by this deployment.
     pub release: Option<String>,
 }

@@ -11,12 +11,13 @@ use serde_json::Value;
 use tokio::sync::{broadcast, watch};
 
 use super::view::{
-    ArtifactView, CauseView, ClosedView, DeploymentView, EventView, HostView, ReleaseView, RunView, StageState, StageView, WaitingView, shortened,
+    ArtifactView, CauseView, ClosedView, DeploymentView, EventView, HostView, PausedView, ReleaseView, RunView,
+    StageState, StageView, WaitingView, WaveView, shortened,
 };
 use crate::{
     model::{
         decide,
-        deployment::{Deployment, HostRun},
+        deployment::{Back, Bake, Deployment, HostRun, Paused, WaveRun},
         doors,
         event::{Event, Record, Request},
         ids::{DeploymentId, HostId, ProjectName, RunId, Seq},
@@ -180,9 +181,11 @@ fn deployment(run: &Run, deployment: &Deployment) -> DeploymentView {
         environment: deployment.environment.to_string(),
         state: deployment.state(),
         cause,
-        rollback_of: None,
-        release: run.release.as_ref().map(|r| r.id.to_string()).unwrap_or_default(),
+        rollback_of: deployment.rollback_of.map(|n| DeploymentId { run: run.header.run.clone(), n }.to_string()),
+        release: deployment.release(run).map(|r| r.id.to_string()).unwrap_or_default(),
         waiting: deployment.waiting.as_ref().map(WaitingView::from),
+        paused: deployment.paused.as_ref().map(PausedView::from),
+        waves: waves(deployment),
         started_at: Some(deployment.created_at.rfc3339()),
         finished_at,
         hosts: Vec::new(),
@@ -196,7 +199,36 @@ fn host(run: &Run, deployment: &Deployment, host: &HostRun) -> HostView {
         address: host.host.address.clone(),
         state: host.state(deployment.end.is_some()),
         cause: host.cause().map(CauseView::from),
-        release: host.touched.then(|| run.release.as_ref().map(|r| r.id.to_string())).flatten(),
+        wave: host.wave + 1,
+        release: match (host.back, &deployment.phases.target) {
+            (Some(Back::There | Back::Aside), Some(target)) => Some(target.release.id.to_string()),
+            _ => deployment.release(run).filter(|_| host.touched).map(|release| release.id.to_string()),
+        },
+    }
+}
+
+fn waves(deployment: &Deployment) -> Vec<WaveView> {
+    let of = |(wave, n): (&WaveRun, u32)| WaveView {
+        n,
+        canary: n == 1 && deployment.phases.canary,
+        hosts: u32::try_from(deployment.hosts.iter().filter(|host| host.wave + 1 == n).count()).unwrap_or(u32::MAX),
+        baking_since: match &wave.bake {
+            Bake::Baking { since, .. } => Some(since.rfc3339()),
+            Bake::Due | Bake::Over => None,
+        },
+        baked: wave.bake == Bake::Over,
+    };
+    deployment.waves.iter().zip(1..).map(of).collect()
+}
+
+impl From<&Paused> for PausedView {
+    fn from(paused: &Paused) -> Self {
+        PausedView {
+            by: paused.by.clone(),
+            reason: paused.reason.as_deref().map(shortened),
+            since: paused.since.rfc3339(),
+            failed: paused.failed.is_some(),
+        }
     }
 }
 
@@ -232,7 +264,21 @@ enum Part {
     Hosts(u32),
 }
 
+/// What one record may have changed. What happens to a host on its way back is seen where it came from, too.
 fn parts(run: &Run, event: &Event) -> Vec<Part> {
+    let mut parts = own_parts(run, event);
+    let of = |n: u32| run.deployment(n).and_then(|deployment| deployment.rollback_of);
+    let whence = parts.iter().filter_map(|part| match part {
+        Part::Host(n, host) => Some(Part::Host(of(*n)?, host.clone())),
+        Part::Hosts(n) => Some(Part::Hosts(of(*n)?)),
+        _ => None,
+    });
+    let whence: Vec<Part> = whence.collect();
+    parts.extend(whence);
+    parts
+}
+
+fn own_parts(run: &Run, event: &Event) -> Vec<Part> {
     let of_call = |key: &CallKey| match key.place() {
         Some(Place::Stage { stage, .. }) => run
             .header
@@ -258,13 +304,24 @@ fn parts(run: &Run, event: &Event) -> Vec<Part> {
         | Event::Resumed { .. } => Vec::new(),
         Event::Call { key, .. } | Event::Return { key, .. } => of_call(key),
         Event::Done { key, .. } => of_call(&key.call()),
+        Event::DeploymentCreated { deployment, back: Some(_), .. } => {
+            vec![Part::Head, Part::Deployment(*deployment), Part::Hosts(*deployment)]
+        }
         Event::DeploymentCreated { deployment, .. }
         | Event::Blocked { deployment, .. }
         | Event::LeaseGranted { deployment, .. } => {
             vec![Part::Head, Part::Deployment(*deployment)]
         }
         Event::LeaseLost { deployment } | Event::PlanFailed { deployment, .. } => vec![Part::Deployment(*deployment)],
-        Event::Planned { deployment, .. } => vec![Part::Deployment(*deployment), Part::Hosts(*deployment)],
+        Event::BakeBegan { deployment, .. }
+        | Event::BakeEnded { deployment, .. }
+        | Event::Judged { deployment, .. }
+        | Event::Paused { deployment, .. }
+        | Event::Unpaused { deployment, .. }
+        | Event::Promoted { deployment, .. } => vec![Part::Deployment(*deployment)],
+        Event::FleetSeen { deployment, .. } | Event::Planned { deployment, .. } => {
+            vec![Part::Deployment(*deployment), Part::Hosts(*deployment)]
+        }
         Event::HealthBegan { deployment, host } | Event::HealthVerdict { deployment, host, .. } => {
             vec![Part::Host(*deployment, host.clone())]
         }
@@ -697,6 +754,7 @@ mod tests {
             name: loud.clone(),
             address: loud.clone(),
             state: crate::model::deployment::HostState::Failed,
+            wave: 1,
             cause: Some(CauseView { code: "exit".to_owned(), message: loud.clone(), facts }),
             release: None,
         };

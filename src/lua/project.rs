@@ -19,7 +19,8 @@ use crate::{
         host::{Host, SecretRef, Ssh},
         ids::{EnvironmentName, HostId, StageName},
         pipeline::{
-            Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source, Stage, Version, VersionFrom, When,
+            Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source, Stage, Version,
+            VersionFrom, When,
         },
         rollout::{Budget, Canary, OnFailure, OnInconclusive, Rollout, Waves},
     },

@@ -6,7 +6,6 @@ use serde_json::Value;
 
 use super::{
     cause::Cause,
-    doors,
     event::Event,
     ids::{DeploymentId, HostId},
     run::{Checkout, Run, RunState, StageRun},

@@ -3,7 +3,7 @@
 use super::{
     ids::{EnvironmentName, ProjectName},
     pipeline::{Environment, Pipeline, When},
-    run::{Run, Trigger},
+    run::Run,
 };
 
 /// Whether `tag` matches one of `patterns`: `v*`, `release-[0-9]*`, `{a,b}`. A pattern that is none matches nothing; the loader refuses it.
@@ -63,7 +63,7 @@ pub fn lease(project: &ProjectName, environment: &Environment) -> String {
 /// Whether a freeze keeps the deployments of `run` away: it does unless they put something back that is known there.
 #[must_use]
 pub fn minds_freeze(run: &Run) -> bool {
-    run.header.request.trigger != Trigger::Converge
+    run.header.request.purpose.is_deploy()
 }
 
 #[cfg(test)]
@@ -82,7 +82,7 @@ mod tests {
     fn pipeline(whens: &[When]) -> Pipeline {
         let environment = |(n, when): (usize, &When)| {
             serde_json::json!({
-                "name": format!("e{n}"), "hosts": [], "ssh": {}, "rollout": serde_json::to_value(super::super::pipeline::Rollout::default()).unwrap(),
+                "name": format!("e{n}"), "hosts": [], "ssh": {}, "rollout": serde_json::to_value(super::super::rollout::Rollout::default()).unwrap(),
                 "health": null, "verify": false, "timeout_ms": 1, "when": when,
             })
         };

@@ -171,34 +171,10 @@ impl Watch {
 
     /// Folds one round of looks that ended `elapsed` after the watch began: what each check saw, in their order, or why none could look.
     pub fn see(&mut self, elapsed: Duration, round: Result<&[Sight], String>) -> Verdict {
-        self.looks += 1;
-        let mut bad = None;
-        let mut hopeless = false;
-        self.evidence.clear();
-        match round {
-            Err(seen) => {
-                self.evidence.push(seen.clone());
-                bad = Some(seen);
-            }
-            Ok(sights) => {
-                for (n, sight) in sights.iter().enumerate() {
-                    let name = self.checks.get(n).map(Check::name).unwrap_or_default();
-                    let judged = self.judge(n, sight);
-                    let (Judged::Good(seen) | Judged::Bad(seen) | Judged::Hopeless(seen)) = &judged;
-                    let seen = format!("{name}: {seen}");
-                    self.evidence.push(seen.clone());
-                    match judged {
-                        Judged::Good(_) => {}
-                        Judged::Bad(_) => bad = bad.or(Some(seen)),
-                        // What will not pass is what there is to say, whatever else was bad.
-                        Judged::Hopeless(_) if !hopeless => (bad, hopeless) = (Some(seen), true),
-                        Judged::Hopeless(_) => {}
-                    }
-                }
-            }
-        }
+        let bad = self.round(round);
+        let hopeless = bad.as_ref().is_some_and(|(_, hopeless)| *hopeless);
         match bad {
-            Some(seen) => {
+            Some((seen, _)) => {
                 self.good_since = None;
                 if hopeless {
                     let message = format!("{seen} (after {} looks)", self.looks);
@@ -226,6 +202,34 @@ impl Watch {
             self.looks
         );
         Verdict::Unhealthy(self.unhealthy(message, seen))
+    }
+
+    /// The same without a verdict: what was bad, and whether looking again would not make it better.
+    pub fn round(&mut self, round: Result<&[Sight], String>) -> Option<(String, bool)> {
+        self.looks += 1;
+        let mut bad: Option<(String, bool)> = None;
+        self.evidence.clear();
+        let sights = match round {
+            Ok(sights) => sights,
+            Err(seen) => {
+                self.evidence.push(seen.clone());
+                return Some((seen, false));
+            }
+        };
+        for (n, sight) in sights.iter().enumerate() {
+            let name = self.checks.get(n).map(Check::name).unwrap_or_default();
+            let judged = self.judge(n, sight);
+            let (Judged::Good(seen) | Judged::Bad(seen) | Judged::Hopeless(seen)) = &judged;
+            let seen = format!("{name}: {seen}");
+            self.evidence.push(seen.clone());
+            match (judged, &bad) {
+                (Judged::Bad(_), None) => bad = Some((seen, false)),
+                // What will not pass is what there is to say, whatever else was bad.
+                (Judged::Hopeless(_), None | Some((_, false))) => bad = Some((seen, true)),
+                _ => {}
+            }
+        }
+        bad
     }
 
     fn unhealthy(&self, message: String, seen: String) -> Cause {

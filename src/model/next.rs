@@ -1,10 +1,7 @@
 //! The fold: one event into one run. The same code live and at recovery, so what a restart finds is what was.
 
 use super::{
-    deployment::{
-        Back, Bake, Budgets, Deployment, DeploymentState, Forgiven, HealthRun, HostRun, HostState, Judged, Paused,
-        WaveRun,
-    },
+    deployment::{Back, Bake, Budgets, Deployment, Forgiven, HealthRun, HostRun, HostState, Judged, Paused, WaveRun},
     event::{CallResult, Event, GoingBack, Record},
     ids::{EnvironmentName, HostId, Seq},
     pipeline::Environment,

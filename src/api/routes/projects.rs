@@ -129,6 +129,7 @@ pub(super) async fn start(
         reason: fields.text("reason"),
         redeploy: fields.flag("redeploy"),
         retest: fields.flag("retest"),
+        retry_bad: fields.flag("retry_bad"),
     };
     fields.finish()?;
     Ok(match app.engine.start(&project, start, &caller.actor()).await? {

@@ -50,7 +50,8 @@ fn planned() -> Run {
             name: "production".parse().unwrap(),
             hosts: vec![HostSource::Static(Vec::new())],
             ssh: Ssh::default(),
-            rollout: Rollout { max_parallel: 1, max_failures: Budget::Count(0), max_unreachable: Budget::Count(0) },
+            rollout: crate::model::rollout::Rollout::default(),
+            hooks: crate::model::pipeline::Hooks::default(),
             health: Some(health),
             verify: true,
             timeout_ms: 60_000,
@@ -70,6 +71,8 @@ fn planned() -> Run {
         seed: 1,
         epoch: Epoch(1),
         request: Request {
+            purpose: crate::model::event::Purpose::Deploy,
+            retry_bad: false,
             trigger: Trigger::Api,
             by: "uid 0".to_owned(),
             reason: None,
@@ -90,14 +93,21 @@ fn planned() -> Run {
         committed_at_ms: 0,
         sha: sha.clone(),
     };
-    let release = Release { id: ReleaseId::first_build(&sha), commit, branch: Some("main".to_owned()), tag: None, artifacts: Vec::new() };
+    let release = Release {
+        id: ReleaseId::first_build(&sha),
+        commit,
+        branch: Some("main".to_owned()),
+        tag: None,
+        artifacts: Vec::new(),
+    };
     let mut run = Run::begin(&event(Event::Started(Box::new(header)))).unwrap();
     for next in [
-        Event::Resolved { release: Box::new(release), passed: Some(RunId::new(0, 0)), live: Vec::new() },
+        Event::Resolved { release: Box::new(release), passed: Some(RunId::new(0, 0)), live: Vec::new(), target: None },
         Event::CheckedOut { dir: "/x".to_owned() },
-        Event::DeploymentCreated { deployment: 1, environment: "production".parse().unwrap() },
+        Event::DeploymentCreated { deployment: 1, environment: "production".parse().unwrap(), back: None },
         Event::LeaseGranted { deployment: 1, epoch: Epoch(1) },
         Event::Planned {
+            phases: Box::default(),
             deployment: 1,
             hosts: vec![host("i-1", "web1"), host("i-2", "web2")],
             previous: None,

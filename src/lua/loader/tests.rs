@@ -1,7 +1,10 @@
 use super::*;
 use crate::{
     lua::{definitions, diagnostics},
-    model::pipeline::{Budget, Check, HostSource},
+    model::{
+        pipeline::{Check, HostSource},
+        rollout::Budget,
+    },
     ports::secrets::{Secret, SecretError},
 };
 

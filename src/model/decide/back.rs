@@ -7,15 +7,11 @@ use super::{
     host::{self, whose_turn},
     stopped,
 };
-use crate::{
-    model::{
-        cause::Cause,
-        deployment::{Back, Deployment, DeploymentState, HostRun, HostState},
-        event::{Event, GoingBack, Purpose},
-        run::{Progress, Run},
-        step::CallKey,
-    },
-    time::Stamp,
+use crate::model::{
+    cause::Cause,
+    deployment::{Back, Deployment, DeploymentState, HostRun, HostState},
+    event::{Event, GoingBack, Purpose},
+    run::{Progress, Run},
 };
 
 /// Hosts that have to be taken back: touched, and not there by another way.

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The environments that a run goes through, in order.
-fn asked_for(run: &Run) -> Vec<&EnvironmentName> {
+pub(super) fn asked_for(run: &Run) -> Vec<&EnvironmentName> {
     if let Some(target) = &run.target {
         return vec![&target.environment.name];
     }

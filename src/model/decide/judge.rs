@@ -20,13 +20,17 @@ pub(super) fn found(scene: &Scene<'_>) -> Option<Event> {
     if d.paused.as_ref().is_some_and(|paused| paused.failed.is_some()) {
         return None;
     }
-    let Wrong { cause, bad, then } = wrong(scene)?;
+    wrong(scene).map(|wrong| event(scene, wrong))
+}
+
+fn event(scene: &Scene<'_>, Wrong { cause, bad, then }: Wrong) -> Event {
+    let d = scene.deployment;
     let then = then.unwrap_or(scene.spec.rollout.on_failure);
     if then == OnFailure::Pause && d.touched() {
         let (by, reason) = ("phased".to_owned(), Some(cause.message.clone()));
-        return Some(Event::Paused { deployment: d.n, by, reason, failed: Some(cause) });
+        return Event::Paused { deployment: d.n, by, reason, failed: Some(cause) };
     }
-    Some(Event::Judged { deployment: d.n, cause, bad, then })
+    Event::Judged { deployment: d.n, cause, bad, then }
 }
 
 struct Wrong {
@@ -65,7 +69,7 @@ fn wrong(scene: &Scene<'_>) -> Option<Wrong> {
             _ => Wrong::from(of_hook(hook, cause)),
         });
     }
-    late(scene).or_else(|| stuck(d)).map(Wrong::from).or_else(|| nobody(d, scene))
+    late(scene).map(Wrong::from).or_else(|| nobody(d, scene))
 }
 
 fn of_hook(hook: &str, cause: &Cause) -> Cause {
@@ -83,23 +87,19 @@ fn late(scene: &Scene<'_>) -> Option<Cause> {
 }
 
 /// Nothing is under way, and no further host may be taken.
-fn stuck(d: &Deployment) -> Option<Cause> {
-    let begun = d.hosts.iter().any(|host| host.begun.is_some());
-    let floor = d.phases.min_healthy as usize;
-    let pending: Vec<&HostRun> = d.hosts.iter().filter(|h| h.begun.is_none() && !h.is_settled() && !h.gone).collect();
+pub(super) fn stuck(scene: &Scene<'_>, pending: &[&HostRun]) -> Option<Event> {
+    let d = scene.deployment;
     let first = pending.first()?;
-    let busy = d.hosts.iter().any(|host| host.in_flight() || host.is_open());
-    let serving = d.healthy();
-    let none = pending.iter().all(|host| host.is_healthy()) && serving <= floor;
-    (begun && !busy && none).then(|| {
-        let message = format!(
-            "{serving} of {} hosts serve, and min_healthy is {floor}: {} and {} others cannot be taken",
-            d.hosts.len(),
-            first.host.name,
-            pending.len() - 1
-        );
-        Cause::new("min_healthy", message)
-    })
+    let message = format!(
+        "{} of {} hosts serve, and min_healthy is {}: {} cannot be taken, and neither can {} others",
+        d.healthy(),
+        d.hosts.len(),
+        d.phases.min_healthy,
+        first.host.name,
+        pending.len() - 1
+    );
+    let (cause, then) = (Cause::new("min_healthy", message), scene.spec.rollout.on_failure);
+    Some(event(scene, Wrong { cause, bad: false, then: Some(then) }))
 }
 
 /// Budgets as wide as the fleet allow every host to fail; that is no success all the same.

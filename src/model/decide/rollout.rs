@@ -67,9 +67,9 @@ pub(super) fn rollout(run: &Run, deployment: &Deployment, now: &Stamp, decision:
             return;
         }
     }
+    // Hosts in flight finish, and so do those on their way back.
+    let back = run.deployments.iter().any(|d| d.rollback_of == Some(deployment.n) && d.end.is_none());
     if let Some(ending) = scene.ending() {
-        // Hosts in flight finish, and so do those on their way back.
-        let back = run.deployments.iter().any(|d| d.rollback_of == Some(deployment.n) && d.end.is_none());
         if in_flight == 0 && !back && !scene.is_open() {
             scene.end(ending, decision);
         }
@@ -86,7 +86,7 @@ pub(super) fn rollout(run: &Run, deployment: &Deployment, now: &Stamp, decision:
         let then = OnFailure::Halt;
         return decision.act(Action::Append(Event::Judged { deployment: deployment.n, cause, bad: false, then }));
     }
-    if scene.phases(in_flight, decision) == Part::Done {
+    if scene.phases(in_flight, decision) == Part::Done && !back {
         decision.act(ended(DeploymentState::Succeeded, None));
     }
 }
@@ -306,7 +306,11 @@ impl Scene<'_> {
         }
         let floor = d.phases.min_healthy as usize;
         let hosts: Vec<&HostRun> = hosts.filter(ready).filter(in_zone).collect();
-        for host in whose_turn(hosts.into_iter(), in_flight, parallel, d.healthy(), floor) {
+        let turn = whose_turn(hosts.iter().copied(), in_flight, parallel, d.healthy(), floor);
+        if turn.is_empty() && in_flight == 0 {
+            decision.actions.extend(judge::stuck(self, &hosts).map(Action::Append));
+        }
+        for host in turn {
             let function = if host.drain == Progress::Due { "drain" } else { "deploy" };
             decision.act(host::calls(self.run, d, host, function));
         }

@@ -4,15 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
+use std::time::Duration;
+
+use serde_json::Value;
+
 use super::*;
 use crate::model::{
-    event::{CallResult, Header, Record, Request, Wanted},
+    deployment::{Back, Bake, Deployment, DeploymentState, HostState},
+    doors,
+    event::{CallResult, Header, Purpose, Record, Request, Wanted},
     host::{Host, Ssh},
     ids::{Digest, Epoch, RunId, Seq, Sha},
-    pipeline::{Budget, Check, Health, HostSource, Notify, Pipeline, Queue, Rollout, Source, Stage, When},
+    pipeline::{Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source, Stage, When},
+    plan::{self, Fleet, Target},
     release::{Commit, Release},
-    run::{Trigger, Waiting},
-    step::{Branch, Place, StepKey},
+    rollout::{Budget, Canary, OnFailure, Rollout, Waves},
+    run::{CallEnd, Progress, Trigger, Waiting},
+    step::{Branch, Outcome, Place, StepKey},
 };
 
 /// splitmix64: enough randomness for a test, and the same everywhere.
@@ -39,7 +47,8 @@ impl Random {
 fn host(n: u64) -> Host {
     let id = format!("h{n}");
     let (name, address) = (id.clone(), id.clone());
-    Host { id: id.parse().unwrap(), name, address, labels: BTreeMap::new(), zone: None, ssh: Ssh::default() }
+    let zone = Some(format!("z{}", n % 2));
+    Host { id: id.parse().unwrap(), name, address, labels: BTreeMap::new(), zone, ssh: Ssh::default() }
 }
 
 fn release() -> Release {
@@ -51,7 +60,13 @@ fn release() -> Release {
         committed_at_ms: 0,
         sha: sha.clone(),
     };
-    Release { id: crate::model::ids::ReleaseId::first_build(&sha), commit, branch: Some("main".to_owned()), tag: None, artifacts: Vec::new() }
+    Release {
+        id: crate::model::ids::ReleaseId::first_build(&sha),
+        commit,
+        branch: Some("main".to_owned()),
+        tag: None,
+        artifacts: Vec::new(),
+    }
 }
 
 fn budget(random: &mut Random) -> Budget {
@@ -59,6 +74,49 @@ fn budget(random: &mut Random) -> Budget {
         Budget::Percent(u32::try_from(random.below(60)).unwrap())
     } else {
         Budget::Count(u32::try_from(random.below(3)).unwrap())
+    }
+}
+
+fn rollout(random: &mut Random) -> Rollout {
+    let percent = Budget::Percent;
+    Rollout {
+        canary: Canary::Count(Budget::Count(u32::try_from(random.below(3)).unwrap())),
+        waves: match random.below(3) {
+            0 => Waves::Targets(vec![percent(100)]),
+            1 => Waves::Targets(vec![percent(30), percent(60), percent(100)]),
+            _ => Waves::Each(Budget::Count(1 + u32::try_from(random.below(3)).unwrap())),
+        },
+        max_parallel: 1 + u32::try_from(random.below(3)).unwrap(),
+        stagger_ms: random.below(2) * 100,
+        bake_time_ms: random.below(3) * 1_000,
+        max_failures: budget(random),
+        max_failures_per_wave: random.one_in(4).then(|| budget(random)),
+        max_unreachable: budget(random),
+        min_healthy: random.one_in(4).then(|| budget(random)),
+        progress_deadline_ms: random.below(2) * 30_000,
+        pause_timeout_ms: 10_000,
+        rollback_parallel: random.one_in(2).then_some(3),
+        zones: random.one_in(4),
+        on_failure: match random.below(4) {
+            0 => OnFailure::Halt,
+            1 => OnFailure::Pause,
+            _ => OnFailure::Rollback,
+        },
+        ..Rollout::default()
+    }
+}
+
+fn hooks(random: &mut Random) -> Hooks {
+    let mut some = || random.one_in(3);
+    Hooks {
+        prepare: some(),
+        before: some(),
+        before_wave: some(),
+        drain: some(),
+        undrain: some(),
+        after_wave: some(),
+        after: some(),
+        rollback_safe: some(),
     }
 }
 
@@ -73,11 +131,7 @@ fn pipeline(random: &mut Random) -> Pipeline {
         name: format!("e{n}").parse().unwrap(),
         hosts: vec![HostSource::Static(Vec::new())],
         ssh: Ssh::default(),
-        rollout: Rollout {
-            max_parallel: 1 + u32::try_from(random.below(3)).unwrap(),
-            max_failures: budget(random),
-            max_unreachable: budget(random),
-        },
+        rollout: rollout(random),
         health: random.one_in(2).then(|| Health {
             checks: vec![Check::Tcp(":1".to_owned())],
             min_healthy_time_ms: 1,
@@ -86,6 +140,7 @@ fn pipeline(random: &mut Random) -> Pipeline {
             timeout_ms: 1,
         }),
         verify: random.one_in(2),
+        hooks: hooks(random),
         timeout_ms: 60_000,
         freeze: Vec::new(),
         group: None,
@@ -160,6 +215,8 @@ impl Sim {
                 wanted: Wanted::Head,
                 environment,
                 tag: None,
+                purpose: Purpose::Deploy,
+                retry_bad: false,
                 redeploy: random.one_in(4),
                 retest: random.one_in(4),
                 after: None,
@@ -210,6 +267,8 @@ impl Sim {
     fn settle(&mut self) -> Option<Duration> {
         for _ in 0..500 {
             let decision = decide(&self.run, &self.now);
+            let wanted: BTreeSet<String> = decision.actions.iter().filter_map(Action::name).collect();
+            self.busy.retain(|name, action| !matches!(action, Action::Guard { .. }) || wanted.contains(name));
             let mut changed = false;
             for action in decision.actions {
                 changed |= self.act(action);
@@ -311,23 +370,74 @@ impl Sim {
         }
         let cleaning = matches!(key.place(), Some(Place::Stage { function, .. }) if function == "cleanup");
         let ending = self.run.stop.is_some() || self.run.diverged.is_some();
-        assert!(cleaning || !ending, "seed {seed}: {key} begins though the run is to end");
-        let Some(Place::Host { deployment, host, .. }) = key.place() else { return };
+        let finishes = match key.place() {
+            Some(Place::Host { deployment, host, .. }) => {
+                let host = self.run.deployment(deployment).and_then(|d| d.host(&host));
+                !is_sharp(&self.run) && host.is_some_and(|host| host.begun.is_some())
+            }
+            _ => false,
+        };
+        assert!(cleaning || finishes || !ending, "seed {seed}: {key} begins though the run is to end");
+        let Some(Place::Host { deployment, host, function }) = key.place() else { return };
         self.no_stage_failed();
         let of = self.run.deployment(deployment).unwrap();
-        let environment = self.run.environment(&of.environment).unwrap();
-        assert!(
-            self.run.calls.keys().all(|open| !matches!(open.place(), Some(Place::Host { host: h, .. }) if h == host))
-        );
-        let running = of.count(HostState::Running);
-        assert!(running < environment.rollout.max_parallel as usize, "seed {seed}: {key} is one host too many");
+        let spec = of.spec(&self.run).unwrap();
+        let same = |open: &CallKey| matches!(open.place(), Some(Place::Host { host: h, .. }) if h == host);
+        assert!(!self.run.calls.keys().any(same), "seed {seed}: {key} begins on a host on which another call is open");
+        let before = self.run.deployments.iter().filter(|d| d.rollback_of.is_none() && d.n < deployment);
+        let good =
+            |d: &Deployment| matches!(d.end, Some((DeploymentState::Succeeded, ..))) || of.rollback_of == Some(d.n);
+        assert!(before.into_iter().all(good), "seed {seed}");
+        if function == "prepare" && of.rollback_of.is_none() {
+            assert!(!of.touched(), "seed {seed}: {key} begins after something was switched");
+            return;
+        }
+        let me = of.host(&host).unwrap();
+        if me.begun.is_some() {
+            return;
+        }
+        // Its turn has come: no more at a time than are allowed, nobody beyond the budgets, and enough are left that serve.
+        let running = of.hosts.iter().filter(|host| host.in_flight()).count();
+        let parallel = match of.rollback_of {
+            Some(_) => spec.rollout.rollback_parallel.unwrap_or(spec.rollout.max_parallel),
+            None => spec.rollout.max_parallel,
+        };
+        assert!(running < parallel as usize, "seed {seed}: {key} is one host too many");
+        let serving: usize = self
+            .run
+            .deployments
+            .iter()
+            .filter(|d| d.end.is_none() && (d.n == deployment || of.rollback_of == Some(d.n)))
+            .map(|d| d.hosts.iter().filter(|h| h.is_healthy() && !(d.n != deployment && h.back.is_some())).count())
+            .sum();
+        let floor = of.phases.min_healthy as usize;
+        assert!(!me.is_healthy() || serving > floor, "seed {seed}: {key} is taken, {serving} serve and {floor} must");
+        if of.rollback_of.is_some() {
+            return;
+        }
+        assert!(of.judged.is_none() && of.paused.is_none(), "seed {seed}: {key} begins though it was judged or paused");
         let budgets = of.budgets.unwrap();
         // Also one whose failure is being undone counts.
         let count = |state: HostState| of.hosts.iter().filter(|host| host.verdict() == state).count();
-        assert!(count(HostState::Failed) <= budgets.max_failures, "seed {seed}: {key} begins beyond the budget");
-        assert!(count(HostState::Unreachable) <= budgets.max_unreachable, "seed {seed}: {key} beyond the budget");
-        let before = self.run.deployments.iter().filter(|d| d.n < deployment);
-        assert!(before.into_iter().all(|d| matches!(d.end, Some((DeploymentState::Succeeded, ..)))), "seed {seed}");
+        assert!(count(HostState::Failed) <= budgets.max_failures + of.forgiven.failed, "seed {seed}: {key}: budget");
+        assert!(
+            count(HostState::Unreachable) <= budgets.max_unreachable + of.forgiven.unreachable,
+            "seed {seed}: {key}"
+        );
+        let earlier = |h: &&crate::model::deployment::HostRun| h.wave < me.wave;
+        assert!(
+            of.hosts.iter().filter(earlier).all(|h| h.gone || h.is_settled()),
+            "seed {seed}: {key}: an earlier wave"
+        );
+        if spec.rollout.zones {
+            let zones = of.hosts.iter().filter(|h| h.in_flight()).map(|h| &h.host.zone);
+            assert!(zones.into_iter().all(|zone| *zone == me.host.zone), "seed {seed}: {key}: two zones at once");
+        }
+        for (n, wave) in (0u32..).zip(of.waves.iter().take(me.wave as usize)) {
+            let nobody = of.hosts.iter().filter(|h| h.wave == n).all(|h| h.begun.is_none());
+            let baked = spec.rollout.bake_time_ms == 0 || wave.bake == Bake::Over || nobody;
+            assert!(baked, "seed {seed}: {key} begins before wave {n} has baked");
+        }
     }
 
     fn no_stage_failed(&self) {
@@ -347,6 +457,9 @@ impl Sim {
         self.now = self.now.plus(Duration::from_millis(self.random.below(50)));
         if self.run.end.is_none() && self.random.one_in(150) {
             return self.stop();
+        }
+        if self.run.end.is_none() && self.random.one_in(60) {
+            self.change();
         }
         if self.crashes > 0 && self.random.one_in(40) {
             return self.crash();
@@ -373,6 +486,25 @@ impl Sim {
         }
     }
 
+    /// A person pauses, lets go of, promotes or takes back a deployment, as the owner lets them.
+    fn change(&mut self) {
+        let open =
+            |d: &&Deployment| d.end.is_none() && d.rollback_of.is_none() && d.judged.is_none() && d.budgets.is_some();
+        let Some(of) = self.run.deployments.iter().find(open) else { return };
+        let (deployment, by) = (of.n, "uid 0".to_owned());
+        let event = match (self.random.below(4), &of.paused) {
+            (0, None) => Event::Paused { deployment, by, reason: None, failed: None },
+            (1, Some(paused)) if paused.failed.is_none() => Event::Unpaused { deployment, by },
+            (2, _) => Event::Promoted { deployment, by },
+            (3, _) if of.no_way_back().is_none() => {
+                let cause = Cause::new("rollback_requested", "a person asked for it");
+                Event::Judged { deployment, cause, bad: false, then: OnFailure::Rollback }
+            }
+            _ => return,
+        };
+        self.append(event);
+    }
+
     /// The program has its answers and is about to do something.
     fn is_idle(&self, key: &CallKey) -> bool {
         self.run.calls[key].steps.is_empty()
@@ -395,7 +527,7 @@ impl Sim {
             0 => CallResult::Raised(Cause::new("exit", "it failed")),
             1 => CallResult::Raised(Cause::new("unreachable", "nobody there")),
             2 => CallResult::Ended(Cause::new("limit_memory", "too much")),
-            _ => CallResult::Returned(Value::Null),
+            n => CallResult::Returned(json!({ "safe": n > 5, "reason": "the schema changed" })),
         };
         self.returned(key, result);
     }
@@ -415,7 +547,9 @@ impl Sim {
             _ => Outcome::Ok(Value::Null),
         };
         let real = !matches!(&outcome, Outcome::Failed { cause, .. } if cause.is_shut());
-        if let (true, Some(Place::Host { deployment, host, .. })) = (real, call.place()) {
+        if let (true, Some(Place::Host { deployment, host, function })) = (real, call.place())
+            && function != "prepare"
+        {
             self.touched.insert((deployment, host));
         }
         let last = is_last(&args, attempt, &outcome) || ending.is_some();
@@ -435,7 +569,7 @@ impl Sim {
                 let live = self.run.header.pipeline.environments.iter().map(|e| e.name.clone());
                 let live = live.filter(|_| self.random.one_in(6)).collect();
                 let passed = self.random.one_in(4).then(|| RunId::new(1, 1));
-                Event::Resolved { release: Box::new(release()), passed, live }
+                Event::Resolved { release: Box::new(release()), passed, live, target: None }
             }
             Action::Checkout if self.random.one_in(10) => Event::CheckoutFailed { cause: cause() },
             Action::Checkout => Event::CheckedOut { dir: "/x".to_owned() },
@@ -453,15 +587,51 @@ impl Sim {
             Action::Plan { deployment } => {
                 let hosts: Vec<Host> = (0..self.random.below(7)).map(host).collect();
                 let environment = &self.run.deployment(*deployment).unwrap().environment;
-                let rollout = &self.run.environment(environment).unwrap().rollout;
-                Event::Planned {
-                    deployment: *deployment,
-                    max_failures: rollout.max_failures.of(hosts.len()),
-                    max_unreachable: rollout.max_unreachable.of(hosts.len()),
-                    hosts,
-                    previous: self.random.one_in(2).then(|| Box::new(release())),
-                    changed_paths: None,
+                let environment = self.run.environment(environment).unwrap().clone();
+                let ill = hosts.iter().filter(|_| self.random.one_in(9)).map(|h| (h.id.clone(), "down".to_owned()));
+                let fleet = Fleet { ill: ill.collect(), hosts, ..Fleet::default() };
+                match plan::phases(&environment.rollout, fleet) {
+                    Err(cause) => Event::PlanFailed { deployment: *deployment, cause },
+                    Ok((hosts, mut phases)) => {
+                        let (release, run) = (release(), RunId::new(1, 1));
+                        let target =
+                            Target { release, code: Digest::of(b"old"), environment: environment.clone(), run };
+                        phases.target = self.random.one_in(2).then(|| Box::new(target));
+                        Event::Planned {
+                            deployment: *deployment,
+                            max_failures: environment.rollout.max_failures.of(hosts.len()),
+                            max_unreachable: environment.rollout.max_unreachable.of(hosts.len()),
+                            hosts,
+                            previous: self.random.one_in(2).then(|| Box::new(self::release())),
+                            changed_paths: None,
+                            phases: Box::new(phases),
+                        }
+                    }
                 }
+            }
+            Action::Look { deployment, wave } => {
+                let of = self.run.deployment(*deployment).unwrap();
+                let gone = of.hosts.iter().filter(|h| h.begun.is_none() && !h.gone && self.random.one_in(9));
+                let gone = gone.map(|h| h.host.id.clone()).collect();
+                let joined = if self.random.one_in(4) { vec![host(100 + u64::from(*wave))] } else { Vec::new() };
+                Event::FleetSeen { deployment: *deployment, gone, joined, wave: *wave }
+            }
+            Action::Guard { deployment } => {
+                let of = self.run.deployment(*deployment).unwrap();
+                let healthy = of.hosts.iter().find(|h| h.verdict() == HostState::Healthy && h.back.is_none());
+                let Some(ill) = healthy.filter(|_| self.random.one_in(6)).map(|h| h.host.id.clone()) else {
+                    self.busy.insert(name.to_owned(), action);
+                    self.now = self.now.plus(Duration::from_millis(300));
+                    return;
+                };
+                let event = Event::HealthVerdict {
+                    deployment: *deployment,
+                    host: ill,
+                    unhealthy: Some(Cause::new("unhealthy", "not any more")),
+                    evidence: Vec::new(),
+                };
+                self.busy.insert(name.to_owned(), action);
+                event
             }
             Action::Watch { deployment, host } => Event::HealthVerdict {
                 deployment: *deployment,
@@ -562,6 +732,16 @@ impl Sim {
             assert!(deployment.end.is_some(), "seed {seed}: deployment {} has not ended", deployment.n);
             let failed = matches!(deployment.end, Some((DeploymentState::Failed, ..)));
             let touched = self.touched.iter().any(|(n, _)| *n == deployment.n);
+            let rolled_back = matches!(deployment.end, Some((DeploymentState::RolledBack, ..)));
+            for host in deployment.hosts.iter().filter(|host| rolled_back && host.touched) {
+                let back = self.run.deployments.iter().filter(|d| d.rollback_of == Some(deployment.n));
+                let shut = back
+                    .into_iter()
+                    .filter_map(|d| d.host(&host.host.id))
+                    .any(|h| h.verdict() == HostState::Unreachable);
+                let there = matches!(host.back, Some(Back::There | Back::Aside));
+                assert!(there || shut, "seed {seed}: {} was not taken back: {host:#?}", host.host.id);
+            }
             assert!(!(failed && touched), "seed {seed}: deployment {} failed and a host was touched", deployment.n);
         }
         let (state, cause, _) = run.end.as_ref().unwrap();
@@ -570,28 +750,37 @@ impl Sim {
                 self.no_stage_failed();
                 assert_eq!(*cause, None);
                 let reach = doors::reach_of(run);
-                for (at, environment) in asked_for(run).enumerate() {
-                    let live = !run.header.request.redeploy && run.live.contains(&environment.name);
-                    let of = run.deployments.iter().find(|d| d.environment == environment.name);
+                let asked_for = || super::environments::asked_for(run).into_iter();
+                for (at, environment) in asked_for().enumerate() {
+                    let live = !run.header.request.redeploy && run.live.contains(environment);
+                    let of = run.deployments.iter().find(|d| d.environment == *environment && d.rollback_of.is_none());
                     if at >= reach && !live {
                         // Not opened for this run, and so none behind it either.
-                        let entered =
-                            asked_for(run).skip(at).any(|e| run.deployments.iter().any(|d| d.environment == e.name));
-                        assert!(!entered, "seed {seed}: {} or one behind it was entered", environment.name);
+                        let entered = asked_for().skip(at).any(|e| run.deployments.iter().any(|d| d.environment == *e));
+                        assert!(!entered, "seed {seed}: {environment} or one behind it was entered");
                         break;
                     }
-                    assert!(live || of.is_some(), "seed {seed}: {} has not got it", environment.name);
+                    assert!(live || of.is_some(), "seed {seed}: {environment} has not got it");
                     let Some(of) = of else { continue };
                     let budgets = of.budgets.unwrap();
-                    let (failed, shut) = (of.count(HostState::Failed), of.count(HostState::Unreachable));
-                    assert!(failed <= budgets.max_failures && shut <= budgets.max_unreachable, "seed {seed}");
-                    let healthy = of.count(HostState::Healthy);
-                    assert_eq!(healthy + failed + shut, of.hosts.len(), "seed {seed}");
-                    assert!(healthy > 0 || of.hosts.is_empty(), "seed {seed}: a success without a healthy host");
+                    let count = |state| of.hosts.iter().filter(|host| host.verdict() == state).count();
+                    let (failed, shut) = (count(HostState::Failed), count(HostState::Unreachable));
+                    assert!(failed <= budgets.max_failures + of.forgiven.failed, "seed {seed}");
+                    assert!(shut <= budgets.max_unreachable + of.forgiven.unreachable, "seed {seed}");
+                    let healthy = count(HostState::Healthy);
+                    assert_eq!(
+                        healthy + failed + shut + count(HostState::Gone),
+                        of.hosts.len(),
+                        "seed {seed}: {of:#?}"
+                    );
+                    assert!(
+                        healthy > 0 || of.hosts.iter().all(|h| h.gone),
+                        "seed {seed}: a success without a healthy host"
+                    );
                 }
             }
             RunState::Failed => assert!(self.touched.is_empty(), "seed {seed}: failed, and a host was touched"),
-            RunState::Halted | RunState::Stopped => {}
+            RunState::Halted | RunState::Stopped | RunState::RolledBack | RunState::RollbackFailed => {}
             RunState::Damaged => assert!(run.diverged.is_some(), "seed {seed}"),
             other => panic!("seed {seed}: it ended {other:?}"),
         }
@@ -615,7 +804,7 @@ fn whatever_happens_a_run_ends_and_its_end_is_true() {
             }
         }
     }
-    for state in ["Succeeded", "Failed", "Halted", "Stopped", "Damaged"] {
+    for state in ["Succeeded", "Failed", "Halted", "Stopped", "Damaged", "RolledBack", "RollbackFailed"] {
         assert!(ends.get(state).is_some_and(|count| *count > 20), "{ends:?}");
     }
 }

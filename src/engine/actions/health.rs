@@ -1,0 +1,134 @@
+//! The watch over hosts: after their deploy until there is a verdict, and while a wave bakes.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+
+use super::{Context, Since};
+use crate::model::{
+    cause::Cause,
+    event::Event,
+    health::{Deployed, Fact, Sight, Verdict, Watch},
+    host::Host,
+    pipeline::{Check, Health, Version, VersionFrom},
+};
+
+/// Looks at a host until there is a verdict.
+pub(super) async fn watch(
+    context: &Context,
+    deployment: u32,
+    host: &Host,
+    health: &Health,
+    since: &Since,
+    deployed: Option<Deployed>,
+) -> Event {
+    let clock = &context.world.clock;
+    let began = &since.began;
+    let mut watch = match since.again {
+        false => Watch::new(health, deployed),
+        true => Watch::again(health, deployed, clock.now().since(began)),
+    };
+    loop {
+        let round = look(context, deployment, host, health).await;
+        let elapsed = clock.now().since(began);
+        let unhealthy = match watch.see(elapsed, round.as_deref().map_err(Clone::clone)) {
+            Verdict::Open => {
+                clock.sleep(Duration::from_millis(health.interval_ms)).await;
+                continue;
+            }
+            Verdict::Healthy => None,
+            Verdict::Unhealthy(cause) => Some(on_host(cause, host)),
+        };
+        let evidence = watch.evidence().to_vec();
+        return Event::HealthVerdict { deployment, host: host.id.clone(), unhealthy, evidence };
+    }
+}
+
+/// A probe's command knows where it runs, as every command does.
+pub(super) fn with_variables(check: &mut Check, variables: &[(String, String)]) {
+    let (Check::Command(text) | Check::Version(Version { from: VersionFrom::Command(text), .. })) = check else {
+        return;
+    };
+    let quoted = |value: &str| format!("'{}'", value.replace('\'', r"'\''"));
+    let exports: Vec<String> =
+        variables.iter().map(|(name, value)| format!("export {name}={}", quoted(value))).collect();
+    *text = format!("{}\n{text}", exports.join("\n"));
+}
+
+fn on_host(cause: Cause, host: &Host) -> Cause {
+    let message = format!("{} on {}", cause.message, host.name);
+    Cause { message, ..cause }.with("host", host.id.as_str())
+}
+
+/// One round over every check: what each saw, or why none could look. A check may print what a step of this run has used.
+async fn look(context: &Context, deployment: u32, host: &Host, health: &Health) -> Result<Vec<Sight>, String> {
+    let limit = Duration::from_millis(health.timeout_ms);
+    let link = context.sessions.link(deployment, host).await;
+    let link = link.map_err(|error| {
+        let seen = format!("the host cannot be reached: {}", error.cause.message);
+        context.sessions.redactor().text(&seen)
+    })?;
+    let mut sights = Vec::new();
+    for check in &health.checks {
+        let sight = context.world.probe.look(&*link, check, limit).await;
+        let redactor = context.sessions.redactor();
+        let fact = sight.fact.map(|fact| match fact {
+            Fact::Version(reported) => Fact::Version(redactor.text(&reported)),
+            fact @ Fact::Process(_) => fact,
+        });
+        sights.push(Sight { good: sight.good, seen: redactor.text(&sight.seen), fact });
+    }
+    Ok(sights)
+}
+
+/// How many hosts are looked at at the same moment while a wave bakes.
+const WIDE: usize = 32;
+/// So many bad looks in a row are no accident.
+const IN_A_ROW: u32 = 3;
+/// The longest wait between two rounds.
+const ROUND: Duration = Duration::from_secs(10);
+
+/// A host that is watched while a wave bakes.
+pub(in crate::engine) struct Guarded {
+    pub(super) host: Host,
+    /// Its checks as they are for it.
+    pub(super) health: Health,
+    pub(super) watch: Watch,
+    /// Bad looks since the last good one.
+    pub(super) bad: u32,
+}
+
+/// Watches hosts that were healthy until nobody wants to know any more; tells each that is not healthy any more, once.
+pub(super) async fn guard(context: &Context, deployment: u32, mut guarded: Vec<Guarded>, bake: Duration) {
+    let Some(first) = guarded.first() else { return std::future::pending().await };
+    let between = Duration::from_millis(first.health.interval_ms);
+    let usual = (bake / 10).clamp(between, ROUND.max(between));
+    loop {
+        let looks = guarded.into_iter().map(|mut guarded| async {
+            let round = look(context, deployment, &guarded.host, &guarded.health).await;
+            // A wide fleet's connections are not kept for it.
+            context.sessions.forget(&guarded.host.id).await;
+            let bad = guarded.watch.round(round.as_deref().map_err(Clone::clone));
+            guarded.bad = if bad.is_some() { guarded.bad + 1 } else { 0 };
+            (guarded, bad)
+        });
+        let seen: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(WIDE).collect().await;
+        let mut well = Vec::new();
+        for (guarded, bad) in seen {
+            match bad {
+                Some((why, hopeless)) if hopeless || guarded.bad >= IN_A_ROW => {
+                    let message = format!("it was healthy, and is not any more: {why}");
+                    let unhealthy = Some(on_host(Cause::new("unhealthy", message), &guarded.host));
+                    let (host, evidence) = (guarded.host.id.clone(), guarded.watch.evidence().to_vec());
+                    let verdict = Event::HealthVerdict { deployment, host, unhealthy, evidence };
+                    context.facts(vec![verdict], false).await;
+                }
+                _ => well.push(guarded),
+            }
+        }
+        guarded = well;
+        // One that seems ill is looked at again soon.
+        let soon = guarded.iter().any(|guarded| guarded.bad > 0);
+        context.world.clock.sleep(if soon { between } else { usual }).await;
+    }
+}

@@ -1,0 +1,174 @@
+//! What a run takes: the commit that was asked for, or a release that was known-good.
+
+use super::Context;
+use crate::{
+    engine::{ledger, world::World},
+    model::{
+        cause::Cause,
+        deployment::DeploymentState,
+        event::{Event, Purpose, Wanted},
+        ids::ReleaseId,
+        pipeline::Queue,
+        plan::Target,
+        release::{Artifact, Commit, Release},
+        run::{Run, Trigger},
+    },
+};
+
+/// Finds and fetches the commit; a push that is not the head any more ends as superseded.
+pub(super) async fn resolve(context: &Context, run: &Run) -> Event {
+    let world = &context.world;
+    let (header, pipeline) = (&run.header, &run.header.pipeline);
+    let project = &header.project;
+    let (to, converges) = match &header.request.purpose {
+        Purpose::Deploy => (None, false),
+        Purpose::Rollback { to } => (to.as_deref(), false),
+        Purpose::Converge { .. } => (None, true),
+    };
+    if !header.request.purpose.is_deploy() {
+        return match target(world, run, to, converges) {
+            Ok(target) => Event::Resolved {
+                release: Box::new(target.release.clone()),
+                passed: None,
+                live: Vec::new(),
+                target: Some(Box::new(target)),
+            },
+            Err(cause) => Event::Unresolved { cause },
+        };
+    }
+    let head = ledger::head_revision(&*world.control, project);
+    let found = match world.forge.resolve(project, &pipeline.source, &header.request.wanted).await {
+        Ok(found) => found,
+        Err(cause) if cause.code == "ref_unknown" && matches!(header.request.wanted, Wanted::Pushed(_)) => {
+            let message = format!(
+                "the pushed commit is not on {} any more; its successor is deployed instead",
+                pipeline.source.branch
+            );
+            return Event::Unresolved { cause: Cause::new("superseded", message) };
+        }
+        Err(cause) => return Event::Unresolved { cause },
+    };
+    if let (Wanted::Pushed(_), false) = (&header.request.wanted, found.is_head) {
+        let seen_before = match (&header.request.after, pipeline.queue) {
+            (_, Queue::Latest) => true,
+            (None, Queue::All) => false,
+            (Some(after), Queue::All) => {
+                world.forge.is_ancestor(project, &found.commit.sha, after).await.unwrap_or(true)
+            }
+        };
+        if seen_before {
+            let message = format!("{} has a newer head than the pushed commit", pipeline.source.branch);
+            return Event::Unresolved { cause: Cause::new("superseded", message) };
+        }
+    }
+    if found.is_head {
+        ledger::saw_head(world, run, &found.commit.sha, head);
+    }
+    if let Some(cause) = known_bad(world, run, &found.commit) {
+        return Event::Unresolved { cause };
+    }
+    resolved(world, run, found.commit, found.tag)
+}
+
+/// What a run puts back.
+fn target(world: &World, run: &Run, to: Option<&str>, converges: bool) -> Result<Target, Cause> {
+    let (project, control) = (&run.header.project, &*world.control);
+    let Some(environment) = &run.header.request.environment else {
+        return Err(Cause::new("internal", "a rollback names no environment"));
+    };
+    let known_good = ledger::known_good(control, project, environment);
+    if known_good.is_empty() {
+        let message = format!("{environment} has no known-good release yet: none was ever baked and verified there");
+        return Err(Cause::new("no_target", message));
+    }
+    let live = ledger::live(control, project, environment).map(|live| live.release.id);
+    let whole = ledger::last(control, project, environment).is_none_or(|last| last.state == DeploymentState::Succeeded);
+    let chosen = known_good.iter().map(|good| &good.target).find(|target| match to {
+        Some(to) => target.release.id.as_str() == to || target.release.commit.sha.as_str().starts_with(to),
+        // Where the last deployment left a mixture, back is to what was live before it.
+        None if converges || !whole => live.as_ref().is_none_or(|live| target.release.id == *live),
+        None => live.as_ref() != Some(&target.release.id),
+    });
+    chosen.cloned().ok_or_else(|| {
+        let known: Vec<&str> = known_good.iter().map(|good| good.target.release.id.as_str()).collect();
+        let what = to.map_or("an earlier release".to_owned(), |to| format!("{to:?}"));
+        let message = format!("{what} is not known-good in {environment}; known-good there: {}", known.join(", "));
+        Cause::new("no_target", message)
+    })
+}
+
+/// So many bad releases in a row, and nothing starts by itself until a person has.
+const RESTS_AFTER: u32 = 3;
+
+/// Why this commit is not deployed although it was asked for.
+fn known_bad(world: &World, run: &Run, commit: &Commit) -> Option<Cause> {
+    let (project, request) = (&run.header.project, &run.header.request);
+    if request.retry_bad {
+        return None;
+    }
+    let by_itself = matches!(request.trigger, Trigger::Hook | Trigger::Poll | Trigger::Schedule | Trigger::Signal);
+    if let Some((release, bad)) = ledger::bad(&*world.control, project, commit) {
+        let message = format!(
+            "{release} was found bad by run {}: {}. Push a commit that mends it, or press the button with retry_bad",
+            bad.run, bad.cause.message
+        );
+        return Some(Cause::new("bad_release", message).with("run", bad.run.as_str()));
+    }
+    let in_a_row = ledger::bad_in_a_row(&*world.control, project);
+    (by_itself && in_a_row >= RESTS_AFTER).then(|| {
+        let message = format!(
+            "the last {in_a_row} releases were bad, so nothing is deployed by itself until one was started by hand and is good: \
+             phased start {project}"
+        );
+        Cause::new("resting", message)
+    })
+}
+
+/// Which build of the commit ships: the newest that passed under this code, with what it stored. Else it is tested and built: as the
+/// first, or as a further one where there is one already, whose id stands for its bytes.
+fn resolved(world: &World, run: &Run, commit: Commit, tag: Option<String>) -> Event {
+    let header = &run.header;
+    let builds = ledger::builds(&*world.control, &header.project, &commit.sha);
+    let stored = |artifact: &Artifact| artifact.content.blob().is_none_or(|blob| world.blobs.path(blob).exists());
+    let same = builds.iter().rev().filter(|_| !header.request.retest);
+    let same = same.into_iter().find(|(_, passed)| passed.code == header.code && passed.artifacts.iter().all(stored));
+    let (id, artifacts) = match (same, builds.last()) {
+        (Some((id, passed)), _) => (id.clone(), passed.artifacts.clone()),
+        (None, Some((last, _))) if header.request.retest || builds.iter().any(|(_, p)| !p.artifacts.is_empty()) => {
+            (last.further_build(), Vec::new())
+        }
+        (None, _) => (ReleaseId::first_build(&commit.sha), Vec::new()),
+    };
+    let passed = same.map(|(_, passed)| passed.run.clone());
+    let branch = Some(header.pipeline.source.branch.clone());
+    let release = Release { id, commit, branch, tag, artifacts };
+    let live = header.pipeline.environments.iter().map(|e| &e.name);
+    let live = live
+        .filter(|name| {
+            ledger::live(&*world.control, &header.project, name)
+                .is_some_and(|live| live.release.id == release.id && live.code == header.code)
+        })
+        .cloned()
+        .collect();
+    Event::Resolved { release: Box::new(release), passed, live, target: None }
+}
+
+pub(super) async fn checkout(context: &Context, run: &Run) -> Event {
+    let world = &context.world;
+    let project = &run.header.project;
+    let Some(release) = &run.release else {
+        return Event::CheckoutFailed { cause: Cause::new("internal", "there is no commit to check out") };
+    };
+    let dir = world.forge.work_dir(project).join(run.header.run.as_str());
+    let owner = match (world.job_user)(project) {
+        Ok(owner) => owner,
+        Err(error) => {
+            let message = format!("the job user of project {project} cannot be had: {error}");
+            return Event::CheckoutFailed { cause: Cause::new("job_user", message) };
+        }
+    };
+    match world.forge.checkout(project, &release.commit.sha, &dir, owner).await {
+        Ok(()) => Event::CheckedOut { dir: dir.to_string_lossy().into_owned() },
+        Err(cause) => Event::CheckoutFailed { cause },
+    }
+}

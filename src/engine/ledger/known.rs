@@ -1,0 +1,207 @@
+//! What environments know of releases: which were good there and by which code, what each host has, and which release was found bad.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{brief, brief_release, read};
+use crate::{
+    model::{
+        cause::Cause,
+        deployment::{Back, Deployment, DeploymentState, HostState},
+        ids::{EnvironmentName, HostId, ProjectName, ReleaseId, RunId, Sha},
+        plan::Target,
+        release::{Commit, Release},
+        run::Run,
+    },
+    ports::control::Control,
+};
+
+/// How many known-good releases of an environment are remembered.
+const REMEMBERED: usize = 5;
+
+/// A release that was baked and verified in an environment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(in crate::engine) struct Good {
+    pub(in crate::engine) target: Target,
+    /// How long its deployment took, ms.
+    pub(in crate::engine) took_ms: u64,
+    /// Wall time, ms.
+    pub(in crate::engine) at_ms: i64,
+}
+
+/// What a host of an environment has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(in crate::engine) struct Note {
+    /// `None`: nobody can tell.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(in crate::engine) release: Option<ReleaseId>,
+    pub(in crate::engine) state: HostState,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(in crate::engine) why: Option<String>,
+}
+
+/// Why a release is bad.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(in crate::engine) struct Bad {
+    pub(in crate::engine) run: RunId,
+    /// Its tree: another commit with the same bytes is as bad.
+    pub(in crate::engine) tree: Sha,
+    pub(in crate::engine) cause: Cause,
+}
+
+/// How many bad releases there were since the last good one, and whose was the last.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct InARow {
+    count: u32,
+    run: RunId,
+}
+
+fn good_key(project: &ProjectName, environment: &EnvironmentName) -> String {
+    format!("good/{project}/{environment}")
+}
+
+fn host_key(project: &ProjectName, environment: &EnvironmentName, host: &str) -> String {
+    format!("host/{project}/{environment}/{host}")
+}
+
+/// The known-good releases of an environment that were not found bad since, the last one first.
+pub(in crate::engine) fn known_good(
+    control: &dyn Control,
+    project: &ProjectName,
+    environment: &EnvironmentName,
+) -> Vec<Good> {
+    let mut good: Vec<Good> = read(control, &good_key(project, environment)).unwrap_or_default();
+    good.retain(|good| bad(control, project, &good.target.release.commit).is_none());
+    good
+}
+
+/// How long the last success there took, ms.
+pub(in crate::engine) fn expected(
+    control: &dyn Control,
+    project: &ProjectName,
+    environment: &EnvironmentName,
+) -> Option<u64> {
+    known_good(control, project, environment).first().map(|good| good.took_ms)
+}
+
+/// What each host of an environment has, as the last deployments left them.
+pub(in crate::engine) fn hosts(
+    control: &dyn Control,
+    project: &ProjectName,
+    environment: &EnvironmentName,
+) -> BTreeMap<HostId, Note> {
+    let prefix = host_key(project, environment, "");
+    let entries = control.scan(&prefix).into_iter();
+    let note = |key: &str, value: Value| {
+        let id = crate::model::step::decode(key.strip_prefix(&prefix)?).parse().ok()?;
+        Some((id, serde_json::from_value(value).ok()?))
+    };
+    entries.filter_map(|entry| note(&entry.key, entry.value)).collect()
+}
+
+/// Whether a commit, or one with the same tree, was found bad: as which release, and why.
+pub(in crate::engine) fn bad(control: &dyn Control, project: &ProjectName, commit: &Commit) -> Option<(String, Bad)> {
+    let prefix = format!("bad/{project}/");
+    let entries = control.scan(&prefix).into_iter();
+    let of =
+        |key: &str, value: Value| Some((key.strip_prefix(&prefix)?.to_owned(), serde_json::from_value(value).ok()?));
+    let mut all = entries.filter_map(|entry| of(&entry.key, entry.value));
+    all.find(|(_, bad): &(String, Bad)| bad.tree == commit.tree)
+}
+
+/// How many releases of a project in a row were bad.
+pub(in crate::engine) fn bad_in_a_row(control: &dyn Control, project: &ProjectName) -> u32 {
+    read::<InARow>(control, &format!("bad_in_a_row/{project}")).map_or(0, |row| row.count)
+}
+
+/// What the end of a deployment says of its hosts and its release. Idempotent.
+pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, puts: &mut Vec<(String, Option<Value>)>) {
+    if deployment.rollback_of.is_some() {
+        // What is taken back says it.
+        return;
+    }
+    let (project, environment) = (&run.header.project, &deployment.environment);
+    let Some(release) = deployment.release(run) else { return };
+    let put = |puts: &mut Vec<(String, Option<Value>)>, key: String, value: Option<Value>| {
+        if control.get(&key).map(|entry| entry.value) != value {
+            puts.push((key, value));
+        }
+    };
+    for host in &deployment.hosts {
+        let key = host_key(project, environment, &crate::model::step::encode(host.host.id.as_str()));
+        let before = deployment.phases.target.as_ref().map(|target| target.release.id.clone());
+        let note = |release: Option<ReleaseId>, state| {
+            let why = host.cause().map(|cause| brief(cause).message);
+            json!(Note { release, state, why: why.filter(|_| state != HostState::Healthy) })
+        };
+        match (host.back, host.state(true)) {
+            (_, HostState::Gone) => put(puts, key, None),
+            (Some(Back::There), _) => put(puts, key, Some(note(before, HostState::Healthy))),
+            (Some(Back::Aside), _) => put(puts, key, Some(note(before, HostState::Quarantined))),
+            (None, HostState::Healthy) => put(puts, key, Some(note(Some(release.id.clone()), HostState::Healthy))),
+            // Nobody can tell what it has.
+            _ if host.touched => put(puts, key, Some(note(None, host.state(true)))),
+            _ => {}
+        }
+    }
+    if deployment.target.is_some() {
+        return;
+    }
+    let bad_key = format!("bad/{project}/{}", release.id);
+    let row_key = format!("bad_in_a_row/{project}");
+    match (&deployment.end, &deployment.judged) {
+        (Some((DeploymentState::Succeeded, _, at)), _) => {
+            put(puts, good_key(project, environment), Some(good(control, run, deployment, release, at.wall_ms)));
+            if control.get(&bad_key).is_some() {
+                puts.push((bad_key, None));
+            }
+            if control.get(&row_key).is_some() {
+                puts.push((row_key, None));
+            }
+        }
+        (Some(_), Some(judged)) if judged.bad => {
+            let (run, tree) = (run.header.run.clone(), release.commit.tree.clone());
+            let row: Option<InARow> = read(control, &row_key);
+            let count = match &row {
+                Some(row) if row.run == run => row.count,
+                row => row.as_ref().map_or(0, |row| row.count) + 1,
+            };
+            put(puts, row_key, Some(json!(InARow { count, run: run.clone() })));
+            put(puts, bad_key, Some(json!(Bad { run, tree, cause: brief(&judged.cause) })));
+        }
+        _ => {}
+    }
+}
+
+/// The list of what is known-good with this deployment's release at its head.
+fn good(control: &dyn Control, run: &Run, deployment: &Deployment, release: &Release, at_ms: i64) -> Value {
+    let (project, environment) = (&run.header.project, &deployment.environment);
+    let mut all: Vec<Good> = read(control, &good_key(project, environment)).unwrap_or_default();
+    // A run that ends later than a newer one does not take its place.
+    let newer = all.first().is_some_and(|good| good.target.run > run.header.run);
+    let already = all.iter().any(|good| good.target.run == run.header.run);
+    if let Some(spec) = deployment.spec(run).filter(|_| !newer && !already) {
+        all.retain(|good| good.target.release.id != release.id);
+        let mut spec = spec.clone();
+        // Which hosts there are is asked of the project as it is then.
+        spec.hosts = Vec::new();
+        let target = Target {
+            release: kept(release),
+            code: deployment.code(run).clone(),
+            environment: spec,
+            run: run.header.run.clone(),
+        };
+        let took = at_ms.saturating_sub(deployment.created_at.wall_ms);
+        all.insert(0, Good { target, took_ms: u64::try_from(took).unwrap_or(0), at_ms });
+        all.truncate(REMEMBERED);
+    }
+    json!(all)
+}
+
+/// A release as control keeps it: no more of its message than people look at.
+fn kept(release: &Release) -> Release {
+    let brief = brief_release(release, serde_json::value::Serializer).and_then(serde_json::from_value);
+    brief.unwrap_or_else(|_| release.clone())
+}
