@@ -20,7 +20,7 @@ use crate::{
         ids::{DeploymentId, HostId, ProjectName, RunId, Seq},
         release::{Artifact, Content, Release},
         run::{Deployment, HostRun, Progress, Run, RunState, StageRun, Waiting},
-        step::{CallKey, Place},
+        step::{CallKey, Place, Verb},
     },
     ports::{
         index::{Batch, Index, IndexError},
@@ -221,7 +221,10 @@ fn parts(run: &Run, event: &Event) -> Vec<Part> {
         | Event::HostMet { .. }
         | Event::Resumed { .. } => Vec::new(),
         Event::Call { key, .. } | Event::Return { key, .. } => of_call(key),
-        Event::Done { key, .. } => of_call(&key.call()),
+        Event::Done { key, .. } => {
+            let made = key.verb().is_some_and(|(verb, _)| verb == Verb::Artifact);
+            of_call(&key.call()).into_iter().chain(made.then_some(Part::Head)).collect()
+        }
         Event::DeploymentCreated { deployment, .. }
         | Event::Blocked { deployment, .. }
         | Event::LeaseGranted { deployment, .. } => {
