@@ -90,8 +90,8 @@ done
 -- The switch is one rename. Where mv cannot take the link's own place (an old busybox), there is a moment without it.
 -- `releases/.history` has each release that was activated, the latest last.
 local SWITCH = [=[
+[ -d "$DIR/releases/$ID" ] || { echo "$DIR/releases/$ID is not there: the release was not prepared on this host" >&2; exit 1; }
 cd "$DIR"
-[ -d "releases/$ID" ] || { echo "$DIR/releases/$ID is not there: the release was not prepared on this host" >&2; exit 1; }
 now=$(readlink current || true)
 if [ "$now" != "releases/$ID" ]; then
   rm -f .current.new

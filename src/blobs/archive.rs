@@ -104,7 +104,10 @@ mod tests {
             (vec![("hard", Link)], "neither"),
         ] {
             let error = check(&mut archive(&entries).as_slice()).unwrap_err();
-            assert!(error.kind() == io::ErrorKind::InvalidData && error.to_string().contains(why), "{entries:?}: {error}");
+            assert!(
+                error.kind() == io::ErrorKind::InvalidData && error.to_string().contains(why),
+                "{entries:?}: {error}"
+            );
         }
         let two = [archive(&[("a", Regular)]), archive(&[("../b", Regular)])].concat();
         assert!(check(&mut two.as_slice()).is_err(), "one behind the other");

@@ -11,7 +11,8 @@ use serde_json::Value;
 use tokio::sync::{broadcast, watch};
 
 use super::view::{
-    ArtifactView, CauseView, DeploymentView, EventView, HostView, ReleaseView, RunView, StageState, StageView, WaitingView, shortened,
+    ArtifactView, CauseView, DeploymentView, EventView, HostView, ReleaseView, RunView, StageState, StageView,
+    WaitingView, shortened,
 };
 use crate::{
     model::{

@@ -200,7 +200,8 @@ impl<'a> Steady<'a> {
     }
 
     fn unchanged(&self) -> io::Result<()> {
-        let known = |meta: &Metadata| (meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec(), meta.mode());
+        let known =
+            |meta: &Metadata| (meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec(), meta.mode());
         let now = at(self.path, self.file.metadata())?;
         if known(&now) == known(self.found) { Ok(()) } else { self.changed() }
     }
@@ -303,7 +304,8 @@ mod tests {
         symlink("../../outside", dir.path().join("out")).unwrap();
         symlink("/proc", dir.path().join("proc")).unwrap();
         fs::create_dir(dir.path().join("empty")).unwrap();
-        let found: BTreeMap<String, String> = entries(&packed(&request(dir.path(), &[])).unwrap()).into_iter().collect();
+        let found: BTreeMap<String, String> =
+            entries(&packed(&request(dir.path(), &[])).unwrap()).into_iter().collect();
         assert_eq!(found["run"], "755 run", "not setuid");
         assert_eq!(found["a\nb"], "600 a\nb");
         assert_eq!(found["-rf"], "644 -rf");
@@ -315,7 +317,9 @@ mod tests {
     #[test]
     fn what_is_excluded_is_not_even_looked_at() {
         let dir = tempfile::tempdir().unwrap();
-        for name in [".git/config", "sub/.git/config", "reports/a.xml", "src/a.map", "src/a.js", ".phased/artifacts/old"] {
+        for name in
+            [".git/config", "sub/.git/config", "reports/a.xml", "src/a.map", "src/a.js", ".phased/artifacts/old"]
+        {
             write(dir.path(), name, "", 0o644);
         }
         nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();

@@ -59,8 +59,12 @@ impl Artifact {
     fn misuse(&self, how: &str) -> Error {
         let name = self.text("name");
         Error::runtime(match self.text("kind") {
-            "value" => format!("the artifact {name:?} cannot be {how}: its text is .value, as in release.artifacts.{name}.value"),
-            kind => format!("the artifact {name:?} is a {kind} and cannot be {how}: pass it to host:upload, or use its .sha256 or .size"),
+            "value" => format!(
+                "the artifact {name:?} cannot be {how}: its text is .value, as in release.artifacts.{name}.value"
+            ),
+            kind => format!(
+                "the artifact {name:?} is a {kind} and cannot be {how}: pass it to host:upload, or use its .sha256 or .size"
+            ),
         })
     }
 }

@@ -72,7 +72,9 @@ pub fn relative_path(text: &str) -> Result<(), String> {
 /// `app`: an artifact.
 pub fn artifact_name(text: &str) -> Result<(), String> {
     let valid = text.parse::<crate::model::ids::ArtifactName>();
-    valid.map(drop).map_err(|_| "is not an artifact's name: 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit".to_owned())
+    valid
+        .map(drop)
+        .map_err(|_| "is not an artifact's name: 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit".to_owned())
 }
 
 /// What an artifact that is a value may be: it goes wherever the release is named.

@@ -28,7 +28,8 @@ fn release(release: &Release, deployment: Option<&Deployment>) -> Value {
 
 /// By name, each marked as what it is: Lua gets handles of them.
 fn artifacts(release: &Release) -> Value {
-    let handles = release.artifacts.iter().map(|artifact| (artifact.name.to_string(), json!({ "$artifact": artifact })));
+    let handles =
+        release.artifacts.iter().map(|artifact| (artifact.name.to_string(), json!({ "$artifact": artifact })));
     Value::Object(handles.collect())
 }
 

@@ -176,7 +176,8 @@ impl Feed for Send<'_> {
         offset: u64,
         stdin: &mut (dyn AsyncWrite + std::marker::Send + Unpin),
     ) -> Result<(), Cause> {
-        let here = |e: io::Error| Cause::new("upload_failed", format!("{:?} cannot be read here: {e}", self.upload.from));
+        let here =
+            |e: io::Error| Cause::new("upload_failed", format!("{:?} cannot be read here: {e}", self.upload.from));
         let source = self.upload.from.clone();
         let mut file = blocking(move || source.open(offset)).await.map_err(here)?;
         let mut left = self.upload.size.saturating_sub(offset);

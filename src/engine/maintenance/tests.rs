@@ -85,7 +85,13 @@ fn planned() -> Run {
         committed_at_ms: 0,
         sha: sha.clone(),
     };
-    let release = Release { id: ReleaseId::first_build(&sha), commit, branch: Some("main".to_owned()), tag: None, artifacts: Vec::new() };
+    let release = Release {
+        id: ReleaseId::first_build(&sha),
+        commit,
+        branch: Some("main".to_owned()),
+        tag: None,
+        artifacts: Vec::new(),
+    };
     let mut run = Run::begin(&event(Event::Started(Box::new(header)))).unwrap();
     for next in [
         Event::Resolved { release: Box::new(release), passed: Some(RunId::new(0, 0)), live: Vec::new() },

@@ -58,7 +58,8 @@ pub(super) async fn store(job: &Job, args: &Resolved) -> Outcome {
         }
     };
     let late = || {
-        let message = format!("it was not packed within {}; raise `timeout` or exclude more", crate::time::Span(timeout));
+        let message =
+            format!("it was not packed within {}; raise `timeout` or exclude more", crate::time::Span(timeout));
         Outcome::failed(job.placed(Cause::new("timeout", message)))
     };
     within(&*job.world.clock, timeout, work).await.unwrap_or_else(late)
@@ -68,7 +69,8 @@ async fn content(job: &Job, args: &Resolved) -> Result<Artifact, Cause> {
     let name: ArtifactName =
         args.text("name").unwrap_or_default().parse().map_err(|e| Cause::new("bad_argument", format!("{e}")))?;
     if !job.place.in_stage {
-        let message = "run:artifact is for test stages: what ships is made before the first environment has anything of it";
+        let message =
+            "run:artifact is for test stages: what ships is made before the first environment has anything of it";
         return Err(Cause::new("not_in_a_stage", message));
     }
     let taken = &job.place.taken;
@@ -167,7 +169,9 @@ async fn refused(job: &Job, path: &str, exit: &Exit, stderr: impl AsyncRead + Un
 
 fn unstored(path: &str, error: &io::Error) -> Cause {
     let (code, what) = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ("disk_full", "there is no room for it in data_dir"),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            ("disk_full", "there is no room for it in data_dir")
+        }
         io::ErrorKind::FileTooLarge => ("artifact_failed", "see [limits] max_artifact"),
         io::ErrorKind::InvalidData => ("artifact_failed", "it is no tree that a host should unpack"),
         _ => ("disk", "it cannot be stored"),

@@ -14,7 +14,9 @@ use tokio::io::AsyncWriteExt;
 
 use super::{Job, sink::LogSink, values::Resolved};
 use crate::{
-    engine::command::{CommandSpec, Download, OutputSink, Session, Source, Upload, UploadVerdict, Verdict, What, Write},
+    engine::command::{
+        CommandSpec, Download, OutputSink, Session, Source, Upload, UploadVerdict, Verdict, What, Write,
+    },
     model::{
         cause::Cause,
         ids::Digest,

@@ -51,7 +51,13 @@ fn release() -> Release {
         committed_at_ms: 0,
         sha: sha.clone(),
     };
-    Release { id: crate::model::ids::ReleaseId::first_build(&sha), commit, branch: Some("main".to_owned()), tag: None, artifacts: Vec::new() }
+    Release {
+        id: crate::model::ids::ReleaseId::first_build(&sha),
+        commit,
+        branch: Some("main".to_owned()),
+        tag: None,
+        artifacts: Vec::new(),
+    }
 }
 
 fn budget(random: &mut Random) -> Budget {

@@ -178,7 +178,10 @@ fn wrong_host_files_are_named_with_their_row() {
 fn deploy_releases_takes_only_what_makes_sense() {
     let lua = lua(&[]);
     let said = |options: &str| {
-        let made = lua.load(format!("local made = require('deploy.releases')({options})\nreturn made")).set_name("@shop.lua").eval::<Value>();
+        let made = lua
+            .load(format!("local made = require('deploy.releases')({options})\nreturn made"))
+            .set_name("@shop.lua")
+            .eval::<Value>();
         made.map_or_else(|error| error.to_string().lines().next().unwrap_or_default().to_owned(), |_| "ok".to_owned())
     };
     let wanted = "dir = '/srv/shop', artifact = 'app'";
