@@ -406,3 +406,67 @@ fn deploy_releases_says_what_is_in_its_way() {
     world.repo.push("x");
     daemon.deploy().is("succeeded");
 }
+
+#[test]
+fn another_users_files_are_put_in_place_by_that_user() {
+    // The login's own user, so no sudo is needed: all else is done as for any other.
+    let deploy = r#"local a = release.artifacts
+      local function both()
+        local tree = host:upload { a.app, to = "@ROOT@/h1/app", unpack = true, user = "fleet", mode = "0750" }
+        local file = host:upload { a.single, to = "@ROOT@/h1/single", user = "fleet", mode = "0640" }
+        return tostring(tree.changed) .. tostring(file.changed)
+      end
+      assert(both() == "truetrue")
+      local sum = host:sh { 'ls /var/tmp | grep -c phased-upload || true' }.stdout
+      assert(both() == "falsefalse")
+      host:write { "@ROOT@/h1/app/built", content = "other" }
+      assert(both() == "truefalse")
+      local ok, e = pcall(function() host:upload { a.app, to = "@ROOT@/h1/no/such/app", unpack = true, user = "fleet" } end)
+      assert(not ok and e.message:find("is not a directory", 1, true), e.message)
+"#;
+    let project = building().hosts(&["h1"]).deploy(deploy);
+    let (world, daemon) = World::with(&project);
+    world.repo.push("x");
+    daemon.deploy().is("succeeded");
+    let mode = |name: &str| world.host("h1").join(name).metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("app"), mode("single")), (0o750, 0o640));
+    assert_eq!(read(&world, "h1", "single").trim(), world.repo.head());
+    assert!(read(&world, "h1", "app/built").trim().parse::<u64>().is_ok());
+}
+
+#[test]
+fn killed_at_any_record_the_hosts_have_what_was_stored() {
+    let deploy = r#"host:upload { release.artifacts.app, to = "@ROOT@/h1/app", unpack = true }
+      host:upload { release.artifacts.single, to = "@ROOT@/h1/single" }"#;
+    let (world, daemon) = World::with(&building().hosts(&["h1"]).deploy(deploy));
+    world.repo.push("x");
+    let whole = daemon.deploy().is("succeeded");
+    let count = world.journal(&whole.id).len();
+    daemon.idle();
+    daemon.kill();
+    for (n, place) in (3..=count).step_by(4).flat_map(|n| [(n, "before"), (n, "after")]) {
+        let daemon = world.start_with(&[("PHASED_KILL", &format!("{place}:{n}"))]);
+        let answer = daemon.api.with("content-type", "application/json").try_ask(
+            "POST",
+            "/v1/projects/shop/start",
+            b"{\"retest\":true}",
+        );
+        drop(answer);
+        daemon.dies();
+        let daemon = world.start();
+        let newest = eventually("there is a run", || Some(daemon.runs()[0]["id"].as_str()?.to_owned()));
+        let run = daemon.run(&newest).wait().is("succeeded");
+        let seen = artifacts(&run);
+        assert_eq!(seen.as_array().map(Vec::len), Some(3), "{place}:{n}: {:#}", run.view);
+        assert_eq!(sum(&world.host("h1").join("single")), seen[1]["sha256"].as_str().unwrap());
+        let blob = world.path("data/blobs").join(seen[0]["blob"].as_str().unwrap());
+        let built = std::process::Command::new("sh")
+            .args(["-c", r#"zstd -dc "$1" | tar -xOf - built"#, "sh"])
+            .arg(blob)
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8(built.stdout).unwrap(), read(&world, "h1", "app/built"), "{place}:{n}");
+        daemon.idle();
+        daemon.kill();
+    }
+}
