@@ -283,6 +283,33 @@ function Run:sh(what) end
 ---@return phased.Result
 function Run:exec(what) end
 
+---Stores a directory tree, a file or a value with the release, under a name; in test stages only. Every environment, re-run and rollback uses what the first green run has stored.
+---@class phased.step.artifact
+---@field [1] string How it is called: release.artifacts.app.
+---@field path? string The directory or file, relative to the run's checkout. Of a tree modes and links are kept, times and owners are not; setuid is dropped, links are never followed.
+---@field exclude? string[] What of the directory is left out, as patterns relative to it: ".git", "**/*.map".
+---@field value? string The value, such as an image's digest.
+---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "30m".
+---@field retries? integer Further attempts after a failure. Default: 0.
+---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
+
+---Stores a directory tree, a file or a value with the release, under a name; in test stages only. Every environment, re-run and rollback uses what the first green run has stored.
+---run:artifact { "app", path = ".", exclude = { ".git", "reports" } }
+---@param what string|phased.step.artifact
+---@return {name: string, kind: string, sha256: string?, size: integer?, value: string?}
+function Run:artifact(what) end
+
+---Brings a stored artifact into the run's checkout and returns its path: a tree is a directory there.
+---@class phased.step.artifact_path
+---@field [1] string Which.
+---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "10m" on hosts, "30m" in stages.
+
+---Brings a stored artifact into the run's checkout and returns its path: a tree is a directory there.
+---run:exec { run:artifact_path "app.deb" }
+---@param what string|phased.step.artifact_path
+---@return string
+function Run:artifact_path(what) end
+
 ---Writes a file by temporary file and rename.
 ---@class phased.step.write
 ---@field [1] string The file.
@@ -405,21 +432,22 @@ function Host:sh(what) end
 ---@return phased.Result
 function Host:exec(what) end
 
----Copies a file of the run's checkout to the host; skipped when the host has these very bytes.
+---Copies an artifact, or a file of the run's checkout, to the host; skipped when the host has these very bytes, and resumed where a cut connection left it.
 ---@class phased.step.upload
----@field [1] string The file, relative to the run's checkout.
+---@field [1] phased.Artifact|string The artifact, as in release.artifacts.app, or the file, relative to the run's checkout.
 ---@field name? string Shown instead of the verb and its number.
 ---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "10m".
 ---@field retries? integer Further attempts after a failure. Default: 0.
 ---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
 ---@field on_unknown? "fail"|"retry"|(fun(on: phased.Run|phased.Host, failure: table): boolean?) When nobody can tell whether it happened: fail, try again, or a function that finds out and returns true (it happened: the step succeeds without output), false (it did not: it is done again) or nothing (it fails). Default: "fail".
----@field to string Where to on the host.
----@field mode? string Its mode, in octal.
----@field owner? string Its owner; needs user = "root".
+---@field to string Where to on the host; its directory must exist.
+---@field unpack? boolean The artifact is a tree (or the file a tar archive): to becomes a directory with its content, in place of what was there. Without it a tree arrives as its tar archive. Default: false.
+---@field mode? string Its mode, in octal; of an unpacked tree that of its top.
+---@field owner? string Its owner, of an unpacked tree that of all in it; needs user = "root".
 ---@field user? string Install it as this user, by sudo -n.
 
----Copies a file of the run's checkout to the host; skipped when the host has these very bytes.
----host:upload { "build/app.tar", to = "/srv/shop/app.tar" }
+---Copies an artifact, or a file of the run's checkout, to the host; skipped when the host has these very bytes, and resumed where a cut connection left it.
+---host:upload { release.artifacts.app, to = "/srv/shop/next", unpack = true }
 ---@param what phased.step.upload
 ---@return {changed: boolean}
 function Host:upload(what) end
@@ -497,7 +525,7 @@ function Host:undo(what) end
 
 ---The immutable thing that ships: the project at one commit.
 ---@class phased.Release
----@field id string 12 hex digits of the commit.
+---@field id string 12 hex digits of the commit, and .2 and so on for a further build.
 ---@field revision string The full hash of the commit.
 ---@field short string The first 7 digits of it.
 ---@field branch? string The branch it came by.
@@ -506,6 +534,15 @@ function Host:undo(what) end
 ---@field message string The commit's message.
 ---@field committed_at string When, RFC 3339.
 ---@field previous? phased.Release What was live before.
+---@field artifacts table<string, phased.Artifact> What its tests stored, by name; none while they run.
+
+---Something that a test stage stored with the release.
+---@class phased.Artifact
+---@field name string What run:artifact called it.
+---@field kind "tree"|"file"|"value" What it is.
+---@field sha256? string Of the file, or of the tree as a tar archive.
+---@field size? integer Of the same, bytes.
+---@field value? string The value.
 
 ---One attempt to put a release on one environment.
 ---@class phased.Deployment

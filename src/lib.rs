@@ -45,7 +45,7 @@
 //! | [`ports`] | what the engine needs from the world, as traits |
 //! | [`config`] | `phased.toml`, secrets as files |
 //! | [`journal`] | the truth: append-only files, group commit, the control log and its compaction, leases, output of commands, what a full or failed disk does, LOCK |
-//! | [`store`], [`blobs`] | the index in sled, which may be lost; content by hash |
+//! | [`store`], [`blobs`] | the index in sled, which may be lost; content by hash, streamed where it is large |
 //! | [`lua`] | the registry of everything Lua may write, the loader and its errors, the boxed VM, the driver of calls and their replay |
 //! | [`exec`], [`ssh`] | links: a channel to `sh`, here or on a host |
 //! | [`forge`], [`http`], [`probe`], [`alert`] | git and webhooks; requests; looks at a host's health; mail (discovery is Lua: `plugins/discovery`) |
@@ -89,6 +89,9 @@
 //! Architecture invariant: code under test has a user of its own. A daemon that cannot give it one refuses projects that name a secret
 //! (`source.webhook` apart), unless `[exec] same_user = true` says on purpose that they may share its own.
 //!
+//! Architecture invariant: what code under test has made is read by its own user (`phased pack`, the command protocol), never by the
+//! daemon: no link, device or race in a checkout leads anywhere that code does not get by itself.
+//!
 //! Architecture invariant: no request reaches a route but through `api/gate.rs`, and what is not known there to need less needs `admin`.
 //!
 //! Not there at all: a database server, an agent on hosts, SFTP, a learnt host key, async Lua, `unsafe`, a state kept as a boolean.
@@ -100,7 +103,9 @@
 //! | word | meaning |
 //! |---|---|
 //! | project | one deployable system, described by one Lua file |
-//! | release | the immutable thing that ships: a project at one commit |
+//! | release | the immutable thing that ships: a project at one commit, with the artifacts its first green run stored |
+//! | artifact | a directory tree, file or value that a test stage stored with the release |
+//! | build | a release's number among those of its commit: `.2` and so on are made when the tests run again |
 //! | run | one press of the button: a release goes through the stages, then the environments; its `trigger` says who pressed |
 //! | stage | a named group of tests on the integration server (the daemon's machine): `setup`, `run`, `cleanup` |
 //! | environment | a named set of hosts with its own rules |

@@ -44,6 +44,8 @@ const QUARANTINE: &[(&str, &[&str])] = &[
     ("reqwest", &["http"]),
     ("toml", &["config"]),
     ("clap", &["cli"]),
+    ("zstd", &["blobs"]),
+    ("tar", &["blobs", "exec"]),
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

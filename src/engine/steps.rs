@@ -68,9 +68,9 @@ pub(super) struct Place {
     variables: Vec<(String, String)>,
     epoch: Option<EpochCheck>,
     in_stage: bool,
-    /// What the release has.
+    /// What the release has, for a step that brings one of them.
     artifacts: Vec<Artifact>,
-    /// Names that are the release's already, or are being made by other steps.
+    /// For a step that makes one: names that are the release's already, or are being made by other steps.
     taken: Vec<ArtifactName>,
 }
 
@@ -107,8 +107,11 @@ impl Place {
             variables: input::variables(run, key, name.as_deref()),
             epoch,
             in_stage: matches!(place, Some(step::Place::Stage { .. })),
-            artifacts: run.release.as_ref().map(|release| release.artifacts.clone()).unwrap_or_default(),
-            taken: taken(run, key),
+            artifacts: match (request.verb, &run.release) {
+                (Verb::ArtifactPath, Some(release)) => release.artifacts.clone(),
+                _ => Vec::new(),
+            },
+            taken: if request.verb == Verb::Artifact { taken(run, key) } else { Vec::new() },
         }
     }
 

@@ -78,12 +78,16 @@ pub struct ArtifactView {
     #[schema(example = "tree")]
     pub kind: String,
     /// Of the file, or of the tree as a tar archive: what hosts compare.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sha256: Option<String>,
     /// Of the same, bytes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub size: Option<u64>,
     /// Of a value.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub value: Option<String>,
     /// The sha256 under which the daemon keeps it: a tree lies there compressed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub blob: Option<String>,
 }
 

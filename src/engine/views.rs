@@ -24,7 +24,7 @@ use crate::{
         pipeline::When,
         release::{Artifact, Content, Release},
         run::{Progress, Run, RunState, StageRun, Waiting},
-        step::{CallKey, Place},
+        step::{CallKey, Place, Verb},
     },
     ports::{
         index::{Batch, Index, IndexError},
@@ -303,7 +303,10 @@ fn own_parts(run: &Run, event: &Event) -> Vec<Part> {
         | Event::HostMet { .. }
         | Event::Resumed { .. } => Vec::new(),
         Event::Call { key, .. } | Event::Return { key, .. } => of_call(key),
-        Event::Done { key, .. } => of_call(&key.call()),
+        Event::Done { key, .. } => {
+            let made = key.verb().is_some_and(|(verb, _)| verb == Verb::Artifact);
+            of_call(&key.call()).into_iter().chain(made.then_some(Part::Head)).collect()
+        }
         Event::DeploymentCreated { deployment, back: Some(_), .. } => {
             vec![Part::Head, Part::Deployment(*deployment), Part::Hosts(*deployment)]
         }
@@ -400,6 +403,13 @@ fn fitted(mut json: Value) -> Vec<u8> {
         shorten(&mut json, most);
         document = bytes(&json);
     }
+    // Digests are told whole or not at all.
+    while document.len() > LARGEST
+        && let Some(Value::Array(artifacts)) = json.pointer_mut("/release/artifacts")
+        && artifacts.pop().is_some()
+    {
+        document = bytes(&json);
+    }
     document
 }
 
@@ -414,8 +424,8 @@ fn shorten(json: &mut Value, most: usize) {
         }
         Value::Array(items) => items.iter_mut().for_each(|item| shorten(item, most)),
         Value::Object(map) => {
-            let named =
-                |name: &str| matches!(name, "id" | "code" | "revision" | "project" | "holder") || name.ends_with("_at");
+            const NAMES: &[&str] = &["id", "code", "revision", "project", "holder", "sha256", "blob", "value"];
+            let named = |name: &str| NAMES.contains(&name) || name.ends_with("_at");
             map.iter_mut().filter(|(name, _)| !named(name)).for_each(|(_, value)| shorten(value, most));
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
@@ -764,5 +774,23 @@ mod tests {
         assert_eq!((read.id, read.cause.map(|c| c.code)), (id, Some("exit".to_owned())));
         let small = serde_json::json!({ "name": "web1", "cause": { "code": "a", "message": "b", "fact": 1 } });
         assert_eq!(fitted(small.clone()), serde_json::to_vec(&small).unwrap());
+    }
+
+    #[test]
+    fn artifacts_fit_and_their_digests_stay_whole() {
+        let digest = crate::model::ids::Digest::of(b"").to_string();
+        let of = |n: usize, name: &str| serde_json::json!({ "name": format!("{name}{n}"), "kind": "tree", "sha256": digest, "size": 1 << 40, "blob": digest });
+        let run = |name: &str, message: &str| {
+            let artifacts: Vec<Value> = (0..crate::model::release::MOST_ARTIFACTS).map(|n| of(n, name)).collect();
+            serde_json::json!({ "id": "01k", "release": { "message": message, "revision": digest, "artifacts": artifacts } })
+        };
+        for (name, message, all) in
+            [("app", "short", true), ("app", &*"long ".repeat(200), true), (&*"x".repeat(62), "m", false)]
+        {
+            let read: Value = serde_json::from_slice(&fitted(run(name, message))).unwrap();
+            let artifacts = read["release"]["artifacts"].as_array().unwrap();
+            assert_eq!(artifacts.len() == crate::model::release::MOST_ARTIFACTS, all, "{read}");
+            assert!(artifacts.iter().all(|artifact| artifact["sha256"] == *digest && artifact["blob"] == *digest));
+        }
     }
 }

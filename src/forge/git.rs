@@ -318,7 +318,14 @@ impl Forge for Git {
         refs::branch(&source.branch)?;
         let access = self.access(source)?;
         let mut state = self.lock(project).await;
-        self.update(project, &access, source, &mut state).await?;
+        match self.update(project, &access, source, &mut state).await {
+            // What is asked for by its hash and known here needs nobody else: a release goes back, or out again, while the forge is down.
+            Err(cause) if fault::is_away(&cause) => {
+                let known = self.known(project, source, wanted).await;
+                return known.ok_or(cause);
+            }
+            updated => updated?,
+        }
         let (head, commit, tag) = match wanted {
             Wanted::Named(text) => self.named(project, &access, source, text).await?,
             Wanted::Head | Wanted::Pushed(_) => {
@@ -412,6 +419,18 @@ impl Forge for Git {
 }
 
 impl Git {
+    /// The commit of a whole hash, where the mirror has it on the branch as that was last seen.
+    async fn known(&self, project: &ProjectName, source: &Source, wanted: &Wanted) -> Option<Resolved> {
+        let Wanted::Named(text) = wanted else { return None };
+        let sha = refs::as_hash(text)?;
+        let names = [refs::branch(&source.branch).ok()?, sha.to_string()];
+        let mut found = self.commits(project, &names).await.ok()?.into_iter();
+        let (head, commit) = (found.next().flatten()?, found.next().flatten()?);
+        let on_branch = self.ancestor(project, &commit.sha, &head.sha).await.ok()?;
+        // Whether it is the head nobody can tell.
+        on_branch.then_some(Resolved { commit, tag: None, is_head: false })
+    }
+
     async fn clone_at(&self, mirror: &Path, sha: &Sha, dir: &Path, owner: Option<(u32, u32)>) -> Answer<()> {
         let target = dir.to_owned();
         on_disk("make", dir, move || tree::fresh(&target)).await?;

@@ -13,7 +13,7 @@ use walk::{Check, Entries};
 pub use words::{dotted, quote, show};
 
 use super::{
-    definitions::Secret,
+    definitions::{Artifact, Secret},
     registry,
     shape::{Field, Kind, Receiver, Shape, join, nearest},
 };
@@ -189,6 +189,15 @@ pub fn secret(value: &Lua) -> Option<String> {
     }
 }
 
+/// The artifact behind a handle.
+#[must_use]
+pub fn artifact(value: &Lua) -> Option<Artifact> {
+    match value {
+        Lua::UserData(data) => data.borrow::<Artifact>().ok().map(|artifact| artifact.clone()),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use mlua::Lua;
@@ -247,6 +256,16 @@ mod tests {
                 "host:upload { 'build/app', to = '/srv/app', mode = '0755', owner = 'a:b', user = 'root' }",
                 r#"{"from":"build/app","mode":"0755","owner":"a:b","to":"/srv/app","user":"root"}"#,
             ),
+            (
+                "host:upload { 'a.tar', to = '/srv/app', unpack = true }",
+                r#"{"from":"a.tar","to":"/srv/app","unpack":true}"#,
+            ),
+            (
+                "run:artifact { 'app', path = '.', exclude = { '.git', '**/*.map' } }",
+                r#"{"exclude":[".git","**/*.map"],"name":"app","path":"."}"#,
+            ),
+            ("run:artifact { 'image', value = 'sha256:ab' }", r#"{"name":"image","value":"sha256:ab"}"#),
+            ("run:artifact_path 'app'", r#"{"name":"app"}"#),
             ("host:download { '/var/log/x', to = 'x.log' }", r#"{"from":"/var/log/x","to":"x.log"}"#),
             ("host:write { '/etc/x', content = '' }", r#"{"content":"","path":"/etc/x"}"#),
             (
@@ -341,9 +360,22 @@ mod tests {
             ),
             ("host:upload { 'x', to = 'y' }", "! host:upload: to: \"y\" is not absolute: begin it with /"),
             (
-                "host:upload { 'x', to = '/y', unpack = true }",
-                "! host:upload: \"unpack\" is not supported by this version of phased (take it out: it would have no effect)",
+                "host:upload { 5, to = '/y' }",
+                "! host:upload: from must be an artifact of the release or a path below the checkout, not 5",
             ),
+            ("host:upload { nil, to = '/y' }", "! host:upload has no from"),
+            ("host:upload { '../x', to = '/y' }", "! host:upload: from: \"../x\" must not hold .."),
+            ("run:artifact { 'app' }", "! run:artifact needs one of path or value"),
+            ("run:artifact { 'a/b', path = '.' }", "! run:artifact: name: \"a/b\" is not an artifact's name"),
+            ("run:artifact { 'app', path = '/etc' }", "! run:artifact: path: \"/etc\" must be relative"),
+            ("run:artifact { 'app', path = '..' }", "! run:artifact: path: \"..\" must not hold .."),
+            (
+                "run:artifact { 'app', path = '.', value = 'x' }",
+                "! run:artifact has path and value and must have only one",
+            ),
+            ("run:artifact { 'app', value = 'a\\nb' }", "! run:artifact: value: "),
+            ("run:artifact { 'app', path = '.', exclude = 5 }", "! run:artifact: exclude"),
+            ("host:artifact { 'app', path = '.' }", "! host:artifact does not exist: artifact is a step of run"),
             ("run:upload { 'x', to = '/y' }", "! run:upload does not exist: upload is a step of host"),
             ("host:write { '/x' }", "! host:write needs one of content or env"),
             (
@@ -391,7 +423,6 @@ mod tests {
             }
         }
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-        assert_eq!(unknown_step(Receiver::Run, "artifact"), "run:artifact is not supported by this version of phased");
         assert_eq!(unknown_step(Receiver::Host, "uplaod"), "host has no step \"uplaod\": did you mean \"upload\"?");
     }
 }

@@ -44,6 +44,56 @@ impl UserData for Secret {
     }
 }
 
+/// A handle of an artifact of a release: what is known of it. Steps take it as it is.
+#[derive(Debug, Clone)]
+pub struct Artifact {
+    /// As the engine knows it: `{"name", "kind", ...}`.
+    pub data: Json,
+}
+
+impl Artifact {
+    fn text(&self, key: &str) -> &str {
+        self.data.get(key).and_then(Json::as_str).unwrap_or_default()
+    }
+
+    fn misuse(&self, how: &str) -> Error {
+        let name = self.text("name");
+        Error::runtime(match self.text("kind") {
+            "value" => format!(
+                "the artifact {name:?} cannot be {how}: its text is .value, as in release.artifacts.{name}.value"
+            ),
+            kind => format!(
+                "the artifact {name:?} is a {kind} and cannot be {how}: pass it to host:upload, or use its .sha256 or .size"
+            ),
+        })
+    }
+}
+
+impl UserData for Artifact {
+    fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
+        methods.add_meta_method(MetaMethod::Index, |lua, artifact, key: Value| {
+            let known = ["name", "kind", "sha256", "size", "value"];
+            let name = key.as_string().map(|key| key.to_string_lossy().to_string()).unwrap_or_default();
+            if known.contains(&name.as_str()) {
+                return to_lua(lua, artifact.data.get(&name).unwrap_or(&Json::Null));
+            }
+            Err(Error::runtime(format!("an artifact has no {}; it has {}", check::show(&key), known.join(", "))))
+        });
+        methods.add_meta_method(MetaMethod::ToString, |_, artifact, _: MultiValue| {
+            Ok(format!("artifact {} ({})", artifact.text("name"), artifact.text("kind")))
+        });
+        methods.add_meta_function(MetaMethod::Concat, |_, (left, right): (Value, Value)| -> mlua::Result<Value> {
+            match check::artifact(&left).or_else(|| check::artifact(&right)) {
+                Some(artifact) => Err(artifact.misuse("joined to text")),
+                None => Err(Error::runtime("attempt to concatenate an artifact")),
+            }
+        });
+        methods.add_meta_function(MetaMethod::Eq, |_, (left, right): (Value, Value)| {
+            Ok(check::artifact(&left).map(|a| a.data) == check::artifact(&right).map(|a| a.data))
+        });
+    }
+}
+
 fn misuse(name: &str, how: &str) -> String {
     format!(
         "the secret {} cannot be {how}: its value never enters Lua. Pass the handle where it is used, as in \
@@ -359,6 +409,9 @@ pub fn to_lua(lua: &Lua, data: &Json) -> mlua::Result<Value> {
         Json::Object(map) => match map.iter().next() {
             Some((key, Json::String(name))) if key == "$secret" && map.len() == 1 => {
                 Value::UserData(lua.create_userdata(Secret { name: name.clone() })?)
+            }
+            Some((key, data)) if key == "$artifact" && map.len() == 1 => {
+                Value::UserData(lua.create_userdata(Artifact { data: data.clone() })?)
             }
             Some((key, Json::String(text))) if key == "$b64" && map.len() == 1 => {
                 let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default();

@@ -38,6 +38,7 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("alerts.log", include_str!("../../plugins/alerts/log.lua")),
     ("alerts.slack", include_str!("../../plugins/alerts/slack.lua")),
     ("alerts.webhook", include_str!("../../plugins/alerts/webhook.lua")),
+    ("deploy.releases", include_str!("../../plugins/deploy/releases.lua")),
     ("discovery.file", include_str!("../../plugins/discovery/file.lua")),
 ];
 

@@ -69,6 +69,20 @@ pub fn relative_path(text: &str) -> Result<(), String> {
     }
 }
 
+/// `app`: an artifact.
+pub fn artifact_name(text: &str) -> Result<(), String> {
+    let valid = text.parse::<crate::model::ids::ArtifactName>();
+    valid
+        .map(drop)
+        .map_err(|_| "is not an artifact's name: 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit".to_owned())
+}
+
+/// What an artifact that is a value may be: it goes wherever the release is named.
+pub fn artifact_value(text: &str) -> Result<(), String> {
+    line(text)?;
+    if text.len() > 256 { Err("is longer than 256 bytes: store it as a file".to_owned()) } else { Ok(()) }
+}
+
 /// A directory to run a command in: any path.
 pub fn path(text: &str) -> Result<(), String> {
     line(text)

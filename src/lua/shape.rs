@@ -15,6 +15,8 @@ pub enum Kind {
     Text(Text),
     /// A `phased.secret` handle.
     Secret,
+    /// An artifact of a release.
+    Artifact,
     /// `"5m"`.
     Duration,
     /// `"5m"`, and not nothing.
@@ -310,6 +312,7 @@ impl Kind {
             Kind::Text(text) if text.secret => format!("{} or a phased.secret", text.what),
             Kind::Text(text) => text.what.to_string(),
             Kind::Secret => "a phased.secret".to_owned(),
+            Kind::Artifact => "an artifact of the release".to_owned(),
             Kind::Duration | Kind::Limit => "a duration such as \"5m\"".to_owned(),
             Kind::Integer(least, i64::MAX) => format!("a whole number of at least {least}"),
             Kind::Integer(least, most) => format!("a whole number from {least} to {most}"),

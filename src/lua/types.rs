@@ -203,6 +203,7 @@ pub fn kind(of: &Kind) -> String {
             words.join("|")
         }
         Kind::Secret => "phased.Secret".to_owned(),
+        Kind::Artifact => "phased.Artifact".to_owned(),
         Kind::Duration | Kind::Limit | Kind::Percentage => "string".to_owned(),
         Kind::Integer(..) => "integer".to_owned(),
         Kind::Number => "number".to_owned(),

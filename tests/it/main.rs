@@ -7,6 +7,7 @@
 
 mod fixture;
 
+mod artifacts;
 mod crash;
 mod demo;
 mod disk;

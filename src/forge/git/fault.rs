@@ -118,6 +118,11 @@ fn shown(text: &str) -> String {
     text.chars().take(120).collect()
 }
 
+/// Whether the remote did not answer: what is known here is all that can be known just now.
+pub(super) fn is_away(cause: &Cause) -> bool {
+    matches!(cause.code.as_str(), "git_unreachable" | "git_timeout")
+}
+
 pub(super) fn unknown(text: &str, place: &str) -> Cause {
     Cause::new("ref_unknown", format!("{:?} is no branch, tag or commit of {place}", shown(text)))
 }

@@ -7,7 +7,7 @@ use mlua::{Table, Value as Lua};
 use serde_json::{Map, Value as Json};
 
 use super::{
-    Finding, Functions, On, Part, secret,
+    Finding, Functions, On, Part, artifact, secret,
     words::{dotted, lower_first, ordinal, quote, show, slip, unknown},
 };
 use crate::{
@@ -326,6 +326,10 @@ impl Check {
                 Some(name) => Some(self.secret(name)),
                 None => self.wrong(kind, value),
             },
+            (Kind::Artifact, Lua::UserData(_)) => match artifact(value) {
+                Some(artifact) => Some(serde_json::json!({ "$artifact": artifact.data })),
+                None => self.wrong(kind, value),
+            },
             (Kind::Duration | Kind::Limit, Lua::String(text)) => {
                 let text = text.to_string_lossy().to_string();
                 match text.parse::<Span>() {
@@ -544,6 +548,7 @@ fn fits(kind: &Kind, value: &Lua) -> bool {
         | (Kind::Boolean, Lua::Boolean(_))
         | (Kind::Function(_), Lua::Function(_)) => true,
         (Kind::Secret, Lua::UserData(_)) => secret(value).is_some(),
+        (Kind::Artifact, Lua::UserData(_)) => artifact(value).is_some(),
         (Kind::Bound(definition), Lua::UserData(data)) => {
             data.borrow::<Bound>().is_ok_and(|bound| bound.definition == *definition)
         }

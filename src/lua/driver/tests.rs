@@ -20,7 +20,7 @@ pub(super) fn bundle(text: &str, modules: &[(&str, &str)]) -> Arc<Bundle> {
     for (name, text) in modules {
         files.insert((*name).to_owned(), file(&format!("{}.lua", name.replace('.', "/")), text));
     }
-    Arc::new(Bundle { entry: "projects/shop".to_owned(), prelude: "2".to_owned(), files })
+    Arc::new(Bundle { entry: "projects/shop".to_owned(), prelude: crate::lua::prelude::VERSION.to_owned(), files })
 }
 
 /// A project whose stage and deploy and verify all run `body`; line 2 is its first.
@@ -38,7 +38,9 @@ pub(super) fn input() -> Json {
         "run": {"id": "01k", "project": "shop", "dir": "/work", "reason": null},
         "release": {"id": "a1b2c3d4e5f6", "revision": "a1b2", "short": "a1b2c3d", "branch": "main", "author": "Eve",
                     "message": "m", "committed_at": "2026", "previous": {"id": "old", "revision": "0ld"},
-                    "changed_paths": ["db/migrate/1.sql", "src/a.js"]},
+                    "changed_paths": ["db/migrate/1.sql", "src/a.js"], "artifacts": {
+                        "tree": {"$artifact": {"name": "tree", "kind": "tree", "sha256": "aa", "size": 5, "blob": "bb"}},
+                        "image": {"$artifact": {"name": "image", "kind": "value", "value": "sha256:ab"}}}},
         "host": host("h/1"),
         "deployment": {"id": "01k.1", "run": "01k", "environment": "p", "hosts": [host("h/1"), host("h2")]},
     })

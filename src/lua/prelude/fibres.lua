@@ -267,6 +267,19 @@ local function paths(release, glob)
   if not it then error("release:changed is called with a colon, on the release", 2) end
   return changed(it.paths, glob)
 end
+-- `release.artifacts`: what is not there is named, with what is.
+local Artifacts = {
+  __name = "artifacts",
+  __index = function(artifacts, name)
+    local names = {}
+    for other in pairs(artifacts) do names[#names + 1] = other end
+    local there = #names == 0 and "it has none" or "it has " .. own.real_concat(names, ", ")
+    error("the release has no artifact " .. tostring(name) .. ": " .. there .. " (run:artifact in a test stage makes them)", 2)
+  end,
+  __newindex = function(_, name) error("release.artifacts." .. tostring(name) .. " cannot be set", 2) end,
+  __tostring = function() return "artifacts" end,
+  __metatable = false,
+}
 local Release = strict("release", { changed = paths }, { branch = true, tag = true, previous = true })
 
 local function object(data, meta)
@@ -278,6 +291,8 @@ end
 
 local function objects(input)
   local release = object(input.release, Release)
+  -- A call that an earlier version began was given none.
+  if release and rawget(release, "artifacts") then setmetatable(rawget(release, "artifacts"), Artifacts) end
   local deployment = input.deployment
   if deployment then
     deployment.release = release

@@ -327,7 +327,7 @@ pub(super) const OBJECTS: &[Object] = &[
         name: "Release",
         doc: "The immutable thing that ships: the project at one commit.",
         fields: &[
-            ("id", "string", "12 hex digits of the commit."),
+            ("id", "string", "12 hex digits of the commit, and .2 and so on for a further build."),
             ("revision", "string", "The full hash of the commit."),
             ("short", "string", "The first 7 digits of it."),
             ("branch", "string?", "The branch it came by."),
@@ -336,6 +336,18 @@ pub(super) const OBJECTS: &[Object] = &[
             ("message", "string", "The commit's message."),
             ("committed_at", "string", "When, RFC 3339."),
             ("previous", "phased.Release?", "What was live before."),
+            ("artifacts", "table<string, phased.Artifact>", "What its tests stored, by name; none while they run."),
+        ],
+    },
+    Object {
+        name: "Artifact",
+        doc: "Something that a test stage stored with the release.",
+        fields: &[
+            ("name", "string", "What run:artifact called it."),
+            ("kind", "\"tree\"|\"file\"|\"value\"", "What it is."),
+            ("sha256", "string?", "Of the file, or of the tree as a tar archive."),
+            ("size", "integer?", "Of the same, bytes."),
+            ("value", "string?", "The value."),
         ],
     },
     Object {

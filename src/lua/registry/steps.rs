@@ -11,7 +11,9 @@ use crate::lua::{
 const BOTH: &[Receiver] = &[Receiver::Run, Receiver::Host];
 const HOST: &[Receiver] = &[Receiver::Host];
 
-pub(super) const LATER: &[(Receiver, &str)] = &[(Receiver::Run, "artifact"), (Receiver::Run, "artifact_path")];
+const RUN: &[Receiver] = &[Receiver::Run];
+
+pub(super) const LATER: &[(Receiver, &str)] = &[];
 
 fn text(what: &'static str, rule: crate::lua::shape::Rule) -> Kind {
     Kind::Text(Text::new(what, rule))
@@ -92,14 +94,38 @@ pub(super) fn steps() -> Vec<Step> {
         step(
             "upload",
             HOST,
-            common(Shape::new("upload", "Copies a file of the run's checkout to the host; skipped when the host has these very bytes.").first("from", text("a path below the checkout", rules::relative_path), "The file, relative to the run's checkout."), "\"10m\"")
-                .required("to", text("an absolute path", rules::absolute_path), "Where to on the host.")
-                .optional("mode", text("a mode", rules::mode), "Its mode, in octal.")
-                .optional("owner", text("user or user:group", rules::owner), "Its owner; needs user = \"root\".")
-                .optional("user", text("a user name", rules::user), "Install it as this user, by sudo -n.")
-                .later(&["unpack"]),
+            common(Shape::new("upload", "Copies an artifact, or a file of the run's checkout, to the host; skipped when the host has these very bytes, and resumed where a cut connection left it.").first("from", Kind::Union(vec![Kind::Artifact, text("a path below the checkout", rules::relative_path)]), "The artifact, as in release.artifacts.app, or the file, relative to the run's checkout."), "\"10m\"")
+                .required("to", text("an absolute path", rules::absolute_path), "Where to on the host; its directory must exist.")
+                .with_default("unpack", Kind::Boolean, "false", "The artifact is a tree (or the file a tar archive): to becomes a directory with its content, in place of what was there. Without it a tree arrives as its tar archive.")
+                .optional("mode", text("a mode", rules::mode), "Its mode, in octal; of an unpacked tree that of its top.")
+                .optional("owner", text("user or user:group", rules::owner), "Its owner, of an unpacked tree that of all in it; needs user = \"root\".")
+                .optional("user", text("a user name", rules::user), "Install it as this user, by sudo -n."),
             "{changed: boolean}",
-            "host:upload { \"build/app.tar\", to = \"/srv/shop/app.tar\" }",
+            "host:upload { release.artifacts.app, to = \"/srv/shop/next\", unpack = true }",
+        ),
+        step(
+            "artifact",
+            RUN,
+            Shape::new("artifact", "Stores a directory tree, a file or a value with the release, under a name; in test stages only. Every environment, re-run and rollback uses what the first green run has stored.")
+                .first("name", text("an artifact's name", rules::artifact_name), "How it is called: release.artifacts.app.")
+                .optional("path", text("a path below the checkout", rules::relative_path), "The directory or file, relative to the run's checkout. Of a tree modes and links are kept, times and owners are not; setuid is dropped, links are never followed.")
+                .optional("exclude", text("a path pattern", rules::relative_path).some(), "What of the directory is left out, as patterns relative to it: \".git\", \"**/*.map\".")
+                .optional("value", text("one line of text", rules::artifact_value), "The value, such as an image's digest.")
+                .with_default("timeout", Kind::Limit, "\"30m\"", "The limit of one attempt; reaching it is a failure with the code timeout.")
+                .with_default("retries", Kind::Integer(0, 100), "0", "Further attempts after a failure.")
+                .with_default("backoff", Kind::Duration, "\"1s\"", "The wait before the next attempt; doubles each time, at most 5m.")
+                .one_of(&["path", "value"]),
+            "{name: string, kind: string, sha256: string?, size: integer?, value: string?}",
+            "run:artifact { \"app\", path = \".\", exclude = { \".git\", \"reports\" } }",
+        ),
+        step(
+            "artifact_path",
+            RUN,
+            Shape::new("artifact_path", "Brings a stored artifact into the run's checkout and returns its path: a tree is a directory there.")
+                .first("name", text("an artifact's name", rules::artifact_name), "Which.")
+                .with_default("timeout", Kind::Limit, COMMAND_LIMIT, "The limit of one attempt; reaching it is a failure with the code timeout."),
+            "string",
+            "run:exec { run:artifact_path \"app.deb\" }",
         ),
         step(
             "download",

@@ -70,9 +70,6 @@ pub(super) fn install(lua: &Lua, native: &Table, owner: Rc<dyn Owner>) -> mlua::
             if all.later_steps.iter().any(|(on, later)| on.word() == receiver && *later == text) {
                 return Ok(format!("{receiver}:{text} is not supported by this version of phased"));
             }
-            if receiver == "release" && text == "artifacts" {
-                return Ok("release.artifacts is not supported by this version of phased".to_owned());
-            }
             let steps =
                 all.steps.iter().filter(|step| step.on.iter().any(|on| on.word() == receiver)).map(|step| step.name);
             let fields = all

@@ -54,8 +54,21 @@ fn the_journals_of_earlier_builds_are_read_to_the_same_views() {
         let run = run_of(&records(&dir));
         let view: Value = serde_json::from_slice(&std::fs::read(dir.join("view.json")).unwrap()).unwrap();
         let read = daemon.run(&run).now();
-        assert_eq!(format!("{read:#}"), format!("{view:#}"), "{name}");
+        assert!(tells(&read, &view), "{name}: {read:#}\n{view:#}");
         assert!(std::fs::read(world.journal_of(&run)).unwrap() == bytes(&dir), "{name} was written to");
+    }
+}
+
+/// Whether `read` says everything that `view` says, as it says it; what a later version says besides is no matter.
+fn tells(read: &Value, view: &Value) -> bool {
+    match (read, view) {
+        (Value::Object(read), Value::Object(view)) => {
+            view.iter().all(|(key, value)| read.get(key).is_some_and(|read| tells(read, value)))
+        }
+        (Value::Array(read), Value::Array(view)) => {
+            read.len() == view.len() && read.iter().zip(view).all(|(read, view)| tells(read, view))
+        }
+        (read, view) => read == view,
     }
 }
 

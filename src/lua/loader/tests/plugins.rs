@@ -173,3 +173,35 @@ fn wrong_host_files_are_named_with_their_row() {
         assert!(said.starts_with(expected), "{text}: {said}");
     }
 }
+
+#[test]
+fn deploy_releases_takes_only_what_makes_sense() {
+    let lua = lua(&[]);
+    let said = |options: &str| {
+        let made = lua
+            .load(format!("local made = require('deploy.releases')({options})\nreturn made"))
+            .set_name("@shop.lua")
+            .eval::<Value>();
+        made.map_or_else(|error| error.to_string().lines().next().unwrap_or_default().to_owned(), |_| "ok".to_owned())
+    };
+    let wanted = "dir = '/srv/shop', artifact = 'app'";
+    assert_eq!(said(&format!("{{ {wanted}, shared = {{ 'log', 'tmp/pids/' }}, keep = 2, user = 'root' }}")), "ok");
+    for (options, why) in [
+        ("'x'".to_owned(), "takes one table"),
+        ("{ dir = '/srv/shop' }".to_owned(), "needs dir and artifact"),
+        (format!("{{ {wanted}, shard = {{}} }}"), "unknown key \"shard\""),
+        (format!("{{ {wanted}, keep = 1 }}"), "keep = 1 must be a whole number, at least 2"),
+        (format!("{{ {wanted}, keep = 2.5 }}"), "keep = 2.5"),
+        (format!("{{ {wanted}, shared = 'log' }}"), "shared must be a table"),
+        (format!("{{ {wanted}, shared = {{ '../log' }} }}"), "\"../log\" must be a path within the release"),
+        (format!("{{ {wanted}, shared = {{ '/log' }} }}"), "must be a path within"),
+        (format!("{{ {wanted}, shared = {{ '.' }} }}"), "must be a path within"),
+        (format!("{{ {wanted}, shared = {{ log = true }} }}"), "shared must be a list"),
+        ("{ dir = '/', artifact = 'app' }".to_owned(), "absolute directory"),
+        ("{ dir = 'srv', artifact = 'app' }".to_owned(), "absolute directory"),
+        ("{ dir = '/srv/../etc', artifact = 'app' }".to_owned(), "absolute directory"),
+    ] {
+        let said = said(&options);
+        assert!(said.contains(why) && said.contains("shop.lua:1:"), "{options}: {said}");
+    }
+}
