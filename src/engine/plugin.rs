@@ -114,6 +114,9 @@ pub(super) fn http_request(args: &Resolved, timeout: Duration) -> http::Request 
         .into_iter()
         .map(|(name, value)| (name, String::from_utf8_lossy(&value).into_owned()))
         .collect();
+    if let Some(token) = args.text("bearer") {
+        headers.push(("authorization".to_owned(), format!("Bearer {token}")));
+    }
     let body = match args.raw("json") {
         Some(json) => {
             if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {

@@ -39,6 +39,8 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("alerts.slack", include_str!("../../plugins/alerts/slack.lua")),
     ("alerts.webhook", include_str!("../../plugins/alerts/webhook.lua")),
     ("discovery.file", include_str!("../../plugins/discovery/file.lua")),
+    ("probes.http", include_str!("../../plugins/probes/http.lua")),
+    ("probes.prometheus", include_str!("../../plugins/probes/prometheus.lua")),
 ];
 
 /// Loads projects from plugin directories and opens their pinned code.

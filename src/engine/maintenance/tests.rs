@@ -52,6 +52,7 @@ fn planned() -> Run {
             rollout: Rollout { max_parallel: 1, max_failures: Budget::Count(0), max_unreachable: Budget::Count(0) },
             health: Some(health),
             verify: true,
+            alarms: Vec::new(),
             timeout_ms: 60_000,
         }],
         notify: Notify::default(),

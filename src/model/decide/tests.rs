@@ -86,6 +86,7 @@ fn pipeline(random: &mut Random) -> Pipeline {
             timeout_ms: 1,
         }),
         verify: random.one_in(2),
+        alarms: Vec::new(),
         timeout_ms: 60_000,
     };
     Pipeline {
