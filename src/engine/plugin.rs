@@ -1,4 +1,4 @@
-//! Drives plugin calls (discovery, alerts): their requests are done at once and not journaled; only the result is kept.
+//! Drives plugin calls (discovery, alerts, probes): their requests are done at once and not journaled; only the result is kept.
 
 use std::time::Duration;
 
@@ -41,6 +41,18 @@ pub(super) async fn run(
     function: &str,
     input: Value,
 ) -> Result<Value, Cause> {
+    run_within(world, project, code, function, input, LIMIT).await
+}
+
+/// The same with a limit of its own.
+pub(super) async fn run_within(
+    world: &World,
+    project: &ProjectName,
+    code: &Digest,
+    function: &str,
+    input: Value,
+    limit: Duration,
+) -> Result<Value, Cause> {
     let (programs, code, of, name) =
         (std::sync::Arc::clone(&world.programs), code.clone(), project.clone(), function.to_owned());
     let opened = tokio::task::spawn_blocking(move || programs.plugin(&code, &of, &name, input)).await;
@@ -60,9 +72,9 @@ pub(super) async fn run(
             }
         }
     };
-    let done = crate::time::within(&*world.clock, LIMIT, work).await;
+    let done = crate::time::within(&*world.clock, limit, work).await;
     let done =
-        done.unwrap_or_else(|| Err(Cause::new("timeout", format!("{function} took longer than {}", Span(LIMIT)))));
+        done.unwrap_or_else(|| Err(Cause::new("timeout", format!("{function} took longer than {}", Span(limit)))));
     done.map_err(|cause| redactor.cause(&cause))
 }
 

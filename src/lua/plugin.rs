@@ -95,6 +95,8 @@ impl Vm {
     fn turn(&self, back: mlua::Result<Value>) -> PluginTurn {
         match driver::stand(&self.sandbox, back) {
             Stand::Ended(cause) | Stand::Done(Err(cause)) => PluginTurn::Raised(cause),
+            // A rate of nothing is 0/0: no data, which is no mistake of the probe's.
+            Stand::Done(Ok(Value::Number(number))) if number.is_nan() => PluginTurn::Return(Json::Null),
             Stand::Done(Ok(value)) => match convert::from_lua(&value) {
                 Ok(value) => PluginTurn::Return(value),
                 Err(why) => {

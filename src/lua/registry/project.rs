@@ -264,7 +264,7 @@ fn condition(name: &'static str, doc: &'static str) -> Shape {
         .optional("below", Kind::Number, "The value is less than this.")
         .optional(
             "between",
-            Kind::List(Arc::new(Kind::Number), 2),
+            Kind::List(Arc::new(Kind::Number), 1),
             "The value is from the first to the second of these, both included.",
         )
 }

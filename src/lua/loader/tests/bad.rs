@@ -457,7 +457,8 @@ shop:9:191+1 bad_value: success is empty: give above, below or between"##,
     (
         r##"health = { http = ":8080/healthz" }"##,
         r##"health = "none", alarms = { { "x", cause = require "probes.prometheus" { query = "q" }, alert = require "alerts.log" {}, action = "halt", failure = { between = { 2, 1 } }, success = { between = { 1 } } } }"##,
-        r##"shop:9:201+1 bad_value: environments[1].alarms[1].success.between is empty"##,
+        r##"shop:9:167+1 bad_value: failure.between must be two numbers, the smaller one first; as in between = { 0.9, 1.1 }
+shop:9:201+1 bad_value: success.between must be two numbers, the smaller one first; as in between = { 0.9, 1.1 }"##,
     ),
     (
         r##"health = { http = ":8080/healthz" }"##,
