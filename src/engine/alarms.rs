@@ -91,19 +91,8 @@ impl Place<'_> {
         }
     }
 
-    /// The outbox entry that tells people what the alarm found, through its own channel. Written once: again under way or delivered, it
-    /// replaces itself.
-    pub(super) fn letter(
-        &self,
-        world: &World,
-        run: &Run,
-        deployment: u32,
-        found: &Assessment,
-    ) -> (String, Option<Value>) {
-        message::of_alarm(world, run, deployment, self, found)
-    }
-
-    /// Puts that entry into the outbox: on disk when this returns, and delivered from there however often it takes.
+    /// Tells people what the alarm found, through its own channel: on disk in the outbox when this returns, and delivered from there
+    /// however often it takes. Once for each alarm of a deployment: again while it is under way it replaces itself.
     ///
     /// # Errors
     /// Control cannot be written.
@@ -115,7 +104,7 @@ impl Place<'_> {
         deployment: u32,
         found: &Assessment,
     ) -> Result<(), CommitError> {
-        let letter = self.letter(world, run, deployment, found);
+        let letter = message::of_alarm(world.clock.now().wall_ms, run, deployment, self, found);
         let ticket = world.control.commit(Commit::Outbox, &[], vec![letter])?;
         ticket.synced().await.map_err(|error| CommitError::Broken(error.to_string()))
     }
@@ -214,6 +203,53 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        engine::{maintenance::tests::planned, message::Letter, outbox},
+        model::{
+            analysis::{Analysis, Verdict},
+            pipeline::AlarmAction,
+        },
+    };
+
+    #[test]
+    fn people_are_told_by_the_alarms_own_channel_and_by_another_when_it_is_gone() {
+        let mut run = planned();
+        let alarm = |name: &str| Alarm {
+            name: name.to_owned(),
+            cause: "prometheus".to_owned(),
+            alert: "slack".to_owned(),
+            action: AlarmAction::Rollback,
+            analysis: Analysis::default(),
+        };
+        let (environment, alarms) = ("production".parse().unwrap(), [alarm("load"), alarm("error rate")]);
+        let place = Place {
+            project: &run.header.project,
+            code: &run.header.code,
+            environment: &environment,
+            number: 2,
+            alarm: &alarms[1],
+        };
+        let message = "error rate 0.031 in 3 of 5 measurements, limit 0.01".to_owned();
+        let found = Assessment { verdict: Verdict::Fail, message };
+        let (key, value) = message::of_alarm(7, &run, 1, &place, &found);
+        assert_eq!(key, format!("outbox/{}.1.alarm.2", run.header.run));
+        let letter: Letter = serde_json::from_value(value.unwrap()).unwrap();
+        assert_eq!((letter.function.as_str(), letter.channel.as_str()), ("alarms/production/2/alert", "slack"));
+        let text = |key: &str| letter.message[key].as_str().unwrap();
+        assert_eq!(text("title"), "shop alarm in production: error rate");
+        assert_eq!(text("text"), "error rate 0.031 in 3 of 5 measurements, limit 0.01. Its action is rollback.");
+        assert_eq!((text("event"), text("release")), ("alarm", "a1a1a1a1a1a1"));
+
+        // Its code is gone: the same alarm of the present code, or else the channel for bad ends.
+        run.header.pipeline.notify.bad = vec!["log".to_owned()];
+        let of = |function: &str, channel: &str| Some((function.to_owned(), channel.to_owned()));
+        let mut pipeline = run.header.pipeline.clone();
+        assert_eq!(outbox::present(&pipeline, &letter), of("notify/bad/1", "log"));
+        pipeline.environments[0].alarms = vec![alarm("error rate")];
+        assert_eq!(outbox::present(&pipeline, &letter), of("alarms/production/1/alert", "slack"));
+        pipeline.environments[0].alarms = vec![alarm("load")];
+        assert_eq!(outbox::present(&pipeline, &letter), of("notify/bad/1", "log"));
+    }
 
     #[test]
     fn a_probe_returns_a_number_nothing_or_both_with_words() {

@@ -348,4 +348,4 @@ async fn settled(conductor: &Conductor) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

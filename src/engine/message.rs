@@ -127,7 +127,7 @@ pub(super) fn of_daemon(
 
 /// The outbox entry of an alarm that fired during a deployment, to its own channel.
 pub(super) fn of_alarm(
-    world: &World,
+    now_ms: i64,
     run: &Run,
     deployment: u32,
     place: &alarms::Place<'_>,
@@ -156,7 +156,7 @@ pub(super) fn of_alarm(
         channel: alarm.alert.clone(),
         message,
         attempts: 0,
-        next_ms: world.clock.now().wall_ms,
+        next_ms: now_ms,
     };
     (format!("outbox/{}.{deployment}.alarm.{}", header.run, place.number), Some(json!(letter)))
 }

@@ -93,7 +93,7 @@ fn elsewhere(conductor: &Conductor, letter: &mut Letter) -> bool {
 }
 
 /// The function and name of the channel that takes a letter's place in `pipeline`.
-fn present(pipeline: &Pipeline, letter: &Letter) -> Option<(String, String)> {
+pub(super) fn present(pipeline: &Pipeline, letter: &Letter) -> Option<(String, String)> {
     let parts: Vec<&str> = letter.function.split('/').collect();
     let notify = &pipeline.notify;
     let of = |kind: &str, channels: &[String], number: usize| {
