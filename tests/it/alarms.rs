@@ -168,11 +168,16 @@ fn a_probe_is_limited_in_time_and_its_token_is_sent_and_never_shown() {
               alert = require "alerts.log" {{}}, action = "pause" }},
            {{ "slow", cause = require "probes.http" {{ "http://127.0.0.1:{silent}/", json = "x", above = 5 }},
               alert = require "alerts.log" {{}}, action = "none", timeout = "300ms" }},
-           {{ "echo", cause = require "probes.http" {{ "http://127.0.0.1:{}/", json = "none", above = 5, token = phased.secret "token" }},
+           {{ "echo", cause = echo {{ "http://127.0.0.1:{}/", above = 5, token = phased.secret "token" }},
               alert = require "alerts.log" {{}}, action = "none" }}"#,
         page.port, page.port
     );
-    world.project(&Project::new("shop").alarms(&alarms));
+    let echo = r#"local echo = phased.probe { name = "echo",
+        options = { url = { "url", position = 1 }, token = { "secret" }, above = { "number" } },
+        measure = function(options)
+          return { value = 1, message = "it said " .. phased.http { options.url, bearer = options.token }.body }
+        end }"#;
+    world.project(&Project::new("shop").head(echo).alarms(&alarms));
     let daemon = world.start();
     assert_eq!(measured(&daemon, "queue")["now"]["value"], 7.0);
     assert!(
@@ -184,9 +189,11 @@ fn a_probe_is_limited_in_time_and_its_token_is_sent_and_never_shown() {
     );
     let slow = measured(&daemon, "slow")["now"]["message"].to_string();
     assert!(slow.contains("took longer than 300ms"), "{slow}");
-    page.shows("only-prometheus-knows is no JSON");
-    let echo = measured(&daemon, "echo")["now"].to_string();
-    assert!(echo.contains("error") && !echo.contains("only-prometheus-knows"), "{echo}");
+    page.shows("only-prometheus-knows");
+    assert_eq!(
+        measured(&daemon, "echo")["now"],
+        json!({"value": 1.0, "state": "good", "message": "it said [secret:token]"})
+    );
 }
 
 #[test]
