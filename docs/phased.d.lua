@@ -67,15 +67,57 @@ function phased.secret(name) end
 ---@field max_failures? integer|string Failed hosts that do not stop the rollout; it stops when this is exceeded. Default: 0.
 ---@field max_unreachable? integer|string Unreachable hosts that do not stop the rollout; it stops when this is exceeded. Default: 0.
 
+---Where a host tells the version it runs: the release's id, its commit, or at least 7 digits of that.
+---@class phased.version
+---@field http? string GET, asked as health.http is.
+---@field command? string Shell text on the host that prints the version.
+---@field json? string The answer is JSON, and the version is there: "revision" or "build.revision". Without it the answer is the version.
+
 ---When a host is healthy: every check good, without a break, for min_healthy_time, before healthy_deadline.
 ---@class phased.health
 ---@field http? string|string[] GET; good is a status from 200 to 299. ":8080/path" is the host's own loopback, asked through its SSH session; a full URL is asked from here.
 ---@field tcp? string|string[] Something listens there, as the host sees it.
 ---@field command? string|string[] Shell text on the host; good is exit code 0.
+---@field service? string|string[] A systemd unit, shop or shop.service: good is active. One that ends and is restarted by systemd while it is watched (NRestarts) is unhealthy at once.
+---@field container? string|string[] A container of docker or podman: good is running, and healthy where it has a health check of its own. One that ends and is restarted while it is watched is unhealthy at once.
+---@field version? phased.version The version that the host reports: good is the release that was deployed.
 ---@field min_healthy_time? string How long all checks must be good without a break. Default: "10s".
 ---@field healthy_deadline? string Not healthy by then is a failed host. Default: "2m".
 ---@field interval? string Between looks. Default: "1s".
 ---@field timeout? string Of one look. Default: "5s".
+
+---What a bad value is; every other one is good unless success says otherwise. A probe's own above and below say the same.
+---@class phased.failure
+---@field above? number The value is more than this.
+---@field below? number The value is less than this.
+---@field between? number[] The value is from the first to the second of these, both included.
+
+---What a good value is; every other one is bad unless failure says otherwise.
+---@class phased.success
+---@field above? number The value is more than this.
+---@field below? number The value is less than this.
+---@field between? number[] The value is from the first to the second of these, both included.
+
+---A measurement that says a deployment is bad, who is told, and what happens then. Judged as in Argo Rollouts' analysis: see docs/alarms.md.
+---@class phased.alarm
+---@field [1] string What people call it, as in "error rate".
+---@field cause phased.Bound What is measured.
+---@field alert phased.Bound Who is told when it fires.
+---@field action "rollback"|"halt"|"pause"|"none" What happens to the deployment when it fires.
+---@field failure? phased.failure When a measurement is bad.
+---@field success? phased.success When a measurement is good.
+---@field lasting? string A bad value counts once it has been there for so long without a good one in between.
+---@field interval? string Between measurements. Default: "30s".
+---@field timeout? string The limit of one measurement. Default: "10s".
+---@field count? integer After so many measurements it has passed; without it, when the bake is over.
+---@field failure_limit? integer Bad measurements that do not make it fire; it fires when this is exceeded. Default: 0.
+---@field inconclusive_limit? integer Measurements that are neither good nor bad and do not make it inconclusive. Default: 0.
+---@field consecutive_error_limit? integer Errors and measurements without data, in a row, that do not make it inconclusive. Default: 4.
+---@field consecutive_success_limit? integer So many good measurements in a row pass before the end.
+---@field min_samples? integer With fewer values it is inconclusive. Default: 1.
+---@field compare? "baseline" Also measures as many hosts that still run what was live before, and fires when the new release is worse by more than chance explains (Mann-Whitney U test).
+---@field worse? "higher"|"lower" Which values are worse in a comparison; higher when absent.
+---@field tolerance? string A difference in a comparison of so much of the baseline is none; "10%" when absent.
 
 ---A named set of hosts with its own rules.
 ---@class phased.environment
@@ -86,6 +128,7 @@ function phased.secret(name) end
 ---@field deploy fun(host: phased.Host, release: phased.Release) Puts the release on one host.
 ---@field health "none"|phased.health When a host is healthy after its deploy; "none" on purpose.
 ---@field verify? fun(run: phased.Run, deployment: phased.Deployment) Tests in production, after the last host; an error is a bad deployment.
+---@field alarms? phased.alarm[] What is watched while a deployment goes on; each with cause, alert and action.
 ---@field timeout? string The limit of each of its calls as a whole. Default: "1h".
 
 ---Who is told, bad and good ends apart.
@@ -137,13 +180,13 @@ function phased.discovery(description) end
 ---@return fun(options?: table|string): phased.Bound
 function phased.alert(description) end
 
----Measures something; calling the value with its options gives what an alarm takes as its cause.
+---Measures something; calling the value with its options gives what an alarm takes as its cause. Options of it that are called above, below (numbers) and lasting (a duration) say when a value is bad.
 ---@class phased.probe
 ---@field name string What the plugin is called in messages.
 ---@field options? table<string, phased.option> The options it takes, by name; others are refused.
----@field measure fun(options: table): any Takes one measurement.
+---@field measure fun(options: table, about: phased.About): number|phased.Measured|nil Takes one measurement: a number, { value = ..., message = ... }, or nil where there is no data.
 
----Measures something; calling the value with its options gives what an alarm takes as its cause.
+---Measures something; calling the value with its options gives what an alarm takes as its cause. Options of it that are called above, below (numbers) and lasting (a duration) say when a value is bad.
 ---@param description phased.probe
 ---@return fun(options?: table|string): phased.Bound
 function phased.probe(description) end
@@ -153,6 +196,7 @@ function phased.probe(description) end
 ---@field [1] string|phased.Secret Where to.
 ---@field method? "GET"|"HEAD"|"POST"|"PUT"|"PATCH"|"DELETE" The method. Default: "GET".
 ---@field headers? table<string, string|integer|phased.Secret> Further headers.
+---@field bearer? phased.Secret Sent as Authorization: Bearer.
 ---@field body? string|phased.Secret The body as it is.
 ---@field json? any The body as data, sent as JSON.
 ---@field timeout? string The limit of the whole exchange. Default: "30s".
@@ -575,6 +619,19 @@ function Host:undo(what) end
 ---@field start fun(self: phased.Service, options?: table): phased.Result Starts it.
 ---@field stop fun(self: phased.Service, options?: table): phased.Result Stops it.
 ---@field status fun(self: phased.Service, options?: table): phased.Result Asks for it; a unit that is not active is no error.
+
+---What a probe's measure gets: whose alarm it is.
+---@class phased.About
+---@field project string The project's name.
+---@field environment string The environment's name.
+---@field alarm string The alarm's name.
+---@field group string canary: the hosts with the new release; baseline: those it is compared with.
+---@field hosts phased.Host[] The hosts of that group.
+
+---A measurement with words about it.
+---@class phased.Measured
+---@field value? number The value; absent where there is no data.
+---@field message? string What people should know of it, one line.
 
 ---What an alert's send gets.
 ---@class phased.Message

@@ -48,7 +48,7 @@
 //! | [`store`], [`blobs`] | the index in sled, which may be lost; content by hash, streamed where it is large |
 //! | [`lua`] | the registry of everything Lua may write, the loader and its errors, the boxed VM, the driver of calls and their replay |
 //! | [`exec`], [`ssh`] | links: a channel to `sh`, here or on a host |
-//! | [`forge`], [`http`], [`probe`], [`alert`] | git and webhooks; requests; looks at a host's health; mail (discovery is Lua: `plugins/discovery`) |
+//! | [`forge`], [`http`], [`probe`], [`alert`] | git and webhooks; requests; looks at a host's health; mail (discovery and the probes of alarms are Lua: `plugins/`) |
 //! | [`engine`] | the conductor, the owner of a run, actions, steps, the command protocol, recovery, maintenance, retention, views |
 //! | [`api`] | the HTTP API; one file per noun under `routes/` |
 //! | [`cli`], [`daemon`], [`app`] | the command line; into the background; the wiring, where `App::start` is the start script |
@@ -124,6 +124,9 @@
 //! | view | a document for people, folded from synced events, kept in the index |
 //! | link | a way to open channels to a machine, local or SSH |
 //! | cause | why something ended or waits: `{code, message, ...}` |
+//! | alarm | cause (a probe), alert (a channel) and action, all three; watched while a deployment goes on |
+//! | measurement, verdict | what a probe found once; what an alarm's measurements mean: pass, fail or inconclusive |
+//! | baseline | hosts that still run what was live before, as many as an alarm compares them with |
 //! | outbox | messages to people that are not delivered yet |
 //! | pinned code | the Lua files a run began with, kept by hash |
 

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{engine::handle::Engine, time::Clock};
 
+mod alarms;
 pub(crate) mod alerts;
 mod environments;
 mod events;
@@ -87,6 +88,7 @@ fn all() -> OpenApiRouter<App> {
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
         .routes(routes!(alerts::test))
+        .routes(routes!(alarms::list))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::openapi))

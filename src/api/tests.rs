@@ -14,8 +14,7 @@ use crate::{
     engine::{
         handle::*,
         view::{
-            EventView, FreezeView, LeaseView, LogLine, MaintenanceView, Page, Plan, ProjectStatus, RunAtWork, RunView,
-            Status, TokenView,
+        AlarmView, EventView, FreezeView, LeaseView, LogLine, MaintenanceView, MeasuredView, Page, Plan, ProjectStatus, RunAtWork, RunView, Status, TokenView,
         },
     },
     model::{
@@ -219,6 +218,25 @@ impl Engine for Script {
     }
     async fn reload(&self) -> Result<Vec<ProjectName>, Refusal> {
         Ok(vec!["shop".parse().unwrap()])
+    }
+    async fn alarms(
+        &self,
+        _: Option<&str>,
+        visible: &(dyn for<'p> Fn(&'p str) -> bool + Sync),
+        measure: bool,
+    ) -> Result<Vec<AlarmView>, Refusal> {
+        let alarm = |project: &str| AlarmView {
+            project: project.to_owned(),
+            environment: "production".to_owned(),
+            name: "error rate".to_owned(),
+            cause: "prometheus".to_owned(),
+            fires: "above 0.01".to_owned(),
+            alert: "slack".to_owned(),
+            action: "rollback".to_owned(),
+            interval_ms: 30_000,
+            now: measure.then(|| MeasuredView { value: Some(0.5), state: "bad".to_owned(), message: None }),
+        };
+        Ok(["shop", "blog"].into_iter().filter(|project| visible(project)).map(alarm).collect())
     }
     async fn test_alerts(&self, _: Option<&str>) -> Result<Vec<(String, Option<Cause>)>, Refusal> {
         Ok(vec![("slack".into(), None), ("email".into(), Some(Cause::new("smtp", "no answer")))])
@@ -586,6 +604,18 @@ async fn maintenance_is_switched_by_one_who_says_which_way() {
     assert_eq!(world.ask("GET /v1/maintenance", "blog", "", "").await.code(), "project_not_allowed");
     let status = world.ask("GET /v1/status", "blog", "", "").await.json();
     assert_eq!(status["maintenance"]["runs"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn alarms_are_shown_to_those_who_see_their_project() {
+    let world = world().await;
+    let all = world.ask("GET /v1/alarms", "read", "", "").await.json();
+    assert_eq!((all["items"].as_array().unwrap().len(), &all["items"][0]["now"]), (2, &Value::Null));
+    let alarms = world.ask("GET /v1/alarms?measure=true", "blog", "", "").await.json();
+    assert_eq!((alarms["items"].as_array().unwrap().len(), &alarms["items"][0]["project"]), (1, &json!("blog")));
+    assert_eq!(alarms["items"][0]["now"]["value"], 0.5);
+    assert_eq!(world.ask("GET /v1/alarms?project=shop", "blog", "", "").await.code(), "project_not_allowed");
+    assert_eq!(world.ask("GET /v1/alarms?mesure=true", "read", "", "").await.status, 422);
 }
 
 #[tokio::test]

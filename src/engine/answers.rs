@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use serde_json::json;
 
 use super::{
+    alarms,
     conductor::{Ask, Conductor, Requested, locked},
     freezes,
     handle::{
@@ -14,8 +15,7 @@ use super::{
     },
     hooks, hosts, idempotency, leases, ledger, log, maintenance, plugin, tokens,
     view::{
-        CauseView, EnvironmentPlan, FreezeView, LeaseView, LiveView, MaintenanceView, Page, Plan, PlannedHost,
-        ProjectStatus, RunView, Status, TokenView,
+        AlarmView, CauseView, EnvironmentPlan, FreezeView, LeaseView, LiveView, MaintenanceView, Page, Plan, PlannedHost, ProjectStatus, RunView, Status, TokenView, WaitingView,
     },
     views,
 };
@@ -393,22 +393,54 @@ impl Engine for Conductor {
         let mut answers = Vec::new();
         for loaded in projects {
             let notify = &loaded.pipeline.notify;
-            for (kind, channels) in [("bad", &notify.bad), ("good", &notify.good)] {
-                for (i, channel) in channels.iter().enumerate() {
-                    let message = json!({
-                        "event": "test", "project": loaded.name, "run": "", "state": "test", "output": "",
-                        "title": format!("{}: this is a test of phased", loaded.name),
-                        "text": "Nothing happened. Had something gone wrong, it would be told here.",
-                        "command": format!("phased status {}", loaded.name),
-                    });
-                    let function = format!("notify/{kind}/{}", i + 1);
-                    let input = json!({ "message": message });
-                    let sent = plugin::run(&self.inner.world, &loaded.name, &loaded.code, &function, input).await;
-                    answers.push((format!("{} {kind}: {channel}", loaded.name), sent.err()));
-                }
+            let listed = |kind: &'static str, channels: &[String]| {
+                let one = |(i, channel): (usize, &String)| {
+                    (format!("notify/{kind}/{}", i + 1), format!("{} {kind}: {channel}", loaded.name))
+                };
+                channels.iter().enumerate().map(one).collect::<Vec<_>>()
+            };
+            let mut channels = listed("bad", &notify.bad);
+            channels.extend(listed("good", &notify.good));
+            for environment in &loaded.pipeline.environments {
+                let of = &environment.name;
+                channels.extend(environment.alarms.iter().enumerate().map(|(i, alarm)| {
+                    let shown = format!("{} {of} alarm {:?}: {}", loaded.name, alarm.name, alarm.alert);
+                    (format!("alarms/{of}/{}/alert", i + 1), shown)
+                }));
+            }
+            for (function, shown) in channels {
+                let message = json!({
+                    "event": "test", "project": loaded.name, "run": "", "state": "test", "output": "",
+                    "title": format!("{}: this is a test of phased", loaded.name),
+                    "text": "Nothing happened. Had something gone wrong, it would be told here.",
+                    "command": format!("phased status {}", loaded.name),
+                });
+                let input = json!({ "message": message });
+                let sent = plugin::run(&self.inner.world, &loaded.name, &loaded.code, &function, input).await;
+                answers.push((shown, sent.err()));
             }
         }
         Ok(answers)
+    }
+
+    async fn alarms(
+        &self,
+        project: Option<&str>,
+        visible: &(dyn for<'p> Fn(&'p str) -> bool + Sync),
+        measure: bool,
+    ) -> Result<Vec<AlarmView>, Refusal> {
+        let mut projects = match project {
+            Some(project) => vec![self.project(project)?],
+            None => self.all(),
+        };
+        projects.retain(|loaded| visible(loaded.name.as_str()));
+        let mut views = Vec::new();
+        for loaded in projects {
+            for environment in &loaded.pipeline.environments {
+                views.extend(alarms::views(&self.inner.world, &loaded, environment, measure).await);
+            }
+        }
+        Ok(views)
     }
 
     async fn maintenance(&self, wait: Option<Duration>) -> MaintenanceView {

@@ -7,7 +7,7 @@ use crate::model::{
 };
 
 use super::view::{
-    EventView, FreezeView, LeaseView, LogLine, MaintenanceView, Page, Plan, ProjectStatus, RunView, Status, TokenView,
+        AlarmView, EventView, FreezeView, LeaseView, LogLine, MaintenanceView, Page, Plan, ProjectStatus, RunView, Status, TokenView,
 };
 
 /// Why a request was not done. Each has one HTTP status and one stable code.
@@ -296,6 +296,13 @@ pub trait Engine: Send + Sync {
     async fn reload(&self) -> Result<Vec<ProjectName>, Refusal>;
     /// Sends a test message through every channel of `project` (of all when `None`); each channel with `None` or why it failed.
     async fn test_alerts(&self, project: Option<&str>) -> Result<Vec<(String, Option<Cause>)>, Refusal>;
+    /// Every alarm of `project` (of all when `None`) that `visible` lets through; with `measure` each is measured now, once.
+    async fn alarms(
+        &self,
+        project: Option<&str>,
+        visible: &(dyn for<'p> Fn(&'p str) -> bool + Sync),
+        measure: bool,
+    ) -> Result<Vec<AlarmView>, Refusal>;
     /// Whether maintenance is on, and what still works. With `wait` once nothing works any more, it was turned off, or so long has passed.
     /// Cancel safe.
     async fn maintenance(&self, wait: Option<std::time::Duration>) -> MaintenanceView;

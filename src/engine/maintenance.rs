@@ -355,4 +355,4 @@ async fn settled(conductor: &Conductor) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

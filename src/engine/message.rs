@@ -1,11 +1,12 @@
-//! What people are told of a run: composed once, when it ends, and kept in the outbox until it has arrived.
+//! What people are told of a run: composed once, when it ends or one of its alarms fires, and kept in the outbox until it has arrived.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{ledger, world::World};
+use super::{alarms, ledger, world::World};
 use crate::{
     model::{
+        analysis::Assessment,
         cause::Cause,
         ids::{Digest, ProjectName, RunId},
         run::{Run, RunState},
@@ -122,6 +123,42 @@ pub(super) fn of_daemon(
         "cause": { "code": cause.code, "message": cause.message }, "output": "", "command": "phased status",
     });
     to_bad_channels(world, loaded, &format!("{name}.{}", loaded.name), None, &message)
+}
+
+/// The outbox entry of an alarm that fired during a deployment, to its own channel.
+pub(super) fn of_alarm(
+    now_ms: i64,
+    run: &Run,
+    deployment: u32,
+    place: &alarms::Place<'_>,
+    found: &Assessment,
+) -> (String, Option<Value>) {
+    let header = &run.header;
+    let (alarm, environment) = (&place.alarm, place.environment);
+    let release = run.release.as_ref();
+    let words = ledger::cut(&found.message, ledger::LONGEST);
+    let action = alarm.action.as_str();
+    let message = json!({
+        "event": "alarm", "project": header.project, "run": header.run, "state": state_word(run.state()),
+        "title": format!("{} alarm in {environment}: {}", header.project, ledger::cut(&alarm.name, NAME)),
+        "text": format!("{words}. Its action is {action}."),
+        "release": release.map(|r| &r.id), "revision": release.map(|r| &r.commit.sha),
+        "author": release.map(|r| ledger::cut(&r.commit.author, NAME)),
+        "environment": environment, "alarm": ledger::cut(&alarm.name, NAME), "action": action,
+        "cause": json!({ "code": "alarm", "message": words }), "output": "",
+        "command": format!("phased status {}", header.project),
+    });
+    let letter = Letter {
+        project: header.project.clone(),
+        run: Some(header.run.clone()),
+        code: place.code.clone(),
+        function: format!("alarms/{environment}/{}/alert", place.number),
+        channel: alarm.alert.clone(),
+        message,
+        attempts: 0,
+        next_ms: now_ms,
+    };
+    (format!("outbox/{}.{deployment}.alarm.{}", header.run, place.number), Some(json!(letter)))
 }
 
 /// The word of a state in JSON, logs and messages.

@@ -7,7 +7,10 @@ use serde_json::json;
 
 use super::{conductor::Conductor, message::Letter, plugin, world::World};
 use crate::{
-    model::cause::Cause,
+    model::{
+        cause::Cause,
+        pipeline::{Alarm, Pipeline},
+    },
     ports::control::{Commit, Entry},
 };
 
@@ -80,21 +83,42 @@ async fn deliver_once(world: &World, letter: &Letter) -> Result<(), Cause> {
 /// Readdresses a letter to the project's code as it is loaded now; false when that has no such channel either.
 fn elsewhere(conductor: &Conductor, letter: &mut Letter) -> bool {
     let Ok(loaded) = conductor.project(letter.project.as_str()) else { return false };
-    let mut parts = letter.function.split('/').skip(1);
-    let (Some(kind), Some(number)) = (parts.next(), parts.next().and_then(|n| n.parse::<usize>().ok())) else {
-        return false;
-    };
-    let channels = if kind == "good" { &loaded.pipeline.notify.good } else { &loaded.pipeline.notify.bad };
-    // With fewer channels than before the last one hears of it more than once, which is better than never.
-    let number = number.min(channels.len());
-    let Some(channel) = number.checked_sub(1).and_then(|index| channels.get(index)) else { return false };
+    let Some((function, channel)) = present(&loaded.pipeline, letter) else { return false };
     if loaded.code == letter.code {
         return false;
     }
     letter.code = loaded.code.clone();
-    letter.function = format!("notify/{kind}/{number}");
-    letter.channel.clone_from(channel);
+    (letter.function, letter.channel) = (function, channel);
     true
+}
+
+/// The function and name of the channel that takes a letter's place in `pipeline`.
+pub(super) fn present(pipeline: &Pipeline, letter: &Letter) -> Option<(String, String)> {
+    let parts: Vec<&str> = letter.function.split('/').collect();
+    let notify = &pipeline.notify;
+    let of = |kind: &str, channels: &[String], number: usize| {
+        // With fewer channels than before the last one hears of it more than once, which is better than never.
+        let number = number.min(channels.len());
+        let channel = channels.get(number.checked_sub(1)?)?;
+        Some((format!("notify/{kind}/{number}"), channel.clone()))
+    };
+    match parts.as_slice() {
+        ["alarms", environment, ..] => {
+            let alarms = pipeline.environments.iter().find(|e| e.name.as_str() == *environment).map(|e| &e.alarms);
+            let named = |alarm: &Alarm| letter.message["alarm"] == alarm.name.as_str();
+            let own = alarms.and_then(|alarms| Some((alarms.iter().position(named)?, alarms)));
+            match own {
+                Some((at, alarms)) => {
+                    Some((format!("alarms/{environment}/{}/alert", at + 1), alarms.get(at)?.alert.clone()))
+                }
+                // The alarm is gone, and what it said is bad news all the same.
+                None => of("bad", &notify.bad, 1),
+            }
+        }
+        ["notify", "good", n] => of("good", &notify.good, n.parse().ok()?),
+        ["notify", _, n] => of("bad", &notify.bad, n.parse().ok()?),
+        _ => None,
+    }
 }
 
 impl Letter {

@@ -1,4 +1,4 @@
-//! Drives plugin calls (discovery, alerts): their requests are done at once and not journaled; only the result is kept.
+//! Drives plugin calls (discovery, alerts, probes): their requests are done at once and not journaled; only the result is kept.
 
 use std::time::Duration;
 
@@ -41,6 +41,18 @@ pub(super) async fn run(
     function: &str,
     input: Value,
 ) -> Result<Value, Cause> {
+    run_within(world, project, code, function, input, LIMIT).await
+}
+
+/// The same with a limit of its own.
+pub(super) async fn run_within(
+    world: &World,
+    project: &ProjectName,
+    code: &Digest,
+    function: &str,
+    input: Value,
+    limit: Duration,
+) -> Result<Value, Cause> {
     let (programs, code, of, name) =
         (std::sync::Arc::clone(&world.programs), code.clone(), project.clone(), function.to_owned());
     let opened = tokio::task::spawn_blocking(move || programs.plugin(&code, &of, &name, input)).await;
@@ -60,10 +72,12 @@ pub(super) async fn run(
             }
         }
     };
-    let done = crate::time::within(&*world.clock, LIMIT, work).await;
+    let done = crate::time::within(&*world.clock, limit, work).await;
     let done =
-        done.unwrap_or_else(|| Err(Cause::new("timeout", format!("{function} took longer than {}", Span(LIMIT)))));
-    done.map_err(|cause| redactor.cause(&cause))
+        done.unwrap_or_else(|| Err(Cause::new("timeout", format!("{function} took longer than {}", Span(limit)))));
+    // What a probe says is shown; what a discovery finds is used as it is.
+    let shown = function.starts_with("alarms/");
+    done.map(|value| if shown { redactor.value(&value) } else { value }).map_err(|cause| redactor.cause(&cause))
 }
 
 /// Lua runs on a blocking thread: a runaway plugin stalls nobody else.
@@ -114,6 +128,9 @@ pub(super) fn http_request(args: &Resolved, timeout: Duration) -> http::Request 
         .into_iter()
         .map(|(name, value)| (name, String::from_utf8_lossy(&value).into_owned()))
         .collect();
+    if let Some(token) = args.text("bearer") {
+        headers.push(("authorization".to_owned(), format!("Bearer {token}")));
+    }
     let body = match args.raw("json") {
         Some(json) => {
             if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {

@@ -501,6 +501,41 @@ pub struct EventView {
     pub data: serde_json::Value,
 }
 
+/// An alarm of an environment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct AlarmView {
+    /// Whose.
+    pub project: String,
+    /// Where.
+    pub environment: String,
+    /// What people call it.
+    pub name: String,
+    /// The probe that measures.
+    pub cause: String,
+    /// When it fires, in words.
+    #[schema(example = "above 0.01 for 2m")]
+    pub fires: String,
+    /// The channel that is told.
+    pub alert: String,
+    /// What happens to a deployment: `rollback`, `halt`, `pause` or `none`.
+    pub action: String,
+    /// Time between measurements, milliseconds.
+    pub interval_ms: u64,
+    /// What was measured for this answer; `null` unless that was asked for.
+    pub now: Option<MeasuredView>,
+}
+
+/// One measurement of an alarm.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct MeasuredView {
+    /// The value; `null` = no data, or an error.
+    pub value: Option<f64>,
+    /// `good`, `bad`, `neither` by its conditions, `no_data` or `error`.
+    pub state: String,
+    /// The probe's own words, or what went wrong.
+    pub message: Option<String>,
+}
+
 /// A page of a list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Page<T> {

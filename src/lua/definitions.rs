@@ -136,6 +136,24 @@ impl UserData for Bound {
 }
 
 impl Bound {
+    /// What its options say of when a value is bad: `above`, `below` and `lasting` of a probe.
+    #[must_use]
+    pub fn limits(&self) -> serde_json::Map<String, Json> {
+        let mut limits = serde_json::Map::new();
+        if self.definition != Definition::Probe {
+            return limits;
+        }
+        for name in ["above", "below"] {
+            if let Ok(Some(level)) = self.options.raw_get::<Option<f64>>(name) {
+                limits.insert(name.to_owned(), Json::from(level));
+            }
+        }
+        if let Ok(Value::String(lasting)) = self.options.raw_get::<Value>("lasting") {
+            limits.insert("lasting".to_owned(), Json::String(lasting.to_string_lossy().to_string()));
+        }
+        limits
+    }
+
     /// The plugin's function with the options already given: a Lua function, so that it may wait for answers.
     ///
     /// # Errors

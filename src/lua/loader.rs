@@ -40,6 +40,8 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("alerts.webhook", include_str!("../../plugins/alerts/webhook.lua")),
     ("deploy.releases", include_str!("../../plugins/deploy/releases.lua")),
     ("discovery.file", include_str!("../../plugins/discovery/file.lua")),
+    ("probes.http", include_str!("../../plugins/probes/http.lua")),
+    ("probes.prometheus", include_str!("../../plugins/probes/prometheus.lua")),
 ];
 
 /// Loads projects from plugin directories and opens their pinned code.

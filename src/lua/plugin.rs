@@ -1,4 +1,4 @@
-//! Drives one call of a plugin: discovery or alert. Its requests are answered at once and kept nowhere.
+//! Drives one call of a plugin: discovery, alert or probe. Its requests are answered at once and kept nowhere.
 
 use std::{
     cell::RefCell,
@@ -95,6 +95,8 @@ impl Vm {
     fn turn(&self, back: mlua::Result<Value>) -> PluginTurn {
         match driver::stand(&self.sandbox, back) {
             Stand::Ended(cause) | Stand::Done(Err(cause)) => PluginTurn::Raised(cause),
+            // A rate of nothing is 0/0: no data, which is no mistake of the probe's.
+            Stand::Done(Ok(Value::Number(number))) if number.is_nan() => PluginTurn::Return(Json::Null),
             Stand::Done(Ok(value)) => match convert::from_lua(&value) {
                 Ok(value) => PluginTurn::Return(value),
                 Err(why) => {
@@ -111,14 +113,14 @@ impl Vm {
         }
     }
 
-    fn start(&self, called: Function, message: Option<&Json>) -> PluginTurn {
+    fn start(&self, called: Function, given: Option<&Json>) -> PluginTurn {
         self.sandbox.turn();
         let back = (|| {
             let lua = self.sandbox.lua();
             let mut args = vec![Value::Function(called)];
-            // The options are bound already; an alert is also given the message.
-            if let Some(message) = message {
-                args.push(definitions::to_lua(lua, message)?);
+            // The options are bound already; an alert is also given the message, a probe what it is about.
+            if let Some(given) = given {
+                args.push(definitions::to_lua(lua, given)?);
             }
             let start: Function = self.sandbox.function("start")?;
             start.call::<Value>(MultiValue::from_vec(args))
@@ -143,7 +145,16 @@ impl Vm {
     }
 }
 
-/// Opens one call of `function`: an alert's with `input.message`, a discovery's without anything beside its options.
+/// What a function gets beside its options: an alert `input.message`, a probe all of it, a discovery nothing.
+fn given<'i>(function: &str, input: &'i Json) -> Option<&'i Json> {
+    match function.split('/').next() {
+        Some("alarms") if function.ends_with("/cause") => Some(input),
+        Some("alarms" | "notify") => input.get("message"),
+        _ => None,
+    }
+}
+
+/// Opens one call of `function`, a path of the project's.
 ///
 /// # Errors
 /// `lua_internal` when there can be no thread.
@@ -158,8 +169,7 @@ pub fn open(bundle: Arc<Bundle>, function: String, input: Json, limits: Limits) 
                 _ => match Vm::open(&bundle, &limits, &function) {
                     Err(cause) => PluginTurn::Raised(cause),
                     Ok((opened, called)) => {
-                        let turn =
-                            opened.start(called, input.get("message").filter(|_| function.starts_with("notify/")));
+                        let turn = opened.start(called, given(&function, &input));
                         vm = Some(opened);
                         turn
                     }

@@ -1,5 +1,7 @@
 //! From the validated table of `phased.project` to the pipeline that the engine knows, and from paths to its functions.
 
+mod alarms;
+
 use std::collections::BTreeMap;
 
 use mlua::{Function, Lua, Table, Value};
@@ -68,6 +70,7 @@ pub fn findings(data: &Json, known: &[Finding]) -> Vec<Finding> {
         if !known.iter().any(|finding| finding.path.starts_with(&below)) {
             health(&environment["health"], &at, &mut found);
         }
+        alarms::findings(&environment["alarms"], &at, known, &mut found);
     }
     found
 }
@@ -285,6 +288,8 @@ struct RawEnvironment {
     verify: bool,
     #[serde(flatten)]
     hooks: Hooks,
+    #[serde(default)]
+    alarms: Vec<alarms::RawAlarm>,
     timeout: Option<Span>,
     #[serde(default)]
     freeze: Vec<Window>,
@@ -480,6 +485,7 @@ fn environment(raw: RawEnvironment) -> Result<Environment, String> {
         },
         verify: raw.verify,
         hooks: raw.hooks,
+        alarms: raw.alarms.into_iter().map(Into::into).collect(),
         timeout_ms: ms(raw.timeout.unwrap_or(CALL_LIMIT)),
         freeze: raw.freeze,
         group: raw.group,
@@ -645,7 +651,7 @@ pub fn discovered(returned: &Json) -> Result<Vec<Host>, String> {
 }
 
 /// The function at `path` below the table given to `phased.project`: `test/unit/run`, `environments/production/deploy`,
-/// `notify/bad/1`, `discovery/production/1`. Plugins' functions have their options given already; they take what remains.
+/// `notify/bad/1`, `discovery/production/1`, `alarms/production/1/cause`. Plugins' functions have their options given already; they take what remains.
 ///
 /// # Errors
 /// `path` names nothing, which for a path of the pipeline of the same code is a bug.
@@ -659,6 +665,11 @@ pub fn function(lua: &Lua, project: &Table, path: &str) -> mlua::Result<Function
         ["discovery", environment, n] => {
             let hosts: Value = named(project, "environments", environment)?.raw_get("hosts")?;
             bound(lua, nth(&hosts, number(n)?)?, path)
+        }
+        ["alarms", environment, n, part @ ("cause" | "alert")] => {
+            let alarms: Value = named(project, "environments", environment)?.raw_get("alarms")?;
+            let alarm = alarms.as_table().ok_or_else(missing)?.raw_get::<Option<Table>>(number(n)?)?;
+            bound(lua, alarm.ok_or_else(missing)?.raw_get(*part)?, path)
         }
         ["notify", which @ ("bad" | "good"), n] => {
             let notify: Value = project.raw_get("notify")?;

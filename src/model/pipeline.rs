@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{
     freeze::Window,
+    analysis::Analysis,
     host::{Host, SecretRef, Ssh},
     ids::{EnvironmentName, StageName},
     rollout::Rollout,
@@ -81,7 +82,7 @@ pub struct Stage {
     pub timeout_ms: u64,
 }
 
-/// An environment. Functions: `environments/<name>/deploy` and those of its hooks.
+/// An environment. Functions: `environments/<name>/deploy` and those of its hooks and alarms.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
     /// Its name.
@@ -99,6 +100,9 @@ pub struct Environment {
     /// Which of the other hooks it has.
     #[serde(skip_serializing_if = "Hooks::is_none", default)]
     pub hooks: Hooks,
+    /// What is watched while a deployment goes on.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub alarms: Vec<Alarm>,
     /// The limit of each of its calls.
     pub timeout_ms: u64,
     /// When nothing new is deployed.
@@ -248,6 +252,48 @@ impl Check {
             Check::Container(name) => format!("container {name}"),
             Check::Version(Version { from: VersionFrom::Http(url), .. }) => format!("version {url}"),
             Check::Version(Version { from: VersionFrom::Command(_), .. }) => "version".to_owned(),
+        }
+    }
+}
+
+/// Cause, alert and action, all three. Functions, counted from 1: `alarms/<environment>/<n>/cause`, `/alert`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alarm {
+    /// What people call it; no other one of its environment is called so.
+    pub name: String,
+    /// The probe's plugin name.
+    pub cause: String,
+    /// The channel's plugin name.
+    pub alert: String,
+    /// What happens to a deployment.
+    pub action: AlarmAction,
+    /// How measurements are judged.
+    pub analysis: Analysis,
+}
+
+/// What an alarm does to a deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AlarmAction {
+    /// The release is bad: every host gets the known-good one again.
+    Rollback,
+    /// The release is bad: everything stays as it is.
+    Halt,
+    /// A person decides.
+    Pause,
+    /// People are told, no more.
+    None,
+}
+
+impl AlarmAction {
+    /// Its word in Lua and JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AlarmAction::Rollback => "rollback",
+            AlarmAction::Halt => "halt",
+            AlarmAction::Pause => "pause",
+            AlarmAction::None => "none",
         }
     }
 }

@@ -15,7 +15,7 @@ fn stamp() -> crate::time::Stamp {
 }
 
 /// A run of two hosts that are to be watched, planned.
-fn planned() -> Run {
+pub(in crate::engine) fn planned() -> Run {
     use crate::model::{event::*, host::*, ids::*, pipeline::*, release::*, run::Trigger};
     let host = |id: &str, name: &str| Host {
         id: id.parse().unwrap(),
@@ -54,6 +54,7 @@ fn planned() -> Run {
             hooks: crate::model::pipeline::Hooks::default(),
             health: Some(health),
             verify: true,
+            alarms: Vec::new(),
             timeout_ms: 60_000,
             freeze: Vec::new(),
             group: None,

@@ -392,7 +392,7 @@ impl Check {
                     for name in &bound.secrets {
                         self.secrets.push((self.path.clone(), name.clone()));
                     }
-                    let mut found = Map::new();
+                    let mut found = bound.limits();
                     found.insert(format!("${}", definition.word()), Json::String(bound.plugin.clone()));
                     Some(Json::Object(found))
                 }

@@ -147,6 +147,16 @@ return phased.project {
       ssh = { user = "deploy", key = phased.secret "good_deploy", known_hosts = "/etc/phased/known_hosts", jump = "ops@bastion:2222",
               base = "/var/lib/phased-host", path = "/usr/bin:/bin" },
       rollout = rollout, timeout = "20m", deploy = error, verify = error,
+      alarms = {
+        { "error rate", cause = require "probes.prometheus" { query = "errors", above = 0.01, lasting = "2m", token = phased.secret "good_prometheus" },
+          alert = slack, action = "rollback" },
+        { "latency", cause = require "probes.prometheus" { query = "latency" }, alert = log, action = "pause",
+          success = { below = 0.5 }, failure = { above = 2 }, interval = "10s", timeout = "3s", count = 10, failure_limit = 1,
+          inconclusive_limit = 2, consecutive_error_limit = 0, consecutive_success_limit = 5, min_samples = 3, lasting = "20s" },
+        { "load", cause = require "probes.http" { "https://x/load", json = "load", above = 9, below = 1 }, alert = log, action = "none" },
+        { "requests", cause = require "probes.prometheus" { query = "x{instance=~'($hosts)'}" }, alert = log, action = "halt",
+          compare = "baseline", worse = "lower", tolerance = "5%" },
+      },
       health = { http = { ":1/a", "https://x/b" }, tcp = ":5432", command = "systemctl is-active shop",
                  service = { "shop", "shop.socket" }, container = "web", version = { http = ":1/version", json = "build.revision" },
                  min_healthy_time = "0s", healthy_deadline = "30s", interval = "500ms", timeout = "2s" } },
@@ -158,7 +168,10 @@ return phased.project {
 #[test]
 fn everything_that_can_be_said_is_understood() {
     let loaded = load(FULL);
-    assert_eq!(loaded.secrets, ["good/slack", "good_deploy", "good_host", "good_key", "good_new", "good_old"]);
+    assert_eq!(
+        loaded.secrets,
+        ["good/slack", "good_deploy", "good_host", "good_key", "good_new", "good_old", "good_prometheus"]
+    );
     let pipeline = loaded.pipeline;
     assert_eq!(pipeline.source.poll_ms, Some(300_000));
     assert_eq!(
@@ -194,6 +207,28 @@ fn everything_that_can_be_said_is_understood() {
     assert_eq!(health.checks[2], Check::Tcp(":5432".to_owned()));
     assert_eq!((health.min_healthy_time_ms, health.interval_ms), (0, 500));
     assert_eq!(
+        serde_json::to_value(&production.alarms).unwrap(),
+        serde_json::json!([
+            {"name": "error rate", "cause": "prometheus", "alert": "slack", "action": "rollback", "analysis": {
+                "failure": {"above": 0.01}, "lasting_ms": 120_000, "interval_ms": 30_000, "failure_limit": 0, "inconclusive_limit": 0,
+                "consecutive_error_limit": 4, "min_samples": 1, "timeout_ms": 10_000}},
+            {"name": "latency", "cause": "prometheus", "alert": "log", "action": "pause", "analysis": {
+                "success": {"below": 0.5}, "failure": {"above": 2.0}, "lasting_ms": 20_000, "interval_ms": 10_000, "count": 10,
+                "failure_limit": 1, "inconclusive_limit": 2, "consecutive_error_limit": 0, "consecutive_success_limit": 5,
+                "min_samples": 3, "timeout_ms": 3_000}},
+            {"name": "load", "cause": "http", "alert": "log", "action": "none", "analysis": {
+                "success": {"between": [1.0, 9.0]}, "lasting_ms": 0, "interval_ms": 30_000, "failure_limit": 0,
+                "inconclusive_limit": 0, "consecutive_error_limit": 4, "min_samples": 1, "timeout_ms": 10_000}},
+            {"name": "requests", "cause": "prometheus", "alert": "log", "action": "halt", "analysis": {
+                "lasting_ms": 0, "interval_ms": 30_000, "failure_limit": 0, "inconclusive_limit": 0, "consecutive_error_limit": 4,
+                "min_samples": 1, "compare": {"worse": "lower", "tolerance": 5}, "timeout_ms": 10_000}},
+        ])
+    );
+    let again: Vec<crate::model::pipeline::Alarm> =
+        serde_json::from_value(serde_json::to_value(&production.alarms).unwrap()).unwrap();
+    assert_eq!(again, production.alarms);
+    assert!(staging.alarms.is_empty());
+    assert_eq!(
         (pipeline.notify.bad, pipeline.notify.good),
         (vec!["log".to_owned(), "slack".to_owned()], vec!["slack".to_owned()])
     );
@@ -210,11 +245,14 @@ fn every_function_of_the_project_is_found_by_its_path() {
             r#"
             local said = phased.alert { name = "x", options = { to = { "text", position = 1 } },
                                         send = function(o, message) return o.to .. message end }
+            local asked = phased.probe { name = "p", options = { q = { "text", position = 1 } },
+                                         measure = function(o, about) return o.q .. about end }
             local found = phased.discovery { name = "d", hosts = function(o) return "hosts" end }
             local function f(word) return function() return word end end
             return phased.project {
               test = { { "unit", setup = f "setup", run = f "run" }, { name = "b", run = f "b" } },
-              environments = { { "p", hosts = found {}, deploy = f "deploy", verify = f "verify" },
+              environments = { { "p", hosts = found {}, deploy = f "deploy", verify = f "verify",
+                                 alarms = { { "a", cause = asked "4", alert = said "5" }, { "b", cause = asked "6", alert = said "7" } } },
                                { "q", hosts = { "a", found {} }, deploy = f "q" } },
               notify = { bad = { said "1", said "2" }, good = said "3" },
             }"#,
@@ -237,6 +275,10 @@ fn every_function_of_the_project_is_found_by_its_path() {
         ("notify/bad/1", "1!"),
         ("notify/bad/2", "2!"),
         ("notify/good/1", "3!"),
+        ("alarms/p/1/cause", "4!"),
+        ("alarms/p/1/alert", "5!"),
+        ("alarms/p/2/cause", "6!"),
+        ("alarms/p/2/alert", "7!"),
     ] {
         assert_eq!(call(path).unwrap(), answer, "{path}");
     }
@@ -251,6 +293,10 @@ fn every_function_of_the_project_is_found_by_its_path() {
         "notify/good/2",
         "notify/bad/0",
         "notify/x/1",
+        "alarms/p/3/cause",
+        "alarms/p/0/cause",
+        "alarms/p/1/action",
+        "alarms/q/1/cause",
     ] {
         assert!(call(path).is_err(), "{path}");
     }

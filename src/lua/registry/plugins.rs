@@ -28,9 +28,9 @@ pub(super) fn definition(what: Definition) -> Shape {
             "Sends one message; an error makes phased try again later.",
         ),
         Definition::Probe => (
-            "Measures something; calling the value with its options gives what an alarm takes as its cause.",
-            "fun(options: table): any",
-            "Takes one measurement.",
+            "Measures something; calling the value with its options gives what an alarm takes as its cause. Options of it that are called above, below (numbers) and lasting (a duration) say when a value is bad.",
+            "fun(options: table, about: phased.About): number|phased.Measured|nil",
+            "Takes one measurement: a number, { value = ..., message = ... }, or nil where there is no data.",
         ),
     };
     Shape::new(what.word(), doc)
@@ -87,6 +87,7 @@ pub(super) fn functions() -> Vec<PluginFunction> {
                 .first("url", Kind::Text(Text::new("a URL", rules::url).or_secret()), "Where to.")
                 .with_default("method", methods(), "\"GET\"", "The method.")
                 .optional("headers", headers(), "Further headers.")
+                .optional("bearer", Kind::Secret, "Sent as Authorization: Bearer.")
                 .optional("body", body(), "The body as it is.")
                 .optional("json", Kind::Data, "The body as data, sent as JSON.")
                 .with_default("timeout", Kind::Limit, "\"30s\"", "The limit of the whole exchange.")

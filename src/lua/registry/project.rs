@@ -98,6 +98,11 @@ fn environment() -> Shape {
             function("fun(run: phased.Run, deployment: phased.Deployment)"),
             "Tests in production, after the last host; an error is a bad deployment.",
         )
+        .optional(
+            "alarms",
+            Kind::List(Arc::new(alarm().table()), 1),
+            "What is watched while a deployment goes on; each with cause, alert and action.",
+        )
         .with_default("timeout", Kind::Limit, "\"1h\"", "The limit of each of its calls as a whole.")
         .with_default(
             "when",
@@ -131,7 +136,7 @@ fn environment() -> Shape {
             function("fun(release: phased.Release): boolean, string?"),
             "Asked before anything is touched: whether a failure may go back to the known-good release, and if not, why.",
         )
-        .later(&["alarms", "transport"])
+        .later(&["transport"])
 }
 
 fn when() -> Shape {
@@ -294,6 +299,40 @@ fn version() -> Shape {
         .one_of(&["http", "command"])
 }
 
+fn alarm() -> Shape {
+    let count = |least| Kind::Integer(least, 10_000);
+    Shape::new("alarm", "A measurement that says a deployment is bad, who is told, and what happens then. Judged as in Argo Rollouts' analysis: see docs/alarms.md.")
+        .first("name", text("a name", rules::line), "What people call it, as in \"error rate\".")
+        .required("cause", Kind::Bound(Definition::Probe), "What is measured.")
+        .required("alert", Kind::Bound(Definition::Alert), "Who is told when it fires.")
+        .required("action", Kind::words(&["rollback", "halt", "pause", "none"]), "What happens to the deployment when it fires.")
+        .optional("failure", condition("failure", "What a bad value is; every other one is good unless success says otherwise. A probe's own above and below say the same.").table(), "When a measurement is bad.")
+        .optional("success", condition("success", "What a good value is; every other one is bad unless failure says otherwise.").table(), "When a measurement is good.")
+        .optional("lasting", Kind::Duration, "A bad value counts once it has been there for so long without a good one in between.")
+        .with_default("interval", Kind::Limit, "\"30s\"", "Between measurements.")
+        .with_default("timeout", Kind::Limit, "\"10s\"", "The limit of one measurement.")
+        .optional("count", count(1), "After so many measurements it has passed; without it, when the bake is over.")
+        .with_default("failure_limit", count(0), "0", "Bad measurements that do not make it fire; it fires when this is exceeded.")
+        .with_default("inconclusive_limit", count(0), "0", "Measurements that are neither good nor bad and do not make it inconclusive.")
+        .with_default("consecutive_error_limit", count(0), "4", "Errors and measurements without data, in a row, that do not make it inconclusive.")
+        .optional("consecutive_success_limit", count(1), "So many good measurements in a row pass before the end.")
+        .with_default("min_samples", count(1), "1", "With fewer values it is inconclusive.")
+        .optional("compare", Kind::words(&["baseline"]), "Also measures as many hosts that still run what was live before, and fires when the new release is worse by more than chance explains (Mann-Whitney U test).")
+        .optional("worse", Kind::words(&["higher", "lower"]), "Which values are worse in a comparison; higher when absent.")
+        .optional("tolerance", Kind::Percentage, "A difference in a comparison of so much of the baseline is none; \"10%\" when absent.")
+}
+
+fn condition(name: &'static str, doc: &'static str) -> Shape {
+    Shape::new(name, doc)
+        .optional("above", Kind::Number, "The value is more than this.")
+        .optional("below", Kind::Number, "The value is less than this.")
+        .optional(
+            "between",
+            Kind::List(Arc::new(Kind::Number), 1),
+            "The value is from the first to the second of these, both included.",
+        )
+}
+
 fn notify() -> Shape {
     Shape::new("notify", "Who is told, bad and good ends apart.")
         .required("bad", Kind::Bound(Definition::Alert).or_list(), "For every bad end, and for recovery from one.")
@@ -408,6 +447,25 @@ pub(super) const OBJECTS: &[Object] = &[
                 "fun(self: phased.Service, options?: table): phased.Result",
                 "Asks for it; a unit that is not active is no error.",
             ),
+        ],
+    },
+    Object {
+        name: "About",
+        doc: "What a probe's measure gets: whose alarm it is.",
+        fields: &[
+            ("project", "string", "The project's name."),
+            ("environment", "string", "The environment's name."),
+            ("alarm", "string", "The alarm's name."),
+            ("group", "string", "canary: the hosts with the new release; baseline: those it is compared with."),
+            ("hosts", "phased.Host[]", "The hosts of that group."),
+        ],
+    },
+    Object {
+        name: "Measured",
+        doc: "A measurement with words about it.",
+        fields: &[
+            ("value", "number?", "The value; absent where there is no data."),
+            ("message", "string?", "What people should know of it, one line."),
         ],
     },
     Object {

@@ -228,6 +228,20 @@ fn the_plan_says_what_it_could_see() {
 }
 
 #[test]
+fn when_it_fires_is_said_in_words() {
+    let fires = |change: fn(&mut Analysis)| {
+        let mut analysis = Analysis::default();
+        change(&mut analysis);
+        analysis.fires()
+    };
+    assert_eq!(fires(|a| (a.failure, a.lasting_ms) = (above(0.01), 120_000)), "above 0.01 for 2m");
+    assert_eq!(fires(|a| (a.success, a.failure_limit) = (below(3.0), 1)), "not below 3, in more than 1 measurement");
+    let both: fn(&mut Analysis) =
+        |a| (a.failure, a.compare) = (above(5.0), Some(Compare { worse: Worse::Lower, tolerance: 5 }));
+    assert_eq!(fires(both), "above 5, or lower than the baseline by more than 5 %");
+}
+
+#[test]
 fn what_is_promised_of_a_plan_is_noticed() {
     // As many bad values as the plan names, and not one less, fail it.
     for (lasting, limit) in [(0, 0), (0, 2), (60_000, 0), (90_000, 1), (45_000, 0)] {

@@ -71,6 +71,30 @@ impl Analysis {
         levels.map(|level| (value - level.0).abs()).fold(f64::INFINITY, f64::min)
     }
 
+    /// When it fires: `above 0.01 for 2m`.
+    #[must_use]
+    pub fn fires(&self) -> String {
+        let mut parts = Vec::new();
+        let lasting = match self.lasting_ms {
+            0 => String::new(),
+            ms => format!(" for {}", Span(Duration::from_millis(ms))),
+        };
+        let often = match self.failure_limit {
+            0 => String::new(),
+            limit => format!(", in more than {}", measurements(limit)),
+        };
+        match (&self.failure, &self.success) {
+            (Some(bad), _) => parts.push(format!("{}{lasting}{often}", bad.words())),
+            (None, Some(good)) => parts.push(format!("not {}{lasting}{often}", good.words())),
+            (None, None) => {}
+        }
+        if let Some(compare) = &self.compare {
+            let worse = if compare.worse == Worse::Higher { "higher" } else { "lower" };
+            parts.push(format!("{worse} than the baseline{}", tolerance(compare)));
+        }
+        parts.join(", or ")
+    }
+
     /// What it can see in a bake of that length, for the plan: the smallest thing that it would notice, or why it would notice nothing.
     #[must_use]
     pub fn sees(&self, bake: Duration) -> String {

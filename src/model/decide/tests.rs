@@ -141,6 +141,7 @@ fn pipeline(random: &mut Random) -> Pipeline {
         }),
         verify: random.one_in(2),
         hooks: hooks(random),
+        alarms: Vec::new(),
         timeout_ms: 60_000,
         freeze: Vec::new(),
         group: None,

@@ -195,7 +195,7 @@ const BAD: &[(&str, &str, &str)] = &[
         r##"    { "production", canary = 1, prepare = error, alarms = {},"##,
         r##"shop:6:21+6 unknown_key: unknown key "canary" in environments[1]; it belongs into rollout = { ... }
 shop:6:33+7 not_supported: "prepare" is not supported by this version of phased; take it out: it would have no effect
-shop:6:50+6 not_supported: "alarms" is not supported by this version of phased; take it out: it would have no effect"##,
+shop:6:59+1 bad_value: environments[1].alarms is empty"##,
     ),
     (
         r##"    { "production","##,
@@ -418,6 +418,66 @@ shop:9:74+6 bad_value: environments[1].health.version.json: "a..b" is no path of
         r##"health = { http = ":8080/healthz" }"##,
         r##"health = { ":8080/healthz" }"##,
         r##"shop:9:18+15 unknown_key: unexpected value ":8080/healthz" without a key in environments[1].health; everything in it has a key"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" }"##,
+        r##"health = "none", alarms = {}"##,
+        r##"shop:9:33+1 bad_value: environments[1].alarms is empty"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" }"##,
+        r##"health = "none", alarms = { { "x" } }"##,
+        r##"shop:9:35+1 missing_key: environments[1].alarms[1] has no "action"; what happens to the deployment when it fires
+shop:9:35+1 missing_key: environments[1].alarms[1] has no "alert"; who is told when it fires
+shop:9:35+1 missing_key: environments[1].alarms[1] has no "cause"; what is measured"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" }"##,
+        r##"health = "none", alarms = { { "x", cause = require "probes.prometheus" { query = "q" }, alert = "slack", action = "rolback" } }"##,
+        r##"shop:9:103+7 wrong_type: environments[1].alarms[1].alert must be an alert, as in require "alerts.log" {}, not "slack"
+shop:9:121+9 bad_value: environments[1].alarms[1].action must be "rollback", "halt", "pause" or "none", not "rolback"; did you mean "rollback"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" }"##,
+        r##"health = "none", alarms = { { "x", cause = require "probes.prometheus" { query = "q" }, alert = require "alerts.log" {}, action = "halt" } }"##,
+        r##"shop:9:35+1 bad_value: the alarm "x" does not say when it fires; give failure = { above = ... } or success = { below = ... }, or compare = "baseline""##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" }"##,
+        r##"health = "none", alarms = { { "x", cause = require "probes.prometheus" { query = "q" }, alert = require "alerts.log" {}, action = "halt", failure = { abve = 1 }, intervall = "1m" } }"##,
+        r##"shop:9:157+4 unknown_key: unknown key "abve" in environments[1].alarms[1].failure; did you mean "above"?
+shop:9:169+9 unknown_key: unknown key "intervall" in environments[1].alarms[1]; did you mean "interval"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" }"##,
+        r##"health = "none", alarms = { { "x", cause = require "probes.prometheus" { query = "q" }, alert = require "alerts.log" {}, action = "halt", failure = { above = 2, below = 1 }, success = {} } }"##,
+        r##"shop:9:155+1 bad_value: no value is above 2 and below 1: failure never holds; both must hold; a range to stay out of is success = { between = ... }
+shop:9:191+1 bad_value: success is empty: give above, below or between"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" }"##,
+        r##"health = "none", alarms = { { "x", cause = require "probes.prometheus" { query = "q" }, alert = require "alerts.log" {}, action = "halt", failure = { between = { 2, 1 } }, success = { between = { 1 } } } }"##,
+        r##"shop:9:167+1 bad_value: failure.between must be two numbers, the smaller one first; as in between = { 0.9, 1.1 }
+shop:9:201+1 bad_value: success.between must be two numbers, the smaller one first; as in between = { 0.9, 1.1 }"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" }"##,
+        r##"health = "none", alarms = { { "x", cause = require "probes.prometheus" { query = "q" }, alert = require "alerts.log" {}, action = "halt", success = { between = { 1, 2, 3 } }, min_samples = 9, count = 3, worse = "lower" } }"##,
+        r##"shop:9:167+1 bad_value: success.between must be two numbers, the smaller one first; as in between = { 0.9, 1.1 }
+shop:9:196+1 bad_value: the alarm "x" can never pass: min_samples (9) is more than count (3)
+shop:9:210+5 bad_value: worse of the alarm "x" does nothing without compare = "baseline""##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" }"##,
+        r##"health = "none", alarms = { { "x", cause = require "probes.http" { "https://x/", above = 1, below = 2, lasting = "1m" }, alert = require "alerts.log" {}, action = "halt", lasting = "2m" } }"##,
+        r##"shop:9:50+76 bad_value: no value is good: the cause of the alarm "x" is bad above 1 and below 2
+shop:9:178+7 bad_value: the alarm "x" has lasting twice: its cause has it too; give only one of them"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" }"##,
+        r##"health = "none", alarms = { { "x", cause = require "probes.http" { "https://x/", above = 1 }, alert = require "alerts.log" {}, action = "halt", success = { below = 3 } }, { "x", cause = require "probes.prometheus" { query = "q" }, alert = require "alerts.log" {}, action = "none", compare = "baseline" } }"##,
+        r##"shop:9:151+7 bad_value: the alarm "x" says twice when it fires: its cause has above, and it has success; give only one of them
+shop:9:180+3 bad_value: the alarm "x" is there twice: alarms[1] is called so too"##,
     ),
     (
         r##"health = { http = ":8080/healthz" } },"##,
