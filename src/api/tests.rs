@@ -541,7 +541,7 @@ async fn scopes_say_what_a_token_may() {
             || (method == "POST" && path == "/v1/maintenance")
         {
             "admin"
-        } else if method == "POST" {
+        } else if method != "GET" {
             "deploy"
         } else {
             "read"

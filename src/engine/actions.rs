@@ -20,7 +20,7 @@ use crate::{
         event::{Event, Wanted},
         health::{Verdict, Watch},
         host::Host,
-        ids::RunId,
+        ids::{EnvironmentName, RunId},
         input,
         pipeline::{Check, Environment, Health, Queue},
         release::{Commit, Release},
@@ -222,13 +222,20 @@ fn resolved(world: &World, run: &Run, commit: Commit, tag: Option<String>) -> Ev
         tag,
     };
     let passed = ledger::passed(&*world.control, &header.project, &release.id, &header.code);
-    let live = header.pipeline.environments.iter().map(|e| &e.name);
-    let live = live
-        .filter(|name| {
-            ledger::live(&*world.control, &header.project, name)
-                .is_some_and(|live| live.release.id == release.id && live.code == header.code)
-        })
-        .cloned()
+    let names = header.pipeline.environments.iter().map(|e| &e.name);
+    let live = |name: &EnvironmentName| {
+        ledger::live(&*world.control, &header.project, name)
+            .is_some_and(|live| live.release.id == release.id && live.code == header.code)
+    };
+    // On the way to one that was named, what the release has passed is not done again, and a newer one that is live there stays.
+    let last = names.clone().position(|name| header.request.environment.as_ref() == Some(name)).unwrap_or(0);
+    let passed_by = |at: usize, name: &EnvironmentName| {
+        at < last && ledger::good(&*world.control, &header.project, name, &release.id, &header.code)
+    };
+    let live = names
+        .enumerate()
+        .filter(|(at, name)| live(name) || passed_by(*at, name))
+        .map(|(_, name)| name.clone())
         .collect();
     Event::Resolved { release: Box::new(release), passed, live }
 }
@@ -360,7 +367,7 @@ async fn plan(context: &Context, run: &Run, deployment: u32, environment: &Envir
 }
 
 /// An older release never overtakes a newer one.
-fn superseded(environment: &crate::model::ids::EnvironmentName, by: &crate::model::ids::RunId) -> Cause {
+fn superseded(environment: &EnvironmentName, by: &crate::model::ids::RunId) -> Cause {
     Cause::new("superseded", format!("run {by} is newer and took its place in {environment}")).with("by", by.as_str())
 }
 

@@ -129,6 +129,22 @@ pub(super) fn passed(
     same.then(|| entry.value.get("run").and_then(Value::as_str)?.parse().ok()).flatten()
 }
 
+fn good_key(project: &ProjectName, environment: &EnvironmentName, release: &ReleaseId) -> String {
+    format!("good/{project}/{environment}/{release}")
+}
+
+/// Whether `release` was deployed to `environment` with success under `code`.
+pub(super) fn good(
+    control: &dyn Control,
+    project: &ProjectName,
+    environment: &EnvironmentName,
+    release: &ReleaseId,
+    code: &Digest,
+) -> bool {
+    let entry = control.get(&good_key(project, environment, release));
+    entry.is_some_and(|entry| entry.value.get("code").and_then(Value::as_str) == Some(code.as_str()))
+}
+
 /// The longest text of people's that control keeps, in characters: records are small.
 pub(super) const LONGEST: usize = 1000;
 
@@ -179,6 +195,10 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
             let cause = cause.clone().or_else(|| left_out(deployment));
             let last = Last { run: header.run.clone(), state: *state, cause };
             puts.push((format!("last/{project}/{environment}"), Some(json!(last))));
+        }
+        if *state == DeploymentState::Succeeded {
+            let good = json!({ "code": header.code, "run": header.run });
+            puts.push((good_key(project, environment, &release.id), Some(good)));
         }
         if *state == DeploymentState::Succeeded
             && live(control, project, environment).is_none_or(|live| !newer(&live.run))

@@ -10,6 +10,7 @@ mod fixture;
 mod crash;
 mod demo;
 mod disk;
+mod doors;
 mod durable;
 mod environments;
 mod failures;

@@ -92,8 +92,8 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         r##"branch = "main""##,
-        r##"branch = "main", tags = { "v*" }"##,
-        r##"shop:3:69+4 not_supported: "tags" is not supported by this version of phased; take it out: it would have no effect"##,
+        r##"branch = "main", tags = "v[""##,
+        r##"?"##,
     ),
     (
         r##"source = { git = "https://example.com/shop.git", branch = "main" }"##,
@@ -345,6 +345,66 @@ shop:7:33+1 wrong_type: environments[1].hosts[3] must be an address, a discovery
         r##"deploy = function(host) host:sh "true" end,"##,
         r##""##,
         r##"shop:6:5+1 missing_key: environments[1] has no "deploy"; puts the release on one host"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { from = "fri 16:00", to = "mon 08:00", zone = "UTC" } },"##,
+        r##"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { { from = "fri 16:00", to = "mon 08:00" } } },"##,
+        r##"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { { from = "fri 16:00", to = "08:00", zone = "UTC" } } },"##,
+        r##"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { { days = "fri-sun", zone = "Europe/Berln" } } },"##,
+        r##"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { { days = "fry", from = "4pm", zone = "UTC" } } },"##,
+        r##"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { { day = "fri", zone = "UTC" } } },"##,
+        r##"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { { days = "mon-wed", zone = "UTC" }, { days = "thu-sun", zone = "UTC" } } },"##,
+        r##"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, when = "tag" },"##,
+        r##"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, when = { tag = "v*" } },"##,
+        r##"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, when = { tags = "v*" } },"##,
+        r##"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, group = "a b" },"##,
+        r##"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { { zone = "UTC" } } },"##,
+        r##"?"##,
     ),
     (
         r##"health = { http = ":8080/healthz" }"##,
