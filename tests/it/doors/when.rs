@@ -71,3 +71,43 @@ fn a_push_does_not_take_the_place_of_one_that_goes_further() {
     near.wait().is("succeeded");
     assert!(world.hosts_have(&["p1"], &commit) && world.hosts_have(&["s1"], &newest));
 }
+
+#[test]
+fn a_run_that_was_held_up_does_not_overtake_a_newer_one() {
+    let (world, daemon) = World::with(&by_hand());
+    for message in ["one", "two"] {
+        world.repo.push(message);
+        daemon.deploy().is("succeeded");
+    }
+    let two = world.repo.head();
+    let staging = "/v1/projects/shop/environments/staging/lease";
+    daemon.api.put(staging, &json!({ "for": "1h" })).is(200);
+    let three = world.repo.push("three");
+    let held_up = daemon.press_with(&json!({ "environment": "production" }));
+    waits(&held_up, "lease");
+    let newer = daemon.press_with(&json!({ "environment": "production", "ref": two }));
+    newer.wait().is("succeeded");
+    daemon.api.delete(staging).is(200);
+    let ended = held_up.wait().is("superseded");
+    assert!(ended.message().contains(&newer.id), "{}", ended.message());
+    assert!(world.hosts_have(&["p1"], &two) && world.hosts_have(&["s1"], &three));
+}
+
+#[test]
+fn people_are_told_where_a_run_stopped() {
+    let sink = crate::fixture::Sink::start();
+    let lua =
+        format!(r#"{{ bad = require "alerts.log" {{}}, good = require "alerts.webhook" {{ "{}" }} }}"#, sink.url());
+    let (world, daemon) = World::with(&by_hand().notify(&lua));
+    let commit = world.repo.push("one");
+    let run = daemon.deploy().is("succeeded");
+    let said = sink.message_of(&run.id).to_string();
+    assert!(said.contains("is live in staging"), "{said}");
+    assert!(
+        said.contains(&format!(
+            "production is not entered by itself: phased start shop production --ref {}",
+            &commit[..12]
+        )),
+        "{said}"
+    );
+}
