@@ -82,7 +82,11 @@ fn a_stage_and_a_host_in_flight_are_finished_and_the_rest_waits_until_it_is_over
     assert_eq!((&second.now()["state"], &second.now()["waiting"]), (&json!("queued"), &upgrade));
     let status = daemon.cli(&["status"]);
     assert!(status.stdout.starts_with("MAINTENANCE since "), "{}", status.stdout);
-    assert!(status.stdout.contains("waits until maintenance is over, which uid 0 turned on (upgrade to 0.2)"), "{}", status.stdout);
+    assert!(
+        status.stdout.contains("waits until maintenance is over, which uid 0 turned on (upgrade to 0.2)"),
+        "{}",
+        status.stdout
+    );
 
     // It holds over a crash, and nothing begins after it.
     daemon.kill();

@@ -34,6 +34,28 @@ fn a_group_is_deployed_to_one_at_a_time_also_across_projects_and_within_a_run() 
 }
 
 #[test]
+fn a_group_that_is_written_down_meanwhile_lets_nobody_in_twice() {
+    let world = World::new();
+    let plain = Project::new("shop").hosts(&["a1"]).deploy_after(super::GATED);
+    world.project(&plain);
+    let daemon = world.start();
+    let first = world.repo.push("one");
+    let running = daemon.press();
+    running.until("it deploys", |v| v["deployments"][0]["hosts"][0]["state"] == "running");
+    world.project(&plain.keys(GROUP));
+    assert_eq!(daemon.cli(&["reload"]).code, 0);
+    let second = world.repo.push("two");
+    let next = daemon.press();
+    assert_eq!(waits(&next, "lease")["holder"], format!("{}.1", running.id));
+    assert_eq!(daemon.api.get("/v1/projects/shop/environments/production/lease").json()["held"], false, "the group's");
+    super::go(&world);
+    running.wait().is("succeeded");
+    next.wait().is("succeeded");
+    let seen: Vec<String> = world.touched("a1").into_iter().map(|touched| touched.3).collect();
+    assert_eq!(seen, [&first, &first, &second, &second]);
+}
+
+#[test]
 fn who_holds_one_of_a_group_holds_all_and_who_is_frozen_holds_up_nobody() {
     let world = World::new();
     world.project(&Project::new("bills").hosts(&["b1"]).keys(GROUP));

@@ -119,6 +119,20 @@ fn it_hears_of_that_also_when_the_daemon_was_killed_in_between() {
 }
 
 #[test]
+fn a_lease_that_is_given_back_over_its_head_is_lost_too() {
+    let (world, daemon) = World::with(&gated().keys(r#"group = "database""#));
+    world.repo.push("one");
+    let run = daemon.press();
+    run.until("it deploys", |v| v["deployments"][0]["hosts"][0]["state"] == "running");
+    assert_eq!(daemon.api.delete(LEASE).problem(), (409, "lease_held".to_owned()));
+    daemon.api.delete(&format!("{LEASE}?force=true")).is(200);
+    go(&world);
+    let ended = run.wait().is("halted");
+    assert_eq!((ended.code(), ended.hosts()), ("lease_lost", vec!["h1:healthy".to_owned(), "h2:skipped".to_owned()]));
+    daemon.press_with(&json!({ "redeploy": true })).wait().is("succeeded");
+}
+
+#[test]
 fn under_all_those_who_wait_go_in_the_order_they_came() {
     let (world, daemon) = World::with(&Project::new("shop").hosts(&["h1"]).queue_all().webhook());
     daemon.api.put(LEASE, &json!({ "for": "1h" })).is(200);
