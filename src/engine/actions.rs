@@ -273,6 +273,10 @@ pub(super) fn lease_names(run: &Run, deployment: u32) -> Vec<String> {
 
 /// Takes all of `names` or none, so that nobody holds one and waits for another: the grant of the last, or who is in the way.
 fn take(leases: &dyn Leases, names: &[String], holder: &str, reason: &str) -> Result<Acquired, CommitError> {
+    // Looked at before anything is written: who waits is woken by every record.
+    if let Some(other) = names.iter().find_map(|name| leases.holder(name).filter(|held| held.holder != holder)) {
+        return Ok(Acquired::Held(other));
+    }
     let mut granted = None;
     for (taken, name) in names.iter().enumerate() {
         match leases.acquire(name, holder, reason)? {

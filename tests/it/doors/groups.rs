@@ -52,7 +52,7 @@ fn a_group_that_is_written_down_meanwhile_lets_nobody_in_twice() {
     running.wait().is("succeeded");
     next.wait().is("succeeded");
     let seen: Vec<String> = world.touched("a1").into_iter().map(|touched| touched.3).collect();
-    assert_eq!(seen, [&first, &first, &second, &second]);
+    assert_eq!(seen, [first.clone(), first, second.clone(), second]);
 }
 
 #[test]
