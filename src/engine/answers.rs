@@ -81,7 +81,7 @@ impl Conductor {
             release: live.as_ref().map(|live| (&live.release).into()),
             lease: self.held(&loaded.name, environment),
             freeze: self.frozen(&loaded.name, environment),
-            when: views::opened_by(&environment.when),
+            when: environment.when.to_string(),
             trouble: last.and_then(|last| last.cause.as_ref().map(CauseView::from)),
         }
     }

@@ -121,6 +121,16 @@ pub enum When {
     Tag(Vec<String>),
 }
 
+impl std::fmt::Display for When {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            When::Push => f.write_str("push"),
+            When::Manual => f.write_str("manual"),
+            When::Tag(patterns) => write!(f, "tag {}", patterns.join(", ")),
+        }
+    }
+}
+
 impl When {
     fn is_push(&self) -> bool {
         *self == When::Push

@@ -111,3 +111,20 @@ fn people_are_told_where_a_run_stopped() {
         "{said}"
     );
 }
+
+#[test]
+fn check_shows_the_doors() {
+    let project = by_hand().keys(r#"group = "database", freeze = { { days = "sat,sun", zone = "UTC" } }"#);
+    let world = World::new();
+    world.project(&project.source(r#"tags = "v*""#));
+    let config = crate::fixture::Daemon::configure(&world);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_phased"));
+    let checked = crate::fixture::output(command.arg("check").arg("--config").arg(config));
+    assert_eq!(checked.code, 0, "{checked:?}");
+    for says in [
+        " branch main and tags v*\n",
+        "\n               entered only when somebody says so\n               one at a time in group database\n               frozen sat,sun UTC\n",
+    ] {
+        assert!(checked.stdout.contains(says), "{}", checked.stdout);
+    }
+}
