@@ -19,7 +19,8 @@ function phased.secret(name) end
 ---@class phased.source
 ---@field git string The URL as git takes it: https://, ssh://, user@host:path or file:///.
 ---@field branch string The branch that is deployed.
----@field poll? string How often the branch's head is asked for, beside webhooks; without it only at start.
+---@field tags? string|string[] Pushed tags that match start runs too, and may be started although they are not on the branch: "v*".
+---@field poll? string How often the branch's head and tags are asked for, beside webhooks; without it only at start.
 ---@field webhook? phased.Secret|phased.Secret[] The secret that signs webhooks, or two during a rotation; without it the project has no webhook endpoint.
 ---@field user? string User for https://, where the forge wants one beside the token.
 ---@field token? phased.Secret Password or token for https://.
@@ -118,6 +119,17 @@ function phased.secret(name) end
 ---@field compare? "baseline" Also measures as many hosts that still run what was live before, and fires when the new release is worse by more than chance explains (Mann-Whitney U test).
 ---@field worse? "higher"|"lower" Which values are worse in a comparison; higher when absent.
 ---@field tolerance? string A difference in a comparison of so much of the baseline is none; "10%" when absent.
+---Runs of which tags enter an environment by themselves.
+---@class phased.when
+---@field tag string|string[] As in "v*"; source.tags says which pushed tags start runs.
+
+---A window in which nothing new is deployed: { from = "fri 16:00", to = "mon 08:00" } each week, { days = "mon-fri", from = "22:00", to = "06:00" } on each of these days, { days = "sat,sun" } all day, { from = "2026-12-20", to = "2027-01-02" } once.
+---@class phased.freeze
+---@field days? string The days on which it begins: "mon-fri", "sat,sun"; with times of day only.
+---@field from? string "16:00", "fri 16:00", "2026-12-20" or "2026-12-20 16:00".
+---@field to? string The same kind. Not later than from on the same day is on the next; a date alone is the whole of that day.
+---@field zone string Whose clock: "Europe/Berlin", "UTC".
+---@field reason? string Why, for those who wait.
 
 ---A named set of hosts with its own rules.
 ---@class phased.environment
@@ -130,6 +142,9 @@ function phased.secret(name) end
 ---@field verify? fun(run: phased.Run, deployment: phased.Deployment) Tests in production, after the last host; an error is a bad deployment.
 ---@field alarms? phased.alarm[] What is watched while a deployment goes on; each with cause, alert and action.
 ---@field timeout? string The limit of each of its calls as a whole. Default: "1h".
+---@field when? "push"|"manual"|phased.when Which runs enter it by themselves: all, none, or those of tags. A run stops at the first environment that nothing opens for it; `phased start PROJECT ENVIRONMENT` opens it. Default: "push".
+---@field freeze? phased.freeze[] Times in which nothing new is deployed there; rollbacks and late hosts are.
+---@field group? string Environments of one group, also of other projects, are deployed to one at a time.
 
 ---Who is told, bad and good ends apart.
 ---@class phased.notify

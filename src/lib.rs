@@ -120,7 +120,9 @@
 //! | journal | the append-only file of one run's events; the truth |
 //! | control | the append-only key-value log of what outlives a run: requests, leases, tokens, the outbox |
 //! | epoch | a number that grows with every owner of a run; older ones are refused |
-//! | lease | exclusive right to deploy to an environment |
+//! | lease | exclusive right to deploy to an environment; environments of one `group` share another |
+//! | freeze | a time in which nothing new is deployed to an environment |
+//! | door | where a run waits for an environment: for its lease, or for the end of a freeze |
 //! | view | a document for people, folded from synced events, kept in the index |
 //! | link | a way to open channels to a machine, local or SSH |
 //! | cause | why something ended or waits: `{code, message, ...}` |

@@ -47,7 +47,8 @@ pub fn cause(cause: &CauseView) -> String {
 #[must_use]
 pub fn waiting(waiting: &WaitingView) -> String {
     if waiting.code == "maintenance" {
-        return format!("waits until maintenance is over, which {} turned on", one_line(&waiting.holder, 120));
+        let holder = one_line(&waiting.holder, 120);
+        return format!("waits until maintenance is over, which {holder} turned on{}", why(waiting));
     }
     if waiting.code == "freeze" {
         return format!("waits, {}", frozen(waiting));

@@ -14,7 +14,8 @@ use crate::{
     engine::{
         handle::*,
         view::{
-        AlarmView, EventView, FreezeView, LeaseView, LogLine, MaintenanceView, MeasuredView, Page, Plan, ProjectStatus, RunAtWork, RunView, Status, TokenView,
+            AlarmView, EventView, FreezeView, LeaseView, LogLine, MaintenanceView, MeasuredView, Page, Plan,
+            ProjectStatus, RunAtWork, RunView, Status, TokenView,
         },
     },
     model::{
@@ -559,7 +560,7 @@ async fn scopes_say_what_a_token_may() {
             || (method == "POST" && path == "/v1/maintenance")
         {
             "admin"
-        } else if method == "POST" {
+        } else if method != "GET" {
             "deploy"
         } else {
             "read"

@@ -7,7 +7,7 @@ use crate::{
     cli::CheckFormat,
     config::{Config, FileSecrets},
     lua::diagnostics,
-    model::pipeline::{Health, HostSource},
+    model::pipeline::{Environment, Health, HostSource, When},
     ports::{
         program::{Loaded, Programs as _},
         secrets::Secrets,
@@ -68,6 +68,10 @@ fn found(config: &Config, loaded: &[Loaded]) -> String {
         let stages: Vec<&str> = pipeline.stages.iter().map(|stage| stage.name.as_str()).collect();
         let poll =
             pipeline.source.poll_ms.map(|ms| format!(", polled every {}", Span(std::time::Duration::from_millis(ms))));
+        let tags = match pipeline.source.tags.as_slice() {
+            [] => String::new(),
+            tags => format!(" and tags {}", tags.join(", ")),
+        };
         let hook = if pipeline.source.webhook.is_empty() {
             String::new()
         } else {
@@ -75,7 +79,7 @@ fn found(config: &Config, loaded: &[Loaded]) -> String {
         };
         let _infallible = writeln!(
             out,
-            "project {}\n  source       {} branch {}{}{hook}",
+            "project {}\n  source       {} branch {}{tags}{}{hook}",
             project.name,
             pipeline.source.git,
             pipeline.source.branch,
@@ -101,6 +105,9 @@ fn found(config: &Config, loaded: &[Loaded]) -> String {
                 environment.health.as_ref().map_or("health not checked, on purpose".to_owned(), health),
                 if environment.verify { ", then verified" } else { "" },
             );
+            for door in doors(environment) {
+                let _infallible = writeln!(out, "               {door}");
+            }
         }
         let notify = &pipeline.notify;
         let good =
@@ -113,6 +120,19 @@ fn found(config: &Config, loaded: &[Loaded]) -> String {
     let _infallible =
         writeln!(out, "{} project{} checked, no errors.", loaded.len(), if loaded.len() == 1 { "" } else { "s" });
     out
+}
+
+/// Who is let in when, where that is not everybody at any time.
+fn doors(environment: &Environment) -> Vec<String> {
+    let mut doors = Vec::new();
+    match &environment.when {
+        When::Push => {}
+        When::Manual => doors.push("entered only when somebody says so".to_owned()),
+        When::Tag(tags) => doors.push(format!("entered by runs of tags {}", tags.join(", "))),
+    }
+    doors.extend(environment.group.as_ref().map(|group| format!("one at a time in group {group}")));
+    doors.extend(environment.freeze.iter().map(|window| format!("frozen {window}")));
+    doors
 }
 
 fn health(health: &Health) -> String {

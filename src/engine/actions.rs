@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::lease::lease_name;
+pub(super) use self::lease::lease_names;
 use self::{
     health::{Guarded, guard, watch, with_variables},
     lease::lease,
@@ -32,7 +32,7 @@ use crate::{
         event::Event,
         health::{Deployed, Watch},
         host::Host,
-        ids::RunId,
+        ids::{EnvironmentName, RunId},
         input,
         pipeline::{Environment, Health},
         run::Run,
@@ -62,7 +62,7 @@ pub(super) enum Job {
     Lease {
         run: Box<Run>,
         deployment: u32,
-        name: String,
+        names: Vec<String>,
         place: Place,
     },
     Plan {
@@ -108,9 +108,9 @@ impl Job {
             Action::Resolve => Job::Resolve(whole()),
             Action::Checkout => Job::Checkout(whole()),
             Action::Lease { deployment } => {
-                let name = lease_name(run, deployment)?;
-                let place = doors.join(&name, run, &run.deployment(deployment)?.environment);
-                Job::Lease { run: whole(), deployment, name, place }
+                let names = lease_names(run, deployment);
+                let place = doors.join(names.first()?, run, &run.deployment(deployment)?.environment);
+                Job::Lease { run: whole(), deployment, names, place }
             }
             Action::Plan { deployment } => {
                 let environment = run.environment(&run.deployment(deployment)?.environment)?.clone();
@@ -176,7 +176,7 @@ pub(super) async fn perform(context: Context, job: Job) {
         match job {
             Job::Resolve(run) => context.last(resolve(&context, &run).await).await,
             Job::Checkout(run) => context.last(checkout(&context, &run).await).await,
-            Job::Lease { run, deployment, name, place } => lease(&context, &run, deployment, &name, &place).await,
+            Job::Lease { run, deployment, names, place } => lease(&context, &run, deployment, &names, &place).await,
             Job::Plan { run, deployment, environment } => {
                 let fact = plan(&context, &run, deployment, &environment).await;
                 context.last(fact).await;

@@ -15,7 +15,8 @@ use super::{
     },
     hooks, hosts, idempotency, leases, ledger, log, maintenance, plugin, tokens,
     view::{
-        AlarmView, CauseView, EnvironmentPlan, FreezeView, LeaseView, LiveView, MaintenanceView, Page, Plan, PlannedHost, ProjectStatus, RunView, Status, TokenView, WaitingView,
+        AlarmView, CauseView, EnvironmentPlan, FreezeView, LeaseView, LiveView, MaintenanceView, Page, Plan,
+        PlannedHost, ProjectStatus, RunView, Status, TokenView, WaitingView,
     },
     views,
 };
@@ -82,7 +83,7 @@ impl Conductor {
             release: live.as_ref().map(|live| (&live.release).into()),
             lease: self.held(&loaded.name, environment),
             freeze: self.frozen(&loaded.name, environment),
-            when: views::opened_by(&environment.when),
+            when: environment.when.to_string(),
             trouble: last.and_then(|last| last.cause.as_ref().map(CauseView::from)),
         }
     }

@@ -7,7 +7,8 @@ use crate::model::{
 };
 
 use super::view::{
-        AlarmView, EventView, FreezeView, LeaseView, LogLine, MaintenanceView, Page, Plan, ProjectStatus, RunView, Status, TokenView,
+    AlarmView, EventView, FreezeView, LeaseView, LogLine, MaintenanceView, Page, Plan, ProjectStatus, RunView, Status,
+    TokenView,
 };
 
 /// Why a request was not done. Each has one HTTP status and one stable code.

@@ -1,6 +1,7 @@
 //! Leases and people: one may hold an environment, and take it away from a deployment, which then ends.
 
 use super::{
+    actions::lease_names,
     conductor::Conductor,
     handle::{LeaseAsk, Refusal},
     ledger,
@@ -138,22 +139,25 @@ pub(super) struct Believed {
     deployment: u32,
     lease: String,
     holder: String,
-    epoch: crate::model::ids::Epoch,
+    /// Of the environment's own lease; a group's has another.
+    epoch: Option<crate::model::ids::Epoch>,
 }
 
 /// Every lease that `run` goes by.
 pub(super) fn believed(run: &Run) -> Vec<Believed> {
     let open = run.deployments.iter().filter(|d| d.end.is_none() && !d.lease_lost && run.end.is_none());
-    open.filter_map(|d| {
-        let environment = run.environment(&d.environment)?;
-        Some(Believed {
+    let mut believed = Vec::new();
+    for (d, epoch) in open.filter_map(|d| Some((d, d.lease?))) {
+        let names = lease_names(run, d.n);
+        let last = names.len().saturating_sub(1);
+        believed.extend(names.into_iter().enumerate().map(|(i, lease)| Believed {
             deployment: d.n,
-            lease: doors::lease(&run.header.project, environment),
+            lease,
             holder: decide::holder(run, d.n),
-            epoch: d.lease?,
-        })
-    })
-    .collect()
+            epoch: (i == last).then_some(epoch),
+        }));
+    }
+    believed
 }
 
 /// Returns the deployment whose lease is another's or nobody's, as soon as there is one. Also after a restart, so nobody need be told when it
@@ -166,7 +170,9 @@ pub(super) async fn lost(leases: &dyn Leases, believed: &[Believed]) -> u32 {
     loop {
         changed.mark_unchanged();
         let ours = |one: &Believed| {
-            leases.holder(&one.lease).is_some_and(|held| held.holder == one.holder && held.epoch == one.epoch)
+            leases
+                .holder(&one.lease)
+                .is_some_and(|held| held.holder == one.holder && one.epoch.is_none_or(|epoch| epoch == held.epoch))
         };
         if let Some(gone) = believed.iter().find(|one| !ours(one)) {
             return gone.deployment;

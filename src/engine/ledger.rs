@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize, Serializer, de::DeserializeOwned};
 
 use serde_json::{Value, json};
 
-pub(super) use self::known::{bad, bad_in_a_row, expected, hosts, known_good};
-use super::{actions::lease_name, world::World};
+pub(super) use self::known::{Good, bad, bad_in_a_row, expected, hosts, known_good};
+use super::{actions::lease_names, world::World};
 use crate::{
     model::{
         cause::Cause,
@@ -278,9 +278,10 @@ pub(super) async fn deployment_ended(world: &World, run: &Run, ticket: &Ticket) 
 /// none: control grants first, so the run may have been cut off in between.
 pub(super) fn release_leases(world: &World, run: &Run) {
     for deployment in run.deployments.iter().filter(|d| d.end.is_some() || run.end.is_some()) {
-        let Some(name) = lease_name(run, deployment.n) else { continue };
-        if let Err(error) = world.leases.release(&name, &decide::holder(run, deployment.n)) {
-            tracing::error!(lease = name, %error, "a lease is not given back yet");
+        for name in lease_names(run, deployment.n) {
+            if let Err(error) = world.leases.release(&name, &decide::holder(run, deployment.n)) {
+                tracing::error!(lease = name, %error, "a lease is not given back yet");
+            }
         }
     }
 }
@@ -295,8 +296,8 @@ pub(super) fn runs(control: &dyn Control) -> Vec<RunId> {
 /// Whether `run` still holds the lease of any of its deployments.
 pub(super) fn holds_leases(world: &World, run: &Run) -> bool {
     run.deployments.iter().any(|deployment| {
-        let held = lease_name(run, deployment.n).and_then(|name| world.leases.holder(&name));
-        held.is_some_and(|held| held.holder == decide::holder(run, deployment.n))
+        let held = lease_names(run, deployment.n).into_iter().filter_map(|name| world.leases.holder(&name));
+        held.into_iter().any(|held| held.holder == decide::holder(run, deployment.n))
     })
 }
 

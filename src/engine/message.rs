@@ -198,8 +198,9 @@ fn compose(world: &World, run: &Run, state: RunState, event: &str) -> Value {
         (None, None, _) => String::new(),
     };
     let title = match event {
-        "recovered" => format!("{} recovered: {what} is live", header.project),
-        "succeeded" => format!("{} succeeded: {what} is live", header.project),
+        // All of it was tests: nothing opened the first environment.
+        "recovered" | "succeeded" if environment.is_none() => format!("{} {event}: {what} has passed", header.project),
+        "recovered" | "succeeded" => format!("{} {event}: {what} is live{place}", header.project),
         _ => format!("{} {}{place}: {what}", header.project, event.replace('_', " ")),
     };
     let command = format!("phased log {}", header.run);
@@ -207,6 +208,9 @@ fn compose(world: &World, run: &Run, state: RunState, event: &str) -> Value {
     let mut text = words.clone();
     if let Some(at) = fact("at") {
         text.push_str(&format!(" [{at}]"));
+    }
+    if let Some(closed) = super::views::closed(run) {
+        text.push_str(&format!("{} is not entered by itself: {}", closed.environment, closed.command));
     }
     let touched = run.deployments.iter().flat_map(|d| &d.hosts).any(|h| h.touched);
     if state.is_bad() && state != RunState::Damaged && !touched {

@@ -155,8 +155,8 @@ fn damaged(conductor: &Conductor, id: &RunId, why: &str) {
     if let Ok(loaded) = conductor.project(requested.project.as_str()) {
         puts.extend(super::message::damaged(world, &loaded, id, &cause));
         // Nobody continues it, so nobody else would ever give its environments back.
-        for environment in &loaded.pipeline.environments {
-            let lease = crate::model::doors::lease(&loaded.name, environment);
+        let environments = loaded.pipeline.environments.iter();
+        for lease in environments.flat_map(|environment| crate::model::doors::leases(&loaded.name, environment)) {
             let held = world.leases.holder(&lease).map(|held| held.holder);
             if let Some(holder) = held.filter(|holder| holder.split('.').next() == Some(id.as_str()))
                 && let Err(error) = world.leases.release(&lease, &holder)

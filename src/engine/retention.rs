@@ -213,15 +213,15 @@ fn spare(finished: &[Finished], going: &BTreeSet<RunId>) -> Vec<RunId> {
     spare
 }
 
-/// A release is not known to have passed its tests when the run in which it did is gone: nobody could look it up.
+/// A release is not known to have passed its tests, or an environment, when the run in which it did is gone: nobody could look it up.
 fn forget_passed(control: &dyn Control, gone: &BTreeSet<RunId>) {
     let of_gone = |value: &Value| {
         let run = value.get("run").and_then(Value::as_str).and_then(|run| run.parse::<RunId>().ok());
         run.is_some_and(|run| gone.contains(&run))
     };
-    let puts: Vec<_> = control
-        .scan("passed/")
+    let puts: Vec<_> = ["passed/", "good/"]
         .into_iter()
+        .flat_map(|prefix| control.scan(prefix))
         .filter(|entry| of_gone(&entry.value))
         .map(|entry| (entry.key, None))
         .collect();

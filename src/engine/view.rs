@@ -214,7 +214,7 @@ pub struct RunView {
     /// What it waits for.
     pub waiting: Option<WaitingView>,
     /// Where it ended well and did not go on, because nothing opened the next environment for it.
-    #[serde(default)]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub closed: Option<ClosedView>,
     /// Test stages in order. Empty in lists.
     #[serde(default)]

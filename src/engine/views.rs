@@ -106,15 +106,6 @@ pub(super) fn queued(id: &RunId, project: &ProjectName, request: &Request, holde
     }
 }
 
-/// What opens an environment, in words.
-pub(super) fn opened_by(when: &When) -> String {
-    match when {
-        When::Push => "push".to_owned(),
-        When::Manual => "manual".to_owned(),
-        When::Tag(patterns) => format!("tag {}", patterns.join(", ")),
-    }
-}
-
 /// What it takes to go on with a run that stopped at a closed door.
 pub(super) fn closed(run: &Run) -> Option<ClosedView> {
     let environment = doors::closed(run)?;
@@ -122,7 +113,7 @@ pub(super) fn closed(run: &Run) -> Option<ClosedView> {
     let reference = release.tag.clone().unwrap_or_else(|| release.commit.sha.as_str().chars().take(12).collect());
     Some(ClosedView {
         environment: environment.name.to_string(),
-        when: opened_by(&environment.when),
+        when: environment.when.to_string(),
         command: format!("phased start {} {} --ref {reference}", run.header.project, environment.name),
     })
 }

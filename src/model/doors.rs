@@ -51,13 +51,29 @@ pub fn closed(run: &Run) -> Option<&Environment> {
     run.header.pipeline.environments.iter().skip(reach_of(run)).find(|environment| !entered(environment))
 }
 
-/// The name of the lease of `environment`. A group's cannot be an environment's: no name holds a colon.
+/// The name of the lease that others contend for with `environment`: its group's, or its own. A group's cannot be an environment's: no name
+/// holds a colon.
 #[must_use]
 pub fn lease(project: &ProjectName, environment: &Environment) -> String {
     match &environment.group {
         Some(group) => format!("group:{group}"),
-        None => format!("{project}/{}", environment.name),
+        None => own(project, environment),
     }
+}
+
+fn own(project: &ProjectName, environment: &Environment) -> String {
+    format!("{project}/{}", environment.name)
+}
+
+/// Every lease that a deployment to `environment` needs, in the order in which they are taken. The last one is the environment's own, also in a
+/// group: a run whose code says another group than this one's, or none, must not be there at the same time.
+#[must_use]
+pub fn leases(project: &ProjectName, environment: &Environment) -> Vec<String> {
+    let mut leases = vec![lease(project, environment)];
+    if environment.group.is_some() {
+        leases.push(own(project, environment));
+    }
+    leases
 }
 
 /// Whether a freeze keeps the deployments of `run` away: it does unless they put something back that is known there.
@@ -115,5 +131,6 @@ mod tests {
         assert_eq!(lease(&project, &environment), "group/e0");
         environment.group = Some("e0".to_owned());
         assert_eq!(lease(&project, &environment), "group:e0");
+        assert_eq!(leases(&project, &environment), ["group:e0", "group/e0"]);
     }
 }

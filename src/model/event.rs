@@ -45,7 +45,8 @@ pub enum Event {
         /// The run in which this release passed the tests under the same code, if one did: they are not repeated.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         passed: Option<RunId>,
-        /// Environments where it is live already, put there by the same code: they are not repeated.
+        /// Environments where it is live already, put there by the same code, or which it has passed on its way to a later one that was asked
+        /// for: they are not repeated.
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
         live: Vec<EnvironmentName>,
         /// What is put back, for a run that does not deploy a release of its own.

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    freeze::Window,
     analysis::Analysis,
+    freeze::Window,
     host::{Host, SecretRef, Ssh},
     ids::{EnvironmentName, StageName},
     rollout::Rollout,
@@ -127,6 +127,16 @@ pub enum When {
     Manual,
     /// Those, and runs of tags that match one of these patterns.
     Tag(Vec<String>),
+}
+
+impl std::fmt::Display for When {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            When::Push => f.write_str("push"),
+            When::Manual => f.write_str("manual"),
+            When::Tag(patterns) => write!(f, "tag {}", patterns.join(", ")),
+        }
+    }
 }
 
 impl When {

@@ -12,6 +12,7 @@ mod artifacts;
 mod crash;
 mod demo;
 mod disk;
+mod doors;
 mod durable;
 mod environments;
 mod failures;

@@ -73,22 +73,27 @@ fn a_stage_and_a_host_in_flight_are_finished_and_the_rest_waits_until_it_is_over
     assert_eq!(waits.code, 0, "{waits:?}");
     assert!(waits.stdout.contains("nothing works, 1 run is parked; `phased maintenance off` goes on"), "{waits:?}");
     assert_eq!(trace(&world, "tested"), "begun stage\nended stage\ncleaned\n");
-    let by = json!({ "code": "maintenance", "holder": "uid 0", "until": null });
-    assert_eq!(first.now()["waiting"], by);
+    let by = |reason: &str| json!({ "code": "maintenance", "holder": "uid 0", "until": null, "reason": reason });
+    let upgrade = by("upgrade to 0.2");
+    assert_eq!(first.now()["waiting"], upgrade);
     // What is asked for meanwhile is queued.
     world.repo.push("two");
     let second = daemon.press();
-    assert_eq!((&second.now()["state"], &second.now()["waiting"]), (&json!("queued"), &by));
+    assert_eq!((&second.now()["state"], &second.now()["waiting"]), (&json!("queued"), &upgrade));
     let status = daemon.cli(&["status"]);
     assert!(status.stdout.starts_with("MAINTENANCE since "), "{}", status.stdout);
-    assert!(status.stdout.contains("waits until maintenance is over, which uid 0 turned on"), "{}", status.stdout);
+    assert!(
+        status.stdout.contains("waits until maintenance is over, which uid 0 turned on (upgrade to 0.2)"),
+        "{}",
+        status.stdout
+    );
 
     // It holds over a crash, and nothing begins after it.
     daemon.kill();
     let daemon = world.start();
     let (first, second) = (daemon.run(&first.id), daemon.run(&second.id));
     assert_eq!(daemon.cli(&["maintenance", "on", "--wait"]).code, 0);
-    assert_eq!((&first.now()["waiting"], &second.now()["waiting"]), (&by, &by));
+    assert_eq!((&first.now()["waiting"], &second.now()["waiting"]), (&upgrade, &upgrade));
     assert!(world.untouched(), "nobody has been logged in to");
 
     // On again in the middle of the rollout: the host in flight is deployed to and watched, the next one is not touched.
@@ -101,7 +106,7 @@ fn a_stage_and_a_host_in_flight_are_finished_and_the_rest_waits_until_it_is_over
     let now = first.now();
     let hosts = now["deployments"][0]["hosts"].as_array().unwrap();
     let states: Vec<&str> = hosts.iter().map(|h| h["state"].as_str().unwrap()).collect();
-    assert_eq!((now["waiting"].clone(), states), (by, vec!["healthy", "pending", "pending"]));
+    assert_eq!((now["waiting"].clone(), states), (by("upgrade"), vec!["healthy", "pending", "pending"]));
     go(&world, &["h2", "h3"]);
     off(&daemon);
     first.wait().is("succeeded");

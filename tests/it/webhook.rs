@@ -67,6 +67,11 @@ pub fn push(daemon: &Daemon, commit: &str) -> Answer {
     Hook::push(MAIN, commit).id(&commit[..20]).send(daemon)
 }
 
+/// Tells it of a pushed tag; `sha` is what the tag points at itself.
+pub fn push_tag(daemon: &Daemon, tag: &str, sha: &str) -> Answer {
+    Hook::push(&format!("refs/tags/{tag}"), sha).id(&format!("{tag}-{}", &sha[..12]).replace('.', "-")).send(daemon)
+}
+
 /// The same, which must be accepted; the run.
 pub fn tell(daemon: &Daemon, commit: &str) -> crate::fixture::Run {
     let answer = push(daemon, commit).is(202).json();

@@ -13,19 +13,44 @@ use crate::{
         pipeline::Queue,
         run::{Run, Waiting},
     },
-    ports::leases::Acquired,
+    ports::{
+        control::CommitError,
+        leases::{Acquired, Leases},
+    },
 };
 
-/// The lease of an environment.
-pub(in crate::engine) fn lease_name(run: &Run, deployment: u32) -> Option<String> {
-    Some(doors::lease(&run.header.project, run.environment(&run.deployment(deployment)?.environment)?))
+/// The leases of a deployment.
+pub(in crate::engine) fn lease_names(run: &Run, deployment: u32) -> Vec<String> {
+    let environment = run.deployment(deployment).and_then(|of| run.environment(&of.environment));
+    environment.map(|environment| doors::leases(&run.header.project, environment)).unwrap_or_default()
+}
+
+/// Takes all of `names` or none, so that nobody holds one and waits for another: the grant of the last, or who is in the way.
+fn take(leases: &dyn Leases, names: &[String], holder: &str, reason: &str) -> Result<Acquired, CommitError> {
+    // Looked at before anything is written: who waits is woken by every record.
+    if let Some(other) = names.iter().find_map(|name| leases.holder(name).filter(|held| held.holder != holder)) {
+        return Ok(Acquired::Held(other));
+    }
+    let mut granted = None;
+    for (taken, name) in names.iter().enumerate() {
+        match leases.acquire(name, holder, reason)? {
+            Acquired::Held(other) => {
+                for name in names.iter().take(taken) {
+                    leases.release(name, holder)?;
+                }
+                return Ok(Acquired::Held(other));
+            }
+            Acquired::Granted(epoch, ticket) => granted = Some(Acquired::Granted(epoch, ticket)),
+        }
+    }
+    granted.ok_or_else(|| CommitError::Broken("a deployment without an environment asks for it".to_owned()))
 }
 
 /// How often who waits looks at the clock: it may be set at any time.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Waits for the environment, while it is frozen and while another has it, the oldest run first; says who is in the way each time that changes.
-pub(super) async fn lease(context: &Context, run: &Run, deployment: u32, name: &str, place: &Place) {
+pub(super) async fn lease(context: &Context, run: &Run, deployment: u32, names: &[String], place: &Place) {
     let Some(of) = run.deployment(deployment) else { return };
     let holder = decide::holder(run, deployment);
     let reason = run.release.as_ref().map_or_else(String::new, |r| format!("deployment of {}", r.id));
@@ -44,7 +69,7 @@ pub(super) async fn lease(context: &Context, run: &Run, deployment: u32, name: &
             return context.last(Event::PlanFailed { deployment, cause: superseded(&of.environment, &newer) }).await;
         }
         // One that is ours already, though a crash kept the run from hearing of it, is nobody else's to wait for.
-        let ours = leases.holder(name).is_some_and(|held| held.holder == holder);
+        let ours = names.iter().all(|name| leases.holder(name).is_some_and(|held| held.holder == holder));
         // By the clock as it is now, whatever it was at the last look; and by the file as it is loaded, if it has this environment still.
         let now = clock.now().wall_ms;
         let loaded = place.windows();
@@ -60,7 +85,7 @@ pub(super) async fn lease(context: &Context, run: &Run, deployment: u32, name: &
         let asked = match (frozen, &first) {
             (Some(waiting), _) => Ok(Err(waiting)),
             (None, Some(first)) => Ok(Err(lease(first.to_string(), None, None))),
-            (None, None) => leases.acquire(name, &holder, &reason).map(|acquired| match acquired {
+            (None, None) => take(&**leases, names, &holder, &reason).map(|acquired| match acquired {
                 Acquired::Granted(epoch, ticket) => Ok((epoch, ticket)),
                 Acquired::Held(other) => Err(lease(other.holder, other.until_ms, Some(other.reason))),
             }),
@@ -81,7 +106,7 @@ pub(super) async fn lease(context: &Context, run: &Run, deployment: u32, name: &
                     context.facts(vec![Event::Blocked { deployment, waiting: Some(waiting) }], false).await;
                 }
             }
-            Err(error) => tracing::error!(lease = name, %error, "a lease cannot be asked for"),
+            Err(error) => tracing::error!(?names, %error, "a lease cannot be asked for"),
         }
         tokio::select! {
             _ = changed.changed() => {}

@@ -2,12 +2,15 @@
 
 use super::Context;
 use crate::{
-    engine::{ledger, world::World},
+    engine::{
+        ledger::{self, Good},
+        world::World,
+    },
     model::{
         cause::Cause,
         deployment::DeploymentState,
         event::{Event, Purpose, Wanted},
-        ids::ReleaseId,
+        ids::{EnvironmentName, ReleaseId},
         pipeline::Queue,
         plan::Target,
         release::{Artifact, Commit, Release},
@@ -142,13 +145,21 @@ fn resolved(world: &World, run: &Run, commit: Commit, tag: Option<String>) -> Ev
     let passed = same.map(|(_, passed)| passed.run.clone());
     let branch = Some(header.pipeline.source.branch.clone());
     let release = Release { id, commit, branch, tag, artifacts };
-    let live = header.pipeline.environments.iter().map(|e| &e.name);
-    let live = live
-        .filter(|name| {
-            ledger::live(&*world.control, &header.project, name)
-                .is_some_and(|live| live.release.id == release.id && live.code == header.code)
-        })
-        .cloned()
+    let names = header.pipeline.environments.iter().map(|e| &e.name);
+    let live = |name: &EnvironmentName| {
+        ledger::live(&*world.control, &header.project, name)
+            .is_some_and(|live| live.release.id == release.id && live.code == header.code)
+    };
+    // On the way to one that was named, what the release has passed is not done again, and a newer one that is live there stays.
+    let last = names.clone().position(|name| header.request.environment.as_ref() == Some(name)).unwrap_or(0);
+    let passed_by = |at: usize, name: &EnvironmentName| {
+        let same = |good: &Good| good.target.release.id == release.id && good.target.code == header.code;
+        at < last && ledger::known_good(&*world.control, &header.project, name).iter().any(same)
+    };
+    let live = names
+        .enumerate()
+        .filter(|(at, name)| live(name) || passed_by(*at, name))
+        .map(|(_, name)| name.clone())
         .collect();
     Event::Resolved { release: Box::new(release), passed, live, target: None }
 }

@@ -136,6 +136,31 @@ async fn the_head_is_found_with_all_its_facts() {
 }
 
 #[tokio::test]
+async fn tags_that_match_are_listed_by_version_and_need_not_be_on_the_branch() {
+    let fixture = Fixture::new();
+    fixture.push("main", "a");
+    fixture.sh("cd tree && git checkout -qb side");
+    let side = fixture.push("side", "b");
+    fixture.sh(
+        "cd tree && git tag v1.10 && git tag v1.9 && git tag x1 && git tag -am note v2 && git push -q origin --tags",
+    );
+    let source = Source { tags: vec!["v*".to_owned()], ..fixture.source() };
+    let tags = fixture.git.tags(&fixture.project, &source).await.unwrap();
+    let names: Vec<&str> = tags.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["v1.9", "v1.10", "v2"]);
+    assert_eq!(tags[0].1, side);
+    assert_eq!(tags[2].1.as_str(), fixture.sh("git -C tree rev-parse v2"), "what it points at itself");
+    let of = async |text: &str| fixture.git.resolve(&fixture.project, &source, &Wanted::Named(text.to_owned())).await;
+    let found = of("refs/tags/v2").await.unwrap();
+    assert_eq!((found.commit.sha, found.tag.as_deref(), found.is_head), (side.clone(), Some("v2"), false));
+    // By no other name than such a tag.
+    for text in ["x1", "side", side.as_str()] {
+        let refused = of(text).await.unwrap_err();
+        assert!(refused.code == "ref_not_allowed" && refused.message.contains("v*"), "{text}: {refused:?}");
+    }
+}
+
+#[tokio::test]
 async fn whatever_a_person_writes_is_found_or_refused() {
     let fixture = Fixture::new();
     let first = fixture.push("main", "a");

@@ -96,6 +96,30 @@ fn load(text: &str) -> Loaded {
 }
 
 #[test]
+fn doors_are_read() {
+    let text = BASE
+        .replace("branch = \"main\"", "branch = \"main\", tags = { \"v*\", \"r*\" }")
+        .replace(
+            "      hosts =",
+            "      when = { tag = \"v*\" }, group = \"database\", freeze = {\n        { from = \"fri 16:00\", to = \"mon 08:00\", zone = \"Europe/Berlin\", reason = \"weekend\" },\n        { days = \"mon-thu\", from = \"22:00\", to = \"06:00\", zone = \"UTC\" } },\n      hosts =",
+        );
+    let pipeline = load(&text).pipeline;
+    assert_eq!(pipeline.source.tags, ["v*", "r*"]);
+    let environment = serde_json::to_value(&pipeline.environments[0]).unwrap();
+    assert_eq!(
+        (&environment["when"], &environment["group"]),
+        (&serde_json::json!({"tag": ["v*"]}), &"database".into())
+    );
+    assert_eq!(
+        environment["freeze"],
+        serde_json::json!([
+            {"from": "fri 16:00", "to": "mon 08:00", "zone": "Europe/Berlin", "reason": "weekend"},
+            {"days": "mon-thu", "from": "22:00", "to": "06:00", "zone": "UTC"},
+        ])
+    );
+}
+
+#[test]
 fn the_shortest_project_has_its_defaults() {
     let loaded = load(BASE);
     assert_eq!(loaded.name.as_str(), "shop");

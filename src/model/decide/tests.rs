@@ -459,6 +459,9 @@ impl Sim {
         if self.run.end.is_none() && self.random.one_in(150) {
             return self.stop();
         }
+        if self.run.end.is_none() && self.random.one_in(400) {
+            return self.take_lease();
+        }
         if self.run.end.is_none() && self.random.one_in(60) {
             self.change();
         }
@@ -558,6 +561,14 @@ impl Sim {
         self.append(Event::Done { key: key.clone(), attempt, outcome, last });
         if ending.is_some() {
             self.finish_ending(&call);
+        }
+    }
+
+    /// Somebody takes an environment away.
+    fn take_lease(&mut self) {
+        let open = |d: &&Deployment| d.end.is_none() && d.lease.is_some() && !d.lease_lost;
+        if let Some(deployment) = self.run.deployments.iter().find(open).map(|d| d.n) {
+            self.append(Event::LeaseLost { deployment });
         }
     }
 
@@ -794,7 +805,7 @@ impl Sim {
 #[test]
 fn whatever_happens_a_run_ends_and_its_end_is_true() {
     let mut ends: BTreeMap<String, u32> = BTreeMap::new();
-    for seed in 0..5_000 {
+    for seed in 0..6_000 {
         let sim = Sim::new(seed).play();
         *ends.entry(format!("{:?}", sim.run.state())).or_default() += 1;
         // Records are a format; a part of the journals is enough to see each kind many times.

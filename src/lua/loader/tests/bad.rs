@@ -92,8 +92,8 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         r##"branch = "main""##,
-        r##"branch = "main", tags = { "v*" }"##,
-        r##"shop:3:69+4 not_supported: "tags" is not supported by this version of phased; take it out: it would have no effect"##,
+        r##"branch = "main", tags = "v[""##,
+        r##"shop:3:76+4 bad_value: source.tags: "v[" is no pattern: unclosed character class; missing ']'"##,
     ),
     (
         r##"source = { git = "https://example.com/shop.git", branch = "main" }"##,
@@ -345,6 +345,66 @@ shop:7:33+1 wrong_type: environments[1].hosts[3] must be an address, a discovery
         r##"deploy = function(host) host:sh "true" end,"##,
         r##""##,
         r##"shop:6:5+1 missing_key: environments[1] has no "deploy"; puts the release on one host"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { from = "fri 16:00", to = "mon 08:00", zone = "UTC" } },"##,
+        r##"shop:9:55+4 wrong_type: environments[1].freeze must be a list, and has the key "from"; put it into braces of its own"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { { from = "fri 16:00", to = "mon 08:00" } } },"##,
+        r##"shop:9:55+1 missing_key: environments[1].freeze[1] has no "zone"; whose clock: "Europe/Berlin", "UTC""##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { { from = "fri 16:00", to = "08:00", zone = "UTC" } } },"##,
+        r##"shop:9:82+7 bad_value: environments[1].freeze[1]: "from" and "to" must be of one kind: both times of day, both with a day of the week, or both with a date"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { { days = "fri-sun", zone = "Europe/Berln" } } },"##,
+        r##"shop:9:82+14 bad_value: environments[1].freeze[1].zone: "Europe/Berln" is no time zone: write it as in "Europe/Berlin", or "UTC""##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { { days = "fry", from = "4pm", zone = "UTC" } } },"##,
+        r##"shop:9:78+5 bad_value: environments[1].freeze[1]: "4pm" is no time: write "16:00", "fri 16:00", "2026-12-20" or "2026-12-20 16:00""##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { { day = "fri", zone = "UTC" } } },"##,
+        r##"shop:9:57+3 unknown_key: unknown key "day" in environments[1].freeze[1]; did you mean "days"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { { days = "mon-wed", zone = "UTC" }, { days = "thu-sun", zone = "UTC" } } },"##,
+        r##"shop:9:53+1 bad_value: environments[1].freeze: together they leave no time in which anything could be deployed; a freeze by hand is `phased freeze PROJECT ENVIRONMENT`"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, when = "tag" },"##,
+        r##"shop:9:51+5 wrong_type: environments[1].when must be "push", "manual" or a table of tag, not "tag""##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, when = { tag = "v*" } },"##,
+        r##"shop:9:51+1 bad_value: environments[1].when waits for tags, and no pushed tag starts a run; add source.tags, as in source = { ..., tags = "v*" }, or write when = "manual""##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, when = { tags = "v*" } },"##,
+        r##"shop:9:53+4 unknown_key: unknown key "tags" in environments[1].when; did you mean "tag"?"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, group = "a b" },"##,
+        r##"shop:9:52+5 bad_value: environments[1].group: "a b" must be 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit"##,
+    ),
+    (
+        r##"health = { http = ":8080/healthz" } },"##,
+        r##"health = { http = ":8080/healthz" }, freeze = { { zone = "UTC" } } },"##,
+        r##"shop:9:55+1 bad_value: environments[1].freeze[1]: it says no time: give from and to, or days"##,
     ),
     (
         r##"health = { http = ":8080/healthz" }"##,
