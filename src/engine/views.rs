@@ -676,7 +676,7 @@ mod tests {
     #[test]
     fn artifacts_fit_and_their_digests_stay_whole() {
         let digest = crate::model::ids::Digest::of(b"").to_string();
-        let of = |n: usize, name: &str| serde_json::json!({ "name": format!("{name}{n}"), "kind": "tree", "sha256": digest, "size": 1 << 40, "blob": digest });
+        let of = |n: usize, name: &str| serde_json::json!({ "name": format!("{name}{n}"), "kind": "tree", "sha256": digest, "size": 1_u64 << 40, "blob": digest });
         let run = |name: &str, message: &str| {
             let artifacts: Vec<Value> = (0..crate::model::release::MOST_ARTIFACTS).map(|n| of(n, name)).collect();
             serde_json::json!({ "id": "01k", "release": { "message": message, "revision": digest, "artifacts": artifacts } })
