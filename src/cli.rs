@@ -172,6 +172,22 @@ pub enum ClientCommand {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=500), value_name = "N")]
         limit: u64,
     },
+    /// Take back what is being deployed, or go back to an earlier known-good release
+    Rollback {
+        #[command(flatten)]
+        change: ChangeArgs,
+        /// Its id or commit, or the beginning of it [default: the last one]
+        #[arg(long, value_name = "RELEASE")]
+        to: Option<String>,
+    },
+    /// Begin nothing new in the deployment under way: hosts in flight finish
+    Pause(ChangeArgs),
+    /// Go on after a pause
+    Resume(ChangeArgs),
+    /// Go on from a bake, a pause, or a failure that was paused
+    Promote(ChangeArgs),
+    /// Give hosts that came late or were replaced what is live
+    Converge(ChangeArgs),
     /// Deploy nothing new to an environment: runs wait at its door, rollbacks go
     Freeze(FreezeArgs),
     /// Lift what freezes an environment now; a window of the project's file only for this once
@@ -228,6 +244,27 @@ pub struct StartArgs {
     /// Run tests again though this release passed them
     #[arg(long)]
     pub retest: bool,
+    /// Also a release that was found bad
+    #[arg(long)]
+    pub retry_bad: bool,
+    /// Show progress and end with the run; the exit code says how it went
+    #[arg(long)]
+    pub wait: bool,
+    /// Wait no longer than this: 90s, 10m, 2h
+    #[arg(long, requires = "wait", value_name = "DURATION")]
+    pub timeout: Option<Span>,
+}
+
+/// Of what is done to an environment.
+#[derive(Debug, Clone, Args)]
+pub struct ChangeArgs {
+    /// The project
+    pub project: String,
+    /// The environment
+    pub environment: String,
+    /// Why, for those who look later
+    #[arg(long)]
+    pub reason: Option<String>,
     /// Show progress and end with the run; the exit code says how it went
     #[arg(long)]
     pub wait: bool,

@@ -9,7 +9,8 @@
 mod actions;
 mod alarms;
 mod answers;
-pub mod command;
+mod changes;
+mod command;
 mod conductor;
 mod doors;
 mod end;

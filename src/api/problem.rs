@@ -148,6 +148,7 @@ impl From<Refusal> for Problem {
             Refusal::HookSignature => (StatusCode::UNAUTHORIZED, "hook_signature"),
             Refusal::HookBody(_) => (StatusCode::BAD_REQUEST, "hook_body"),
             Refusal::NothingToStop(_) => (StatusCode::CONFLICT, "nothing_to_stop"),
+            Refusal::Unchangeable(cause) => (StatusCode::CONFLICT, cause.code.as_str()),
             Refusal::LeaseHeld(_) => (StatusCode::CONFLICT, "lease_held"),
             Refusal::Ref(cause) => (StatusCode::UNPROCESSABLE_ENTITY, cause.code.as_str()),
             Refusal::Forge(cause) => (StatusCode::BAD_GATEWAY, cause.code.as_str()),

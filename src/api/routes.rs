@@ -74,6 +74,7 @@ fn all() -> OpenApiRouter<App> {
         .routes(routes!(projects::stop))
         .routes(routes!(projects::status))
         .routes(routes!(projects::plan))
+        .routes(routes!(environments::change))
         .routes(routes!(environments::freeze, environments::set_freeze, environments::lift_freeze))
         .routes(routes!(environments::lease, environments::hold_lease, environments::release_lease))
         .routes(routes!(status::status))

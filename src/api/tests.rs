@@ -148,6 +148,15 @@ impl Engine for Script {
         Script::known(project)?;
         Ok(Plan { project: project.into(), stages: vec!["unit".into()], environments: vec![] })
     }
+    async fn change(&self, project: &str, environment: &str, ask: ChangeAsk, _: &str) -> Result<Changed, Refusal> {
+        Script::known(project)?;
+        match ask.verb.as_str() {
+            "pause" => Ok(Changed::UnderWay(Box::new(self.run_now()))),
+            "rollback" => Ok(Changed::Run(Box::new(self.run_now()))),
+            "promote" => Err(Refusal::Unchangeable(Cause::new("not_held", format!("{environment} is not held")))),
+            other => Err(Refusal::Value(format!("it knows no {other}"))),
+        }
+    }
     async fn freeze(&self, project: &str, environment: &str) -> Result<FreezeView, Refusal> {
         Script::known(project)?;
         Ok(frozen(project, environment, None))

@@ -6,7 +6,7 @@ use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
 use super::{
-    AlertCommand, ClientArgs, ClientCommand, FreezeArgs, LogArgs, MaintenanceCommand, StartArgs, StopArgs,
+    AlertCommand, ChangeArgs, ClientArgs, ClientCommand, FreezeArgs, LogArgs, MaintenanceCommand, StartArgs, StopArgs,
     TokenCommand,
     client::{Address, Client, Failure, encoded, read, with_query},
     exit::Code,
@@ -97,6 +97,11 @@ async fn done(asking: &Asking, command: &ClientCommand) -> Result<Code, Failure>
             let pairs = [("project", project.clone()), ("state", state.clone()), ("limit", Some(limit.to_string()))];
             asking.show(&with_query("/v1/runs", &pairs)).await?;
         }
+        ClientCommand::Rollback { change, to } => return asking.change("rollback", change, to.as_deref()).await,
+        ClientCommand::Pause(args) => return asking.change("pause", args, None).await,
+        ClientCommand::Resume(args) => return asking.change("resume", args, None).await,
+        ClientCommand::Promote(args) => return asking.change("promote", args, None).await,
+        ClientCommand::Converge(args) => return asking.change("converge", args, None).await,
         ClientCommand::Freeze(args) => asking.freeze(args).await?,
         ClientCommand::Unfreeze { project, environment, reason } => {
             asking.unfreeze(project, environment, reason.clone()).await?;
@@ -162,7 +167,7 @@ impl Asking {
         let environment = args.environment.as_ref().or(args.no_further.as_ref());
         let body = json!({
             "ref": args.reference, "environment": environment, "reason": args.reason,
-            "redeploy": args.redeploy, "retest": args.retest,
+            "redeploy": args.redeploy, "retest": args.retest, "retry_bad": args.retry_bad,
         });
         let answer = self.client.post(&format!("/v1/projects/{}/start", encoded(&args.project)), &body).await?;
         if let Ok(live) = serde_json::from_str::<AlreadyLive>(&answer)
@@ -238,6 +243,24 @@ impl Asking {
             data(&format!("{}: run {} was asked to stop\n", one_line(&run.project, 64), one_line(&run.id, 40)))?;
         }
         Ok(())
+    }
+
+    async fn change(&self, verb: &str, args: &ChangeArgs, to: Option<&str>) -> Result<Code, Failure> {
+        let (project, environment) = (encoded(&args.project), encoded(&args.environment));
+        let path = format!("/v1/projects/{project}/environments/{environment}/{verb}");
+        let answer = self.client.post(&path, &json!({ "to": to, "reason": args.reason })).await?;
+        let run: RunView = read(&answer)?;
+        let id = one_line(&run.id, 40);
+        if args.wait {
+            return self.wait(&id, args.timeout.map(|t| t.0)).await;
+        }
+        if self.json {
+            self.raw(&answer)?;
+        } else {
+            data(&format!("{}: {verb}, run {id} is {}\n", one_line(&run.project, 64), word(&run.state)))?;
+            say(&format!("follow it with `phased log -f {id}`, stop it with `phased stop {id}`\n"));
+        }
+        Ok(Code::Ok)
     }
 
     async fn freeze(&self, args: &FreezeArgs) -> Result<(), Failure> {

@@ -24,7 +24,7 @@ return phased.project {
       ssh = { user = "@USER@", key = phased.secret "deploy_key", known_hosts = "@KNOWN_HOSTS@" },
 
       -- One host after the other, and none may fail: the first bad one stops it.
-      rollout = { max_parallel = 1, max_failures = 0 },
+      rollout = { canary = 1, waves = { "100%" }, bake_time = "2s" },
 
       -- On each host: exactly the commit that was tested. Values travel as environment variables, never inside the text.
       deploy = function(host)

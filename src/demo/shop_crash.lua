@@ -32,7 +32,7 @@ return phased.project {
 @HOSTS@
       },
       ssh = { user = "@USER@", key = phased.secret "deploy_key", known_hosts = "@KNOWN_HOSTS@" },
-      rollout = { max_parallel = 1, max_failures = 0 },
+      rollout = { canary = 0, bake_time = "0s" },
 
       deploy = function(host)
         host:sh {

@@ -1,5 +1,6 @@
 //! What decisions ask of the world, each in a task of its own, each ending in facts for the owner.
 
+mod alarm;
 mod health;
 mod lease;
 mod plan;
@@ -11,7 +12,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::lease::lease_names;
+pub(super) use self::alarm::tell_of_alarm;
 use self::{
+    alarm::measure,
     health::{Guarded, guard, watch, with_variables},
     lease::lease,
     plan::{look, plan},
@@ -75,6 +78,11 @@ pub(super) enum Job {
         deployment: u32,
         wave: u32,
     },
+    Measure {
+        run: Box<Run>,
+        deployment: u32,
+        alarm: u32,
+    },
     Guard {
         deployment: u32,
         guarded: Vec<Guarded>,
@@ -117,6 +125,7 @@ impl Job {
                 Job::Plan { run: whole(), deployment, environment: Box::new(environment) }
             }
             Action::Look { deployment, wave } => Job::Look { run: whole(), deployment, wave },
+            Action::Measure { deployment, alarm } => Job::Measure { run: whole(), deployment, alarm },
             Action::Guard { deployment } => {
                 let of = run.deployment(deployment)?;
                 let bake = Duration::from_millis(of.spec(run)?.rollout.bake_time_ms);
@@ -182,6 +191,10 @@ pub(super) async fn perform(context: Context, job: Job) {
                 context.last(fact).await;
             }
             Job::Look { run, deployment, wave } => context.last(look(&context, &run, deployment, wave).await).await,
+            Job::Measure { run, deployment, alarm } => {
+                let fact = measure(&context, &run, deployment, alarm).await;
+                context.facts(fact.into_iter().collect(), true).await;
+            }
             Job::Guard { deployment, guarded, bake } => guard(&context, deployment, guarded, bake).await,
             Job::Watch { deployment, host, health, since, deployed } => {
                 let fact = watch(&context, deployment, &host, &health, &since, deployed).await;

@@ -96,7 +96,6 @@ impl Place<'_> {
     ///
     /// # Errors
     /// Control cannot be written.
-    #[allow(dead_code, reason = "the rollout tells people; a run's end has its own letters")]
     pub(super) async fn tell(
         &self,
         world: &World,

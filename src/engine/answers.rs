@@ -6,12 +6,12 @@ use async_trait::async_trait;
 use serde_json::json;
 
 use super::{
-    alarms,
+    alarms, changes,
     conductor::{Ask, Conductor, Requested, locked},
     freezes,
     handle::{
-        Claim, Engine, EventStream, FreezeAsk, Hooked, KeptAnswer, LeaseAsk, LogQuery, LogStream, NewToken, Refusal,
-        RunsQuery, Start, Started,
+        ChangeAsk, Changed, Claim, Engine, EventStream, FreezeAsk, Hooked, KeptAnswer, LeaseAsk, LogQuery, LogStream,
+        NewToken, Refusal, RunsQuery, Start, Started,
     },
     hooks, hosts, idempotency, leases, ledger, log, maintenance, plugin, tokens,
     view::{
@@ -276,6 +276,12 @@ impl Engine for Conductor {
         }
         let stages = loaded.pipeline.stages.iter().map(|stage| stage.name.to_string()).collect();
         Ok(Plan { project: loaded.name.to_string(), stages, environments })
+    }
+
+    async fn change(&self, project: &str, name: &str, ask: ChangeAsk, by: &str) -> Result<Changed, Refusal> {
+        let loaded = self.project(project)?;
+        let name = environment(&loaded, name)?.name.clone();
+        changes::change(self, &loaded, &name, ask, by).await
     }
 
     async fn freeze(&self, project: &str, name: &str) -> Result<FreezeView, Refusal> {

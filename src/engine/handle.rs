@@ -45,6 +45,9 @@ pub enum Refusal {
     /// 409 `nothing_to_stop`.
     #[error("{0}")]
     NothingToStop(String),
+    /// 409, the cause's code: what was wanted of a deployment cannot be.
+    #[error("{}", .0.message)]
+    Unchangeable(Cause),
     /// 409 `lease_held`: by whom, and what to do.
     #[error("{0}")]
     LeaseHeld(String),
@@ -111,6 +114,28 @@ pub struct Claim {
     pub key: String,
     /// SHA-256 of what was asked.
     pub body: String,
+}
+
+/// What a person wants of an environment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChangeAsk {
+    /// `pause`, `resume`, `promote`, `rollback` or `converge`.
+    pub verb: String,
+    /// What to go back to; the last known-good release when absent.
+    pub to: Option<String>,
+    /// In their words.
+    pub reason: Option<String>,
+    /// The `Idempotency-Key` that it came with.
+    pub once: Option<Claim>,
+}
+
+/// The answer to it.
+#[derive(Debug, Clone)]
+pub enum Changed {
+    /// 200: the run that deploys there, which it was told.
+    UnderWay(Box<RunView>),
+    /// 202: a run of its own.
+    Run(Box<RunView>),
 }
 
 /// A freeze by hand.
@@ -252,6 +277,8 @@ pub trait Engine: Send + Sync {
     async fn project_status(&self, project: &str) -> Result<ProjectStatus, Refusal>;
     /// Who would get what. Runs discovery.
     async fn plan(&self, project: &str, environment: Option<EnvironmentName>) -> Result<Plan, Refusal>;
+    /// Does what a person wants of an environment; returns once it is on disk.
+    async fn change(&self, project: &str, environment: &str, ask: ChangeAsk, by: &str) -> Result<Changed, Refusal>;
     /// Whether an environment is frozen.
     async fn freeze(&self, project: &str, environment: &str) -> Result<FreezeView, Refusal>;
     /// Freezes it by hand; returns once that is on disk.

@@ -227,6 +227,7 @@ fn begins(action: &Action) -> bool {
         | Action::Lease { .. }
         | Action::Watch { .. }
         | Action::Guard { .. }
+        | Action::Measure { .. }
         | Action::Finish => false,
     }
 }

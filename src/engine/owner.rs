@@ -20,6 +20,7 @@ use super::{
 use crate::{
     model::{
         canonical,
+        analysis::Verdict,
         cause::Cause,
         decide::{self, Action, decide},
         deployment::{Bake, Deployment, Paused},
@@ -394,6 +395,7 @@ impl Owner {
             | Action::Watch { .. }
             | Action::Look { .. }
             | Action::Guard { .. }
+            | Action::Measure { .. }
             | Action::Undo(_)
             | Action::Finish) => {
                 let Some(name) = name else { return false };
@@ -436,7 +438,7 @@ impl Owner {
             Event::End { .. } => !self.busy.is_empty(),
             Event::DeploymentEnded { deployment, .. } => {
                 let own = ["lease", "plan", "guard"].map(|action| format!("{action} {deployment}"));
-                let for_parts = ["watch", "look"].map(|action| format!("{action} {deployment} "));
+                let for_parts = ["watch", "look", "measure"].map(|action| format!("{action} {deployment} "));
                 let is_own = |name: &String| own.contains(name) || for_parts.iter().any(|of| name.starts_with(of));
                 self.busy.keys().any(is_own)
             }
@@ -454,6 +456,9 @@ impl Owner {
         }
         let ended = matches!(&record.event, Event::DeploymentEnded { .. });
         // A fleet's connections are not kept until the run's end. One that leaves something to be undone is asked again at once.
+        if let Event::Measured { deployment, alarm, .. } = &record.event {
+            self.tell_of_alarm(*deployment, *alarm);
+        }
         let done_with = host_of(&record.event).filter(|(deployment, host)| {
             let host = self.run.deployment(*deployment).and_then(|deployment| deployment.host(host));
             host.is_some_and(|host| host.is_settled() || (host.begun.is_none() && !host.is_open()))
@@ -840,9 +845,21 @@ impl Owner {
         decide::is_sharp(&self.run)
     }
 
+    /// Tells people of an alarm that has fired just now, through its own channel.
+    fn tell_of_alarm(&self, deployment: u32, alarm: u32) {
+        let watched = self.run.deployment(deployment).and_then(|d| d.alarms.get((alarm as usize).checked_sub(1)?));
+        let Some(found) = watched.map(|watched| watched.series.assess(false)) else { return };
+        if found.verdict == Verdict::Fail {
+            let (world, run) = (Arc::clone(&self.world), self.run.clone());
+            self.world.tasks.spawn("alarm", async move {
+                actions::tell_of_alarm(&world, &run, deployment, alarm, &found).await;
+            });
+        }
+    }
+
     /// A bake that is over is not watched any more.
     fn let_go_of_guards(&self, wanted: &[Action]) {
-        for (name, cancel) in self.busy.iter().filter(|(name, _)| name.starts_with("guard ")) {
+        for (name, cancel) in self.busy.iter().filter(|(name, _)| name.starts_with("guard ") || name.starts_with("measure ")) {
             if !wanted.iter().any(|action| action.name().as_ref() == Some(name)) {
                 cancel.cancel();
             }

@@ -124,9 +124,12 @@ fn finished(conductor: &Conductor) -> std::io::Result<Vec<Finished>> {
     let releases: BTreeSet<(String, String)> = control
         .scan("")
         .iter()
-        .filter_map(|entry| {
-            let project = entry.key.split('/').nth(1)?;
-            Some((project.to_owned(), text(&entry.value, "/release/id")?))
+        .flat_map(|entry| {
+            let project = entry.key.split('/').nth(1).unwrap_or_default().to_owned();
+            let known_good = entry.value.as_array().into_iter().flatten();
+            let ids = known_good.filter_map(|good| text(good, "/target/release/id"));
+            let ids: Vec<String> = ids.chain(text(&entry.value, "/release/id")).collect();
+            ids.into_iter().map(move |id| (project.clone(), id))
         })
         .collect();
     let needed = |view: &RunView| {

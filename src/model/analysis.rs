@@ -123,7 +123,8 @@ impl Default for Analysis {
 }
 
 /// What one measurement found.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Found {
     /// A number, and the probe's own words about it.
     Value(f64, Option<String>),
@@ -134,14 +135,31 @@ pub enum Found {
 }
 
 /// One measurement.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
-    /// When, since the analysis began.
+    /// When, since the analysis began; ms in a record.
+    #[serde(with = "millis")]
     pub at: Duration,
     /// What was found; for a comparison, among the hosts with the new release.
     pub found: Found,
     /// What was found at the same moment among the baseline's hosts; only for a comparison.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub baseline: Option<Found>,
+}
+
+/// A duration as a record has it.
+mod millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(at: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(at.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
+    }
 }
 
 /// What one measurement means.
@@ -205,7 +223,7 @@ impl Analysis {
 }
 
 /// An analysis under way: the fold.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Series {
     name: String,
     analysis: Analysis,

@@ -84,6 +84,13 @@ pub enum Action {
         /// Of which deployment.
         deployment: u32,
     },
+    /// Measure an alarm now; ends in `measured`. It is let go of once it is not wanted any more.
+    Measure {
+        /// For which deployment.
+        deployment: u32,
+        /// Its place in the environment's list, from 1.
+        alarm: u32,
+    },
     /// The run has ended: tell control, release what it holds, let go.
     Finish,
 }
@@ -103,6 +110,7 @@ impl Action {
             Action::Watch { deployment, host } => Some(format!("watch {deployment} {host}")),
             Action::Look { deployment, wave } => Some(format!("look {deployment} {wave}")),
             Action::Guard { deployment } => Some(format!("guard {deployment}")),
+            Action::Measure { deployment, alarm } => Some(format!("measure {deployment} {alarm}")),
             Action::Finish => Some("finish".to_owned()),
         }
     }

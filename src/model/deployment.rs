@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
+    analysis::Series,
     cause::Cause,
     host::Host,
     ids::{Digest, EnvironmentName, Epoch, HostId},
@@ -113,6 +114,8 @@ pub struct Deployment {
     pub verify: Progress,
     /// Its `after`.
     pub after: Progress,
+    /// Its alarms, in the environment's order.
+    pub alarms: Vec<Watched>,
     /// Why it goes no further.
     pub judged: Option<Judged>,
     /// Somebody or something holds it.
@@ -158,6 +161,17 @@ pub struct Paused {
     pub since: Stamp,
     /// It has failed, and may only go on by being promoted.
     pub failed: Option<Cause>,
+}
+
+/// An alarm of a deployment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Watched {
+    /// What was measured so far.
+    pub series: Series,
+    /// When it was measured last.
+    pub at: Option<Stamp>,
+    /// It fired, and a person went on from that.
+    pub forgiven: bool,
 }
 
 /// How many of each a person has gone on from.
@@ -288,6 +302,7 @@ impl Deployment {
             verify_canary: Progress::Due,
             verify: Progress::Due,
             after: Progress::Due,
+            alarms: Vec::new(),
             judged: None,
             paused: None,
             forgiven: Forgiven::default(),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
+    analysis::Measurement,
     cause::Cause,
     deployment::DeploymentState,
     host::Host,
@@ -183,6 +184,15 @@ pub enum Event {
         joined: Vec<Host>,
         /// The wave it was looked at for, from 0.
         wave: u32,
+    },
+    /// An alarm was measured.
+    Measured {
+        /// For which deployment.
+        deployment: u32,
+        /// Its place in the environment's list, from 1.
+        alarm: u32,
+        /// What was found.
+        measurement: Measurement,
     },
     /// A wave is being watched from here on.
     BakeBegan {

@@ -1,10 +1,11 @@
 //! The fold: one event into one run. The same code live and at recovery, so what a restart finds is what was.
 
 use super::{
-    deployment::{Back, Bake, Budgets, Deployment, Forgiven, HealthRun, HostRun, HostState, Judged, Paused, WaveRun},
+    analysis::{Series, Verdict},
+    deployment::{Back, Bake, Budgets, Deployment, Forgiven, HealthRun, HostRun, HostState, Judged, Paused, WaveRun, Watched},
     event::{CallResult, Event, GoingBack, Record},
     ids::{EnvironmentName, HostId, Seq},
-    pipeline::Environment,
+    pipeline::{Alarm, Environment},
     release::Artifact,
     run::{Call, CallEnd, Checkout, Progress, Run, StageRun, Step, Stop},
     step::{CallKey, Outcome, Place, StepKey, Verb},
@@ -150,6 +151,12 @@ impl Run {
                     .zip(waves)
                     .map(|(host, wave)| HostRun::planned(host.clone(), wave, phases.ill.get(&host.id).cloned(), &spec));
                 deployment.hosts = planned.collect();
+                deployment.waiting = None;
+                let watched = |alarm: &Alarm| {
+                    let series = Series::new(&alarm.name, &alarm.analysis);
+                    Watched { series, at: None, forgiven: false }
+                };
+                deployment.alarms = spec.alarms.iter().map(watched).collect();
             }
             Event::FleetSeen { deployment, gone, joined, wave } => {
                 let spec = self.spec_of("fleet_seen", *deployment)?;
@@ -168,6 +175,15 @@ impl Run {
                     Some(wave) => wave.seen = true,
                     None => return illegal("fleet_seen", format!("there is no wave {wave}")),
                 }
+            }
+            Event::Measured { deployment, alarm, measurement } => {
+                let deployment = self.deployment_mut("measured", *deployment)?;
+                let index = (*alarm as usize).checked_sub(1);
+                let Some(alarm) = index.and_then(|index| deployment.alarms.get_mut(index)) else {
+                    return illegal("measured", format!("there is no alarm {alarm}"));
+                };
+                alarm.series.see(measurement);
+                alarm.at = Some(at.clone());
             }
             Event::BakeBegan { deployment, wave } => {
                 self.wave_mut("bake_began", *deployment, *wave)?.bake =
@@ -197,6 +213,15 @@ impl Run {
                 deployment.forgiven =
                     Forgiven { failed: count(HostState::Failed), unreachable: count(HostState::Unreachable) };
                 deployment.progress_at = Some(at.clone());
+                for alarm in &mut deployment.alarms {
+                    alarm.forgiven |= alarm.series.assess(false).verdict == Verdict::Fail;
+                }
+                let hooks = deployment.waves.iter_mut().flat_map(|wave| [&mut wave.before, &mut wave.after]);
+                for hook in hooks.chain([&mut deployment.verify_canary, &mut deployment.verify]) {
+                    if matches!(hook, Progress::Ended(_)) {
+                        *hook = Progress::Ended(CallEnd::Returned);
+                    }
+                }
                 for wave in &mut deployment.waves {
                     if matches!(wave.bake, Bake::Baking { .. }) {
                         wave.bake = Bake::Over;

@@ -1,10 +1,10 @@
 //! `/v1/projects/{project}/environments/{environment}`: the doors of an environment.
 
 use axum::{
-    Extension,
+    Extension, Json,
     extract::{Path, State},
-    http::{HeaderMap, StatusCode, Uri},
-    response::Response,
+    http::{HeaderMap, StatusCode, Uri, header},
+    response::{IntoResponse as _, Response},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -13,8 +13,8 @@ use super::{App, in_form};
 use crate::{
     api::{auth::Caller, fields::Fields, problem::Problem, render, text::wall_ms},
     engine::{
-        handle::{FreezeAsk, LeaseAsk},
-        view::{FreezeView, LeaseView},
+        handle::{ChangeAsk, Changed, Claim, FreezeAsk, LeaseAsk},
+        view::{FreezeView, LeaseView, RunView},
     },
     time::Span,
 };
@@ -83,6 +83,54 @@ fn bad(detail: &str) -> Problem {
 /// A name or reason of people: nothing is kept of what nobody can read.
 fn words(fields: &mut Fields, name: &'static str) -> Option<String> {
     fields.text(name).filter(|text| !text.trim().is_empty())
+}
+
+/// The fields of a change, all optional.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub struct ChangeBody {
+    /// Of a rollback: the id or commit of a release that was known-good there, or the beginning of it; the last one when absent.
+    pub to: Option<String>,
+    /// Why, in your words.
+    pub reason: Option<String>,
+}
+
+/// Pauses, resumes, promotes or takes back what is being deployed to an environment; takes back what was deployed; or brings the hosts that
+/// differ to what is live.
+///
+/// `pause`: nothing new begins, hosts in flight finish. `resume` ends a pause. `promote` goes on from a bake, a pause or a failure that was
+/// paused. `rollback` takes back the deployment under way; when there is none, a run of its own goes back to the last known-good release,
+/// also in a freeze. `converge` gives hosts that came late or were replaced what is live.
+#[utoipa::path(post, path = "/v1/projects/{project}/environments/{environment}/{change}", tag = "environments",
+    params(("project" = String, Path, description = "Its name."), ("environment" = String, Path, description = "Its name."),
+        ("change" = String, Path, description = "`pause`, `resume`, `promote`, `rollback` or `converge`.")),
+    request_body(content((ChangeBody = "application/json"), (ChangeBody = "application/x-www-form-urlencoded")), description = "All optional; none is fine."),
+    responses(
+        (status = 200, description = "The run that deploys there; it is on disk.", body = RunView),
+        (status = 202, description = "A run of its own; `Location` is where to watch it.", body = RunView),
+        (status = 404, description = "`project_unknown`, `environment_unknown`.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It cannot be: `not_deploying`, `deploying`, `paused_already`, `not_paused`, `not_held`, `deployment_failed`, `no_target`, `rollback_unsafe`.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "`bad_value`, `unknown_field`.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn change(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    once: Option<Extension<Claim>>,
+    Path((project, environment, verb)): Path<(String, String, String)>,
+    mut fields: Fields,
+) -> Result<Response, Problem> {
+    caller.project(&project)?;
+    let to = words(&mut fields, "to");
+    if to.is_some() && verb != "rollback" {
+        return Err(bad("to is for rollback alone: it names the release to go back to"));
+    }
+    let ask = ChangeAsk { verb, to, reason: words(&mut fields, "reason"), once: once.map(|Extension(once)| once) };
+    fields.finish()?;
+    Ok(match app.engine.change(&project, &environment, ask, &caller.actor()).await? {
+        Changed::UnderWay(run) => Json(run).into_response(),
+        Changed::Run(run) => {
+            let location = format!("/v1/runs/{}", run.id);
+            (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(run)).into_response()
+        }
+    })
 }
 
 /// Whether an environment is frozen, by whom, why and until when.

@@ -53,6 +53,9 @@ pub struct StartBody {
     /// Run tests again though this release passed them under the same code.
     #[serde(default)]
     pub retest: bool,
+    /// Also a release that was found bad.
+    #[serde(default)]
+    pub retry_bad: bool,
 }
 
 /// The answer to a start of what is live already.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Context, lease::superseded};
+use super::{Context, alarm::quiet, lease::superseded};
 use crate::{
     engine::{hosts, ledger, world::World},
     model::{
@@ -34,6 +34,11 @@ pub(super) async fn plan(context: &Context, run: &Run, deployment: u32, environm
         _ => None,
     };
     let found = hosts::of(world, &run.header.project, &run.header.code, environment).await;
+    if let (Ok(hosts), None, Some(of)) = (&found, &run.target, run.deployment(deployment))
+        && let Err(cause) = quiet(context, run, of, environment, hosts).await
+    {
+        return Event::PlanFailed { deployment, cause };
+    }
     match found.and_then(|hosts| phases(world, run, environment, hosts)) {
         Ok((hosts, phases)) => Event::Planned {
             deployment,

@@ -5,9 +5,11 @@ use std::time::Duration;
 use super::rollout::Scene;
 use crate::{
     model::{
+        analysis::Verdict,
         cause::Cause,
         deployment::{Deployment, HealthRun, HostRun, HostState},
         event::Event,
+        pipeline::AlarmAction,
         rollout::OnFailure,
         run::{CallEnd, Progress},
     },
@@ -53,6 +55,9 @@ fn wrong(scene: &Scene<'_>) -> Option<Wrong> {
         let bad = d.hosts.iter().any(|h| matches!(&h.health, HealthRun::Unhealthy(cause) if cause.code != "stopped"));
         return Some(Wrong { bad, ..Wrong::from(cause) });
     }
+    if let Some(wrong) = fired(scene) {
+        return Some(wrong);
+    }
     for (hook, _, progress) in scene.hooks() {
         let Progress::Ended(CallEnd::Raised(cause) | CallEnd::Ended(cause)) = progress else { continue };
         if cause.code == "stopped" {
@@ -70,6 +75,23 @@ fn wrong(scene: &Scene<'_>) -> Option<Wrong> {
         });
     }
     late(scene).map(Wrong::from).or_else(|| nobody(d, scene))
+}
+
+/// An alarm that fired and is to have a consequence.
+fn fired(scene: &Scene<'_>) -> Option<Wrong> {
+    scene.deployment.alarms.iter().zip(&scene.spec.alarms).find_map(|(watched, alarm)| {
+        let then = match alarm.action {
+            AlarmAction::Rollback => OnFailure::Rollback,
+            AlarmAction::Halt => OnFailure::Halt,
+            AlarmAction::Pause => OnFailure::Pause,
+            AlarmAction::None => return None,
+        };
+        let found = Some(watched).filter(|watched| !watched.forgiven)?.series.assess(false);
+        (found.verdict == Verdict::Fail).then(|| {
+            let cause = Cause::new("alarm", format!("the alarm fired: {}", found.message));
+            Wrong { cause: cause.with("alarm", alarm.name.as_str()), bad: true, then: Some(then) }
+        })
+    })
 }
 
 fn of_hook(hook: &str, cause: &Cause) -> Cause {

@@ -11,11 +11,12 @@ use super::{
 };
 use crate::{
     model::{
+        analysis::{Assessment, Verdict},
         cause::Cause,
         deployment::{Bake, Deployment, DeploymentState, HostRun, HostState, Judged, WaveRun},
         event::{BakeVerdict, Event},
-        pipeline::{Environment, HostSource},
-        rollout::OnFailure,
+        pipeline::{AlarmAction, Environment, HostSource},
+        rollout::{OnFailure, OnInconclusive},
         run::{CallEnd, Progress, Run},
         step::CallKey,
     },
@@ -75,6 +76,7 @@ pub(super) fn rollout(run: &Run, deployment: &Deployment, now: &Stamp, decision:
         }
         return;
     }
+    scene.measure(decision);
     if let Some(paused) = &deployment.paused {
         let limit = Duration::from_millis(spec.rollout.pause_timeout_ms);
         let held = now.since(&paused.since);
@@ -284,6 +286,24 @@ impl Scene<'_> {
         self.done(canary, "verify", "canary", &d.verify_canary, decision)
     }
 
+    /// Measures alarms whose time has come, from the first host touched on.
+    fn measure(&self, decision: &mut Decision) {
+        let d = self.deployment;
+        let Some(since) = d.hosts.iter().filter_map(|host| host.begun.as_ref()).min_by_key(|at| at.wall_ms) else {
+            return;
+        };
+        for ((watched, alarm), n) in d.alarms.iter().zip(&self.spec.alarms).zip(1..) {
+            let between = Duration::from_millis(alarm.analysis.interval_ms);
+            // The first measurement says nothing of the release yet.
+            let waited = self.now.since(watched.at.as_ref().unwrap_or(since));
+            if waited >= between {
+                decision.act(Action::Measure { deployment: d.n, alarm: n });
+            } else {
+                decision.wake(between - waited);
+            }
+        }
+    }
+
     /// Begins hosts of a wave, as many as may be.
     fn start<'h>(&self, hosts: impl Iterator<Item = &'h HostRun>, in_flight: usize, decision: &mut Decision) {
         let (d, rollout) = (self.deployment, &self.spec.rollout);
@@ -316,6 +336,42 @@ impl Scene<'_> {
         }
     }
 
+    /// How a bake ends that has been watched for so long, if it does.
+    fn bake_over(&self, wave: u32, watched: Duration, decision: &mut Decision) -> Option<Event> {
+        let (deployment, rollout) = (self.deployment.n, &self.spec.rollout);
+        let time = Duration::from_millis(rollout.bake_time_ms);
+        if watched < time {
+            decision.wake(time - watched);
+            return None;
+        }
+        let (open, evidence) = self.inconclusive();
+        let ended = |verdict, evidence| Some(Event::BakeEnded { deployment, wave, verdict, evidence });
+        let Some(why) = open else { return ended(BakeVerdict::Passed, evidence) };
+        let max = Duration::from_millis(rollout.max_bake_ms).max(time);
+        if watched < max {
+            // No data is no pass: it is watched on.
+            decision.wake(max - watched);
+            return None;
+        }
+        let then = match rollout.on_inconclusive {
+            OnInconclusive::Promote => return ended(BakeVerdict::Inconclusive, evidence),
+            OnInconclusive::Rollback => OnFailure::Rollback,
+            OnInconclusive::Halt => OnFailure::Halt,
+        };
+        let message = format!("nothing can be concluded after max_bake, {}: {why}", Span(max));
+        let cause = Cause::new("inconclusive", message).with("evidence", evidence);
+        Some(Event::Judged { deployment, cause, bad: false, then })
+    }
+
+    /// What the first alarm says from which nothing can be concluded, and what all of them say. One that has no consequence is not asked.
+    fn inconclusive(&self) -> (Option<String>, Vec<String>) {
+        let asked = self.deployment.alarms.iter().zip(&self.spec.alarms);
+        let asked = asked.filter(|(watched, alarm)| alarm.action != AlarmAction::None && !watched.forgiven);
+        let found: Vec<Assessment> = asked.map(|(watched, _)| watched.series.assess(true)).collect();
+        let open = found.iter().find(|found| matches!(found.verdict, Verdict::Inconclusive | Verdict::Open));
+        (open.map(|open| open.message.clone()), found.iter().map(|found| found.message.clone()).collect())
+    }
+
     /// The watch after a wave: only watched time counts.
     fn bake(&self, n: u32, wave: &WaveRun, decision: &mut Decision) -> Part {
         let d = self.deployment;
@@ -326,15 +382,10 @@ impl Scene<'_> {
             Bake::Due => decision.act(Action::Append(Event::BakeBegan { deployment: d.n, wave: n })),
             Bake::Baking { since, away } => {
                 let watched = self.now.since(since).saturating_sub(*away);
-                if watched >= time {
-                    let verdict = BakeVerdict::Passed;
-                    let evidence = Vec::new();
-                    decision.act(Action::Append(Event::BakeEnded { deployment: d.n, wave: n, verdict, evidence }));
-                } else {
-                    decision.wake(time - watched);
-                    if self.spec.health.is_some() {
-                        decision.act(Action::Guard { deployment: d.n });
-                    }
+                if let Some(event) = self.bake_over(n, watched, decision) {
+                    decision.act(Action::Append(event));
+                } else if self.spec.health.is_some() {
+                    decision.act(Action::Guard { deployment: d.n });
                 }
             }
         }

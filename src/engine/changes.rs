@@ -1,0 +1,107 @@
+//! What a person wants of a deployment under way, or of an environment: pause, resume, promote, rollback, converge.
+
+use tokio::sync::oneshot;
+
+use super::{
+    conductor::{Ask, Conductor, locked},
+    handle::{ChangeAsk, Changed, Refusal},
+    ledger,
+    owner::{Change, Message},
+};
+use crate::{
+    model::{
+        cause::Cause,
+        event::{Purpose, Wanted},
+        ids::{EnvironmentName, ProjectName, RunId},
+        run::Trigger,
+    },
+    ports::program::Loaded,
+};
+
+/// Does what was asked, to the deployment under way there, else as a run of its own; returns once that is on disk.
+pub(super) async fn change(
+    conductor: &Conductor,
+    loaded: &Loaded,
+    environment: &EnvironmentName,
+    ask: ChangeAsk,
+    by: &str,
+) -> Result<Changed, Refusal> {
+    conductor.writable()?;
+    let ChangeAsk { verb, to, reason, once } = ask;
+    let change = match verb.as_str() {
+        "pause" => Some(Change::Pause),
+        "resume" => Some(Change::Resume),
+        "promote" => Some(Change::Promote),
+        "rollback" => Some(Change::Rollback),
+        "converge" => None,
+        other => {
+            let known = "pause, resume, promote, rollback or converge";
+            return Err(Refusal::Value(format!("an environment knows no {other:?}: it can be asked to {known}")));
+        }
+    };
+    if let Some(change) = change {
+        match (under_way(conductor, &loaded.name, environment, change, by, reason.clone()).await?, &to) {
+            (Some(run), None) => return Ok(Changed::UnderWay(Box::new(conductor.view(&run)?))),
+            (Some(run), Some(_)) => {
+                let message =
+                    format!("run {run} deploys to {environment} now and goes back to what was known-good before it");
+                return Err(Refusal::Unchangeable(Cause::new("deploying", message)));
+            }
+            (None, _) if change == Change::Rollback => {}
+            (None, _) => {
+                let message = format!(
+                    "nothing is being deployed to {environment} of {}, so there is nothing to {verb}",
+                    loaded.name
+                );
+                return Err(Refusal::Unchangeable(Cause::new("not_deploying", message)));
+            }
+        }
+    }
+    let known_good = ledger::known_good(&*conductor.inner.world.control, &loaded.name, environment);
+    if known_good.is_empty() {
+        let message = format!("{environment} has no known-good release yet: none was ever baked and verified there");
+        return Err(Refusal::Unchangeable(Cause::new("no_target", message)));
+    }
+    let purpose = match change {
+        Some(_) => Purpose::Rollback { to },
+        None => Purpose::Converge { hosts: Vec::new() },
+    };
+    let trigger = if change.is_some() { Trigger::Api } else { Trigger::Converge };
+    let ask =
+        Ask { wanted: Wanted::Head, environment: Some(environment.clone()), reason, purpose, once, ..Ask::default() };
+    let view = conductor.request(&loaded.name, trigger, by.to_owned(), ask, &[], Vec::new()).await?;
+    let view = view.ok_or_else(|| Refusal::Degraded("a request without conditions met one".to_owned()))?;
+    Ok(Changed::Run(Box::new(view)))
+}
+
+/// Asks the run that deploys there, if there is one.
+async fn under_way(
+    conductor: &Conductor,
+    project: &ProjectName,
+    environment: &EnvironmentName,
+    change: Change,
+    by: &str,
+    reason: Option<String>,
+) -> Result<Option<RunId>, Refusal> {
+    let owners: Vec<_> = locked(&conductor.inner.runs)
+        .iter()
+        .filter(|(_, running)| running.project == *project)
+        .map(|(id, running)| (id.clone(), running.sender.clone()))
+        .collect();
+    for (run, sender) in owners {
+        let (reply, answer) = oneshot::channel();
+        let (environment, by, reason) = (environment.clone(), by.to_owned(), reason.clone());
+        if sender.send(Message::Change { environment, change, by, reason, reply }).await.is_err() {
+            continue;
+        }
+        match answer.await {
+            Ok(Ok(())) => return Ok(Some(run)),
+            Ok(Err(cause)) if cause.code == "not_deploying" => {}
+            Ok(Err(cause)) if cause.code == "degraded" => return Err(Refusal::Degraded(cause.message)),
+            Ok(Err(cause)) => return Err(Refusal::Unchangeable(cause)),
+            // It ended just now.
+            Err(_) => {}
+        }
+    }
+    Ok(None)
+}
