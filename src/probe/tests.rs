@@ -8,6 +8,10 @@ use tokio::{
 use super::*;
 use crate::{
     lifecycle::Tasks,
+    model::{
+        health::{Fact, Incarnation},
+        pipeline::{Version, VersionFrom},
+    },
     ports::link::{Channel, Duplex},
     time::SystemClock,
 };
@@ -15,12 +19,19 @@ use crate::{
 /// This machine as a host: real shells, real connections.
 struct Here {
     forwarding: bool,
+    /// The only directory in which commands are found.
+    tools: Option<std::path::PathBuf>,
 }
 
 #[async_trait]
 impl Link for Here {
     async fn open(&self, command: &str) -> Result<Channel, LinkError> {
-        let mut child = tokio::process::Command::new(command)
+        let mut program = tokio::process::Command::new(command);
+        if let Some(tools) = &self.tools {
+            program = tokio::process::Command::new("/bin/sh");
+            program.env("PATH", tools);
+        }
+        let mut child = program
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -82,7 +93,9 @@ impl Http for Asked {
 }
 
 async fn look(check: Check, limit: Duration) -> Sight {
-    Probes::new(Arc::new(Asked), Arc::new(SystemClock::new())).look(&Here { forwarding: true }, &check, limit).await
+    Probes::new(Arc::new(Asked), Arc::new(SystemClock::new()))
+        .look(&Here { forwarding: true, tools: None }, &check, limit)
+        .await
 }
 
 async fn command(text: &str) -> (bool, String) {
@@ -164,9 +177,82 @@ async fn ports_are_dialled_by_the_host() {
         assert!(!look(Check::Tcp(bad.into()), limit).await.good, "{bad}");
     }
     let probes = Probes::new(Arc::new(Asked), Arc::new(SystemClock::new()));
-    let sight = probes.look(&Here { forwarding: false }, &Check::Tcp(":1".into()), limit).await;
+    let sight = probes.look(&Here { forwarding: false, tools: None }, &Check::Tcp(":1".into()), limit).await;
     assert!(
         !sight.good && sight.seen.contains("AllowTcpForwarding") && sight.seen.contains("health.command"),
         "{sight:?}"
     );
+}
+
+/// What a look sees on a host with these programs and no others.
+async fn with_tools(tools: &[(&str, &str)], check: Check) -> Sight {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in tools {
+        let path = dir.path().join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let probes = Probes::new(Arc::new(Asked), Arc::new(SystemClock::new()));
+    let here = Here { forwarding: false, tools: Some(dir.path().to_owned()) };
+    probes.look(&here, &check, Duration::from_secs(10)).await
+}
+
+#[tokio::test]
+async fn containers_are_asked_for_by_the_tool_that_knows_them() {
+    let container = || Check::Container("web".into());
+    let none = "echo 'Error: No such container: web' >&2; exit 1";
+    // Says what it was asked, to a file beside it, and answers.
+    let knows = r#"[ "$1 $2 $3 $4 $6" = "inspect --type container --format web" ] || exit 9
+        echo "2 ab12 {\"Status\":\"running\",\"StartedAt\":\"now\"}""#;
+    let now = Some(Fact::Process(Incarnation { restarts: 2, id: "ab12 now".into() }));
+    for tools in [&[("docker", knows)][..], &[("podman", knows)], &[("docker", none), ("podman", knows)]] {
+        let sight = with_tools(tools, container()).await;
+        assert_eq!((sight.good, &sight.fact), (true, &now), "{sight:?}");
+    }
+    for (tools, why) in [
+        (&[][..], "this host has neither docker nor podman"),
+        (&[("docker", none)], "it cannot be asked for: exit 1: Error: No such container: web"),
+        (
+            &[("docker", "echo 'permission denied while trying to connect' >&2; exit 1")],
+            "let the user of ssh.user ask docker (group docker)",
+        ),
+        (&[("docker", "echo surprise")], "something else than a container's state"),
+    ] {
+        let sight = with_tools(tools, container()).await;
+        assert!(!sight.good && sight.fact.is_none() && sight.seen.contains(why), "{sight:?}");
+    }
+}
+
+#[tokio::test]
+async fn units_are_asked_for_without_rights() {
+    let service = || Check::Service("shop@1.service".into());
+    let shows = r#"[ "$1 $4 $5" = "show -- shop@1.service" ] || exit 9
+        printf 'LoadState=loaded\nActiveState=active\nSubState=running\nNRestarts=1\nInvocationID=4f\n'"#;
+    let sight = with_tools(&[("systemctl", shows)], service()).await;
+    let now = Some(Fact::Process(Incarnation { restarts: 1, id: "4f".into() }));
+    assert_eq!((sight.good, sight.seen.as_str(), sight.fact), (true, "active (running), NRestarts 1", now));
+    let sight = with_tools(&[], service()).await;
+    assert!(!sight.good && sight.seen.contains("this host has no systemctl"), "{sight:?}");
+    let sight = with_tools(&[("systemctl", "echo 'Failed to connect to bus' >&2; exit 1")], service()).await;
+    assert!(!sight.good && sight.seen.contains("Failed to connect to bus"), "{sight:?}");
+}
+
+#[tokio::test]
+async fn versions_are_printed_or_served() {
+    let version = |from, json: Option<&str>| Check::Version(Version { from, json: json.map(str::to_owned) });
+    let limit = Duration::from_secs(10);
+    let printed = |text: &str| VersionFrom::Command(text.to_owned());
+    let sight = look(version(printed("echo noise >&2; echo a1b2c3d"), None), limit).await;
+    assert_eq!((sight.good, sight.fact), (true, Some(Fact::Version("a1b2c3d".into()))));
+    let sight = look(version(printed("echo '{\"v\": \"a1b2c3d\"}'"), Some("v")), limit).await;
+    assert_eq!(sight.fact, Some(Fact::Version("a1b2c3d".into())));
+    let sight = look(version(printed("echo no such file >&2; exit 2"), None), limit).await;
+    assert_eq!((sight.good, sight.seen.as_str(), sight.fact), (false, "exit 2: no such file", None));
+    let tasks = Tasks::new();
+    for (line, why) in [("200\n", "the answer has 2 lines"), ("503\n", "503")] {
+        let port = port(&tasks, line).await;
+        let sight = look(version(VersionFrom::Http(format!(":{port}/v")), None), limit).await;
+        assert!(!sight.good && sight.seen.contains(why), "{sight:?}");
+    }
 }

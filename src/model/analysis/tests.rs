@@ -256,7 +256,7 @@ fn what_is_promised_of_a_plan_is_noticed() {
             format!("notices {needed} measurements above 0")
         };
         assert!(sees.contains(&how), "{sees}");
-        assert_eq!(analysis.sees(s(30 * u64::from(needed - 1))).contains("nothing"), true, "{lasting} {limit}");
+        assert!(analysis.sees(s(30 * u64::from(needed - 1))).contains("nothing"), "{lasting} {limit}");
     }
 }
 
