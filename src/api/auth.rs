@@ -68,13 +68,13 @@ pub(super) fn needed(method: &Method, path: &str) -> Scope {
         ["v1", "projects" | "runs", _, "stop"] | ["v1", "projects", _, "start"] if *method == Method::POST => {
             Scope::Deploy
         }
-        ["v1", "projects", _, "environments", _, "pause" | "resume" | "promote" | "rollback" | "converge"]
-            if *method == Method::POST =>
+        ["v1", "projects", _, "environments", _, "freeze" | "lease"]
+            if matches!(*method, Method::PUT | Method::DELETE) =>
         {
             Scope::Deploy
         }
-        ["v1", "projects", _, "environments", _, "freeze" | "lease"]
-            if matches!(*method, Method::PUT | Method::DELETE) =>
+        ["v1", "projects", _, "environments", _, change]
+            if *method == Method::POST && !matches!(*change, "freeze" | "lease") =>
         {
             Scope::Deploy
         }

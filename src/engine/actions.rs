@@ -11,8 +11,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::lease::lease_names;
 pub(super) use self::alarm::tell_of_alarm;
+pub(super) use self::lease::lease_names;
 use self::{
     alarm::measure,
     health::{Guarded, guard, watch, with_variables},
@@ -35,7 +35,7 @@ use crate::{
         event::Event,
         health::{Deployed, Watch},
         host::Host,
-        ids::{EnvironmentName, RunId},
+        ids::RunId,
         input,
         pipeline::{Environment, Health},
         run::Run,

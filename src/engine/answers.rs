@@ -16,7 +16,7 @@ use super::{
     hooks, hosts, idempotency, leases, ledger, log, maintenance, plugin, tokens,
     view::{
         AlarmView, CauseView, EnvironmentPlan, FreezeView, LeaseView, LiveView, MaintenanceView, Page, Plan,
-        PlannedHost, ProjectStatus, RunView, Status, TokenView, WaitingView,
+        PlannedHost, ProjectStatus, RunView, Status, TokenView,
     },
     views,
 };

@@ -52,7 +52,8 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-pub use program::DEFAULT_PATH;
+#[cfg(test)]
+use program::DEFAULT_PATH;
 pub use session::Session;
 pub use transfer::{Download, Source, Upload, UploadVerdict, Write};
 

@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     model::{
-        canonical,
         analysis::Verdict,
+        canonical,
         cause::Cause,
         decide::{self, Action, decide},
         deployment::{Bake, Deployment, Paused},
@@ -859,7 +859,9 @@ impl Owner {
 
     /// A bake that is over is not watched any more.
     fn let_go_of_guards(&self, wanted: &[Action]) {
-        for (name, cancel) in self.busy.iter().filter(|(name, _)| name.starts_with("guard ") || name.starts_with("measure ")) {
+        for (name, cancel) in
+            self.busy.iter().filter(|(name, _)| name.starts_with("guard ") || name.starts_with("measure "))
+        {
             if !wanted.iter().any(|action| action.name().as_ref() == Some(name)) {
                 cancel.cancel();
             }

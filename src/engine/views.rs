@@ -21,7 +21,6 @@ use crate::{
         doors,
         event::{Event, Record, Request},
         ids::{DeploymentId, HostId, ProjectName, RunId, Seq},
-        pipeline::When,
         release::{Artifact, Content, Release},
         run::{Progress, Run, RunState, StageRun, Waiting},
         step::{CallKey, Place, Verb},

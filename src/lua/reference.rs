@@ -126,7 +126,7 @@ mod tests {
             "### health",
             "| `min_healthy_time` | a duration such as \"5m\" | `\"10s\"` |",
             "### phased.smtp",
-            "Not supported by this version: prepare",
+            "Not supported by this version: transport",
         ] {
             assert!(page.contains(words), "{words}\n{page}");
         }

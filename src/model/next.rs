@@ -2,7 +2,9 @@
 
 use super::{
     analysis::{Series, Verdict},
-    deployment::{Back, Bake, Budgets, Deployment, Forgiven, HealthRun, HostRun, HostState, Judged, Paused, WaveRun, Watched},
+    deployment::{
+        Back, Bake, Budgets, Deployment, Forgiven, HealthRun, HostRun, HostState, Judged, Paused, Watched, WaveRun,
+    },
     event::{CallResult, Event, GoingBack, Record},
     ids::{EnvironmentName, HostId, Seq},
     pipeline::{Alarm, Environment},

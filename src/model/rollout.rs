@@ -23,16 +23,19 @@ pub struct Rollout {
     /// Failed hosts that do not stop the rollout: it stops when this is exceeded.
     pub max_failures: Budget,
     /// The same within one wave.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_failures_per_wave: Option<Budget>,
     /// The same for unreachable hosts.
     pub max_unreachable: Budget,
     /// Healthy hosts below which none is taken; `None` = those healthy at plan time less `max_parallel`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub min_healthy: Option<Budget>,
     /// Without a newly healthy host for so long the rollout has failed; 0 = the limits of its calls are all.
     pub progress_deadline_ms: u64,
     /// A pause ends here, and the deployment `halted`.
     pub pause_timeout_ms: u64,
     /// Hosts that go back at the same moment; `None` = as many as went forward.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rollback_parallel: Option<u32>,
     /// A list of hosts that has lost more than this stops the deployment.
     pub max_shrink: Budget,

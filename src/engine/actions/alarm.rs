@@ -41,7 +41,13 @@ pub(super) async fn measure(context: &Context, run: &Run, deployment: u32, alarm
 }
 
 /// Tells people of an alarm that has fired.
-pub(in crate::engine) async fn tell_of_alarm(world: &World, run: &Run, deployment: u32, alarm: u32, found: &Assessment) {
+pub(in crate::engine) async fn tell_of_alarm(
+    world: &World,
+    run: &Run,
+    deployment: u32,
+    alarm: u32,
+    found: &Assessment,
+) {
     let Some(of) = run.deployment(deployment) else { return };
     let Some(place) = of.spec(run).and_then(|environment| place(run, of, environment, alarm)) else { return };
     if let Err(error) = place.tell(world, run, deployment, found).await {
@@ -54,7 +60,13 @@ pub(in crate::engine) async fn tell_of_alarm(world: &World, run: &Run, deploymen
 ///
 /// # Errors
 /// `alarm`: it still fires after `pause_timeout`.
-pub(super) async fn quiet(context: &Context, run: &Run, of: &Deployment, environment: &Environment, hosts: &[Host]) -> Result<(), Cause> {
+pub(super) async fn quiet(
+    context: &Context,
+    run: &Run,
+    of: &Deployment,
+    environment: &Environment,
+    hosts: &[Host],
+) -> Result<(), Cause> {
     let clock = &context.world.clock;
     let began = clock.now();
     let limit = Duration::from_millis(environment.rollout.pause_timeout_ms);
@@ -63,7 +75,10 @@ pub(super) async fn quiet(context: &Context, run: &Run, of: &Deployment, environ
         let Some((name, value, again)) = firing(context, run, of, environment, hosts).await else { return Ok(()) };
         let waited = clock.now().since(&began);
         if waited >= limit {
-            let message = format!("the alarm {name:?} has been firing for {} before anything was deployed", crate::time::Span(limit));
+            let message = format!(
+                "the alarm {name:?} has been firing for {} before anything was deployed",
+                crate::time::Span(limit)
+            );
             return Err(Cause::new("alarm", message).with("alarm", name));
         }
         if told.as_ref() != Some(&name) {

@@ -137,7 +137,12 @@ fn the_shortest_project_has_its_defaults() {
                     {"id": "web2", "name": "web2", "address": "web2", "ssh": {}},
                 ]}],
                 "ssh": {},
-                "rollout": {"max_parallel": 1, "max_failures": {"count": 0}, "max_unreachable": {"count": 0}},
+                "rollout": {
+                    "canary": {"count": {"count": 1}}, "waves": {"targets": [{"percent": 100}]}, "max_parallel": 1,
+                    "stagger_ms": 0, "bake_time_ms": 120_000, "max_bake_ms": 360_000, "max_failures": {"count": 0},
+                    "max_unreachable": {"count": 0}, "max_shrink": {"percent": 30}, "progress_deadline_ms": 0,
+                    "pause_timeout_ms": 86_400_000, "zones": false, "on_failure": "rollback", "on_inconclusive": "rollback",
+                },
                 "health": {
                     "checks": [{"http": ":8080/healthz"}], "min_healthy_time_ms": 10_000, "healthy_deadline_ms": 120_000,
                     "interval_ms": 1_000, "timeout_ms": 5_000,
@@ -148,6 +153,31 @@ fn the_shortest_project_has_its_defaults() {
             "notify": {"bad": ["log"], "good": []},
         })
     );
+}
+
+#[test]
+fn a_rollout_is_taken_as_it_is_written() {
+    let hooks = "prepare = error, before = error, before_wave = error, drain = error, undrain = error, after_wave = error, after = error,
+      rollback_safe = error,";
+    let rollout = r#"rollout = { canary = { labels = { tier = "canary" } }, waves = "25%", max_parallel = 4, stagger = "2s",
+      bake_time = "10m", max_bake = "20m", max_failures_per_wave = 1, min_healthy = "75%", progress_deadline = "15m",
+      pause_timeout = "2h", rollback_parallel = 10, max_shrink = "50%", zones = true, on_failure = "pause",
+      on_inconclusive = "promote" },"#;
+    let text = BASE.replacen(r#"    { "production","#, &format!(r#"    {{ "production", {hooks} {rollout}"#), 1);
+    let environment = &load(&text).pipeline.environments[0];
+    assert_eq!(
+        serde_json::to_value(&environment.rollout).unwrap(),
+        serde_json::json!({
+            "canary": {"labels": {"tier": "canary"}}, "waves": {"each": {"percent": 25}}, "max_parallel": 4,
+            "stagger_ms": 2_000, "bake_time_ms": 600_000, "max_bake_ms": 1_200_000, "max_failures": {"count": 0},
+            "max_failures_per_wave": {"count": 1}, "max_unreachable": {"count": 0}, "min_healthy": {"percent": 75},
+            "progress_deadline_ms": 900_000, "pause_timeout_ms": 7_200_000, "rollback_parallel": 10,
+            "max_shrink": {"percent": 50}, "zones": true, "on_failure": "pause", "on_inconclusive": "promote",
+        })
+    );
+    let hooks = environment.hooks;
+    assert!(hooks.prepare && hooks.before && hooks.before_wave && hooks.drain && hooks.undrain);
+    assert!(hooks.after_wave && hooks.after && hooks.rollback_safe);
 }
 
 const FULL: &str = r#"

@@ -192,16 +192,27 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         r##"    { "production","##,
-        r##"    { "production", canary = 1, prepare = error, alarms = {},"##,
+        r##"    { "production", canary = 1, transport = "signal", alarms = {},"##,
         r##"shop:6:21+6 unknown_key: unknown key "canary" in environments[1]; it belongs into rollout = { ... }
-shop:6:33+7 not_supported: "prepare" is not supported by this version of phased; take it out: it would have no effect
-shop:6:59+1 bad_value: environments[1].alarms is empty"##,
+shop:6:33+9 not_supported: "transport" is not supported by this version of phased; take it out: it would have no effect
+shop:6:64+1 bad_value: environments[1].alarms is empty"##,
     ),
     (
         r##"    { "production","##,
         r##"    { "production", rollout = { canary = 1, waves = { "10%" } },"##,
-        r##"shop:6:33+6 not_supported: "canary" is not supported by this version of phased; take it out: it would have no effect
-shop:6:45+5 not_supported: "waves" is not supported by this version of phased; take it out: it would have no effect"##,
+        r##"shop:6:55+5 bad_value: the last of the waves is "10%", so not every host would get the release; the list ends in "100%""##,
+    ),
+    (
+        r##"    { "production","##,
+        r##"    { "production", rollout = { waves = { "50%", "10%", "100%" } },"##,
+        r##"shop:6:50+5 bad_value: waves are how many hosts have it after each: 10% does not come after 50%; give them in rising order, the canary included"##,
+    ),
+    (
+        r##"    { "production","##,
+        r##"    { "production", rollout = { canary = { label = "x" }, on_failure = "retry", bake_time = 5 },"##,
+        r##"shop:6:44+5 unknown_key: unknown key "label" in environments[1].rollout.canary; did you mean "labels"?
+shop:6:72+7 bad_value: environments[1].rollout.on_failure must be "rollback", "halt" or "pause", not "retry"
+shop:6:93+1 wrong_type: environments[1].rollout.bake_time must be a duration such as "5m", not 5; write it as text with a unit: "5s" or "5m""##,
     ),
     (
         r##"    { "production","##,
