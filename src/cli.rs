@@ -61,7 +61,7 @@ pub enum Command {
     Check(CheckArgs),
     /// Write a configuration and an example project to start from
     Init(InitArgs),
-    /// Show all of it on this machine: a repository, a daemon, a handful of hosts, three commits
+    /// Show all of it on this machine: a repository, a daemon, a handful of hosts, four commits
     Demo(DemoArgs),
     /// Rebuild the index from the journals, offline
     Rebuild(RebuildArgs),
@@ -124,7 +124,7 @@ pub struct InitArgs {
 /// Of `demo`.
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
-    /// End after the three commits; exit code 0 only if all went as described
+    /// End after the four commits; exit code 0 only if all went as described
     #[arg(long)]
     pub once: bool,
     /// One good commit, and the daemon is killed ten times on the way; exit code 0 only if nothing was lost or done twice

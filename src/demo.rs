@@ -1,13 +1,13 @@
 //! `phased demo`: all of it on this machine, live, with nothing to install or configure.
 //!
 //! A sample repository, five hosts (SSH servers of this process that run real commands in directories of their own and serve the
-//! deployed app over HTTP), the real daemon with a real project file, and three commits. Everything listens on loopback and lives
+//! deployed app over HTTP), the real daemon with a real project file, and four commits. Everything listens on loopback and lives
 //! in one temporary directory, which goes away in the end.
 //!
 //! ```text
 //! site        the directory: what is made there, and its end
 //! host        one host: ssh::server, and the app behind HTTP
-//! repository  the shop in plain sh (shop/), its tests, the three commits
+//! repository  the shop in plain sh (shop/), its tests, the four commits
 //! daemon      the daemon in this process
 //! story       presses the button three times and asks the hosts what became of it
 //! crash       `--crash`: the first commit, and the daemon is killed ten times on the way

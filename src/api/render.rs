@@ -14,8 +14,11 @@ use crate::{
         MaintenanceView, Plan, ProjectStatus, ReleaseView, RunAtWork, RunView, StageState, Status, TokenView,
         WaitingView,
     },
-    model::deployment::{DeploymentState, HostState},
-    model::run::RunState,
+    model::{
+        deployment::{DeploymentState, HostState},
+        rollout::OnFailure,
+        run::RunState,
+    },
 };
 
 /// Columns of the words at the left of a project's block.
@@ -516,18 +519,42 @@ pub fn plan(plan: &Plan) -> String {
     out
 }
 
+/// What follows when it fails after a host was touched.
+fn consequence(environment: &EnvironmentPlan) -> String {
+    let safe = if environment.rollback_safe { ", if rollback_safe does not forbid it" } else { "" };
+    match (environment.on_failure, &environment.rollback, &environment.no_rollback) {
+        (OnFailure::Rollback, Some(target), _) => format!("back to {}{safe}", release(target)),
+        (OnFailure::Rollback, None, Some(why)) => format!("it halts: {}", cause(why)),
+        (OnFailure::Rollback, None, None) | (OnFailure::Halt, ..) => "it halts as it is".to_owned(),
+        (OnFailure::Pause, ..) => "it waits for a person".to_owned(),
+    }
+}
+
 fn planned(environment: &EnvironmentPlan) -> String {
     let mut out = String::new();
     let hosts = environment.hosts.len();
     line(
         &mut out,
         &format!(
-            "{}: {}, {} at a time",
+            "{}: {}, {} at a time{}",
             one_line(&environment.environment, 64),
             count(hosts, "host"),
-            environment.max_parallel
+            environment.max_parallel,
+            environment.expected.as_ref().map_or_else(String::new, |took| format!("; it took {took} the last time")),
         ),
     );
+    if !environment.waves.is_empty() {
+        let sizes: Vec<String> = environment
+            .waves
+            .iter()
+            .map(|wave| if wave.canary { format!("canary {}", wave.hosts) } else { wave.hosts.to_string() })
+            .collect();
+        labelled(
+            &mut out,
+            "waves",
+            &format!("{}; watched for {} after each", sizes.join(", then "), environment.bake_time),
+        );
+    }
     labelled(&mut out, "live", &environment.current.as_ref().map_or_else(|| "nothing yet".to_owned(), release));
     labelled(
         &mut out,
@@ -538,6 +565,14 @@ fn planned(environment: &EnvironmentPlan) -> String {
             one_line(&environment.max_unreachable, 100)
         ),
     );
+    labelled(&mut out, "", &format!("or when fewer than {} would serve", one_line(&environment.min_healthy, 100)));
+    labelled(&mut out, "then", &consequence(environment));
+    for alarm in &environment.alarms {
+        labelled(&mut out, "alarm", &one_line(alarm, 200));
+    }
+    if let Some(freeze) = &environment.freeze {
+        labelled(&mut out, "frozen", &held(freeze));
+    }
     if let Some(lease) = &environment.lease {
         labelled(&mut out, "", &held(lease));
     }
@@ -545,18 +580,22 @@ fn planned(environment: &EnvironmentPlan) -> String {
         labelled(&mut out, "WRONG", &cause(why));
     }
     let zoned = environment.hosts.iter().any(|h| h.zone.is_some());
-    let headings: &[&str] =
-        if zoned { &["#", "HOST", "ADDRESS", "ID", "ZONE"] } else { &["#", "HOST", "ADDRESS", "ID"] };
+    let headings: &[&str] = if zoned {
+        &["WAVE", "HOST", "ADDRESS", "ID", "HAS", "ZONE"]
+    } else {
+        &["WAVE", "HOST", "ADDRESS", "ID", "HAS"]
+    };
     let rows: Vec<Vec<String>> = environment
         .hosts
         .iter()
-        .enumerate()
-        .map(|(i, h)| {
+        .map(|h| {
+            let has = h.current.clone().unwrap_or_else(|| "?".to_owned());
             vec![
-                (i + 1).to_string(),
+                h.wave.to_string(),
                 h.name.clone(),
                 h.address.clone(),
                 h.id.clone(),
+                if h.ill.is_some() { format!("{has}, not healthy") } else { has },
                 h.zone.clone().unwrap_or_default(),
             ]
         })
@@ -662,24 +701,40 @@ pub(crate) mod tests {
 
     #[test]
     fn a_plan_reads_well() {
-        let view: Plan = serde_json::from_value(json!({
+        let mut view: Plan = serde_json::from_value(json!({
             "project": "shop", "stages": ["build", "unit"],
             "environments": [{"environment": "production", "max_parallel": 2, "max_failures": "10% of 25 hosts = 2", "max_unreachable": "0",
-                "hosts": [{"id": "i-1", "name": "web-1", "address": "10.0.0.1:22", "zone": null},
-                          {"id": "i-2", "name": "web-\u{202e}2", "address": "10.0.0.2:22", "zone": null}]}]
+                "waves": [{"n": 1, "canary": true, "hosts": 1}, {"n": 2, "canary": false, "hosts": 1}],
+                "min_healthy": "healthy now less 2 = 0", "bake_time": "2m", "rollback_safe": true, "on_failure": "rollback",
+                "expected": "6m", "alarms": ["error rate: fires above 0.01"],
+                "no_rollback": {"code": "no_target", "message": "this is the first"},
+                "hosts": [{"id": "i-1", "name": "web-1", "address": "10.0.0.1:22", "zone": null, "wave": 1, "current": "a1b2c3d4e5f6"},
+                          {"id": "i-2", "name": "web-\u{202e}2", "address": "10.0.0.2:22", "zone": null, "wave": 2, "ill": "it failed"}]}]
         }))
         .unwrap();
         assert_eq!(
             plan(&view),
             "shop: tests build, unit; then 1 environment
 
-production: 2 hosts, 2 at a time
+production: 2 hosts, 2 at a time; it took 6m the last time
+  waves   canary 1, then 1; watched for 2m after each
   live    nothing yet
   stops   when more than 10% of 25 hosts = 2 failed or more than 0 are unreachable
-  #  HOST   ADDRESS      ID
-  1  web-1  10.0.0.1:22  i-1
-  2  web-2  10.0.0.2:22  i-2
+          or when fewer than healthy now less 2 = 0 would serve
+  then    it halts: this is the first (no_target)
+  alarm   error rate: fires above 0.01
+  WAVE  HOST   ADDRESS      ID   HAS
+  1     web-1  10.0.0.1:22  i-1  a1b2c3d4e5f6
+  2     web-2  10.0.0.2:22  i-2  ?, not healthy
 "
+        );
+        view.environments[0].rollback = serde_json::from_value(json!({
+            "id": "a1b2c3d4e5f6", "revision": "a1b2c3d4e5f6", "author": "Ann <a@b>", "message": "Fix the cart"
+        }))
+        .ok();
+        assert!(
+            plan(&view)
+                .contains("then    back to a1b2c3d4e5f6 \"Fix the cart\" by Ann, if rollback_safe does not forbid it")
         );
     }
 

@@ -40,6 +40,12 @@ pub(super) const UNHEALTHY: Change = Change {
     ],
 };
 
+/// Well as long as one host has it: only watching tells.
+pub(super) const ILL: Change = Change {
+    message: "Share the price list between hosts",
+    files: &[("app.sh", include_str!("shop/ill/app.sh")), ("tests/run.sh", include_str!("shop/ill/run.sh"))],
+};
+
 /// A git repository with a work tree, on branch `main`.
 pub(super) struct Repository {
     dir: PathBuf,

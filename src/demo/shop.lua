@@ -23,8 +23,8 @@ return phased.project {
       },
       ssh = { user = "@USER@", key = phased.secret "deploy_key", known_hosts = "@KNOWN_HOSTS@" },
 
-      -- One host after the other, and none may fail: the first bad one stops it.
-      rollout = { canary = 1, waves = { "100%" }, bake_time = "2s" },
+      -- One host first, then the others, each step watched for a while. When something is wrong, all go back by themselves.
+      rollout = { canary = 1, waves = { "100%" }, max_parallel = 2, bake_time = "3s", on_failure = "rollback" },
 
       -- On each host: exactly the commit that was tested. Values travel as environment variables, never inside the text.
       deploy = function(host)
@@ -42,7 +42,7 @@ return phased.project {
       end,
 
       -- The host's own port 8080, asked through its SSH session: well for a second without a break, within five.
-      health = { http = ":8080/healthz", min_healthy_time = "1s", healthy_deadline = "5s" },
+      health = { http = ":8080/healthz", min_healthy_time = "1s", healthy_deadline = "5s", interval = "300ms" },
     },
   },
 

@@ -1,5 +1,5 @@
-//! Three commits: one that is good, one whose tests fail, one that does not come up. Each is pressed through the HTTP API, and what
-//! became of it is asked of the hosts themselves.
+//! Four commits: one that is good, one whose tests fail, one that does not come up, and one that falls ill later. Each is pressed through
+//! the HTTP API, and what became of it is asked of the hosts themselves.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
     time::{Clock, Stamp, within},
 };
 
-/// The longest a run of the demo may take; all of them together take about 15 s.
+/// The longest a run of the demo may take; all of them together take about 40 s.
 const RUN_LIMIT: Duration = Duration::from_secs(60);
 /// The longest the daemon may take to look for the branch.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -81,7 +81,7 @@ impl<'a> Story<'a> {
         Story { site, daemon, token, clock, terminal, label: String::new(), seen: None, began }
     }
 
-    /// Tells all three.
+    /// Tells all four.
     ///
     /// # Errors
     /// Something stood in the way: no answer, an answer that cannot be read, git.
@@ -93,6 +93,7 @@ impl<'a> Story<'a> {
         ask(&*self.clock, &self.daemon, "/v1/reload", self.token, Some("")).await?;
         self.fails_tests(&good, &mut differences).await?;
         self.unhealthy(&good, &mut differences).await?;
+        self.ill(&good, &mut differences).await?;
         Ok(differences)
     }
 
@@ -159,37 +160,49 @@ impl<'a> Story<'a> {
 
     async fn unhealthy(&mut self, good: &str, differences: &mut Differences) -> anyhow::Result<()> {
         let before = differences.0.len();
-        self.heading("3. A commit that passes its tests and does not come up stops at the first host");
-        let (revision, run) = self.deploy(&repository::UNHEALTHY).await?;
-        differences.unless(run.state == RunState::Halted, || ended(&run, "halt"));
-        let hosts = run.deployments.last().map(|deployment| deployment.hosts.as_slice()).unwrap_or_default();
+        self.heading("3. A commit that passes its tests and does not come up is taken back from the first host");
+        let run = self.taken_back(&repository::UNHEALTHY, good, differences).await?;
+        let hosts = run.deployments.first().map(|deployment| deployment.hosts.as_slice()).unwrap_or_default();
         let skipped = hosts.iter().skip(1).filter(|host| host.state == HostState::Skipped).count();
-        let stopped = hosts.first().is_some_and(|host| host.state == HostState::Failed) && skipped + 1 == hosts.len();
-        differences.unless(stopped, || "it did not stop at the first host".to_owned());
+        differences.unless(skipped + 1 == hosts.len(), || "it did not stop at the first host".to_owned());
+        self.verdict(differences.0.len() == before, "the canary failed and went back by itself; no other host saw it");
+        Ok(())
+    }
+
+    async fn ill(&mut self, good: &str, differences: &mut Differences) -> anyhow::Result<()> {
+        let before = differences.0.len();
+        self.heading(
+            "4. A commit that is healthy at first and falls ill when more hosts have it is taken back from all",
+        );
+        let run = self.taken_back(&repository::ILL, good, differences).await?;
+        let hosts = run.deployments.first().map(|deployment| deployment.hosts.as_slice()).unwrap_or_default();
+        let back = hosts.iter().filter(|host| host.state == HostState::RolledBack).count();
+        differences.unless(back > 1, || "it did not come to a second host".to_owned());
+        self.verdict(differences.0.len() == before, "caught while it was watched, after the canary had passed");
+        Ok(())
+    }
+
+    /// Presses the button for a bad commit: it goes back by itself, people are told, and every host serves `good`.
+    async fn taken_back(
+        &mut self,
+        change: &Change,
+        good: &str,
+        differences: &mut Differences,
+    ) -> anyhow::Result<RunView> {
+        let (_, run) = self.deploy(change).await?;
+        differences.unless(run.state == RunState::RolledBack, || ended(&run, "be rolled back"));
         let announced = self.announced(&run, differences).await;
         let serving = self.all_serve().await?;
-        let mut pairs = self.site.hosts.iter().zip(&serving);
-        let mut complaint = None;
-        if let Some((host, serves)) = pairs.next() {
-            let bad = !serves.healthy && serves.revision.as_deref() == Some(&revision);
-            differences.unless(bad, || otherwise(host, serves, &revision));
-            complaint = Some(format!("{} answers 503: \"{}\"", host.name, serves.says));
-        }
-        for (host, serves) in pairs {
-            let untouched = serves.healthy && serves.revision.as_deref() == Some(good);
-            differences.unless(untouched, || otherwise(host, serves, good));
+        for (host, serves) in self.site.hosts.iter().zip(&serving) {
+            let well = serves.healthy && serves.revision.as_deref() == Some(good);
+            differences.unless(well, || otherwise(host, serves, good));
         }
         differences.unless(self.live().await?.as_deref() == Some(good), || {
             "the daemon says something else is live".to_owned()
         });
         self.told(announced.as_ref());
-        if let Some(complaint) = complaint {
-            self.row("asked", &complaint);
-        }
-        let others = self.site.hosts.len().saturating_sub(1);
-        self.row("", &format!("the other {others} hosts still serve {}", short(good)));
-        self.verdict(differences.0.len() == before, "stopped at the first host, and people were told what to look at");
-        Ok(())
+        self.row("asked", &format!("all {} hosts serve {} again", serving.len(), short(good)));
+        Ok(run)
     }
 
     /// Commits, presses the button and shows the run until it has ended.
@@ -251,11 +264,17 @@ impl<'a> Story<'a> {
         let Some(deployment) = run.deployments.last() else {
             return self.terminal.moon(0, 1, "testing");
         };
-        let before = seen.and_then(|seen| seen.deployments.last()).map(|d| d.hosts.as_slice()).unwrap_or_default();
-        for host in &deployment.hosts {
-            let was = before.iter().find(|other| other.id == host.id).map(|other| other.state);
-            if was != Some(host.state) {
-                self.host(host);
+        for of in &run.deployments {
+            let before = seen.and_then(|seen| seen.deployments.iter().find(|before| before.id == of.id));
+            let before = before.map(|before| before.hosts.as_slice()).unwrap_or_default();
+            if before.is_empty() && of.rollback_of.is_some() {
+                self.marked(Tone::Bad, "back", &format!("↩ back to {}", one_line(&of.release, 12)));
+            }
+            for host in &of.hosts {
+                let was = before.iter().find(|other| other.id == host.id).map(|other| other.state);
+                if was != Some(host.state) {
+                    self.host(host, of.rollback_of.is_some());
+                }
             }
         }
         if !run.state.is_end() {
@@ -266,12 +285,17 @@ impl<'a> Story<'a> {
         }
     }
 
-    fn host(&mut self, host: &HostView) {
+    fn host(&mut self, host: &HostView, back: bool) {
         let name = one_line(&host.name, 40);
+        let label = if back { "back" } else { "deploy" };
         match host.state {
-            HostState::Pending | HostState::Running | HostState::Unknown | HostState::Skipped => {}
-            HostState::Healthy => self.marked(Tone::Good, "deploy", &format!("✓ {name} is healthy")),
-            state => self.marked(Tone::Bad, "deploy", &format!("✗ {name} {}", word(&state))),
+            HostState::Pending
+            | HostState::Running
+            | HostState::Unknown
+            | HostState::Skipped
+            | HostState::RolledBack => {}
+            HostState::Healthy => self.marked(Tone::Good, label, &format!("✓ {name} is healthy")),
+            state => self.marked(Tone::Bad, label, &format!("✗ {name} {}", word(&state))),
         }
     }
 

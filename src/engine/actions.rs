@@ -11,7 +11,6 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::alarm::tell_of_alarm;
 pub(super) use self::lease::lease_names;
 use self::{
     alarm::measure,
@@ -19,6 +18,10 @@ use self::{
     lease::lease,
     plan::{look, plan},
     resolve::{checkout, resolve},
+};
+pub(super) use self::{
+    alarm::tell_of_alarm,
+    plan::{Asked, phases},
 };
 use super::{
     doors::{Doors, Place},

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use serde_json::json;
 
 use super::{
-    alarms, changes,
+    actions, alarms, changes,
     conductor::{Ask, Conductor, Requested, locked},
     freezes,
     handle::{
@@ -16,7 +16,7 @@ use super::{
     hooks, hosts, idempotency, leases, ledger, log, maintenance, plugin, tokens,
     view::{
         AlarmView, CauseView, EnvironmentPlan, FreezeView, LeaseView, LiveView, MaintenanceView, Page, Plan,
-        PlannedHost, ProjectStatus, RunView, Status, TokenView,
+        PlannedHost, PlannedWave, ProjectStatus, RunView, Status, TokenView,
     },
     views,
 };
@@ -27,11 +27,12 @@ use crate::{
         event::{Purpose, Wanted},
         ids::{EnvironmentName, ProjectName, RunId},
         pipeline::Environment,
+        plan::Phases,
         rollout::Budget,
         run::Trigger,
     },
     ports::{index::IndexError, program::Loaded},
-    time::rfc3339,
+    time::{Span, rfc3339},
 };
 
 /// The longest a request waits for a run.
@@ -122,11 +123,22 @@ impl Conductor {
     async fn plan_of(&self, loaded: &Loaded, environment: &Environment) -> EnvironmentPlan {
         let world = &self.inner.world;
         let found = hosts::of(world, &loaded.name, &loaded.code, environment).await;
-        let (hosts, cause) = match found {
-            Ok(hosts) => (hosts, None),
-            Err(cause) => (Vec::new(), Some(CauseView::from(&cause))),
+        let asked = actions::Asked {
+            project: &loaded.name,
+            environment,
+            release: None,
+            target: None,
+            purpose: &Purpose::Deploy,
+        };
+        let (hosts, phases, cause) = match found.and_then(|hosts| actions::phases(world, &asked, hosts)) {
+            Ok((hosts, phases)) => (hosts, phases, None),
+            Err(cause) => (Vec::new(), Phases::default(), Some(CauseView::from(&cause))),
         };
         let count = hosts.len();
+        let waves = (1u32..).zip(&phases.waves);
+        let wave_of: Vec<u32> = waves.clone().flat_map(|(n, size)| (0..*size).map(move |_| n)).collect();
+        let rollout = &environment.rollout;
+        let time = |ms: u64| Span(Duration::from_millis(ms)).to_string();
         let budget = |budget: Budget| match budget {
             Budget::Count(n) => n.to_string(),
             Budget::Percent(p) => format!("{p}% of {count} hosts = {}", budget.of(count)),
@@ -134,11 +146,41 @@ impl Conductor {
         EnvironmentPlan {
             environment: environment.name.to_string(),
             current: ledger::live(&*world.control, &loaded.name, &environment.name).map(|live| (&live.release).into()),
+            waves: waves.map(|(n, hosts)| PlannedWave { n, canary: n == 1 && phases.canary, hosts: *hosts }).collect(),
             hosts: hosts
                 .into_iter()
-                .map(|h| PlannedHost { id: h.id.to_string(), name: h.name, address: h.address, zone: h.zone })
+                .zip(wave_of)
+                .map(|(h, wave)| PlannedHost {
+                    wave,
+                    current: phases.current.get(&h.id).map(ToString::to_string),
+                    ill: phases.ill.get(&h.id).cloned(),
+                    id: h.id.to_string(),
+                    name: h.name,
+                    address: h.address,
+                    zone: h.zone,
+                })
                 .collect(),
             cause,
+            min_healthy: match rollout.min_healthy {
+                Some(Budget::Percent(p)) => format!("{p}% of {count} hosts = {}", phases.min_healthy),
+                Some(Budget::Count(n)) => n.to_string(),
+                None => format!("healthy now less {} = {}", rollout.max_parallel, phases.min_healthy),
+            },
+            bake_time: time(rollout.bake_time_ms),
+            rollback: phases.target.as_ref().map(|target| (&target.release).into()),
+            no_rollback: phases.no_target.as_ref().map(CauseView::from),
+            rollback_safe: environment.hooks.rollback_safe,
+            on_failure: rollout.on_failure,
+            expected: phases.expected_ms.map(time),
+            alarms: environment
+                .alarms
+                .iter()
+                .map(|alarm| {
+                    let sees = alarm.analysis.sees(Duration::from_millis(rollout.bake_time_ms));
+                    format!("{}: {sees}", alarm.name)
+                })
+                .collect(),
+            freeze: self.frozen(&loaded.name, environment),
             max_parallel: environment.rollout.max_parallel,
             max_failures: budget(environment.rollout.max_failures),
             max_unreachable: budget(environment.rollout.max_unreachable),

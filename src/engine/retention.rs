@@ -120,16 +120,13 @@ fn finished(conductor: &Conductor) -> std::io::Result<Vec<Finished>> {
     let live = control.scan("live/");
     let runs: BTreeSet<String> =
         live.iter().chain(&control.scan("last/")).filter_map(|entry| text(&entry.value, "/run")).collect();
-    // Whatever control says of an environment: what is live there, and what it can go back to.
+    // Whatever control says of an environment, such as what is live there. What it can go back to is whole in control.
     let releases: BTreeSet<(String, String)> = control
         .scan("")
         .iter()
-        .flat_map(|entry| {
-            let project = entry.key.split('/').nth(1).unwrap_or_default().to_owned();
-            let known_good = entry.value.as_array().into_iter().flatten();
-            let ids = known_good.filter_map(|good| text(good, "/target/release/id"));
-            let ids: Vec<String> = ids.chain(text(&entry.value, "/release/id")).collect();
-            ids.into_iter().map(move |id| (project.clone(), id))
+        .filter_map(|entry| {
+            let project = entry.key.split('/').nth(1)?;
+            Some((project.to_owned(), text(&entry.value, "/release/id")?))
         })
         .collect();
     let needed = |view: &RunView| {

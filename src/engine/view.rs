@@ -7,6 +7,7 @@ use crate::model::{
     cause::Cause,
     deployment::{DeploymentState, HostState},
     ids::Digest,
+    rollout::OnFailure,
     run::{RunState, Trigger},
 };
 
@@ -441,9 +442,11 @@ pub struct EnvironmentPlan {
     pub environment: String,
     /// The release that is live there now.
     pub current: Option<ReleaseView>,
+    /// Its waves in order.
+    pub waves: Vec<PlannedWave>,
     /// Hosts in the order of the rollout.
     pub hosts: Vec<PlannedHost>,
-    /// Why the hosts could not be found out.
+    /// Why there is no plan.
     pub cause: Option<CauseView>,
     /// Hosts at the same moment.
     pub max_parallel: u32,
@@ -451,8 +454,38 @@ pub struct EnvironmentPlan {
     pub max_failures: String,
     /// The same for unreachable hosts.
     pub max_unreachable: String,
+    /// Healthy hosts below which none is taken, and how that number came about.
+    pub min_healthy: String,
+    /// How long it is watched after each wave.
+    pub bake_time: String,
+    /// What a failure goes back to.
+    pub rollback: Option<ReleaseView>,
+    /// Why a failure cannot go back.
+    pub no_rollback: Option<CauseView>,
+    /// The project's `rollback_safe` is asked about the release, and may forbid it.
+    pub rollback_safe: bool,
+    /// What follows when it fails after a host was touched.
+    #[schema(value_type = String, example = "rollback")]
+    pub on_failure: OnFailure,
+    /// How long the last success took.
+    pub expected: Option<String>,
+    /// What each alarm can see in a bake of that length.
+    pub alarms: Vec<String>,
+    /// What keeps new deployments out now.
+    pub freeze: Option<WaitingView>,
     /// Who holds the environment now.
     pub lease: Option<WaitingView>,
+}
+
+/// A wave in a plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PlannedWave {
+    /// From 1.
+    pub n: u32,
+    /// Whether it is the canary.
+    pub canary: bool,
+    /// How many hosts it has.
+    pub hosts: u32,
 }
 
 /// A host in a plan.
@@ -466,6 +499,12 @@ pub struct PlannedHost {
     pub address: String,
     /// Its failure domain.
     pub zone: Option<String>,
+    /// Its wave, from 1.
+    pub wave: u32,
+    /// The release it has, as far as that is known.
+    pub current: Option<String>,
+    /// Why it is not healthy, as the last deployment left it.
+    pub ill: Option<String>,
 }
 
 /// A piece of a run's output.

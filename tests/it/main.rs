@@ -26,6 +26,7 @@ mod poll;
 mod push;
 mod queue;
 mod retention;
+mod rollouts;
 mod secrets;
 mod stages;
 mod steps;

@@ -104,10 +104,13 @@ pub(super) async fn guard(context: &Context, deployment: u32, mut guarded: Vec<G
     let between = Duration::from_millis(first.health.interval_ms);
     let usual = (bake / 10).clamp(between, ROUND.max(between));
     loop {
-        let looks = guarded.into_iter().map(|mut guarded| async {
+        let wide = guarded.len() > WIDE;
+        let looks = guarded.into_iter().map(|mut guarded| async move {
             let round = look(context, deployment, &guarded.host, &guarded.health).await;
-            // A wide fleet's connections are not kept for it.
-            context.sessions.forget(&guarded.host.id).await;
+            if wide {
+                // A wide fleet's connections are not kept for it.
+                context.sessions.forget(&guarded.host.id).await;
+            }
             let bad = guarded.watch.round(round.as_deref().map_err(Clone::clone));
             guarded.bad = if bad.is_some() { guarded.bad + 1 } else { 0 };
             (guarded, bad)

@@ -10,7 +10,7 @@ use crate::{
         deployment::{Deployment, HostState},
         event::{Event, Purpose},
         host::Host,
-        ids::HostId,
+        ids::{HostId, ProjectName, ReleaseId},
         pipeline::Environment,
         plan::{self, Fleet, Phases, Target},
         rollout::{Canary, Rollout, Waves},
@@ -39,7 +39,14 @@ pub(super) async fn plan(context: &Context, run: &Run, deployment: u32, environm
     {
         return Event::PlanFailed { deployment, cause };
     }
-    match found.and_then(|hosts| phases(world, run, environment, hosts)) {
+    let asked = Asked {
+        project: &run.header.project,
+        environment,
+        release: run.release.as_ref().map(|release| &release.id),
+        target: run.target.as_deref(),
+        purpose: &run.header.request.purpose,
+    };
+    match found.and_then(|hosts| phases(world, &asked, hosts)) {
         Ok((hosts, phases)) => Event::Planned {
             deployment,
             max_failures: environment.rollout.max_failures.of(hosts.len()),
@@ -53,17 +60,27 @@ pub(super) async fn plan(context: &Context, run: &Run, deployment: u32, environm
     }
 }
 
+/// What a plan is made for.
+pub(in crate::engine) struct Asked<'a> {
+    pub(in crate::engine) project: &'a ProjectName,
+    pub(in crate::engine) environment: &'a Environment,
+    /// What ships, if that is known yet.
+    pub(in crate::engine) release: Option<&'a ReleaseId>,
+    /// What is put back instead.
+    pub(in crate::engine) target: Option<&'a Target>,
+    pub(in crate::engine) purpose: &'a Purpose,
+}
+
 /// The waves over `hosts`, with what control knows of each.
 ///
 /// # Errors
 /// `max_shrink`, and those of [`plan::phases`].
 pub(in crate::engine) fn phases(
     world: &World,
-    run: &Run,
-    environment: &Environment,
+    asked: &Asked<'_>,
     hosts: Vec<Host>,
 ) -> Result<(Vec<Host>, Phases), Cause> {
-    let project = &run.header.project;
+    let (project, environment) = (asked.project, asked.environment);
     let known = ledger::hosts(&*world.control, project, &environment.name);
     shrunk(environment, known.keys(), &hosts)?;
     let mut fleet = Fleet { hosts, ..Fleet::default() };
@@ -79,16 +96,16 @@ pub(in crate::engine) fn phases(
             fleet.ill.insert(host.id.clone(), note.why.clone().unwrap_or_else(|| "it failed last time".to_owned()));
         }
     }
-    let Some(target) = &run.target else {
+    let Some(target) = asked.target else {
         let (hosts, mut phases) = plan::phases(&environment.rollout, fleet)?;
-        match way_back(world, run, environment) {
+        match way_back(world, asked) {
             Ok(target) => phases.target = Some(Box::new(target)),
             Err(cause) => phases.no_target = Some(cause),
         }
         phases.expected_ms = ledger::expected(&*world.control, project, &environment.name);
         return Ok((hosts, phases));
     };
-    if let Purpose::Converge { hosts } = &run.header.request.purpose {
+    if let Purpose::Converge { hosts } = asked.purpose {
         let differs = |host: &Host| {
             let has = fleet.current.get(&host.id) == Some(&target.release.id);
             if hosts.is_empty() { !has && !fleet.quarantined.contains(&host.id) } else { hosts.contains(&host.id) }
@@ -131,11 +148,11 @@ fn shrunk<'a>(environment: &Environment, known: impl Iterator<Item = &'a HostId>
 }
 
 /// What a failure of this run would go back to.
-fn way_back(world: &World, run: &Run, environment: &Environment) -> Result<Target, Cause> {
-    let (project, release) = (&run.header.project, run.release.as_ref());
+fn way_back(world: &World, asked: &Asked<'_>) -> Result<Target, Cause> {
+    let (project, environment) = (asked.project, asked.environment);
     let known_good = ledger::known_good(&*world.control, project, &environment.name);
     let Some(good) =
-        known_good.into_iter().find(|good| release.is_none_or(|release| release.id != good.target.release.id))
+        known_good.into_iter().find(|good| asked.release.is_none_or(|release| *release != good.target.release.id))
     else {
         let message = format!("{} has no other known-good release: this is the first", environment.name);
         return Err(Cause::new("no_target", message));

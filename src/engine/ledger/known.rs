@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How many known-good releases of an environment are remembered.
-const REMEMBERED: usize = 10;
+const REMEMBERED: usize = 5;
 
 /// A release that was baked and verified in an environment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

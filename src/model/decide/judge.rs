@@ -74,7 +74,9 @@ fn wrong(scene: &Scene<'_>) -> Option<Wrong> {
             _ => Wrong::from(of_hook(hook, cause)),
         });
     }
-    late(scene).map(Wrong::from).or_else(|| nobody(d, scene))
+    // Of one that is cut short nobody expects that anything becomes healthy.
+    let goes_on = scene.cut_short().is_none();
+    late(scene).map(Wrong::from).or_else(|| nobody(d, scene)).filter(|_| goes_on)
 }
 
 /// An alarm that fired and is to have a consequence.

@@ -144,7 +144,7 @@ impl Scene<'_> {
             || self.deployment.hosts.iter().any(|host| host.prepare.is_open())
     }
 
-    fn cut_short(&self) -> Option<(DeploymentState, Cause)> {
+    pub(super) fn cut_short(&self) -> Option<(DeploymentState, Cause)> {
         // Once a host was touched, an interruption leaves a mixture: `halted`, not `failed`.
         let mixed = if self.deployment.touched() { DeploymentState::Halted } else { DeploymentState::Failed };
         if let Some(cause) = &self.run.diverged {

@@ -1,0 +1,117 @@
+//! What people do to a rollout: pause, resume, promote, take back, by hand and over restarts.
+
+use serde_json::json;
+
+use super::{PHASES, all_have, baking, good, nth, project, spoil};
+use crate::fixture::World;
+
+const LONG: &str = r#"canary = 1, max_parallel = 2, bake_time = "1h""#;
+
+fn at(change: &str) -> String {
+    format!("/v1/projects/shop/environments/production/{change}")
+}
+
+#[test]
+fn a_pause_holds_over_a_restart_and_ends_when_it_is_ended() {
+    let (world, daemon, good) = good(&project(4, PHASES), 4);
+    let commit = world.repo.push("held for a while");
+    let run = daemon.press();
+    baking(&run, 0);
+    let paused = daemon.cli(&["pause", "shop", "production", "--reason", "lunch"]);
+    assert!(paused.status.success(), "{paused:?}");
+    daemon.kill();
+    let daemon = world.start();
+    let run = daemon.run(&run.id);
+    let view = run.until("it is paused", |run| nth(run, 0)["state"] == "paused");
+    assert_eq!(nth(&view, 0)["paused"]["reason"], "lunch");
+    // The bake goes on while it is paused; what comes after it does not begin.
+    assert!(world.hosts_have(&["h2", "h3", "h4"], &good));
+    assert_eq!(daemon.api.post(&at("pause"), &json!({})).problem(), (409, "paused_already".to_owned()));
+    daemon.api.post(&at("resume"), &json!({})).is(200);
+    run.wait().is("succeeded");
+    all_have(&world, 4, &commit);
+    assert_eq!(daemon.api.post(&at("resume"), &json!({})).problem(), (409, "not_deploying".to_owned()));
+}
+
+#[test]
+fn a_bake_can_be_promoted_and_a_rollout_taken_back() {
+    let phases = format!("{LONG}, waves = {{ \"50%\", \"100%\" }}");
+    let (world, daemon, first) = {
+        let (world, daemon) = World::with(&project(4, &phases));
+        let commit = world.repo.push("good");
+        let run = daemon.press();
+        for wave in 0..3 {
+            baking(&run, wave);
+            daemon.api.post(&at("promote"), &json!({ "reason": "looks fine" })).is(200);
+        }
+        run.wait().is("succeeded");
+        daemon.idle();
+        (world, daemon, commit)
+    };
+    all_have(&world, 4, &first);
+    world.repo.push("somebody does not like it");
+    let run = daemon.press();
+    baking(&run, 0);
+    let answer = daemon.api.post(&at("rollback"), &json!({ "reason": "customers call" })).is(200);
+    assert_eq!(answer.json()["id"], run.id);
+    let run = run.wait().is("rolled_back");
+    assert_eq!(run.code(), "rollback_requested");
+    assert!(run.message().contains("customers call"), "{}", run.message());
+    all_have(&world, 4, &first);
+}
+
+#[test]
+fn an_environment_goes_back_by_hand_also_in_a_freeze_and_without_its_repository() {
+    let (world, daemon, first) = good(&project(3, PHASES), 3);
+    let second = world.repo.push("second");
+    daemon.deploy().is("succeeded");
+    daemon.idle();
+    daemon.api.put(&at("freeze"), &json!({ "reason": "Christmas" })).is(200);
+    std::fs::rename(world.root().join("repo"), world.root().join("gone")).unwrap();
+    let back = daemon.cli(&["rollback", "shop", "production", "--wait"]);
+    assert!(back.status.success(), "{back:?}");
+    all_have(&world, 3, &first);
+    let status = daemon.status().to_string();
+    assert!(status.contains(&first[..12]), "{status}");
+    // And forward again, to one that is named.
+    let forward = daemon.cli(&["rollback", "shop", "production", "--to", &second[..8], "--wait"]);
+    assert!(forward.status.success(), "{forward:?}");
+    all_have(&world, 3, &second);
+    let unknown = daemon.cli(&["rollback", "shop", "production", "--to", "0123456", "--wait"]);
+    assert_eq!(unknown.status.code(), Some(3), "{unknown:?}");
+}
+
+#[test]
+fn without_a_known_good_release_nothing_goes_back() {
+    let (_world, daemon) = World::with(&project(2, PHASES));
+    assert_eq!(daemon.api.post(&at("rollback"), &json!({})).problem(), (409, "no_target".to_owned()));
+    assert_eq!(daemon.api.post(&at("dance"), &json!({})).problem(), (422, "bad_value".to_owned()));
+    assert_eq!(daemon.api.post(&at("pause"), &json!({ "to": "x" })).problem(), (422, "bad_value".to_owned()));
+}
+
+#[test]
+fn one_that_failed_and_paused_goes_on_only_when_it_is_promoted() {
+    let phases = r#"canary = 1, max_parallel = 1, bake_time = "0s", on_failure = "pause""#;
+    let (world, daemon, _) = good(&project(3, phases), 3);
+    let commit = world.repo.push("bad on one host");
+    spoil(&world, &commit, "h1");
+    let run = daemon.press();
+    let view = run.until("it is paused", |run| nth(run, 0)["state"] == "paused");
+    assert_eq!((&nth(&view, 0)["paused"]["failed"], &nth(&view, 0)["paused"]["by"]), (&json!(true), &json!("phased")));
+    assert_eq!(daemon.api.post(&at("resume"), &json!({})).problem(), (409, "deployment_failed".to_owned()));
+    daemon.api.post(&at("promote"), &json!({})).is(200);
+    let run = run.wait().is("succeeded");
+    assert!(world.hosts_have(&["h2", "h3"], &commit), "{}", run.view);
+}
+
+#[test]
+fn hosts_that_come_later_get_what_is_live() {
+    let (world, daemon, commit) = good(&project(2, PHASES), 2);
+    world.project(&project(3, PHASES));
+    daemon.api.post("/v1/reload", &json!({})).is(200);
+    let answer = daemon.api.post(&at("converge"), &json!({})).is(202);
+    let run = daemon.run(answer.json()["id"].as_str().unwrap()).wait().is("succeeded");
+    assert_eq!(nth(&run.view, 0)["hosts"].as_array().unwrap().len(), 1, "{}", run.view);
+    all_have(&world, 3, &commit);
+    assert_eq!(world.touched("h1").len(), 2, "the others were left alone");
+}
