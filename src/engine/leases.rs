@@ -145,7 +145,11 @@ pub(super) struct Believed {
 
 /// Every lease that `run` goes by.
 pub(super) fn believed(run: &Run) -> Vec<Believed> {
-    let open = run.deployments.iter().filter(|d| d.end.is_none() && !d.lease_lost && run.end.is_none());
+    // What takes another one back goes by that one's.
+    let open = run
+        .deployments
+        .iter()
+        .filter(|d| d.end.is_none() && d.rollback_of.is_none() && !d.lease_lost && run.end.is_none());
     let mut believed = Vec::new();
     for (d, epoch) in open.filter_map(|d| Some((d, d.lease?))) {
         let names = lease_names(run, d.n);

@@ -927,7 +927,7 @@ impl Owner {
             (Change::Pause, Some(paused)) => {
                 Err(Cause::new("paused_already", format!("{} has paused it already", paused.by)))
             }
-            (Change::Pause, None) => Ok(Event::Paused { deployment, by, reason, failed: None }),
+            (Change::Pause, None) => Ok(Event::Paused { deployment, by, reason, failed: None, bad: false }),
             (Change::Resume, None) => Err(Cause::new("not_paused", "it is not paused")),
             (Change::Resume, Some(Paused { failed: Some(cause), .. })) => {
                 let message = format!(
@@ -947,7 +947,8 @@ impl Owner {
                     let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
                     let cause =
                         Cause::new("rollback_requested", format!("{by} asked for a rollback{why}")).with("by", by);
-                    Ok(Event::Judged { deployment, cause, bad: false, then: OnFailure::Rollback })
+                    let bad = of.paused.as_ref().is_some_and(|paused| paused.bad);
+                    Ok(Event::Judged { deployment, cause, bad, then: OnFailure::Rollback })
                 }
             },
         }

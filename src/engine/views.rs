@@ -306,7 +306,7 @@ fn own_parts(run: &Run, event: &Event) -> Vec<Part> {
             vec![Part::Head, Part::Deployment(*deployment)]
         }
         Event::LeaseLost { deployment } | Event::PlanFailed { deployment, .. } => vec![Part::Deployment(*deployment)],
-        Event::Measured { .. } => Vec::new(),
+        Event::Measured { .. } | Event::Observed { .. } => Vec::new(),
         Event::BakeBegan { deployment, .. }
         | Event::BakeEnded { deployment, .. }
         | Event::Judged { deployment, .. }

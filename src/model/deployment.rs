@@ -161,6 +161,8 @@ pub struct Paused {
     pub since: Stamp,
     /// It has failed, and may only go on by being promoted.
     pub failed: Option<Cause>,
+    /// And it is the release that is bad.
+    pub bad: bool,
 }
 
 /// An alarm of a deployment.
@@ -497,7 +499,7 @@ impl HostRun {
         });
         match (ended, &self.health) {
             _ if self.gone => HostState::Gone,
-            (Some((_, cause)), _) if cause.is_shut() => HostState::Unreachable,
+            (Some((_, cause)), _) | (None, HealthRun::Unhealthy(cause)) if cause.is_shut() => HostState::Unreachable,
             // Cut off from outside: that says nothing about the release, and nobody has looked at the host since.
             (Some((CallEnd::Ended(_), cause)), _) | (_, HealthRun::Unhealthy(cause))
                 if matches!(cause.code.as_str(), "diverged" | "stopped") =>

@@ -237,6 +237,14 @@ pub enum Event {
         /// It has failed, and goes on only if it is promoted.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         failed: Option<Cause>,
+        /// And it is the release that is bad.
+        #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+        bad: bool,
+    },
+    /// Nothing else happened for a while, and somebody was there: what was watched is watched.
+    Observed {
+        /// Which deployment bakes.
+        deployment: u32,
     },
     /// A paused deployment goes on.
     Unpaused {

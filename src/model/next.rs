@@ -171,7 +171,8 @@ impl Run {
                     if deployment.host(&host.id).is_some() {
                         return illegal("fleet_seen", format!("host {} is there", host.id));
                     }
-                    deployment.hosts.push(HostRun::planned(host.clone(), last, None, &spec));
+                    let ill = Some("it has only just come".to_owned());
+                    deployment.hosts.push(HostRun::planned(host.clone(), last, ill, &spec));
                 }
                 match deployment.waves.get_mut(*wave as usize) {
                     Some(wave) => wave.seen = true,
@@ -202,18 +203,31 @@ impl Run {
                 deployment.judged = Some(Judged { cause: cause.clone(), bad: *bad, then: *then });
                 deployment.paused = None;
             }
-            Event::Paused { deployment, by, reason, failed } => {
+            Event::Paused { deployment, by, reason, failed, bad } => {
                 let deployment = self.deployment_mut("paused", *deployment)?;
                 let (by, reason, failed) = (by.clone(), reason.clone(), failed.clone());
-                deployment.paused = Some(Paused { by, reason, since: at.clone(), failed });
+                deployment.paused = Some(Paused { by, reason, since: at.clone(), failed, bad: *bad });
             }
-            Event::Unpaused { deployment, .. } => self.deployment_mut("unpaused", *deployment)?.paused = None,
+            Event::Unpaused { deployment, .. } => {
+                let deployment = self.deployment_mut("unpaused", *deployment)?;
+                deployment.paused = None;
+                deployment.progress_at = Some(at.clone());
+            }
+            Event::Observed { deployment } => {
+                self.deployment_mut("observed", *deployment)?;
+            }
             Event::Promoted { deployment, .. } => {
                 let deployment = self.deployment_mut("promoted", *deployment)?;
                 deployment.paused = None;
                 let count = |state| deployment.hosts.iter().filter(|host| host.verdict() == state).count();
-                deployment.forgiven =
+                let before = deployment.forgiven;
+                let forgiven =
                     Forgiven { failed: count(HostState::Failed), unreachable: count(HostState::Unreachable) };
+                deployment.forgiven = forgiven;
+                // Whoever goes on from hosts that do not serve goes on without them.
+                let fewer = (forgiven.failed + forgiven.unreachable).saturating_sub(before.failed + before.unreachable);
+                deployment.phases.min_healthy =
+                    deployment.phases.min_healthy.saturating_sub(u32::try_from(fewer).unwrap_or(u32::MAX));
                 deployment.progress_at = Some(at.clone());
                 for alarm in &mut deployment.alarms {
                     alarm.forgiven |= alarm.series.assess(false).verdict == Verdict::Fail;
@@ -244,7 +258,9 @@ impl Run {
                 self.host_mut("health_verdict", *deployment, host)?.health =
                     unhealthy.clone().map_or(HealthRun::Healthy, HealthRun::Unhealthy);
                 self.came_back(*deployment, host);
-                self.deployment_mut("health_verdict", *deployment)?.progress_at = Some(at.clone());
+                if unhealthy.is_none() {
+                    self.deployment_mut("health_verdict", *deployment)?.progress_at = Some(at.clone());
+                }
             }
             Event::DeadlineHit { key } => match self.calls.get_mut(key) {
                 Some(call) => call.over = true,
@@ -318,9 +334,11 @@ impl Run {
         if let Some(Place::Host { deployment, host, function }) = key.place() {
             let of = self.deployment_mut("call", deployment)?;
             // What prepares must not touch what serves; a host that goes back is on its way from there on.
-            let begins = function != "prepare" || of.rollback_of.is_some();
+            let begins = function != "prepare" || of.target.is_some();
             if begins {
-                of.progress_at.get_or_insert_with(|| at.clone());
+                if !of.hosts.iter().any(HostRun::in_flight) {
+                    of.progress_at = Some(at.clone());
+                }
                 self.host_mut("call", deployment, &host)?.begun.get_or_insert_with(|| at.clone());
             }
         }
@@ -517,8 +535,11 @@ impl Run {
                 }
                 hosts.push(going);
             }
-            // At least one has to be taken at a time.
-            let floor = (of.phases.min_healthy as usize).min(healthy.saturating_sub(1));
+            // At least one has to be taken at a time; where nothing else is said, as many as may go back at once.
+            let rollout = &target.environment.rollout;
+            let at_once = rollout.rollback_parallel.unwrap_or(rollout.max_parallel).max(1) as usize;
+            let taken = if rollout.min_healthy.is_some() { 1 } else { at_once };
+            let floor = (of.phases.min_healthy as usize).min(healthy.saturating_sub(taken));
             deployment.phases.min_healthy = u32::try_from(floor).unwrap_or(u32::MAX);
             deployment.budgets = of.budgets;
             deployment.lease = of.lease;

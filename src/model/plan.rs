@@ -10,7 +10,7 @@ use super::{
     ids::{Digest, HostId, ReleaseId, RunId},
     pipeline::Environment,
     release::Release,
-    rollout::{Canary, Rollout, Waves},
+    rollout::{Budget, Canary, Rollout, Waves},
 };
 
 /// A release that an environment can be brought back to: known-good there, with the code that made it so.
@@ -85,7 +85,9 @@ pub fn phases(rollout: &Rollout, fleet: Fleet) -> Result<(Vec<Host>, Phases), Ca
     let canaries: BTreeSet<HostId> = match &rollout.canary {
         Canary::Count(budget) => {
             let first = hosts.iter().filter(|host| !quarantined.contains(&host.id));
-            first.take(budget.of(count)).map(|host| host.id.clone()).collect()
+            let size =
+                if matches!(budget, Budget::Percent(p) if *p > 0) { budget.size_of(count) } else { budget.of(count) };
+            first.take(size).map(|host| host.id.clone()).collect()
         }
         Canary::Labels(labels) => {
             let has = |host: &&Host| labels.iter().all(|(name, value)| host.labels.get(name) == Some(value));
@@ -100,7 +102,9 @@ pub fn phases(rollout: &Rollout, fleet: Fleet) -> Result<(Vec<Host>, Phases), Ca
     hosts.sort_by_key(|host| (!canaries.contains(&host.id), quarantined.contains(&host.id)));
     let healthy = count - hosts.iter().filter(|host| ill.contains_key(&host.id)).count();
     let parallel = rollout.max_parallel.max(1) as usize;
-    let min_healthy = rollout.min_healthy.map_or(healthy.saturating_sub(parallel), |floor| floor.floor_of(count));
+    // What may fail may be missing.
+    let missing = parallel + rollout.max_failures.of(count) + rollout.max_unreachable.of(count);
+    let min_healthy = rollout.min_healthy.map_or(healthy.saturating_sub(missing), |floor| floor.floor_of(count));
     if healthy > 0 && min_healthy >= healthy && healthy == count {
         let message = format!(
             "min_healthy is {min_healthy} and {healthy} of {count} hosts are healthy: not one could be taken; lower min_healthy"
@@ -145,7 +149,7 @@ fn sizes(waves: &Waves, canary: usize, count: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{host::Ssh, rollout::Budget};
+    use crate::model::host::Ssh;
 
     fn host(n: usize) -> Host {
         let name = format!("web{n:03}");

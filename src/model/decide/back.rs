@@ -16,8 +16,11 @@ use crate::model::{
 
 /// Hosts that have to be taken back: touched, and not there by another way.
 pub(super) fn to_take_back(deployment: &Deployment) -> Vec<&HostRun> {
-    let mut hosts: Vec<&HostRun> =
-        deployment.hosts.iter().filter(|h| h.touched && matches!(h.back, None | Some(Back::Failed))).collect();
+    let mut hosts: Vec<&HostRun> = deployment
+        .hosts
+        .iter()
+        .filter(|h| h.touched && !h.gone && matches!(h.back, None | Some(Back::Failed)))
+        .collect();
     hosts.sort_by_key(|host| host.is_healthy());
     hosts
 }
@@ -61,12 +64,23 @@ pub(super) fn straight(run: &Run, deployment: &Deployment, decision: &mut Decisi
         });
     }
     let in_flight = host::go_on(run, deployment, spec, decision);
-    let failed = |host: &&HostRun| matches!(host.verdict(), HostState::Failed | HostState::Unknown);
-    let failed: Vec<&HostRun> = deployment.hosts.iter().filter(failed).collect();
-    // One alone has nobody to halt for it.
-    let ending = match failed.first().filter(|_| !deployment.alone) {
-        Some(first) => Some((worst(run, deployment), could_not(deployment, &failed, first))),
-        None => cut,
+    let of_states = |states: &[HostState]| -> Vec<&HostRun> {
+        deployment.hosts.iter().filter(|host| states.contains(&host.verdict())).collect()
+    };
+    let failed = of_states(&[HostState::Failed, HostState::Unknown]);
+    let lost = of_states(&[HostState::Unreachable]);
+    let budget = deployment.budgets.map_or(0, |budgets| budgets.max_unreachable);
+    // Where nobody can be reached nothing has come back; a run of its own has a budget for them as any other.
+    let too_many = if of.is_some() { lost.len() == deployment.hosts.len() } else { lost.len() > budget };
+    // What was cut off from outside is no failure of its own. One alone has nobody to halt for it.
+    let really = deployment.hosts.iter().any(|host| host.verdict() == HostState::Failed);
+    let ending = match (failed.first(), lost.first()) {
+        _ if cut.is_some() && !really => cut,
+        (Some(first), _) if !deployment.alone => Some((worst(run, deployment), could_not(deployment, &failed, first))),
+        (None, Some(first)) if too_many && !deployment.alone => {
+            Some((worst(run, deployment), could_not(deployment, &lost, first)))
+        }
+        _ => cut,
     };
     if let Some((state, cause)) = ending {
         // Hosts in flight finish.
@@ -83,7 +97,8 @@ pub(super) fn straight(run: &Run, deployment: &Deployment, decision: &mut Decisi
     let serving = deployment.healthy()
         + of.map_or(0, |of| of.hosts.iter().filter(|h| h.back.is_none() && h.is_healthy()).count());
     let pending: Vec<&HostRun> = deployment.hosts.iter().filter(|h| h.begun.is_none() && !h.is_settled()).collect();
-    let floor = deployment.phases.min_healthy as usize;
+    // Hosts that were lost on the way do not keep the others from it.
+    let floor = (deployment.phases.min_healthy as usize).saturating_sub(lost.len());
     let turn = whose_turn(pending.iter().copied(), in_flight, parallel.max(1) as usize, serving, floor);
     for host in &turn {
         let first = host.functions().into_iter().find(|(_, progress)| **progress == Progress::Due);
@@ -102,15 +117,21 @@ pub(super) fn straight(run: &Run, deployment: &Deployment, decision: &mut Decisi
         );
         return decision.act(ended(worst(run, deployment), Some(Cause::new("min_healthy", message))));
     }
-    decision.act(match failed.first() {
-        Some(first) => ended(worst(run, deployment), Some(could_not(deployment, &failed, first))),
-        None => ended(DeploymentState::Succeeded, None),
+    decision.act(match (failed.first(), lost.first()) {
+        (Some(first), _) => ended(worst(run, deployment), Some(could_not(deployment, &failed, first))),
+        (None, Some(first)) if deployment.alone => {
+            ended(worst(run, deployment), Some(could_not(deployment, &lost, first)))
+        }
+        // Nobody can tell what they have: said, and brought there by what converges.
+        (None, Some(first)) => ended(DeploymentState::Succeeded, Some(could_not(deployment, &lost, first))),
+        (None, None) => ended(DeploymentState::Succeeded, None),
     });
 }
 
 /// How a deployment ends that did not bring a host it could reach to the release it was to have.
 fn worst(run: &Run, deployment: &Deployment) -> DeploymentState {
     match (&run.header.request.purpose, deployment.rollback_of) {
+        (_, None) if !deployment.touched() => DeploymentState::Failed,
         (Purpose::Converge { .. }, None) => DeploymentState::Halted,
         _ => DeploymentState::RollbackFailed,
     }

@@ -60,6 +60,9 @@ pub(super) fn open_call(run: &Run, key: &CallKey, call: &Call, now: &Stamp, deci
     {
         return decision.act(end(stopped(run), !on_hosts));
     }
+    if let Some(cause) = goes_no_further(run, call).filter(|_| !cleaning) {
+        return decision.act(end(cause, true));
+    }
     for (step_key, step) in &call.steps {
         let Some((failed_at, _)) = &step.failed else { continue };
         let first = StepOptions::of(&step.args).backoff.map_or(BACKOFF, |span| span.0);
@@ -71,6 +74,19 @@ pub(super) fn open_call(run: &Run, key: &CallKey, call: &Call, now: &Stamp, deci
             decision.wake(wait - waited);
         }
     }
+}
+
+/// Why a hook is not worth finishing: what is wrong is known, and the way back does not wait for it.
+fn goes_no_further(run: &Run, call: &Call) -> Option<Cause> {
+    let n = match call.place.as_ref()? {
+        Place::Deployment { deployment, .. } => *deployment,
+        Place::Host { deployment, function, .. } if function == "prepare" => *deployment,
+        _ => return None,
+    };
+    let deployment = run.deployment(n).filter(|deployment| deployment.target.is_none())?;
+    let judged = deployment.judged.as_ref()?;
+    let message = format!("the deployment goes no further: {}", judged.cause.message);
+    Some(Cause::new("stopped", message))
 }
 
 fn call_limit(run: &Run, call: &Call) -> u64 {

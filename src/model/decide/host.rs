@@ -31,7 +31,9 @@ pub(super) fn go_on(run: &Run, deployment: &Deployment, spec: &Environment, deci
     let mut in_flight = 0;
     for host in &deployment.hosts {
         for (function, progress) in host.functions() {
-            undo(run, &key(deployment, host, function), progress, decision);
+            if matches!(progress, Progress::Undoing(_)) {
+                undo(run, &key(deployment, host, function), progress, decision);
+            }
         }
         if host.in_flight() {
             in_flight += 1;

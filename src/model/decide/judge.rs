@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::rollout::Scene;
+use super::{Decision, rollout::Scene};
 use crate::{
     model::{
         analysis::Verdict,
         cause::Cause,
-        deployment::{Deployment, HealthRun, HostRun, HostState},
+        deployment::{Deployment, DeploymentState, HealthRun, HostRun, HostState},
         event::Event,
         pipeline::AlarmAction,
         rollout::OnFailure,
@@ -17,12 +17,12 @@ use crate::{
 };
 
 /// The fact that a rollout goes no further, or waits for a person, if something is wrong with it.
-pub(super) fn found(scene: &Scene<'_>) -> Option<Event> {
+pub(super) fn found(scene: &Scene<'_>, decision: &mut Decision) -> Option<Event> {
     let d = scene.deployment;
     if d.paused.as_ref().is_some_and(|paused| paused.failed.is_some()) {
         return None;
     }
-    wrong(scene).map(|wrong| event(scene, wrong))
+    wrong(scene, decision).map(|wrong| event(scene, wrong))
 }
 
 fn event(scene: &Scene<'_>, Wrong { cause, bad, then }: Wrong) -> Event {
@@ -30,7 +30,7 @@ fn event(scene: &Scene<'_>, Wrong { cause, bad, then }: Wrong) -> Event {
     let then = then.unwrap_or(scene.spec.rollout.on_failure);
     if then == OnFailure::Pause && d.touched() {
         let (by, reason) = ("phased".to_owned(), Some(cause.message.clone()));
-        return Event::Paused { deployment: d.n, by, reason, failed: Some(cause) };
+        return Event::Paused { deployment: d.n, by, reason, failed: Some(cause), bad };
     }
     Event::Judged { deployment: d.n, cause, bad, then }
 }
@@ -49,13 +49,18 @@ impl From<Cause> for Wrong {
     }
 }
 
-fn wrong(scene: &Scene<'_>) -> Option<Wrong> {
+fn wrong(scene: &Scene<'_>, decision: &mut Decision) -> Option<Wrong> {
     let d = scene.deployment;
     if let Some(cause) = over_budget(scene) {
-        let bad = d.hosts.iter().any(|h| matches!(&h.health, HealthRun::Unhealthy(cause) if cause.code != "stopped"));
-        return Some(Wrong { bad, ..Wrong::from(cause) });
+        // Hosts that cannot be reached say nothing of the release.
+        let unhealthy = |cause: &Cause| cause.code != "stopped" && !cause.is_shut();
+        let ill = d.hosts.iter().any(|h| matches!(&h.health, HealthRun::Unhealthy(cause) if unhealthy(cause)));
+        return Some(Wrong { bad: ill && cause.code != "max_unreachable", ..Wrong::from(cause) });
     }
-    if let Some(wrong) = fired(scene) {
+    if let Some(cause) = lost_alone(scene) {
+        return Some(Wrong { then: Some(OnFailure::Halt), ..Wrong::from(cause) });
+    }
+    if let Some(wrong) = fired(scene, false) {
         return Some(wrong);
     }
     for (hook, _, progress) in scene.hooks() {
@@ -76,11 +81,26 @@ fn wrong(scene: &Scene<'_>) -> Option<Wrong> {
     }
     // Of one that is cut short nobody expects that anything becomes healthy.
     let goes_on = scene.cut_short().is_none();
-    late(scene).map(Wrong::from).or_else(|| nobody(d, scene)).filter(|_| goes_on)
+    late(scene, decision).map(Wrong::from).or_else(|| nobody(d, scene)).filter(|_| goes_on)
 }
 
-/// An alarm that fired and is to have a consequence.
-fn fired(scene: &Scene<'_>) -> Option<Wrong> {
+/// A host that failed within the budgets and could not be taken back: nobody can tell what it has.
+fn lost_alone(scene: &Scene<'_>) -> Option<Cause> {
+    let n = scene.deployment.n;
+    let mut alone = scene.run.deployments.iter().filter(|d| d.rollback_of == Some(n) && d.alone);
+    alone.find_map(|d| match &d.end {
+        Some((DeploymentState::RollbackFailed, cause, _)) => cause.clone(),
+        _ => None,
+    })
+}
+
+/// An alarm that fires by what all of a bake has shown.
+pub(super) fn fired_at_the_end(scene: &Scene<'_>) -> Option<Event> {
+    fired(scene, true).map(|wrong| event(scene, wrong))
+}
+
+/// An alarm that fired and is to have a consequence; `over` = nothing more is measured in this bake.
+fn fired(scene: &Scene<'_>, over: bool) -> Option<Wrong> {
     scene.deployment.alarms.iter().zip(&scene.spec.alarms).find_map(|(watched, alarm)| {
         let then = match alarm.action {
             AlarmAction::Rollback => OnFailure::Rollback,
@@ -88,7 +108,7 @@ fn fired(scene: &Scene<'_>) -> Option<Wrong> {
             AlarmAction::Pause => OnFailure::Pause,
             AlarmAction::None => return None,
         };
-        let found = Some(watched).filter(|watched| !watched.forgiven)?.series.assess(false);
+        let found = Some(watched).filter(|watched| !watched.forgiven)?.series.assess(over);
         (found.verdict == Verdict::Fail).then(|| {
             let cause = Cause::new("alarm", format!("the alarm fired: {}", found.message));
             Wrong { cause: cause.with("alarm", alarm.name.as_str()), bad: true, then: Some(then) }
@@ -101,13 +121,19 @@ fn of_hook(hook: &str, cause: &Cause) -> Cause {
 }
 
 /// Nobody has become healthy for too long.
-fn late(scene: &Scene<'_>) -> Option<Cause> {
+fn late(scene: &Scene<'_>, decision: &mut Decision) -> Option<Cause> {
     let limit = Duration::from_millis(scene.spec.rollout.progress_deadline_ms);
     let since = scene.deployment.progress_at.as_ref()?;
-    let waiting = scene.deployment.hosts.iter().any(HostRun::in_flight);
-    (waiting && !limit.is_zero() && scene.now.since(since) >= limit).then(|| {
-        Cause::new("progress_deadline", format!("no host has become healthy for {} (progress_deadline)", Span(limit)))
-    })
+    if limit.is_zero() || !scene.deployment.hosts.iter().any(HostRun::in_flight) {
+        return None;
+    }
+    let waited = scene.now.since(since);
+    if waited < limit {
+        decision.wake(limit - waited);
+        return None;
+    }
+    let message = format!("no host has become healthy for {} (progress_deadline)", Span(limit));
+    Some(Cause::new("progress_deadline", message))
 }
 
 /// Nothing is under way, and no further host may be taken.

@@ -15,13 +15,16 @@ use crate::{
         cause::Cause,
         deployment::{Bake, Deployment, DeploymentState, HostRun, HostState, Judged, WaveRun},
         event::{BakeVerdict, Event},
-        pipeline::{AlarmAction, Environment, HostSource},
+        pipeline::{Alarm, AlarmAction, Environment, HostSource},
         rollout::{OnFailure, OnInconclusive},
         run::{CallEnd, Progress, Run},
         step::CallKey,
     },
     time::{Span, Stamp},
 };
+
+/// So often something is written while a wave bakes.
+const OBSERVED: Duration = Duration::from_secs(30);
 
 /// A deployment of the run's own release, as it is decided on.
 pub(super) struct Scene<'a> {
@@ -51,7 +54,8 @@ pub(super) fn rollout(run: &Run, deployment: &Deployment, now: &Stamp, decision:
     };
     let scene = Scene { run, deployment, spec, now };
     let Some(_) = deployment.budgets else {
-        return decision.act(match (scene.cut_short(), &deployment.plan_failed) {
+        let judged = deployment.judged.as_ref().map(|judged| (DeploymentState::Failed, judged.cause.clone()));
+        return decision.act(match (judged.or_else(|| scene.cut_short()), &deployment.plan_failed) {
             (Some((state, cause)), _) => ended(state, Some(cause)),
             (None, Some(cause)) => ended(DeploymentState::Failed, Some(cause.clone())),
             (None, None) if deployment.lease.is_none() => Action::Lease { deployment: deployment.n },
@@ -61,7 +65,7 @@ pub(super) fn rollout(run: &Run, deployment: &Deployment, now: &Stamp, decision:
     let in_flight = host::go_on(run, deployment, spec, decision);
     scene.undo_hooks(decision);
     if deployment.judged.is_none() && run.diverged.is_none() {
-        if let Some(event) = judge::found(&scene) {
+        if let Some(event) = judge::found(&scene, decision) {
             return decision.act(Action::Append(event));
         }
         if scene.set_aside(decision) {
@@ -81,12 +85,15 @@ pub(super) fn rollout(run: &Run, deployment: &Deployment, now: &Stamp, decision:
         let limit = Duration::from_millis(spec.rollout.pause_timeout_ms);
         let held = now.since(&paused.since);
         if held < limit {
+            // What bakes is watched meanwhile.
+            scene.guard(decision);
             return decision.wake(limit - held);
         }
         let message = format!("nobody went on from the pause by {} within pause_timeout, {}", paused.by, Span(limit));
         let cause = paused.failed.clone().unwrap_or_else(|| Cause::new("pause_timeout", message));
         let then = OnFailure::Halt;
-        return decision.act(Action::Append(Event::Judged { deployment: deployment.n, cause, bad: false, then }));
+        let bad = paused.bad;
+        return decision.act(Action::Append(Event::Judged { deployment: deployment.n, cause, bad, then }));
     }
     if scene.phases(in_flight, decision) == Part::Done && !back {
         decision.act(ended(DeploymentState::Succeeded, None));
@@ -207,10 +214,7 @@ impl Scene<'_> {
     /// Hosts that failed within the budgets are taken back at once, beside the rollout; true when such a thing is begun.
     fn set_aside(&self, decision: &mut Decision) -> bool {
         let d = self.deployment;
-        if self.spec.rollout.on_failure != OnFailure::Rollback
-            || d.no_way_back().is_some()
-            || self.cut_short().is_some()
-        {
+        if d.no_way_back().is_some() || self.cut_short().is_some() {
             return false;
         }
         let failed = |host: &&HostRun| {
@@ -286,6 +290,11 @@ impl Scene<'_> {
         self.done(canary, "verify", "canary", &d.verify_canary, decision)
     }
 
+    /// No host runs what was live before.
+    fn nobody_else(&self) -> bool {
+        !self.deployment.hosts.iter().any(|host| host.begun.is_none() && !host.gone && host.ill.is_none())
+    }
+
     /// Measures alarms whose time has come, from the first host touched on.
     fn measure(&self, decision: &mut Decision) {
         let d = self.deployment;
@@ -293,6 +302,10 @@ impl Scene<'_> {
             return;
         };
         for ((watched, alarm), n) in d.alarms.iter().zip(&self.spec.alarms).zip(1..) {
+            if alarm.analysis.compare.is_some() && self.nobody_else() {
+                // What was found while there was somebody to compare with stays.
+                continue;
+            }
             let between = Duration::from_millis(alarm.analysis.interval_ms);
             // The first measurement says nothing of the release yet.
             let waited = self.now.since(watched.at.as_ref().unwrap_or(since));
@@ -336,6 +349,14 @@ impl Scene<'_> {
         }
     }
 
+    /// Watches the hosts that have it while a wave bakes.
+    fn guard(&self, decision: &mut Decision) {
+        let bakes = self.deployment.waves.iter().any(|wave| matches!(wave.bake, Bake::Baking { .. }));
+        if bakes && self.spec.health.is_some() {
+            decision.act(Action::Guard { deployment: self.deployment.n });
+        }
+    }
+
     /// How a bake ends that has been watched for so long, if it does.
     fn bake_over(&self, wave: u32, watched: Duration, decision: &mut Decision) -> Option<Event> {
         let (deployment, rollout) = (self.deployment.n, &self.spec.rollout);
@@ -343,6 +364,9 @@ impl Scene<'_> {
         if watched < time {
             decision.wake(time - watched);
             return None;
+        }
+        if let Some(event) = judge::fired_at_the_end(self) {
+            return Some(event);
         }
         let (open, evidence) = self.inconclusive();
         let ended = |verdict, evidence| Some(Event::BakeEnded { deployment, wave, verdict, evidence });
@@ -366,7 +390,12 @@ impl Scene<'_> {
     /// What the first alarm says from which nothing can be concluded, and what all of them say. One that has no consequence is not asked.
     fn inconclusive(&self) -> (Option<String>, Vec<String>) {
         let asked = self.deployment.alarms.iter().zip(&self.spec.alarms);
-        let asked = asked.filter(|(watched, alarm)| alarm.action != AlarmAction::None && !watched.forgiven);
+        // A comparison that found nobody to compare with says nothing.
+        let compares = |alarm: &Alarm| alarm.analysis.compare.is_some();
+        let asked = asked.filter(|(watched, alarm)| {
+            let alone = compares(alarm) && watched.series.samples() == 0 && self.nobody_else();
+            alarm.action != AlarmAction::None && !watched.forgiven && !alone
+        });
         let found: Vec<Assessment> = asked.map(|(watched, _)| watched.series.assess(true)).collect();
         let open = found.iter().find(|found| matches!(found.verdict, Verdict::Inconclusive | Verdict::Open));
         (open.map(|open| open.message.clone()), found.iter().map(|found| found.message.clone()).collect())
@@ -384,8 +413,12 @@ impl Scene<'_> {
                 let watched = self.now.since(since).saturating_sub(*away);
                 if let Some(event) = self.bake_over(n, watched, decision) {
                     decision.act(Action::Append(event));
-                } else if self.spec.health.is_some() {
-                    decision.act(Action::Guard { deployment: d.n });
+                } else if self.now.since(&self.run.last_at) >= OBSERVED {
+                    // A restart would lose what was watched since the last record.
+                    decision.act(Action::Append(Event::Observed { deployment: d.n }));
+                } else {
+                    decision.wake(OBSERVED.saturating_sub(self.now.since(&self.run.last_at)));
+                    self.guard(decision);
                 }
             }
         }

@@ -497,7 +497,7 @@ impl Sim {
         let Some(of) = self.run.deployments.iter().find(open) else { return };
         let (deployment, by) = (of.n, "uid 0".to_owned());
         let event = match (self.random.below(4), &of.paused) {
-            (0, None) => Event::Paused { deployment, by, reason: None, failed: None },
+            (0, None) => Event::Paused { deployment, by, reason: None, failed: None, bad: false },
             (1, Some(paused)) if paused.failed.is_none() => Event::Unpaused { deployment, by },
             (2, _) => Event::Promoted { deployment, by },
             (3, _) if of.no_way_back().is_none() => {
