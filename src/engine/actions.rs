@@ -137,7 +137,7 @@ impl Job {
                 let guarded = healthy.filter_map(|host| {
                     let (health, deployed) = checks(run, of, host)?;
                     let watch = Watch::new(&health, deployed);
-                    Some(Guarded { host: host.host.clone(), health, watch, bad: 0 })
+                    Some(Guarded { host: host.host.clone(), health, watch, bad: 0, cut: None })
                 });
                 Job::Guard { deployment, guarded: guarded.collect(), bake }
             }

@@ -123,13 +123,8 @@ impl Conductor {
     async fn plan_of(&self, loaded: &Loaded, environment: &Environment) -> EnvironmentPlan {
         let world = &self.inner.world;
         let found = hosts::of(world, &loaded.name, &loaded.code, environment).await;
-        let asked = actions::Asked {
-            project: &loaded.name,
-            environment,
-            release: None,
-            target: None,
-            purpose: &Purpose::Deploy,
-        };
+        let asked =
+            actions::Asked { project: &loaded.name, environment, ships: None, target: None, purpose: &Purpose::Deploy };
         let (hosts, phases, cause) = match found.and_then(|hosts| actions::phases(world, &asked, hosts)) {
             Ok((hosts, phases)) => (hosts, phases, None),
             Err(cause) => (Vec::new(), Phases::default(), Some(CauseView::from(&cause))),

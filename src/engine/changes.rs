@@ -40,15 +40,15 @@ pub(super) async fn change(
         }
     };
     if let Some(change) = change {
-        match (under_way(conductor, &loaded.name, environment, change, by, reason.clone()).await?, &to) {
-            (Some(run), None) => return Ok(Changed::UnderWay(Box::new(conductor.view(&run)?))),
-            (Some(run), Some(_)) => {
-                let message =
-                    format!("run {run} deploys to {environment} now and goes back to what was known-good before it");
-                return Err(Refusal::Unchangeable(Cause::new("deploying", message)));
+        match under_way(conductor, &loaded.name, environment, change, by, reason.clone()).await? {
+            // What is taken back goes to what was known-good before it; to another one goes a run of its own, behind it.
+            Some((run, touched)) if change != Change::Rollback || (touched && to.is_none()) => {
+                return Ok(Changed::UnderWay(Box::new(conductor.view(&run)?)));
             }
-            (None, _) if change == Change::Rollback => {}
-            (None, _) => {
+            // One that had touched nothing ends; what is live is gone back from.
+            Some(_) => {}
+            None if change == Change::Rollback => {}
+            None => {
                 let message = format!(
                     "nothing is being deployed to {environment} of {}, so there is nothing to {verb}",
                     loaded.name
@@ -74,7 +74,7 @@ pub(super) async fn change(
     Ok(Changed::Run(Box::new(view)))
 }
 
-/// Asks the run that deploys there, if there is one.
+/// Asks the run that deploys there, if there is one; which, and whether it has touched a host there.
 async fn under_way(
     conductor: &Conductor,
     project: &ProjectName,
@@ -82,7 +82,7 @@ async fn under_way(
     change: Change,
     by: &str,
     reason: Option<String>,
-) -> Result<Option<RunId>, Refusal> {
+) -> Result<Option<(RunId, bool)>, Refusal> {
     let owners: Vec<_> = locked(&conductor.inner.runs)
         .iter()
         .filter(|(_, running)| running.project == *project)
@@ -95,7 +95,7 @@ async fn under_way(
             continue;
         }
         match answer.await {
-            Ok(Ok(())) => return Ok(Some(run)),
+            Ok(Ok(touched)) => return Ok(Some((run, touched))),
             Ok(Err(cause)) if cause.code == "not_deploying" => {}
             Ok(Err(cause)) if cause.code == "degraded" => return Err(Refusal::Degraded(cause.message)),
             Ok(Err(cause)) => return Err(Refusal::Unchangeable(cause)),

@@ -402,14 +402,22 @@ impl Conductor {
             for (id, requested) in self.requests().into_iter().filter(|_| !none) {
                 by_project.entry(requested.project.clone()).or_default().push((id, requested));
             }
-            for (project, mut queued) in by_project {
+            for (project, queued) in by_project {
+                let Ok(loaded) = self.project(project.as_str()) else {
+                    if self.testing(&project).is_none() {
+                        self.drop_requests(&project, &queued);
+                    }
+                    continue;
+                };
+                // What puts back something known tests nothing: it waits for nobody's tests and takes nobody's place.
+                let deploys = |(_, requested): &(RunId, Requested)| requested.request.purpose.is_deploy();
+                let (mut queued, straight): (Vec<_>, Vec<_>) = queued.into_iter().partition(deploys);
+                for (id, requested) in straight.into_iter().filter(|_| !self.inner.maintenance.is_on()) {
+                    self.begin(&loaded, id, requested);
+                }
                 if self.testing(&project).is_some() {
                     continue;
                 }
-                let Ok(loaded) = self.project(project.as_str()) else {
-                    self.drop_requests(&project, &queued);
-                    continue;
-                };
                 if loaded.pipeline.queue == Queue::Latest {
                     queued = self.newest(&loaded, queued);
                 }
@@ -517,7 +525,8 @@ impl Conductor {
             Ok(run) => run,
             Err(error) => return tracing::error!(run = %id, %error, "a run cannot begin"),
         };
-        let Some(seat) = self.seat(&id, &run.header.project, true) else { return };
+        let deploys = run.header.request.purpose.is_deploy();
+        let Some(seat) = self.seat(&id, &run.header.project, deploys, true) else { return };
         match self.inner.world.journals.append(&id, epoch, Seq(0), vec![first]) {
             Ok(ticket) => self.sit(seat, run, ticket.seq(), epoch, Some(ticket), None),
             // It stays on the list: nothing begins over it.
@@ -526,7 +535,7 @@ impl Conductor {
     }
 
     /// Puts a run on the list of those with an owner, before there is one; `None` when it is there, or left the queue meanwhile.
-    fn seat(&self, id: &RunId, project: &ProjectName, queued: bool) -> Option<Seat> {
+    fn seat(&self, id: &RunId, project: &ProjectName, tests: bool, queued: bool) -> Option<Seat> {
         let mut runs = locked(&self.inner.runs);
         let gone = locked(&self.inner.leaving).contains(id)
             || (queued && self.inner.world.control.get(&ledger::run_key(id)).is_none());
@@ -534,7 +543,7 @@ impl Conductor {
             return None;
         }
         let channel = mpsc::channel(1024);
-        let progress = watch::channel(Progress::Testing);
+        let progress = watch::channel(if tests { Progress::Testing } else { Progress::Deploying });
         let running = Running { project: project.clone(), sender: channel.0.clone(), progress: progress.1 };
         runs.insert(id.clone(), running);
         Some(Seat { channel, progress: progress.0 })
@@ -543,12 +552,13 @@ impl Conductor {
     /// Puts a run that nobody can go on with just now on the list of those with an owner, so that nothing begins over it.
     pub(super) fn stand_still(&self, id: &RunId, project: &ProjectName) {
         // Nobody sits there, so it never gets further than testing.
-        drop(self.seat(id, project, false));
+        drop(self.seat(id, project, true, false));
     }
 
     /// Takes up a run that an earlier life left unfinished.
     pub(super) fn resume(&self, run: Run, seq: Seq, epoch: Epoch, taken: Taken) {
-        if let Some(seat) = self.seat(&run.header.run, &run.header.project, false) {
+        let deploys = run.header.request.purpose.is_deploy();
+        if let Some(seat) = self.seat(&run.header.run, &run.header.project, deploys, false) {
             self.sit(seat, run, seq, epoch, None, Some(taken));
         }
     }

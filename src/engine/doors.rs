@@ -38,6 +38,8 @@ struct Waiting {
     reach: usize,
     /// A freeze keeps it from going, so nobody behind it waits for it.
     aside: bool,
+    /// It deploys a release of its own, and does not put back what is known there.
+    deploys: bool,
 }
 
 impl Default for Doors {
@@ -53,6 +55,7 @@ pub(super) struct Place {
     run: RunId,
     door: Door,
     reach: usize,
+    deploys: bool,
 }
 
 impl Doors {
@@ -69,30 +72,38 @@ impl Doors {
     /// Takes a place of `run` at the door of `environment`, in the queue for `lease`.
     pub(super) fn join(self: &Arc<Self>, lease: &str, run: &Run, environment: &EnvironmentName) -> Place {
         let door = (run.header.project.clone(), environment.clone());
-        self.wait(lease, &run.header.run, door, doors::reach_of(run))
+        self.wait(lease, &run.header.run, door, doors::reach_of(run), run.header.request.purpose.is_deploy())
     }
 
-    fn wait(self: &Arc<Self>, lease: &str, run: &RunId, door: Door, reach: usize) -> Place {
-        let waiting = Waiting { door: door.clone(), reach, aside: false };
+    fn wait(self: &Arc<Self>, lease: &str, run: &RunId, door: Door, reach: usize, deploys: bool) -> Place {
+        let waiting = Waiting { door: door.clone(), reach, aside: false, deploys };
         locked(&self.places).entry(lease.to_owned()).or_default().insert(run.clone(), waiting);
         self.changed.send_modify(|n| *n += 1);
-        Place { doors: Arc::clone(self), lease: lease.to_owned(), run: run.clone(), door, reach }
+        Place { doors: Arc::clone(self), lease: lease.to_owned(), run: run.clone(), door, reach, deploys }
     }
 }
 
 impl Place {
-    /// Who has waited longer and could go.
+    /// Who goes first: whoever has waited longer and could go, and what puts back before what deploys.
     pub(super) fn before(&self) -> Option<RunId> {
         let places = locked(&self.doors.places);
-        let mut older = places.get(&self.lease)?.range::<RunId, _>(..&self.run);
-        older.find(|(_, waiting)| !waiting.aside).map(|(run, _)| run.clone())
+        let first = |(run, waiting): &(&RunId, &Waiting)| {
+            let before = if self.deploys == waiting.deploys { **run < self.run } else { self.deploys };
+            !waiting.aside && **run != self.run && before
+        };
+        places.get(&self.lease)?.iter().find(first).map(|(run, _)| run.clone())
     }
 
     /// The newest one that came to this very door later and goes at least as far.
     pub(super) fn newer(&self) -> Option<RunId> {
         let places = locked(&self.doors.places);
+        if !self.deploys {
+            return None;
+        }
         let mut newest = places.get(&self.lease)?.iter().rev().take_while(|(run, _)| **run > self.run);
-        newest.find(|(_, waiting)| waiting.door == self.door && waiting.reach >= self.reach).map(|(run, _)| run.clone())
+        newest
+            .find(|(_, waiting)| waiting.deploys && waiting.door == self.door && waiting.reach >= self.reach)
+            .map(|(run, _)| run.clone())
     }
 
     /// Lets the others by while a freeze keeps this one from going, or takes its place among them again.
@@ -143,7 +154,7 @@ mod tests {
     fn the_oldest_goes_first_and_places_are_given_up() {
         let doors = Arc::new(Doors::default());
         let [a, b, c] = [1, 2, 3].map(|ms| RunId::new(ms, 0));
-        let at = |lease: &str, run: &RunId| doors.wait(lease, run, door("shop", lease), 1);
+        let at = |lease: &str, run: &RunId| doors.wait(lease, run, door("shop", lease), 1, true);
         let (second, first) = (at("e", &b), at("e", &a));
         let other = at("f", &c);
         assert_eq!((first.before(), first.newer()), (None, Some(b.clone())));
@@ -159,13 +170,13 @@ mod tests {
     fn in_a_group_only_runs_of_one_door_take_each_others_places() {
         let doors = Arc::new(Doors::default());
         let [a, b, c] = [1, 2, 3].map(|ms| RunId::new(ms, 0));
-        let shop = doors.wait("g", &a, door("shop", "production"), 2);
-        let bill = doors.wait("g", &b, door("billing", "production"), 2);
+        let shop = doors.wait("g", &a, door("shop", "production"), 2, true);
+        let bill = doors.wait("g", &b, door("billing", "production"), 2, true);
         assert_eq!(shop.newer(), None, "another project's");
-        let short = doors.wait("g", &c, door("shop", "production"), 1);
+        let short = doors.wait("g", &c, door("shop", "production"), 1, true);
         assert_eq!(shop.newer(), None, "it would not go as far");
         drop(short);
-        let far = doors.wait("g", &c, door("shop", "production"), 2);
+        let far = doors.wait("g", &c, door("shop", "production"), 2, true);
         assert_eq!(shop.newer(), Some(c));
         assert_eq!((bill.before(), far.before()), (Some(a.clone()), Some(a)));
         // The oldest is frozen out: nobody waits for it.

@@ -32,10 +32,20 @@ pub(super) struct Live {
     #[serde(serialize_with = "brief_release")]
     pub(super) release: Release,
     pub(super) run: RunId,
+    /// The run that made it good, where another one put it back.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(super) made: Option<RunId>,
     /// The code that put it there.
     pub(super) code: Digest,
     /// Wall time, ms.
     pub(super) since_ms: i64,
+}
+
+impl Live {
+    /// The run that brought this release forth: by it an older release is told from a newer one.
+    pub(super) fn made_by(&self) -> &RunId {
+        self.made.as_ref().unwrap_or(&self.run)
+    }
 }
 
 /// How the last deployment to an environment ended.
@@ -158,7 +168,8 @@ fn passed(run: &Run, release: &Release) -> (String, Option<Value>) {
 
 /// The tests of `run` are over and it goes on: once control knows, no other run makes the same build again.
 pub(super) async fn tested(world: &World, run: &Run, ticket: &Ticket) {
-    let Some(release) = &run.release else { return };
+    // What is put back was tested by other code than today's.
+    let Some(release) = run.release.as_ref().filter(|_| run.target.is_none()) else { return };
     if ticket.synced().await.is_err() {
         return;
     }
@@ -235,6 +246,7 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
             let live = Live {
                 release: release.clone(),
                 run: header.run.clone(),
+                made: deployment.target.as_ref().map(|target| target.run.clone()),
                 code: deployment.code(run).clone(),
                 since_ms: at.wall_ms,
             };
@@ -242,6 +254,7 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
         }
         known::puts(control, run, deployment, &mut puts);
     }
+    known::release_puts(control, run, release, &mut puts);
     puts
 }
 

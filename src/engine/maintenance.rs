@@ -184,8 +184,8 @@ impl Gate {
     }
 
     /// Whether `action` has to wait until the gate opens.
-    pub(super) fn holds(&self, action: &Action) -> bool {
-        self.seen.is_some() && begins(action)
+    pub(super) fn holds(&self, run: &Run, action: &Action) -> bool {
+        self.seen.is_some() && begins(run, action)
     }
 
     /// Says what the owner works on, after it has decided: what the fold says, and its actions under way, `busy`; and its last record.
@@ -216,10 +216,10 @@ impl Drop for Gate {
 
 /// Whether an action begins something, rather than bringing to its end what was begun. A lease may be waited for: that takes a place in a
 /// queue and touches nothing, and places taken anew when the gate opens would be in another order.
-fn begins(action: &Action) -> bool {
+fn begins(run: &Run, action: &Action) -> bool {
     match action {
         Action::Resolve | Action::Checkout | Action::Plan { .. } | Action::Look { .. } => true,
-        Action::Call { key, .. } => !key.is_cleaning(),
+        Action::Call { key, .. } => !key.is_cleaning() && !goes_on(run, key),
         Action::Append(_)
         | Action::Retry(_)
         | Action::Undo(_)
@@ -230,6 +230,13 @@ fn begins(action: &Action) -> bool {
         | Action::Measure { .. }
         | Action::Finish => false,
     }
+}
+
+/// A host in flight is not left half-way, and what goes back is not kept from it.
+fn goes_on(run: &Run, key: &CallKey) -> bool {
+    let Some(Place::Host { deployment, host, .. }) = key.place() else { return false };
+    run.deployment(deployment)
+        .is_some_and(|of| of.rollback_of.is_some() || of.host(&host).is_some_and(|host| host.begun.is_some()))
 }
 
 /// What a run is at, in words that follow its name: calls, watches, and actions under way.

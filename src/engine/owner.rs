@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     model::{
-        analysis::Verdict,
+        analysis::{Assessment, Verdict},
         canonical,
         cause::Cause,
         decide::{self, Action, decide},
@@ -59,8 +59,8 @@ pub(super) enum Message {
     Finished(Result<(), String>),
 }
 
-/// Who waits for an answer.
-type Reply = oneshot::Sender<Result<(), Cause>>;
+/// Who waits for an answer: whether the deployment has touched anything.
+type Reply = oneshot::Sender<Result<bool, Cause>>;
 
 /// What a person may want of a deployment under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -368,7 +368,7 @@ impl Owner {
     /// Starts an action; true when the run changed by it at once.
     fn act(&mut self, action: Action) -> bool {
         let name = action.name();
-        if name.as_ref().is_some_and(|name| self.busy.contains_key(name)) || self.gate.holds(&action) {
+        if name.as_ref().is_some_and(|name| self.busy.contains_key(name)) || self.gate.holds(&self.run, &action) {
             return false;
         }
         match action {
@@ -449,6 +449,7 @@ impl Owner {
     /// Appends and folds a fact. A refused one breaks the run: what the disk does not know has not happened.
     fn append(&mut self, event: Event) -> Option<Ticket> {
         let record = Record { at: self.world.clock.now(), by: Arc::clone(&self.world.controller), event };
+        let fired = self.fires(&record.event);
         if let Err(illegal) = self.run.next(&record) {
             tracing::error!(run = %self.run.header.run, %illegal, "a decision made a fact that cannot follow; the run is left alone");
             self.broken = Some(illegal.to_string());
@@ -456,9 +457,11 @@ impl Owner {
         }
         let ended = matches!(&record.event, Event::DeploymentEnded { .. });
         // A fleet's connections are not kept until the run's end. One that leaves something to be undone is asked again at once.
-        if let Event::Measured { deployment, alarm, .. } = &record.event {
-            self.tell_of_alarm(*deployment, *alarm);
-        }
+        let fires = fired.is_none() && self.fires(&record.event).is_some();
+        let told_of = match &record.event {
+            Event::Measured { deployment, alarm, .. } if fires => Some((*deployment, *alarm)),
+            _ => None,
+        };
         let done_with = host_of(&record.event).filter(|(deployment, host)| {
             let host = self.run.deployment(*deployment).and_then(|deployment| deployment.host(host));
             host.is_some_and(|host| host.is_settled() || (host.begun.is_none() && !host.is_open()))
@@ -486,6 +489,9 @@ impl Owner {
                 if tested {
                     self.tested(ticket.clone());
                 }
+                if let Some((deployment, alarm)) = told_of {
+                    self.tell_of_alarm(deployment, alarm, ticket.clone());
+                }
                 Some(ticket)
             }
             Err(error) => {
@@ -494,6 +500,12 @@ impl Owner {
                 None
             }
         }
+    }
+
+    /// A verdict on a deployment that has one already, or has ended, comes too late.
+    fn is_late(&self, event: &Event) -> bool {
+        let Event::Judged { deployment, .. } = event else { return false };
+        self.run.deployment(*deployment).is_none_or(|of| of.judged.is_some() || of.end.is_some())
     }
 
     /// Tells control how deployments have ended, once that is on disk, and gives their environments back.
@@ -507,7 +519,7 @@ impl Owner {
         match message {
             Message::Turn(key, turn) => self.turn(&key, turn),
             Message::Facts { action, events, over } => {
-                for event in events {
+                for event in events.into_iter().filter(|event| !self.is_late(event)).collect::<Vec<_>>() {
                     self.append(event);
                 }
                 if over {
@@ -526,12 +538,12 @@ impl Owner {
                 }
                 let ticket = self.append(Event::StopRequested { by, now, reason });
                 self.let_go();
-                self.acknowledge("stop acknowledged", ticket, reply, |why| why);
+                self.acknowledge("stop acknowledged", ticket, reply, (), |why| why);
             }
             Message::HostMet { deployment, host, machine, reply } => {
                 let over = self.run.end.is_some();
                 let ticket = if over { None } else { self.append(Event::HostMet { deployment, host, machine }) };
-                self.acknowledge("host met", ticket, reply, |why| why);
+                self.acknowledge("host met", ticket, reply, (), |why| why);
             }
             Message::Undo { action, key, opening } => {
                 self.busy.remove(&action);
@@ -544,8 +556,12 @@ impl Owner {
             Message::Change { environment, change, by, reason, reply } => {
                 match self.change(&environment, change, &by, reason) {
                     Ok(event) => {
+                        let touched = self.touches(&environment);
                         let ticket = self.append(event);
-                        self.acknowledge("change", ticket, reply, |why| Cause::new("degraded", why));
+                        if change == Change::Rollback {
+                            self.let_go_of_entering();
+                        }
+                        self.acknowledge("change", ticket, reply, touched, |why| Cause::new("degraded", why));
                     }
                     Err(cause) => {
                         let _gone = reply.send(Err(cause));
@@ -558,16 +574,17 @@ impl Owner {
     }
 
     /// Answers once a record is on disk.
-    fn acknowledge<E: Send + 'static>(
+    fn acknowledge<T: Send + 'static, E: Send + 'static>(
         &self,
         task: &'static str,
         ticket: Option<Ticket>,
-        reply: oneshot::Sender<Result<(), E>>,
+        reply: oneshot::Sender<Result<T, E>>,
+        done: T,
         broken: fn(String) -> E,
     ) {
         self.world.tasks.spawn(task, async move {
             let answer = match ticket {
-                Some(ticket) => ticket.synced().await.map_err(|e| broken(e.to_string())),
+                Some(ticket) => ticket.synced().await.map(|()| done).map_err(|e| broken(e.to_string())),
                 None => Err(broken("the journal cannot be written".to_owned())),
             };
             let _gone = reply.send(answer);
@@ -845,16 +862,24 @@ impl Owner {
         decide::is_sharp(&self.run)
     }
 
-    /// Tells people of an alarm that has fired just now, through its own channel.
-    fn tell_of_alarm(&self, deployment: u32, alarm: u32) {
+    /// What an alarm says that was measured, if it fires.
+    fn fires(&self, event: &Event) -> Option<Assessment> {
+        let Event::Measured { deployment, alarm, .. } = event else { return None };
+        let index = (*alarm as usize).checked_sub(1)?;
+        let found = self.run.deployment(*deployment)?.alarms.get(index)?.series.assess(false);
+        (found.verdict == Verdict::Fail).then_some(found)
+    }
+
+    /// Tells people of an alarm that has fired just now, through its own channel, once that is on disk.
+    fn tell_of_alarm(&self, deployment: u32, alarm: u32, ticket: Ticket) {
         let watched = self.run.deployment(deployment).and_then(|d| d.alarms.get((alarm as usize).checked_sub(1)?));
         let Some(found) = watched.map(|watched| watched.series.assess(false)) else { return };
-        if found.verdict == Verdict::Fail {
-            let (world, run) = (Arc::clone(&self.world), self.run.clone());
-            self.world.tasks.spawn("alarm", async move {
+        let (world, run) = (Arc::clone(&self.world), self.run.clone());
+        self.world.tasks.spawn("alarm", async move {
+            if ticket.synced().await.is_ok() {
                 actions::tell_of_alarm(&world, &run, deployment, alarm, &found).await;
-            });
-        }
+            }
+        });
     }
 
     /// A bake that is over is not watched any more.
@@ -901,6 +926,16 @@ impl Owner {
                 });
             }
         }
+    }
+
+    fn touches(&self, environment: &EnvironmentName) -> bool {
+        self.run.deployments.iter().any(|d| d.environment == *environment && d.end.is_none() && d.touched())
+    }
+
+    /// A deployment that goes no further does not wait for its environment, its hosts or its alarms any more.
+    fn let_go_of_entering(&self) {
+        let enters = |name: &str| ["lease ", "plan ", "look "].iter().any(|action| name.starts_with(action));
+        self.busy.iter().filter(|(name, _)| enters(name)).for_each(|(_, cancel)| cancel.cancel());
     }
 
     /// What a person wants of a deployment under way, or why it cannot be.

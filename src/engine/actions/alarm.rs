@@ -14,7 +14,7 @@ use crate::{
         deployment::Deployment,
         event::Event,
         host::Host,
-        pipeline::Environment,
+        pipeline::{AlarmAction, Environment},
         run::{Run, Waiting},
     },
 };
@@ -56,7 +56,7 @@ pub(in crate::engine) async fn tell_of_alarm(
 }
 
 /// Waits while an alarm of the environment is firing already: what a rollout did could not be told from it. Says which, each time that
-/// changes.
+/// changes; whether it had to wait.
 ///
 /// # Errors
 /// `alarm`: it still fires after `pause_timeout`.
@@ -66,13 +66,15 @@ pub(super) async fn quiet(
     of: &Deployment,
     environment: &Environment,
     hosts: &[Host],
-) -> Result<(), Cause> {
+) -> Result<bool, Cause> {
     let clock = &context.world.clock;
     let began = clock.now();
     let limit = Duration::from_millis(environment.rollout.pause_timeout_ms);
     let mut told = None;
     loop {
-        let Some((name, value, again)) = firing(context, run, of, environment, hosts).await else { return Ok(()) };
+        let Some((name, value, again)) = firing(context, run, of, environment, hosts).await else {
+            return Ok(told.is_some());
+        };
         let waited = clock.now().since(&began);
         if waited >= limit {
             let message = format!(
@@ -101,7 +103,12 @@ async fn firing(
     environment: &Environment,
     hosts: &[Host],
 ) -> Option<(String, f64, Duration)> {
-    for (alarm, n) in environment.alarms.iter().zip(1..).filter(|(alarm, _)| alarm.analysis.compare.is_none()) {
+    for (alarm, n) in environment
+        .alarms
+        .iter()
+        .zip(1..)
+        .filter(|(alarm, _)| alarm.analysis.compare.is_none() && alarm.action != AlarmAction::None)
+    {
         let place = place(run, of, environment, n)?;
         let groups = Groups { canary: hosts, baseline: &[] };
         let measured = place.measure(&context.world, groups, &of.created_at).await;

@@ -12,6 +12,7 @@ use crate::model::{
     host::Host,
     pipeline::{Check, Health, Version, VersionFrom},
 };
+use crate::time::Stamp;
 
 /// Looks at a host until there is a verdict.
 pub(super) async fn watch(
@@ -31,13 +32,18 @@ pub(super) async fn watch(
     loop {
         let round = look(context, deployment, host, health).await;
         let elapsed = clock.now().since(began);
-        let unhealthy = match watch.see(elapsed, round.as_deref().map_err(Clone::clone)) {
+        let seen = round.as_deref().map_err(|cause| cause.message.clone());
+        let unhealthy = match watch.see(elapsed, seen) {
             Verdict::Open => {
                 clock.sleep(Duration::from_millis(health.interval_ms)).await;
                 continue;
             }
             Verdict::Healthy => None,
-            Verdict::Unhealthy(cause) => Some(on_host(cause, host)),
+            // That nobody got there says nothing of the release.
+            Verdict::Unhealthy(cause) => Some(match round {
+                Err(shut) => on_host(Cause { code: shut.code, ..cause }, host),
+                Ok(_) => on_host(cause, host),
+            }),
         };
         let evidence = watch.evidence().to_vec();
         return Event::HealthVerdict { deployment, host: host.id.clone(), unhealthy, evidence };
@@ -61,12 +67,12 @@ fn on_host(cause: Cause, host: &Host) -> Cause {
 }
 
 /// One round over every check: what each saw, or why none could look. A check may print what a step of this run has used.
-async fn look(context: &Context, deployment: u32, host: &Host, health: &Health) -> Result<Vec<Sight>, String> {
+async fn look(context: &Context, deployment: u32, host: &Host, health: &Health) -> Result<Vec<Sight>, Cause> {
     let limit = Duration::from_millis(health.timeout_ms);
     let link = context.sessions.link(deployment, host).await;
     let link = link.map_err(|error| {
-        let seen = format!("the host cannot be reached: {}", error.cause.message);
-        context.sessions.redactor().text(&seen)
+        let message = format!("the host cannot be reached: {}", error.cause.message);
+        context.sessions.redact_cause(&Cause { message, ..error.cause })
     })?;
     let mut sights = Vec::new();
     for check in &health.checks {
@@ -85,6 +91,8 @@ async fn look(context: &Context, deployment: u32, host: &Host, health: &Health) 
 const WIDE: usize = 32;
 /// So many bad looks in a row are no accident.
 const IN_A_ROW: u32 = 3;
+/// A host that nobody gets to for so long is lost.
+const CUT: Duration = Duration::from_secs(120);
 /// The longest wait between two rounds.
 const ROUND: Duration = Duration::from_secs(10);
 
@@ -96,6 +104,8 @@ pub(in crate::engine) struct Guarded {
     pub(super) watch: Watch,
     /// Bad looks since the last good one.
     pub(super) bad: u32,
+    /// Since when nobody gets there.
+    pub(super) cut: Option<Stamp>,
 }
 
 /// Watches hosts that were healthy until nobody wants to know any more; tells each that is not healthy any more, once.
@@ -111,22 +121,30 @@ pub(super) async fn guard(context: &Context, deployment: u32, mut guarded: Vec<G
                 // A wide fleet's connections are not kept for it.
                 context.sessions.forget(&guarded.host.id).await;
             }
-            let bad = guarded.watch.round(round.as_deref().map_err(Clone::clone));
+            if let Err(cause) = round {
+                // A cut says nothing of the release: it is waited for, and then it is the host that is lost.
+                let since = guarded.cut.get_or_insert_with(|| context.world.clock.now());
+                let lost = context.world.clock.now().since(since) >= CUT;
+                return (guarded, lost.then_some((cause.message, cause.code)));
+            }
+            guarded.cut = None;
+            let bad = guarded.watch.round(round.as_deref().map_err(|cause| cause.message.clone()));
             guarded.bad = if bad.is_some() { guarded.bad + 1 } else { 0 };
-            (guarded, bad)
+            let bad = bad.filter(|(_, hopeless)| *hopeless || guarded.bad >= IN_A_ROW);
+            (guarded, bad.map(|(why, _)| (why, "unhealthy".to_owned())))
         });
         let seen: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(WIDE).collect().await;
         let mut well = Vec::new();
         for (guarded, bad) in seen {
             match bad {
-                Some((why, hopeless)) if hopeless || guarded.bad >= IN_A_ROW => {
+                Some((why, code)) => {
                     let message = format!("it was healthy, and is not any more: {why}");
-                    let unhealthy = Some(on_host(Cause::new("unhealthy", message), &guarded.host));
+                    let unhealthy = Some(on_host(Cause::new(&code, message), &guarded.host));
                     let (host, evidence) = (guarded.host.id.clone(), guarded.watch.evidence().to_vec());
                     let verdict = Event::HealthVerdict { deployment, host, unhealthy, evidence };
                     context.facts(vec![verdict], false).await;
                 }
-                _ => well.push(guarded),
+                None => well.push(guarded),
             }
         }
         guarded = well;

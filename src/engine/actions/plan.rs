@@ -1,19 +1,27 @@
 //! The plan against the live fleet, and the second look at it before each wave.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::{Context, alarm::quiet, lease::superseded};
+use super::{
+    Context,
+    alarm::quiet,
+    lease::superseded,
+    resolve::{opens, target},
+};
 use crate::{
-    engine::{hosts, ledger, world::World},
+    engine::{
+        hosts,
+        ledger::{self, Live},
+        world::World,
+    },
     model::{
         cause::Cause,
         deployment::{Deployment, HostState},
         event::{Event, Purpose},
         host::Host,
-        ids::{HostId, ProjectName, ReleaseId},
+        ids::{Digest, HostId, ProjectName, ReleaseId},
         pipeline::Environment,
         plan::{self, Fleet, Phases, Target},
-        rollout::{Canary, Rollout, Waves},
         run::Run,
     },
 };
@@ -23,8 +31,20 @@ pub(super) async fn plan(context: &Context, run: &Run, deployment: u32, environm
     let world = &context.world;
     // The lease is ours: nobody changes what is live here until we do.
     let live = ledger::live(&*world.control, &run.header.project, &environment.name);
-    if let Some(newer) = live.as_ref().map(|live| &live.run).filter(|live| **live > run.header.run) {
+    if let Some(newer) = live.as_ref().map(Live::made_by).filter(|live| run.target.is_none() && **live > run.header.run)
+    {
         return Event::PlanFailed { deployment, cause: superseded(&environment.name, newer) };
+    }
+    if let Some(chosen) = &run.target {
+        // It was chosen before the environment was ours.
+        match target(world, run) {
+            Ok(now) if now.release.id == chosen.release.id => {}
+            Ok(_) => {
+                let message = format!("what is live in {} changed while this waited; ask again", environment.name);
+                return Event::PlanFailed { deployment, cause: Cause::new("outdated", message) };
+            }
+            Err(cause) => return Event::PlanFailed { deployment, cause },
+        }
     }
     let previous = live.map(|live| live.release);
     let changed_paths = match (&previous, &run.release) {
@@ -33,16 +53,20 @@ pub(super) async fn plan(context: &Context, run: &Run, deployment: u32, environm
         }
         _ => None,
     };
-    let found = hosts::of(world, &run.header.project, &run.header.code, environment).await;
-    if let (Ok(hosts), None, Some(of)) = (&found, &run.target, run.deployment(deployment))
-        && let Err(cause) = quiet(context, run, of, environment, hosts).await
-    {
-        return Event::PlanFailed { deployment, cause };
+    let find = || hosts::of(world, &run.header.project, &run.header.code, environment);
+    let mut found = find().await;
+    if let (Ok(hosts), None, Some(of)) = (&found, &run.target, run.deployment(deployment)) {
+        match quiet(context, run, of, environment, hosts).await {
+            Ok(false) => {}
+            // It may have been long.
+            Ok(true) => found = find().await,
+            Err(cause) => return Event::PlanFailed { deployment, cause },
+        }
     }
     let asked = Asked {
         project: &run.header.project,
         environment,
-        release: run.release.as_ref().map(|release| &release.id),
+        ships: run.release.as_ref().map(|release| (&release.id, &run.header.code)),
         target: run.target.as_deref(),
         purpose: &run.header.request.purpose,
     };
@@ -64,8 +88,8 @@ pub(super) async fn plan(context: &Context, run: &Run, deployment: u32, environm
 pub(in crate::engine) struct Asked<'a> {
     pub(in crate::engine) project: &'a ProjectName,
     pub(in crate::engine) environment: &'a Environment,
-    /// What ships, if that is known yet.
-    pub(in crate::engine) release: Option<&'a ReleaseId>,
+    /// What ships and by which code, if that is known yet.
+    pub(in crate::engine) ships: Option<(&'a ReleaseId, &'a Digest)>,
     /// What is put back instead.
     pub(in crate::engine) target: Option<&'a Target>,
     pub(in crate::engine) purpose: &'a Purpose,
@@ -82,7 +106,9 @@ pub(in crate::engine) fn phases(
 ) -> Result<(Vec<Host>, Phases), Cause> {
     let (project, environment) = (asked.project, asked.environment);
     let known = ledger::hosts(&*world.control, project, &environment.name);
-    shrunk(environment, known.keys(), &hosts)?;
+    if asked.target.is_none() {
+        shrunk(environment, known.len(), hosts.len())?;
+    }
     let mut fleet = Fleet { hosts, ..Fleet::default() };
     for host in &fleet.hosts {
         let Some(note) = known.get(&host.id) else { continue };
@@ -105,44 +131,40 @@ pub(in crate::engine) fn phases(
         phases.expected_ms = ledger::expected(&*world.control, project, &environment.name);
         return Ok((hosts, phases));
     };
-    if let Purpose::Converge { hosts } = asked.purpose {
-        let differs = |host: &Host| {
-            let has = fleet.current.get(&host.id) == Some(&target.release.id);
-            if hosts.is_empty() { !has && !fleet.quarantined.contains(&host.id) } else { hosts.contains(&host.id) }
-        };
-        fleet.hosts.retain(differs);
-        if fleet.hosts.is_empty() {
-            return Err(Cause::new(
-                "converged",
-                format!("every host of {} has {} already", environment.name, target.release.id),
-            ));
-        }
-    }
-    // All at once, without a canary.
-    let straight = Rollout {
-        canary: Canary::Count(crate::model::rollout::Budget::Count(0)),
-        waves: Waves::Targets(Vec::new()),
-        ..environment.rollout.clone()
-    };
-    plan::phases(&straight, fleet)
+    let all = fleet.hosts.len();
+    let serves = |host: &Host| !fleet.ill.contains_key(&host.id);
+    let healthy = fleet.hosts.iter().filter(|host| serves(host)).count();
+    let rollout = &environment.rollout;
+    let floor =
+        rollout.min_healthy.map_or(healthy.saturating_sub(rollout.max_parallel as usize), |floor| floor.floor_of(all));
+    let (mut hosts, others): (Vec<Host>, Vec<Host>) =
+        fleet.hosts.iter().cloned().partition(|host| match asked.purpose {
+            Purpose::Converge { hosts } if hosts.is_empty() => {
+                let has = fleet.current.get(&host.id) == Some(&target.release.id);
+                !has && !fleet.quarantined.contains(&host.id)
+            }
+            Purpose::Converge { hosts } => hosts.contains(&host.id),
+            Purpose::Deploy | Purpose::Rollback { .. } => true,
+        });
+    // All at once, without a canary; those first that do not serve. What the others do counts for the floor.
+    hosts.sort_by(|a, b| (serves(a), &a.name, &a.id).cmp(&(serves(b), &b.name, &b.id)));
+    let floor = floor.saturating_sub(others.iter().filter(|host| serves(host)).count());
+    let Fleet { ill, quarantined, current, .. } = fleet;
+    let min_healthy = u32::try_from(floor).unwrap_or(u32::MAX);
+    Ok((hosts, Phases { min_healthy, ill, quarantined, current, ..Phases::default() }))
 }
 
-/// A list that has lost too many hosts at once is more likely wrong than they are gone.
-fn shrunk<'a>(environment: &Environment, known: impl Iterator<Item = &'a HostId>, hosts: &[Host]) -> Result<(), Cause> {
-    let there: BTreeSet<&HostId> = hosts.iter().map(|host| &host.id).collect();
-    let known: Vec<&HostId> = known.collect();
-    let lost: Vec<&HostId> = known.iter().copied().filter(|id| !there.contains(id)).collect();
-    if lost.is_empty() || lost.len() <= environment.rollout.max_shrink.of(known.len()) {
+/// A list that has lost too many hosts at once is more likely wrong than they are gone. Hosts that others took the place of are not lost.
+fn shrunk(environment: &Environment, before: usize, now: usize) -> Result<(), Cause> {
+    let allowed = environment.rollout.max_shrink.of(before);
+    let lost = before.saturating_sub(now);
+    if lost == 0 || lost <= allowed {
         return Ok(());
     }
     let message = format!(
-        "{} of the {} hosts that {} had are not in its list any more, {} among them, and max_shrink allows {}: nothing was deployed. If \
-         they are gone for good, start it with max_shrink = \"100%\" once",
-        lost.len(),
-        known.len(),
+        "{} had {before} hosts and its list has {now} now: {lost} are missing, and max_shrink allows {allowed}. If they are gone for \
+         good, start it once with max_shrink = \"100%\"",
         environment.name,
-        lost[0],
-        environment.rollout.max_shrink.of(known.len())
     );
     Err(Cause::new("max_shrink", message))
 }
@@ -151,20 +173,19 @@ fn shrunk<'a>(environment: &Environment, known: impl Iterator<Item = &'a HostId>
 fn way_back(world: &World, asked: &Asked<'_>) -> Result<Target, Cause> {
     let (project, environment) = (asked.project, asked.environment);
     let known_good = ledger::known_good(&*world.control, project, &environment.name);
-    let Some(good) =
-        known_good.into_iter().find(|good| asked.release.is_none_or(|release| *release != good.target.release.id))
-    else {
+    let live = ledger::live(&*world.control, project, &environment.name).map(|live| live.release.id);
+    // Going back to itself heals nothing; by another code it may.
+    let other = |target: &Target| {
+        asked.ships.is_none_or(|(release, code)| *release != target.release.id || *code != target.code)
+    };
+    let targets = || known_good.iter().map(|good| &good.target).filter(|target| other(target));
+    // What the untouched hosts have, so that all have the same again.
+    let target = targets().find(|target| Some(&target.release.id) == live.as_ref()).or_else(|| targets().next());
+    let Some(target) = target else {
         let message = format!("{} has no other known-good release: this is the first", environment.name);
         return Err(Cause::new("no_target", message));
     };
-    let target = good.target;
-    match world.programs.open(&target.code, project, 0, Box::new(|_, _| {})) {
-        Ok(_) => Ok(target),
-        Err(cause) => {
-            let message = format!("the code that deployed {} cannot be opened: {}", target.release.id, cause.message);
-            Err(Cause { message, ..cause })
-        }
-    }
+    opens(world, project, target).map(|()| target.clone())
 }
 
 /// Which hosts have come or gone since the plan was made.
@@ -178,6 +199,7 @@ pub(super) async fn look(context: &Context, run: &Run, deployment: u32, wave: u3
     };
     let found = match hosts::of(world, &run.header.project, &run.header.code, environment).await {
         Ok(found) => found,
+        Err(cause) if cause.code == "no_hosts" => Vec::new(),
         Err(cause) => {
             // The list as it was is better than none; whoever is gone cannot be reached, and that has a budget.
             tracing::warn!(run = %run.header.run, %cause, "the hosts cannot be looked up again; the plan's are used");
@@ -185,9 +207,8 @@ pub(super) async fn look(context: &Context, run: &Run, deployment: u32, wave: u3
         }
     };
     let (gone, joined) = difference(of, found);
-    let there: BTreeMap<&HostId, ()> = of.hosts.iter().filter(|h| !h.gone).map(|h| (&h.host.id, ())).collect();
-    let left: Vec<Host> = of.hosts.iter().filter(|h| !gone.contains(&h.host.id)).map(|h| h.host.clone()).collect();
-    match shrunk(environment, there.keys().copied(), &left) {
+    let before = of.hosts.iter().filter(|h| !h.gone).count();
+    match shrunk(environment, before, before + joined.len() - gone.len()) {
         Ok(()) => seen(gone, joined),
         Err(cause) => {
             let then = environment.rollout.on_failure;

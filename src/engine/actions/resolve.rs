@@ -10,7 +10,7 @@ use crate::{
         cause::Cause,
         deployment::DeploymentState,
         event::{Event, Purpose, Wanted},
-        ids::{EnvironmentName, ReleaseId},
+        ids::{EnvironmentName, ProjectName, ReleaseId},
         pipeline::Queue,
         plan::Target,
         release::{Artifact, Commit, Release},
@@ -23,13 +23,8 @@ pub(super) async fn resolve(context: &Context, run: &Run) -> Event {
     let world = &context.world;
     let (header, pipeline) = (&run.header, &run.header.pipeline);
     let project = &header.project;
-    let (to, converges) = match &header.request.purpose {
-        Purpose::Deploy => (None, false),
-        Purpose::Rollback { to } => (to.as_deref(), false),
-        Purpose::Converge { .. } => (None, true),
-    };
     if !header.request.purpose.is_deploy() {
-        return match target(world, run, to, converges) {
+        return match target(world, run) {
             Ok(target) => Event::Resolved {
                 release: Box::new(target.release.clone()),
                 passed: None,
@@ -73,8 +68,11 @@ pub(super) async fn resolve(context: &Context, run: &Run) -> Event {
     resolved(world, run, found.commit, found.tag)
 }
 
-/// What a run puts back.
-fn target(world: &World, run: &Run, to: Option<&str>, converges: bool) -> Result<Target, Cause> {
+/// What a run puts back, by what is known now.
+///
+/// # Errors
+/// `no_target`, or that its code cannot be opened.
+pub(super) fn target(world: &World, run: &Run) -> Result<Target, Cause> {
     let (project, control) = (&run.header.project, &*world.control);
     let Some(environment) = &run.header.request.environment else {
         return Err(Cause::new("internal", "a rollback names no environment"));
@@ -85,18 +83,40 @@ fn target(world: &World, run: &Run, to: Option<&str>, converges: bool) -> Result
         return Err(Cause::new("no_target", message));
     }
     let live = ledger::live(control, project, environment).map(|live| live.release.id);
-    let whole = ledger::last(control, project, environment).is_none_or(|last| last.state == DeploymentState::Succeeded);
-    let chosen = known_good.iter().map(|good| &good.target).find(|target| match to {
-        Some(to) => target.release.id.as_str() == to || target.release.commit.sha.as_str().starts_with(to),
-        // Where the last deployment left a mixture, back is to what was live before it.
-        None if converges || !whole => live.as_ref().is_none_or(|live| target.release.id == *live),
-        None => live.as_ref() != Some(&target.release.id),
+    let at = known_good.iter().position(|good| Some(&good.target.release.id) == live.as_ref());
+    let mixed = ledger::last(control, project, environment).is_some_and(|last| {
+        matches!(last.state, DeploymentState::Halted | DeploymentState::Stopped | DeploymentState::RollbackFailed)
     });
-    chosen.cloned().ok_or_else(|| {
+    let to = match &run.header.request.purpose {
+        Purpose::Rollback { to } => to.as_deref(),
+        Purpose::Deploy | Purpose::Converge { .. } => None,
+    };
+    let back = matches!(run.header.request.purpose, Purpose::Rollback { .. });
+    let mut targets = known_good.iter().map(|good| &good.target);
+    let chosen = match to {
+        Some(to) => targets
+            .find(|target| target.release.id.as_str() == to || target.release.commit.sha.as_str().starts_with(to)),
+        // Back from what is live is to what was live before it; where the last deployment left a mixture, to what is live.
+        None if back && !mixed => targets.nth(at.map_or(0, |at| at + 1)),
+        None => targets.nth(at.unwrap_or(0)),
+    };
+    let Some(target) = chosen.cloned() else {
         let known: Vec<&str> = known_good.iter().map(|good| good.target.release.id.as_str()).collect();
         let what = to.map_or("an earlier release".to_owned(), |to| format!("{to:?}"));
         let message = format!("{what} is not known-good in {environment}; known-good there: {}", known.join(", "));
-        Cause::new("no_target", message)
+        return Err(Cause::new("no_target", message));
+    };
+    opens(world, project, &target).map(|()| target)
+}
+
+/// Whether the code that goes with a target is there.
+///
+/// # Errors
+/// Why it cannot be opened.
+pub(super) fn opens(world: &World, project: &ProjectName, target: &Target) -> Result<(), Cause> {
+    world.programs.open(&target.code, project, 0, Box::new(|_, _| {})).map(drop).map_err(|cause| {
+        let message = format!("the code that deployed {} cannot be opened: {}", target.release.id, cause.message);
+        Cause { message, ..cause }
     })
 }
 

@@ -13,7 +13,8 @@ use crate::{
         ids::{EnvironmentName, HostId, ProjectName, ReleaseId, RunId, Sha},
         plan::Target,
         release::{Commit, Release},
-        run::Run,
+        run::{Run, RunState},
+        step::{decode, encode},
     },
     ports::control::Control,
 };
@@ -40,6 +41,8 @@ pub(in crate::engine) struct Note {
     pub(in crate::engine) state: HostState,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(in crate::engine) why: Option<String>,
+    /// The run that left it so.
+    pub(in crate::engine) run: RunId,
 }
 
 /// Why a release is bad.
@@ -95,20 +98,24 @@ pub(in crate::engine) fn hosts(
     let prefix = host_key(project, environment, "");
     let entries = control.scan(&prefix).into_iter();
     let note = |key: &str, value: Value| {
-        let id = crate::model::step::decode(key.strip_prefix(&prefix)?).parse().ok()?;
+        let id = decode(key.strip_prefix(&prefix)?).parse().ok()?;
         Some((id, serde_json::from_value(value).ok()?))
     };
     entries.filter_map(|entry| note(&entry.key, entry.value)).collect()
 }
 
-/// Whether a commit, or one with the same tree, was found bad: as which release, and why.
-pub(in crate::engine) fn bad(control: &dyn Control, project: &ProjectName, commit: &Commit) -> Option<(String, Bad)> {
+/// The bad releases of a project, by their ids.
+fn all_bad(control: &dyn Control, project: &ProjectName) -> impl Iterator<Item = (String, Bad)> {
     let prefix = format!("bad/{project}/");
     let entries = control.scan(&prefix).into_iter();
-    let of =
-        |key: &str, value: Value| Some((key.strip_prefix(&prefix)?.to_owned(), serde_json::from_value(value).ok()?));
-    let mut all = entries.filter_map(|entry| of(&entry.key, entry.value));
-    all.find(|(_, bad): &(String, Bad)| bad.tree == commit.tree)
+    entries.filter_map(move |entry| {
+        Some((entry.key.strip_prefix(&prefix)?.to_owned(), serde_json::from_value(entry.value).ok()?))
+    })
+}
+
+/// Whether a commit, or one with the same tree, was found bad: as which release, and why.
+pub(in crate::engine) fn bad(control: &dyn Control, project: &ProjectName, commit: &Commit) -> Option<(String, Bad)> {
+    all_bad(control, project).find(|(_, bad)| bad.tree == commit.tree)
 }
 
 /// How many releases of a project in a row were bad.
@@ -116,7 +123,7 @@ pub(in crate::engine) fn bad_in_a_row(control: &dyn Control, project: &ProjectNa
     read::<InARow>(control, &format!("bad_in_a_row/{project}")).map_or(0, |row| row.count)
 }
 
-/// What the end of a deployment says of its hosts and its release. Idempotent.
+/// What the end of a deployment says of its hosts. Idempotent; what a newer run has said stays.
 pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, puts: &mut Vec<(String, Option<Value>)>) {
     if deployment.rollback_of.is_some() {
         // What is taken back says it.
@@ -124,54 +131,73 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
     }
     let (project, environment) = (&run.header.project, &deployment.environment);
     let Some(release) = deployment.release(run) else { return };
-    let put = |puts: &mut Vec<(String, Option<Value>)>, key: String, value: Option<Value>| {
-        if control.get(&key).map(|entry| entry.value) != value {
-            puts.push((key, value));
-        }
-    };
-    for host in &deployment.hosts {
-        let key = host_key(project, environment, &crate::model::step::encode(host.host.id.as_str()));
-        let before = deployment.phases.target.as_ref().map(|target| target.release.id.clone());
+    let known = hosts(control, project, environment);
+    let newer = |id: &HostId| known.get(id).is_some_and(|note| note.run > run.header.run);
+    let before = deployment.phases.target.as_ref().map(|target| target.release.id.clone());
+    for host in deployment.hosts.iter().filter(|host| !newer(&host.host.id)) {
+        let id = &host.host.id;
         let note = |release: Option<ReleaseId>, state| {
-            let why = host.cause().map(|cause| brief(cause).message);
-            json!(Note { release, state, why: why.filter(|_| state != HostState::Healthy) })
+            let why = host.cause().map(|cause| brief(cause).message).filter(|_| state != HostState::Healthy);
+            Some(Note { release, state, why, run: run.header.run.clone() })
         };
-        match (host.back, host.state(true)) {
-            (_, HostState::Gone) => put(puts, key, None),
-            (Some(Back::There), _) => put(puts, key, Some(note(before, HostState::Healthy))),
-            (Some(Back::Aside), _) => put(puts, key, Some(note(before, HostState::Quarantined))),
-            (None, HostState::Healthy) => put(puts, key, Some(note(Some(release.id.clone()), HostState::Healthy))),
+        let note = match (host.back, host.state(true)) {
+            (_, HostState::Gone) => None,
+            (Some(Back::There), _) => note(before.clone(), HostState::Healthy),
+            (Some(Back::Aside), _) => note(before.clone(), HostState::Quarantined),
+            (None, HostState::Healthy) => note(Some(release.id.clone()), HostState::Healthy),
             // Nobody can tell what it has.
-            _ if host.touched => put(puts, key, Some(note(None, host.state(true)))),
-            _ => {}
+            _ if host.touched => note(None, host.state(true)),
+            _ => continue,
+        };
+        if known.get(id) != note.as_ref() {
+            puts.push((host_key(project, environment, &encode(id.as_str())), note.map(|note| json!(note))));
         }
     }
     if deployment.target.is_some() {
         return;
     }
-    let bad_key = format!("bad/{project}/{}", release.id);
+    // Hosts that were not in the list any more when the plan was made.
+    if deployment.budgets.is_some() {
+        let left = known.keys().filter(|id| deployment.host(id).is_none() && !newer(id));
+        puts.extend(left.map(|id| (host_key(project, environment, &encode(id.as_str())), None)));
+    }
+    if let Some((DeploymentState::Succeeded, _, at)) = &deployment.end {
+        puts.push((good_key(project, environment), Some(good(control, run, deployment, release, at.wall_ms))));
+    }
+}
+
+/// What a run says of its release: bad, or, once it is over and well, good. Idempotent.
+pub(super) fn release_puts(
+    control: &dyn Control,
+    run: &Run,
+    release: &Release,
+    puts: &mut Vec<(String, Option<Value>)>,
+) {
+    let (project, tree) = (&run.header.project, &release.commit.tree);
+    if run.target.is_some() {
+        return;
+    }
     let row_key = format!("bad_in_a_row/{project}");
-    match (&deployment.end, &deployment.judged) {
-        (Some((DeploymentState::Succeeded, _, at)), _) => {
-            put(puts, good_key(project, environment), Some(good(control, run, deployment, release, at.wall_ms)));
-            if control.get(&bad_key).is_some() {
-                puts.push((bad_key, None));
-            }
-            if control.get(&row_key).is_some() {
-                puts.push((row_key, None));
-            }
+    let judged = run.deployments.iter().filter(|d| d.end.is_some()).find_map(|d| d.judged.as_ref().filter(|j| j.bad));
+    if let Some(judged) = judged {
+        let row: Option<InARow> = read(control, &row_key);
+        let run = run.header.run.clone();
+        let count = match &row {
+            Some(row) if row.run == run => row.count,
+            row => row.as_ref().map_or(0, |row| row.count) + 1,
+        };
+        puts.push((row_key, Some(json!(InARow { count, run: run.clone() }))));
+        let bad = Bad { run, tree: tree.clone(), cause: brief(&judged.cause) };
+        puts.push((format!("bad/{project}/{}", release.id), Some(json!(bad))));
+    } else if matches!(run.end, Some((RunState::Succeeded, ..))) && !run.deployments.is_empty() {
+        puts.extend(
+            all_bad(control, project)
+                .filter(|(_, bad)| bad.tree == *tree)
+                .map(|(id, _)| (format!("bad/{project}/{id}"), None)),
+        );
+        if control.get(&row_key).is_some() {
+            puts.push((row_key, None));
         }
-        (Some(_), Some(judged)) if judged.bad => {
-            let (run, tree) = (run.header.run.clone(), release.commit.tree.clone());
-            let row: Option<InARow> = read(control, &row_key);
-            let count = match &row {
-                Some(row) if row.run == run => row.count,
-                row => row.as_ref().map_or(0, |row| row.count) + 1,
-            };
-            put(puts, row_key, Some(json!(InARow { count, run: run.clone() })));
-            put(puts, bad_key, Some(json!(Bad { run, tree, cause: brief(&judged.cause) })));
-        }
-        _ => {}
     }
 }
 

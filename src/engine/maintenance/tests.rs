@@ -134,7 +134,8 @@ fn shut(maintenance: &Maintenance, revision: u64) {
 #[test]
 fn what_begins_something_is_held_and_what_ends_something_is_not() {
     let maintenance = Arc::new(Maintenance { now: watch::Sender::new(None), work: watch::Sender::default() });
-    let mut gate = maintenance.gate(&planned());
+    let run = planned();
+    let mut gate = maintenance.gate(&run);
     let deploy = CallKey::host("production", 1, "i-1", "deploy");
     let host: HostId = "i-1".parse().unwrap();
     let held = [
@@ -156,15 +157,15 @@ fn what_begins_something_is_held_and_what_ends_something_is_not() {
         Action::Lease { deployment: 1 },
         Action::Finish,
     ];
-    assert!(held.iter().chain(&free).all(|action| !gate.holds(action)), "it is open");
+    assert!(held.iter().chain(&free).all(|action| !gate.holds(&run, action)), "it is open");
     shut(&maintenance, 1);
-    assert!(held.iter().all(|action| !gate.holds(action)), "one round of decisions is made under one answer");
+    assert!(held.iter().all(|action| !gate.holds(&run, action)), "one round of decisions is made under one answer");
     gate.look();
-    assert!(held.iter().all(|action| gate.holds(action)));
-    assert!(free.iter().all(|action| !gate.holds(action)));
+    assert!(held.iter().all(|action| gate.holds(&run, action)));
+    assert!(free.iter().all(|action| !gate.holds(&run, action)));
     maintenance.now.send_replace(None);
     gate.look();
-    assert!(held.iter().all(|action| !gate.holds(action)));
+    assert!(held.iter().all(|action| !gate.holds(&run, action)));
 }
 
 #[tokio::test]
