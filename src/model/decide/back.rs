@@ -71,7 +71,7 @@ pub(super) fn straight(run: &Run, deployment: &Deployment, decision: &mut Decisi
     let lost = of_states(&[HostState::Unreachable]);
     let budget = deployment.budgets.map_or(0, |budgets| budgets.max_unreachable);
     // Where nobody can be reached nothing has come back; a run of its own has a budget for them as any other.
-    let too_many = if of.is_some() { lost.len() == deployment.hosts.len() } else { lost.len() > budget };
+    let too_many = lost.len() == deployment.hosts.len() || (of.is_none() && lost.len() > budget);
     // What was cut off from outside is no failure of its own. One alone has nobody to halt for it.
     let really = deployment.hosts.iter().any(|host| host.verdict() == HostState::Failed);
     let ending = match (failed.first(), lost.first()) {

@@ -10,12 +10,15 @@ use serde_json::Value;
 
 use super::*;
 use crate::model::{
+    analysis::{Analysis, Compare, Condition, Found, Level, Measurement, Worse},
     deployment::{Back, Bake, Deployment, DeploymentState, HostState},
     doors,
     event::{CallResult, Header, Purpose, Record, Request, Wanted},
     host::{Host, Ssh},
     ids::{Digest, Epoch, RunId, Seq, Sha},
-    pipeline::{Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source, Stage, When},
+    pipeline::{
+        Alarm, AlarmAction, Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source, Stage, When,
+    },
     plan::{self, Fleet, Target},
     release::{Commit, Release},
     rollout::{Budget, Canary, OnFailure, Rollout, Waves},
@@ -106,6 +109,23 @@ fn rollout(random: &mut Random) -> Rollout {
     }
 }
 
+fn alarm(random: &mut Random) -> Alarm {
+    let above = Condition { above: Some(Level(0.5)), ..Condition::default() };
+    let action = match random.below(4) {
+        0 => AlarmAction::Halt,
+        1 => AlarmAction::Pause,
+        2 => AlarmAction::None,
+        _ => AlarmAction::Rollback,
+    };
+    let analysis = Analysis {
+        failure: Some(above),
+        interval_ms: 300,
+        compare: random.one_in(3).then_some(Compare { worse: Worse::Higher, tolerance: 10 }),
+        ..Analysis::default()
+    };
+    Alarm { name: "errors".to_owned(), cause: "probe".to_owned(), alert: "log".to_owned(), action, analysis }
+}
+
 fn hooks(random: &mut Random) -> Hooks {
     let mut some = || random.one_in(3);
     Hooks {
@@ -129,7 +149,11 @@ fn pipeline(random: &mut Random) -> Pipeline {
     };
     let environment = |n: u64, random: &mut Random| Environment {
         name: format!("e{n}").parse().unwrap(),
-        hosts: vec![HostSource::Static(Vec::new())],
+        hosts: vec![if random.one_in(3) {
+            HostSource::Plugin { name: "file".to_owned(), function: "discovery/e/1".to_owned() }
+        } else {
+            HostSource::Static(Vec::new())
+        }],
         ssh: Ssh::default(),
         rollout: rollout(random),
         health: random.one_in(2).then(|| Health {
@@ -141,7 +165,7 @@ fn pipeline(random: &mut Random) -> Pipeline {
         }),
         verify: random.one_in(2),
         hooks: hooks(random),
-        alarms: Vec::new(),
+        alarms: if random.one_in(3) { vec![alarm(random)] } else { Vec::new() },
         timeout_ms: 60_000,
         freeze: Vec::new(),
         group: None,
@@ -216,7 +240,7 @@ impl Sim {
                 wanted: Wanted::Head,
                 environment,
                 tag: None,
-                purpose: Purpose::Deploy,
+                purpose: if random.one_in(8) { Purpose::Rollback { to: None } } else { Purpose::Deploy },
                 retry_bad: false,
                 redeploy: random.one_in(4),
                 retest: random.one_in(4),
@@ -269,7 +293,8 @@ impl Sim {
         for _ in 0..500 {
             let decision = decide(&self.run, &self.now);
             let wanted: BTreeSet<String> = decision.actions.iter().filter_map(Action::name).collect();
-            self.busy.retain(|name, action| !matches!(action, Action::Guard { .. }) || wanted.contains(name));
+            let watches = |action: &Action| matches!(action, Action::Guard { .. } | Action::Measure { .. });
+            self.busy.retain(|name, action| !watches(action) || wanted.contains(name));
             let mut changed = false;
             for action in decision.actions {
                 changed |= self.act(action);
@@ -380,7 +405,9 @@ impl Sim {
         };
         assert!(cleaning || finishes || !ending, "seed {seed}: {key} begins though the run is to end");
         let Some(Place::Host { deployment, host, function }) = key.place() else { return };
-        self.no_stage_failed();
+        if self.run.target.is_none() {
+            self.no_stage_failed();
+        }
         let of = self.run.deployment(deployment).unwrap();
         let spec = of.spec(&self.run).unwrap();
         let same = |open: &CallKey| matches!(open.place(), Some(Place::Host { host: h, .. }) if h == host);
@@ -389,7 +416,7 @@ impl Sim {
         let good =
             |d: &Deployment| matches!(d.end, Some((DeploymentState::Succeeded, ..))) || of.rollback_of == Some(d.n);
         assert!(before.into_iter().all(good), "seed {seed}");
-        if function == "prepare" && of.rollback_of.is_none() {
+        if function == "prepare" && of.target.is_none() {
             assert!(!of.touched(), "seed {seed}: {key} begins after something was switched");
             return;
         }
@@ -399,7 +426,7 @@ impl Sim {
         }
         // Its turn has come: no more at a time than are allowed, nobody beyond the budgets, and enough are left that serve.
         let running = of.hosts.iter().filter(|host| host.in_flight()).count();
-        let parallel = match of.rollback_of {
+        let parallel = match &of.target {
             Some(_) => spec.rollout.rollback_parallel.unwrap_or(spec.rollout.max_parallel),
             None => spec.rollout.max_parallel,
         };
@@ -411,9 +438,11 @@ impl Sim {
             .filter(|d| d.end.is_none() && (d.n == deployment || of.rollback_of == Some(d.n)))
             .map(|d| d.hosts.iter().filter(|h| h.is_healthy() && !(d.n != deployment && h.back.is_some())).count())
             .sum();
-        let floor = of.phases.min_healthy as usize;
+        // What was lost on the way back does not keep the others from it.
+        let lost = of.hosts.iter().filter(|h| of.target.is_some() && h.verdict() == HostState::Unreachable).count();
+        let floor = (of.phases.min_healthy as usize).saturating_sub(lost);
         assert!(!me.is_healthy() || serving > floor, "seed {seed}: {key} is taken, {serving} serve and {floor} must");
-        if of.rollback_of.is_some() {
+        if of.target.is_some() {
             return;
         }
         assert!(of.judged.is_none() && of.paused.is_none(), "seed {seed}: {key} begins though it was judged or paused");
@@ -577,6 +606,15 @@ impl Sim {
         let cause = || Cause::new("git_failed", "no");
         let event = match &action {
             Action::Resolve if self.random.one_in(10) => Event::Unresolved { cause: cause() },
+            Action::Resolve if !self.run.header.request.purpose.is_deploy() => {
+                let Some(environment) = self.run.header.pipeline.environments.first().cloned() else {
+                    return self.append(Event::Unresolved { cause: cause() });
+                };
+                let target =
+                    Target { release: release(), code: Digest::of(b"old"), environment, run: RunId::new(1, 1) };
+                let target = Some(Box::new(target));
+                Event::Resolved { release: Box::new(release()), passed: None, live: Vec::new(), target }
+            }
             Action::Resolve => {
                 let live = self.run.header.pipeline.environments.iter().map(|e| e.name.clone());
                 let live = live.filter(|_| self.random.one_in(6)).collect();
@@ -628,6 +666,19 @@ impl Sim {
                 let joined = if self.random.one_in(4) { vec![host(100 + u64::from(*wave))] } else { Vec::new() };
                 Event::FleetSeen { deployment: *deployment, gone, joined, wave: *wave }
             }
+            Action::Measure { deployment, alarm } => {
+                let one = |random: &mut Random| match random.below(6) {
+                    0 => Found::Value(1.0, None),
+                    1 => Found::NoData(None),
+                    2 => Found::Error(Cause::new("timeout", "no answer")),
+                    _ => Found::Value(0.0, None),
+                };
+                let found = one(&mut self.random);
+                let baseline = self.random.one_in(2).then(|| one(&mut self.random));
+                let of = self.run.deployment(*deployment).unwrap();
+                let measurement = Measurement { at: self.now.since(&of.created_at), found, baseline };
+                Event::Measured { deployment: *deployment, alarm: *alarm, measurement }
+            }
             Action::Guard { deployment } => {
                 let of = self.run.deployment(*deployment).unwrap();
                 let healthy = of.hosts.iter().find(|h| h.verdict() == HostState::Healthy && h.back.is_none());
@@ -639,7 +690,10 @@ impl Sim {
                 let event = Event::HealthVerdict {
                     deployment: *deployment,
                     host: ill,
-                    unhealthy: Some(Cause::new("unhealthy", "not any more")),
+                    unhealthy: Some(Cause::new(
+                        if self.random.one_in(3) { "unreachable" } else { "unhealthy" },
+                        "not any more",
+                    )),
                     evidence: Vec::new(),
                 };
                 self.busy.insert(name.to_owned(), action);
@@ -759,9 +813,11 @@ impl Sim {
         let (state, cause, _) = run.end.as_ref().unwrap();
         match state {
             RunState::Succeeded => {
-                self.no_stage_failed();
+                if run.target.is_none() {
+                    self.no_stage_failed();
+                }
                 assert_eq!(*cause, None);
-                let reach = doors::reach_of(run);
+                let reach = if run.target.is_some() { usize::MAX } else { doors::reach_of(run) };
                 let asked_for = || super::environments::asked_for(run).into_iter();
                 for (at, environment) in asked_for().enumerate() {
                     let live = !run.header.request.redeploy && run.live.contains(environment);
