@@ -105,7 +105,7 @@ async fn show(args: &DemoArgs, terminal: &mut Terminal, tasks: &Tasks, clock: &A
         true => {
             (crash(terminal, tasks, clock, up).await, "Killed ten times: nothing was lost, and nothing was done twice.")
         }
-        false => (tell(terminal, tasks, clock, up).await, "All three went as described."),
+        false => (tell(terminal, tasks, clock, up).await, "All four went as described."),
     };
     let code = match told {
         Ok(Differences(differences)) if differences.is_empty() => {

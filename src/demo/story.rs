@@ -348,9 +348,10 @@ impl<'a> Story<'a> {
         let Some(message) = message else { return };
         let text = |name: &str| message[name].as_str().map(printable).unwrap_or_default();
         self.row("alert", &one_line(&text("title"), 150));
-        // What a program printed is what helps; without it, the cause.
+        // What a failed program printed is what helps; where a release went back, why it did.
         let (output, cause) = (text("output"), text("text"));
-        let said = if output.trim().is_empty() { &cause } else { &output };
+        let went_back = message["event"] == "rolled_back";
+        let said = if went_back || output.trim().is_empty() { &cause } else { &output };
         let lines = said.lines().flat_map(|line| wrapped(&one_line(line, 400), WIDTH));
         for line in lines.filter(|line| !line.is_empty()).take(MOST_LINES) {
             self.terminal.line(Tone::Quiet, &format!("           {line}"));

@@ -160,7 +160,7 @@ impl Job {
 fn checks(run: &Run, of: &Deployment, host: &HostRun) -> Option<(Health, Option<Deployed>)> {
     let mut health = of.spec(run)?.health.clone()?;
     let call = CallKey::host(of.environment.as_str(), of.n, host.host.id.as_str(), "health");
-    let variables = input::variables(run, &StepKey::new(&call, &Branch::top(), "health", 1), None);
+    let variables = input::variables(run, &StepKey::new(&call, &Branch::top(), "health", 1), None, None);
     health.checks.iter_mut().for_each(|check| with_variables(check, &variables));
     let deployed = of.release(run).map(|release| Deployed::new(release, of.previous.as_ref()));
     Some((health, deployed))

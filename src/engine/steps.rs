@@ -90,6 +90,10 @@ impl Place {
             unknown_host = host.is_none().then(|| id.to_string());
         }
         let name = StepOptions::of(&request.args).name;
+        let on = match &request.target {
+            Target::Host(id) => Some(id),
+            Target::Local => None,
+        };
         let epoch = deployment.filter(|_| host.is_some()).and_then(|d| {
             Some(EpochCheck {
                 project: run.header.project.clone(),
@@ -104,7 +108,7 @@ impl Place {
                 Checkout::At(dir) => Some(dir.clone()),
                 Checkout::Due | Checkout::Failed(_) => None,
             },
-            variables: input::variables(run, key, name.as_deref()),
+            variables: input::variables(run, key, name.as_deref(), on),
             epoch,
             in_stage: matches!(place, Some(step::Place::Stage { .. })),
             artifacts: match (request.verb, &run.release) {

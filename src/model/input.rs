@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     deployment::{Deployment, HostRun},
-    ids::DeploymentId,
+    ids::{DeploymentId, HostId},
     release::Release,
     run::{Checkout, Run},
     step::{CallKey, Place, StepKey},
@@ -94,9 +94,9 @@ pub fn of(run: &Run, key: &CallKey) -> Value {
     input
 }
 
-/// The `PHASED_*` variables of a command, in a fixed order; what does not apply is absent.
+/// The `PHASED_*` variables of a command on a host, or here, in a fixed order; what does not apply is absent.
 #[must_use]
-pub fn variables(run: &Run, step: &StepKey, name: Option<&str>) -> Vec<(String, String)> {
+pub fn variables(run: &Run, step: &StepKey, name: Option<&str>, on: Option<&HostId>) -> Vec<(String, String)> {
     let mut variables = Vec::new();
     let mut set = |name: &str, value: Option<&str>| {
         if let Some(value) = value {
@@ -118,9 +118,14 @@ pub fn variables(run: &Run, step: &StepKey, name: Option<&str>) -> Vec<(String, 
     if let Some(deployment) = deployment {
         set("ENVIRONMENT", Some(deployment.environment.as_str()));
         set("DEPLOYMENT", Some(&DeploymentId { run: run.header.run.clone(), n: deployment.n }.to_string()));
-        if let Some(Place::Host { host, .. }) = &place {
-            set("HOST_ID", Some(host.as_str()));
-            set("HOST_NAME", deployment.host(host).map(|h| h.host.name.as_str()));
+        // Also what a function of the whole deployment does on one of its hosts.
+        let own = match (&place, on) {
+            (Some(Place::Host { host, .. }), _) => Some(host),
+            (_, on) => on,
+        };
+        if let Some(host) = own.and_then(|host| deployment.host(host)) {
+            set("HOST_ID", Some(host.host.id.as_str()));
+            set("HOST_NAME", Some(host.host.name.as_str()));
         }
     }
     let phase = match &place {

@@ -21,8 +21,9 @@ fn the_demo_goes_as_described_and_leaves_nothing_behind() {
     let said = [
         "tested, rolled out host by host",
         "refused, and people were told why",
-        "stopped at the first host",
-        "All three went as described.",
+        "went back by itself; no other host saw it",
+        "caught while it was watched, after the canary had passed",
+        "All four went as described.",
     ];
     demo("--once", &said);
 }

@@ -148,7 +148,8 @@ fn every_hook_is_called_when_its_turn_comes() {
 fn where_going_back_is_not_safe_it_stands_and_says_why() {
     let safe = r#"rollback_safe = function(release) return not release:changed "db/**", "the schema changed" end"#;
     let (world, daemon, _) = good(&project(2, PHASES).keys(safe), 2);
-    let bad = world.repo.commit(&[("db/1.sql", "create")], "a migration");
+    world.repo.commit(&[("db/1.sql", "create")], "a migration");
+    let bad = world.repo.push("with a migration");
     spoil(&world, &bad, "");
     let run = daemon.press().wait().is("halted");
     assert!(run.message().contains("rollback_safe says no: the schema changed"), "{}", run.message());
