@@ -62,11 +62,29 @@ function phased.secret(name) end
 ---@field path? string PATH of commands on the hosts.
 ---@field base? string Where phased keeps its files on a host. Default: /var/tmp/phased-<uid>.
 
----How a deployment goes over its hosts.
+---Which hosts come first.
+---@class phased.canary
+---@field labels table<string, string|integer> Those that have all of these labels.
+
+---How a deployment goes over its hosts. Sizes are rounded down to at least 1, budgets (max_*) down and may be 0, floors (min_*) up.
 ---@class phased.rollout
+---@field canary? integer|string|phased.canary Hosts that come first and are watched by themselves: so many of the first by name, or { labels = {...} }; 0 for none. Default: 1.
+---@field waves? integer|string|(integer|string)[] A list is how many hosts have it after each wave, the canary included, and ends in "100%"; a single value is the size of every wave. Default: { "100%" }.
 ---@field max_parallel? integer Hosts updated at the same moment. Default: 1.
+---@field stagger? string At least so long between the beginnings of two hosts. Default: "0s".
+---@field bake_time? string How long it is watched after the canary and after every wave; only watched time counts. Default: "2m".
+---@field max_bake? string A bake from which nothing can be concluded is given up after so long; three times bake_time when absent.
 ---@field max_failures? integer|string Failed hosts that do not stop the rollout; it stops when this is exceeded. Default: 0.
+---@field max_failures_per_wave? integer|string The same within one wave.
 ---@field max_unreachable? integer|string Unreachable hosts that do not stop the rollout; it stops when this is exceeded. Default: 0.
+---@field min_healthy? integer|string No host is taken if fewer than these would serve then; those healthy at plan time less max_parallel when absent.
+---@field progress_deadline? string Nobody newly healthy for so long is a failure; when absent the limits of each call and of health are all.
+---@field pause_timeout? string A pause that nobody ends is halted after so long. Default: "24h".
+---@field rollback_parallel? integer Hosts that go back at the same moment; max_parallel when absent.
+---@field max_shrink? string A list of hosts that has lost more than this since the last deployment stops it. Default: "30%".
+---@field zones? boolean Hosts of two zones are never updated at the same moment. Default: false.
+---@field on_failure? "rollback"|"halt"|"pause" What happens when it fails after a host was touched. Default: "rollback".
+---@field on_inconclusive? "rollback"|"halt"|"promote" What happens when a bake ends without a verdict. Default: "rollback".
 
 ---Where a host tells the version it runs: the release's id, its commit, or at least 7 digits of that.
 ---@class phased.version
@@ -119,6 +137,7 @@ function phased.secret(name) end
 ---@field compare? "baseline" Also measures as many hosts that still run what was live before, and fires when the new release is worse by more than chance explains (Mann-Whitney U test).
 ---@field worse? "higher"|"lower" Which values are worse in a comparison; higher when absent.
 ---@field tolerance? string A difference in a comparison of so much of the baseline is none; "10%" when absent.
+
 ---Runs of which tags enter an environment by themselves.
 ---@class phased.when
 ---@field tag string|string[] As in "v*"; source.tags says which pushed tags start runs.
@@ -145,6 +164,14 @@ function phased.secret(name) end
 ---@field when? "push"|"manual"|phased.when Which runs enter it by themselves: all, none, or those of tags. A run stops at the first environment that nothing opens for it; `phased start PROJECT ENVIRONMENT` opens it. Default: "push".
 ---@field freeze? phased.freeze[] Times in which nothing new is deployed there; rollbacks and late hosts are.
 ---@field group? string Environments of one group, also of other projects, are deployed to one at a time.
+---@field prepare? fun(host: phased.Host, release: phased.Release) Every host, 64 at a time, before anything is switched; it must not touch what serves. Also on the way back.
+---@field before? fun(deployment: phased.Deployment) Once, after every prepare: the place of migrations.
+---@field before_wave? fun(wave: phased.Wave) Before each wave.
+---@field drain? fun(host: phased.Host) Takes one host out of service, before its deploy. Also on the way back.
+---@field undrain? fun(host: phased.Host) Takes one host into service again, once it is healthy. Also on the way back.
+---@field after_wave? fun(wave: phased.Wave) After each wave.
+---@field after? fun(deployment: phased.Deployment) Once, when every host has it and it is verified.
+---@field rollback_safe? fun(release: phased.Release): boolean, string? Asked before anything is touched: whether a failure may go back to the known-good release, and if not, why.
 
 ---Who is told, bad and good ends apart.
 ---@class phased.notify
@@ -610,7 +637,16 @@ function Host:undo(what) end
 ---@field environment string The environment's name.
 ---@field release phased.Release What is deployed.
 ---@field previous? phased.Release What was live before.
+---@field rollback_of? string The deployment that it takes back.
 ---@field hosts phased.Host[] The hosts.
+
+---Hosts that are updated together.
+---@class phased.Wave
+---@field n integer Which, from 1.
+---@field canary boolean Whether it is the canary.
+---@field environment string The environment's name.
+---@field release phased.Release What is deployed.
+---@field hosts phased.Host[] Its hosts.
 
 ---What a command did.
 ---@class phased.Result

@@ -847,10 +847,9 @@ impl Owner {
                 if let Some(ending) = self.ending.get_mut(key) {
                     ending.vm = Vm::Asked;
                 }
-                match self.program(key) {
-                    Ok(program) => program.end(key, cause),
-                    // Its end is on the way.
-                    Err(_) => {}
+                // Without a program its end is on the way.
+                if let Ok(program) = self.program(key) {
+                    program.end(key, cause);
                 }
                 false
             }

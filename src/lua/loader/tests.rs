@@ -372,6 +372,20 @@ fn the_example_loads() {
 }
 
 #[test]
+fn the_careful_example_loads() {
+    let text = include_str!("../../../packaging/examples/careful.lua");
+    let secrets = ["slack_url", "shop_webhook", "deploy_key", "shop/production/database_url"];
+    let text = secrets
+        .into_iter()
+        .fold(text.to_owned(), |text, name| text.replace(&format!("secret \"{name}"), &format!("secret \"good_{name}")));
+    let environment = &load(&text).pipeline.environments[0];
+    let hooks = environment.hooks;
+    assert!(hooks.prepare && hooks.before && hooks.drain && hooks.undrain && hooks.rollback_safe);
+    assert_eq!((environment.alarms.len(), environment.freeze.len()), (1, 1));
+    assert_eq!(environment.health.as_ref().map(|health| health.checks.len()), Some(3));
+}
+
+#[test]
 fn pinned_code_is_what_was_loaded() {
     let fixture = Fixture::new(&[
         ("projects/shop.lua", &format!("local extra = require 'deploy.extra'\n{BASE}")),
