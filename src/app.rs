@@ -136,6 +136,7 @@ impl App {
             limits: Limits {
                 max_output: config.limits.max_output.0,
                 max_queued: config.limits.max_queued,
+                converge: config.limits.converge.0,
                 max_artifact: config.limits.max_artifact.0,
                 reconnect: config.limits.reconnect.0,
                 path: config.exec.path.clone(),

@@ -95,6 +95,8 @@ pub struct Limits {
     pub max_artifact: Size,
     /// Runs waiting per project; further starts are refused.
     pub max_queued: usize,
+    /// How often hosts are looked for that lack what is live in their environment; `"0s"` = never.
+    pub converge: Span,
     /// How long a host that is gone in the middle of a command is tried again beyond the step's own time-out.
     pub reconnect: Span,
 }
@@ -171,6 +173,7 @@ impl Default for Limits {
             max_output: Size::mib(256),
             max_artifact: Size::mib(2048),
             max_queued: 100,
+            converge: Span::minutes(5),
             reconnect: Span(Duration::from_secs(300)),
         }
     }

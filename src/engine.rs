@@ -12,6 +12,7 @@ mod answers;
 mod changes;
 mod command;
 mod conductor;
+mod converge;
 mod doors;
 mod end;
 mod freezes;

@@ -33,6 +33,8 @@ pub struct Limits {
     pub reconnect: Duration,
     /// Queued runs of one project.
     pub max_queued: usize,
+    /// How often hosts are looked for that lack what is live; zero = never.
+    pub converge: Duration,
     /// The most bytes of an artifact.
     pub max_artifact: u64,
     /// `PATH` of local commands.
@@ -60,6 +62,7 @@ impl Default for Limits {
             max_output: 256 * 1024 * 1024,
             reconnect: Duration::from_secs(300),
             max_queued: 1000,
+            converge: Duration::ZERO,
             max_artifact: 2 << 30,
             path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
             retention: Retention {

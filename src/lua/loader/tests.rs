@@ -375,9 +375,9 @@ fn the_example_loads() {
 fn the_careful_example_loads() {
     let text = include_str!("../../../packaging/examples/careful.lua");
     let secrets = ["slack_url", "shop_webhook", "deploy_key", "shop/production/database_url"];
-    let text = secrets
-        .into_iter()
-        .fold(text.to_owned(), |text, name| text.replace(&format!("secret \"{name}"), &format!("secret \"good_{name}")));
+    let text = secrets.into_iter().fold(text.to_owned(), |text, name| {
+        text.replace(&format!("secret \"{name}"), &format!("secret \"good_{name}"))
+    });
     let environment = &load(&text).pipeline.environments[0];
     let hooks = environment.hooks;
     assert!(hooks.prepare && hooks.before && hooks.drain && hooks.undrain && hooks.rollback_safe);

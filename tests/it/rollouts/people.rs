@@ -115,3 +115,27 @@ fn hosts_that_come_later_get_what_is_live() {
     all_have(&world, 3, &commit);
     assert_eq!(world.touched("h1").len(), 2, "the others were left alone");
 }
+
+#[test]
+fn hosts_that_come_or_come_back_are_brought_there_by_themselves() {
+    let world = World::new();
+    let (socket, port) = crate::fixture::refused_port();
+    let away = world.host_table_with("h2", &format!(", port = {port}"));
+    let phases = r#"canary = 0, bake_time = "0s", max_parallel = 2, max_unreachable = 1"#;
+    std::fs::write(world.path("limits.toml"), "converge = \"500ms\"\n").unwrap();
+    world.project(&project(1, phases).hosts(&["h1", &away]));
+    let daemon = world.start();
+    let commit = world.repo.push("without the second");
+    daemon.press().wait().is("succeeded");
+    assert!(world.hosts_have(&["h1"], &commit) && world.revision("h2").is_none());
+    drop(socket);
+    // It is back, and another one has come.
+    world.project(&project(3, phases));
+    daemon.api.post("/v1/reload", &json!({})).is(200);
+    crate::fixture::eventually("both have it", || world.hosts_have(&["h2", "h3"], &commit).then_some(()));
+    daemon.idle();
+    let runs = daemon.runs();
+    let converged = runs.iter().filter(|run| run["trigger"] == "converge");
+    assert!(converged.clone().count() >= 1 && converged.into_iter().all(|run| run["state"] == "succeeded"), "{runs:?}");
+    assert_eq!(world.touched("h1").len(), 2, "the other was left alone");
+}
