@@ -381,7 +381,10 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         assert!(link.dial("127.0.0.1", port).await.is_ok());
-        drop(listener);
+        // Bound and not listening: nobody else takes it meanwhile.
+        let silent = tokio::net::TcpSocket::new_v4().unwrap();
+        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = silent.local_addr().unwrap().port();
         assert_eq!(link.dial("127.0.0.1", port).await.err().unwrap().cause.code, "unreachable");
     }
 }

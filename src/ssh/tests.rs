@@ -51,6 +51,14 @@ fn keygen(path: &Path, args: &[&str]) {
     assert!(done.success());
 }
 
+/// A port that is taken and on which nobody listens.
+fn refused_port() -> (tokio::net::TcpSocket, u16) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    (socket, port)
+}
+
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -350,7 +358,8 @@ async fn servers_that_are_none_end_in_their_own_error_in_time() {
         assert!(links.connect(&bare(port, &known, 2000)).await.is_err());
         assert!(clock.now().since(&began) < Duration::from_secs(3));
     }
-    let nobody = links.connect(&bare(free_port(), &known, 700)).await.err().unwrap();
+    let (_taken, port) = refused_port();
+    let nobody = links.connect(&bare(port, &known, 700)).await.err().unwrap();
     assert_eq!(nobody.cause.code, "unreachable");
     // Nothing of all this is still at work.
     assert_eq!(tasks.shut_down(Duration::from_secs(5)).await, Vec::<Arc<str>>::new());
@@ -382,7 +391,8 @@ async fn ports_of_the_host_are_dialled_through_the_session() {
     let mut greeting = [0; 8];
     through.read_exact(&mut greeting).await.unwrap();
     assert_eq!(&greeting, b"SSH-2.0-");
-    assert_eq!(link.dial("127.0.0.1", free_port()).await.err().unwrap().cause.code, "unreachable");
+    let (_taken, port) = refused_port();
+    assert_eq!(link.dial("127.0.0.1", port).await.err().unwrap().cause.code, "unreachable");
     let Some(closed) = Sshd::start("AllowTcpForwarding no").await else { return };
     let error = closed.connect().await.unwrap().dial("127.0.0.1", closed.port).await.err().unwrap();
     assert_eq!(error.cause.code, "forwarding_refused");
