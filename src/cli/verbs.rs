@@ -22,7 +22,7 @@ use crate::{
     },
     engine::view::{FreezeView, Page, RunView},
     model::{ids::RunId, run::RunState},
-    time::SystemClock,
+    time::{Span, SystemClock},
 };
 
 const TEXT: &str = "text/plain";
@@ -183,15 +183,20 @@ impl Asking {
             }
             return Ok(Code::Ok);
         }
-        let run: RunView = read(&answer)?;
+        self.goes_on(&answer, "", args.wait, args.timeout).await
+    }
+
+    /// The end of a verb that a run goes on from: it is waited for, or shown. `done` goes before the run, as in `pause, `.
+    async fn goes_on(&self, answer: &str, done: &str, wait: bool, limit: Option<Span>) -> Result<Code, Failure> {
+        let run: RunView = read(answer)?;
         let id = one_line(&run.id, 40);
-        if args.wait {
-            return self.wait(&id, args.timeout.map(|t| t.0)).await;
+        if wait {
+            return self.wait(&id, limit.map(|limit| limit.0)).await;
         }
         if self.json {
-            self.raw(&answer)?;
+            self.raw(answer)?;
         } else {
-            data(&format!("{}: run {id} is {}\n", one_line(&run.project, 64), word(&run.state)))?;
+            data(&format!("{}: {done}run {id} is {}\n", one_line(&run.project, 64), word(&run.state)))?;
             say(&format!("follow it with `phased log -f {id}`, stop it with `phased stop {id}`\n"));
         }
         Ok(Code::Ok)
@@ -249,18 +254,7 @@ impl Asking {
         let (project, environment) = (encoded(&args.project), encoded(&args.environment));
         let path = format!("/v1/projects/{project}/environments/{environment}/{verb}");
         let answer = self.client.post(&path, &json!({ "to": to, "reason": args.reason })).await?;
-        let run: RunView = read(&answer)?;
-        let id = one_line(&run.id, 40);
-        if args.wait {
-            return self.wait(&id, args.timeout.map(|t| t.0)).await;
-        }
-        if self.json {
-            self.raw(&answer)?;
-        } else {
-            data(&format!("{}: {verb}, run {id} is {}\n", one_line(&run.project, 64), word(&run.state)))?;
-            say(&format!("follow it with `phased log -f {id}`, stop it with `phased stop {id}`\n"));
-        }
-        Ok(Code::Ok)
+        self.goes_on(&answer, &format!("{verb}, "), args.wait, args.timeout).await
     }
 
     async fn freeze(&self, args: &FreezeArgs) -> Result<(), Failure> {

@@ -57,11 +57,7 @@ pub(super) async fn change(
             }
         }
     }
-    let known_good = ledger::known_good(&*conductor.inner.world.control, &loaded.name, environment);
-    if known_good.is_empty() {
-        let message = format!("{environment} has no known-good release yet: none was ever baked and verified there");
-        return Err(Refusal::Unchangeable(Cause::new("no_target", message)));
-    }
+    ledger::some_good(&*conductor.inner.world.control, &loaded.name, environment).map_err(Refusal::Unchangeable)?;
     let purpose = match change {
         Some(_) => Purpose::Rollback { to },
         None => Purpose::Converge { hosts: Vec::new() },

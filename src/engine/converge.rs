@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     model::{
-        deployment::{DeploymentState, HostState},
+        deployment::HostState,
         event::{Purpose, Wanted},
         host::Host,
         ids::{HostId, ReleaseId},
@@ -54,9 +54,7 @@ pub(super) async fn converge(conductor: Conductor) {
 async fn look(conductor: &Conductor, loaded: &Loaded, environment: &Environment) {
     let world = &conductor.inner.world;
     let (control, project) = (&*world.control, &loaded.name);
-    let rests = ledger::last(control, project, &environment.name).is_some_and(|last| {
-        matches!(last.state, DeploymentState::Halted | DeploymentState::Stopped | DeploymentState::RollbackFailed)
-    });
+    let rests = ledger::last(control, project, &environment.name).is_some_and(|last| last.state.is_mixture());
     let busy = !conductor.active(project).is_empty() || conductor.held(project, environment).is_some();
     if rests || busy || conductor.inner.maintenance.is_on() || conductor.writable().is_err() {
         return;

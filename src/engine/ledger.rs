@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, Serializer, de::DeserializeOwned};
 
 use serde_json::{Value, json};
 
-pub(super) use self::known::{Good, bad, bad_in_a_row, expected, hosts, known_good};
+pub(super) use self::known::{Good, bad, bad_in_a_row, hosts, known_good, some_good};
 use super::{actions::lease_names, world::World};
 use crate::{
     model::{

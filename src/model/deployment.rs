@@ -43,6 +43,14 @@ pub enum DeploymentState {
     Stopped,
 }
 
+impl DeploymentState {
+    /// Whether hosts may have been left with different releases, on purpose: nothing is done about that by itself.
+    #[must_use]
+    pub fn is_mixture(self) -> bool {
+        matches!(self, DeploymentState::Halted | DeploymentState::Stopped | DeploymentState::RollbackFailed)
+    }
+}
+
 /// A host's state in a deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -207,7 +207,7 @@ pub enum Event {
         deployment: u32,
         /// Which wave, from 0.
         wave: u32,
-        /// `passed`, `promoted` or `inconclusive`.
+        /// `passed` or `inconclusive`; one that a person ends is `promoted`.
         verdict: BakeVerdict,
         /// Its numbers, one line each.
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
@@ -355,8 +355,6 @@ pub struct GoingBack {
 pub enum BakeVerdict {
     /// It was watched long enough, and nothing was wrong.
     Passed,
-    /// A person ended it.
-    Promoted,
     /// Nothing could be concluded, and `on_inconclusive` says that it goes on.
     Inconclusive,
 }

@@ -125,6 +125,22 @@ pub fn phases(rollout: &Rollout, fleet: Fleet) -> Result<(Vec<Host>, Phases), Ca
     Ok((hosts, phases))
 }
 
+/// The hosts that get a release without canary and waves, those first that do not serve, and how many have to serve meanwhile: what the hosts do
+/// that do not go counts for that.
+#[must_use]
+pub fn straight(rollout: &Rollout, fleet: Fleet, goes: impl Fn(&Host) -> bool) -> (Vec<Host>, Phases) {
+    let Fleet { hosts, ill, quarantined, current } = fleet;
+    let count = hosts.len();
+    let serves = |host: &Host| !ill.contains_key(&host.id);
+    let serving = |hosts: &[Host]| hosts.iter().filter(|host| serves(host)).count();
+    let usual = serving(&hosts).saturating_sub(rollout.max_parallel as usize);
+    let floor = rollout.min_healthy.map_or(usual, |floor| floor.floor_of(count));
+    let (mut hosts, others): (Vec<Host>, Vec<Host>) = hosts.into_iter().partition(goes);
+    hosts.sort_by(|a, b| (serves(a), &a.name, &a.id).cmp(&(serves(b), &b.name, &b.id)));
+    let min_healthy = u32::try_from(floor.saturating_sub(serving(&others))).unwrap_or(u32::MAX);
+    (hosts, Phases { min_healthy, ill, quarantined, current, ..Phases::default() })
+}
+
 /// How many hosts each wave has; a target that is reached already is no wave.
 fn sizes(waves: &Waves, canary: usize, count: usize) -> Vec<usize> {
     let mut sizes: Vec<usize> = (canary > 0).then_some(canary).into_iter().collect();
@@ -192,6 +208,17 @@ mod tests {
         let (hosts, phases_) = phases(&labels("3"), fleet(3)).unwrap();
         assert_eq!((hosts[0].name.as_str(), phases_.canary), ("web003", true));
         assert_eq!(phases(&labels("9"), fleet(3)).unwrap_err().code, "canary_labels");
+    }
+
+    #[test]
+    fn straight_goes_first_where_nothing_serves_and_the_others_count() {
+        let ill = BTreeMap::from([(host(3).id, "down".to_owned())]);
+        let goes = |host: &Host| host.name != "web001";
+        let rollout = Rollout { min_healthy: Some(Budget::Count(2)), ..Rollout::default() };
+        let (hosts, phases) = straight(&rollout, Fleet { ill, ..fleet(4) }, goes);
+        assert_eq!(hosts.iter().map(|h| h.name.as_str()).collect::<Vec<_>>(), ["web003", "web002", "web004"]);
+        assert_eq!((phases.min_healthy, phases.waves.len()), (1, 0));
+        assert_eq!(straight(&Rollout::default(), fleet(4), |_| true).1.min_healthy, 3);
     }
 
     #[test]

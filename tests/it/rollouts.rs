@@ -51,12 +51,20 @@ fn states(deployment: &Value) -> Vec<String> {
 
 /// A world whose hosts have a good commit, and that commit.
 pub fn good(project: &Project, n: usize) -> (World, Daemon, String) {
-    let (world, daemon) = World::with(project);
+    let world = World::new();
+    world.project(project);
+    let (daemon, commit) = first(&world, n);
+    (world, daemon, commit)
+}
+
+/// The same in a world that is made already.
+pub fn first(world: &World, n: usize) -> (Daemon, String) {
+    let daemon = world.start();
     let commit = world.repo.push("good");
     daemon.deploy().is("succeeded");
-    all_have(&world, n, &commit);
+    all_have(world, n, &commit);
     daemon.idle();
-    (world, daemon, commit)
+    (daemon, commit)
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     engine::{
         hosts,
-        ledger::{self, Live},
+        ledger::{self, Good, Live},
         world::World,
     },
     model::{
@@ -124,34 +124,24 @@ pub(in crate::engine) fn phases(
     }
     let Some(target) = asked.target else {
         let (hosts, mut phases) = plan::phases(&environment.rollout, fleet)?;
-        match way_back(world, asked) {
+        let known_good = ledger::known_good(&*world.control, project, &environment.name);
+        match way_back(world, asked, &known_good) {
             Ok(target) => phases.target = Some(Box::new(target)),
             Err(cause) => phases.no_target = Some(cause),
         }
-        phases.expected_ms = ledger::expected(&*world.control, project, &environment.name);
+        phases.expected_ms = known_good.first().map(|good| good.took_ms);
         return Ok((hosts, phases));
     };
-    let all = fleet.hosts.len();
-    let serves = |host: &Host| !fleet.ill.contains_key(&host.id);
-    let healthy = fleet.hosts.iter().filter(|host| serves(host)).count();
-    let rollout = &environment.rollout;
-    let floor =
-        rollout.min_healthy.map_or(healthy.saturating_sub(rollout.max_parallel as usize), |floor| floor.floor_of(all));
-    let (mut hosts, others): (Vec<Host>, Vec<Host>) =
-        fleet.hosts.iter().cloned().partition(|host| match asked.purpose {
-            Purpose::Converge { hosts } if hosts.is_empty() => {
-                let has = fleet.current.get(&host.id) == Some(&target.release.id);
-                !has && !fleet.quarantined.contains(&host.id)
-            }
-            Purpose::Converge { hosts } => hosts.contains(&host.id),
-            Purpose::Deploy | Purpose::Rollback { .. } => true,
-        });
-    // All at once, without a canary; those first that do not serve. What the others do counts for the floor.
-    hosts.sort_by(|a, b| (serves(a), &a.name, &a.id).cmp(&(serves(b), &b.name, &b.id)));
-    let floor = floor.saturating_sub(others.iter().filter(|host| serves(host)).count());
-    let Fleet { ill, quarantined, current, .. } = fleet;
-    let min_healthy = u32::try_from(floor).unwrap_or(u32::MAX);
-    Ok((hosts, Phases { min_healthy, ill, quarantined, current, ..Phases::default() }))
+    let current = fleet.current.clone();
+    let quarantined = fleet.quarantined.clone();
+    let goes = |host: &Host| match asked.purpose {
+        Purpose::Converge { hosts } if hosts.is_empty() => {
+            current.get(&host.id) != Some(&target.release.id) && !quarantined.contains(&host.id)
+        }
+        Purpose::Converge { hosts } => hosts.contains(&host.id),
+        Purpose::Deploy | Purpose::Rollback { .. } => true,
+    };
+    Ok(plan::straight(&environment.rollout, fleet, goes))
 }
 
 /// A list that has lost too many hosts at once is more likely wrong than they are gone. Hosts that others took the place of are not lost.
@@ -170,9 +160,8 @@ fn shrunk(environment: &Environment, before: usize, now: usize) -> Result<(), Ca
 }
 
 /// What a failure of this run would go back to.
-fn way_back(world: &World, asked: &Asked<'_>) -> Result<Target, Cause> {
+fn way_back(world: &World, asked: &Asked<'_>, known_good: &[Good]) -> Result<Target, Cause> {
     let (project, environment) = (asked.project, asked.environment);
-    let known_good = ledger::known_good(&*world.control, project, &environment.name);
     let live = ledger::live(&*world.control, project, &environment.name).map(|live| live.release.id);
     // Going back to itself heals nothing; by another code it may.
     let other = |target: &Target| {

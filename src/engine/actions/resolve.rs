@@ -8,7 +8,6 @@ use crate::{
     },
     model::{
         cause::Cause,
-        deployment::DeploymentState,
         event::{Event, Purpose, Wanted},
         ids::{EnvironmentName, ProjectName, ReleaseId},
         pipeline::Queue,
@@ -77,21 +76,14 @@ pub(super) fn target(world: &World, run: &Run) -> Result<Target, Cause> {
     let Some(environment) = &run.header.request.environment else {
         return Err(Cause::new("internal", "a rollback names no environment"));
     };
-    let known_good = ledger::known_good(control, project, environment);
-    if known_good.is_empty() {
-        let message = format!("{environment} has no known-good release yet: none was ever baked and verified there");
-        return Err(Cause::new("no_target", message));
-    }
+    let known_good = ledger::some_good(control, project, environment)?;
     let live = ledger::live(control, project, environment).map(|live| live.release.id);
     let at = known_good.iter().position(|good| Some(&good.target.release.id) == live.as_ref());
-    let mixed = ledger::last(control, project, environment).is_some_and(|last| {
-        matches!(last.state, DeploymentState::Halted | DeploymentState::Stopped | DeploymentState::RollbackFailed)
-    });
-    let to = match &run.header.request.purpose {
-        Purpose::Rollback { to } => to.as_deref(),
-        Purpose::Deploy | Purpose::Converge { .. } => None,
+    let mixed = ledger::last(control, project, environment).is_some_and(|last| last.state.is_mixture());
+    let (to, back) = match &run.header.request.purpose {
+        Purpose::Rollback { to } => (to.as_deref(), true),
+        Purpose::Deploy | Purpose::Converge { .. } => (None, false),
     };
-    let back = matches!(run.header.request.purpose, Purpose::Rollback { .. });
     let mut targets = known_good.iter().map(|good| &good.target);
     let chosen = match to {
         Some(to) => targets

@@ -76,17 +76,26 @@ pub(in crate::engine) fn known_good(
     environment: &EnvironmentName,
 ) -> Vec<Good> {
     let mut good: Vec<Good> = read(control, &good_key(project, environment)).unwrap_or_default();
-    good.retain(|good| bad(control, project, &good.target.release.commit).is_none());
+    let bad: Vec<Sha> = all_bad(control, project).map(|(_, bad)| bad.tree).collect();
+    good.retain(|good| !bad.contains(&good.target.release.commit.tree));
     good
 }
 
-/// How long the last success there took, ms.
-pub(in crate::engine) fn expected(
+/// The same where there has to be one.
+///
+/// # Errors
+/// `no_target`: there is none.
+pub(in crate::engine) fn some_good(
     control: &dyn Control,
     project: &ProjectName,
     environment: &EnvironmentName,
-) -> Option<u64> {
-    known_good(control, project, environment).first().map(|good| good.took_ms)
+) -> Result<Vec<Good>, Cause> {
+    let known_good = known_good(control, project, environment);
+    if known_good.is_empty() {
+        let message = format!("{environment} has no known-good release yet: none was ever baked and verified there");
+        return Err(Cause::new("no_target", message));
+    }
+    Ok(known_good)
 }
 
 /// What each host of an environment has, as the last deployments left them.

@@ -3,9 +3,9 @@
 
 use super::{
     Action, Decision,
-    environments::next_number,
+    environments::{cut, enter, next_number},
     host::{self, whose_turn},
-    stopped,
+    judge::of_hosts,
 };
 use crate::model::{
     cause::Cause,
@@ -43,35 +43,17 @@ pub(super) fn straight(run: &Run, deployment: &Deployment, decision: &mut Decisi
         let cause = Cause::new("internal", format!("environment {} is not described", deployment.environment));
         return decision.act(ended(DeploymentState::Halted, Some(cause)));
     };
-    let touched = deployment.touched();
+    let Some(budgets) = deployment.budgets else { return decision.act(enter(run, deployment)) };
     let of = deployment.rollback_of.and_then(|of| run.deployment(of));
-    let lease_lost = deployment.lease_lost || of.is_some_and(|of| of.lease_lost);
-    let mixed = if touched || of.is_some() { DeploymentState::Halted } else { DeploymentState::Failed };
-    let cut = if let Some(cause) = &run.diverged {
-        Some((mixed, cause.clone()))
-    } else if lease_lost {
-        let message = format!("the lease of {} was taken away", deployment.environment);
-        Some((mixed, Cause::new("lease_lost", message)))
-    } else {
-        run.stop.is_some().then(|| (DeploymentState::Stopped, stopped(run)))
-    };
-    if deployment.budgets.is_none() {
-        return decision.act(match (cut, &deployment.plan_failed) {
-            (Some((state, cause)), _) => ended(state, Some(cause)),
-            (None, Some(cause)) => ended(DeploymentState::Failed, Some(cause.clone())),
-            (None, None) if deployment.lease.is_none() => Action::Lease { deployment: n },
-            (None, None) => Action::Plan { deployment: n },
-        });
-    }
+    let cut = cut(run, deployment);
     let in_flight = host::go_on(run, deployment, spec, decision);
     let of_states = |states: &[HostState]| -> Vec<&HostRun> {
         deployment.hosts.iter().filter(|host| states.contains(&host.verdict())).collect()
     };
     let failed = of_states(&[HostState::Failed, HostState::Unknown]);
     let lost = of_states(&[HostState::Unreachable]);
-    let budget = deployment.budgets.map_or(0, |budgets| budgets.max_unreachable);
     // Where nobody can be reached nothing has come back; a run of its own has a budget for them as any other.
-    let too_many = lost.len() == deployment.hosts.len() || (of.is_none() && lost.len() > budget);
+    let too_many = lost.len() == deployment.hosts.len() || (of.is_none() && lost.len() > budgets.max_unreachable);
     // What was cut off from outside is no failure of its own. One alone has nobody to halt for it.
     let really = deployment.hosts.iter().any(|host| host.verdict() == HostState::Failed);
     let ending = match (failed.first(), lost.first()) {
@@ -146,11 +128,5 @@ fn could_not(deployment: &Deployment, failed: &[&HostRun], first: &HostRun) -> C
         deployment.hosts.len(),
         first.host.name
     );
-    let mut cause = Cause::new("rollback_failed", message)
-        .with("hosts", failed.iter().take(20).map(|h| h.host.id.as_str()).collect::<Vec<_>>())
-        .with("host", first.host.id.as_str());
-    if let Some(why) = first.cause() {
-        cause = cause.with("host_code", why.code.as_str());
-    }
-    cause
+    of_hosts(Cause::new("rollback_failed", message), failed)
 }

@@ -1,8 +1,9 @@
 //! The environments of a run, each only if the one before is good, and their deployments.
 
-use super::{Action, Decision, back, cut_short, end, rollout};
+use super::{Action, Decision, back, cut_short, end, rollout, stopped};
 use crate::{
     model::{
+        cause::Cause,
         deployment::{Deployment, DeploymentState},
         doors,
         event::Event,
@@ -71,6 +72,35 @@ pub(super) fn next_number(run: &Run) -> u32 {
 fn unless_touched(run: &Run, state: RunState) -> RunState {
     let touched = run.deployments.iter().any(Deployment::touched);
     if touched && state == RunState::Failed { RunState::Halted } else { state }
+}
+
+/// How a deployment ends that something from outside cuts short. Once a host was touched that leaves a mixture: `halted`, not `failed`. What
+/// takes another one back has that one's lease, and its mixture.
+pub(super) fn cut(run: &Run, deployment: &Deployment) -> Option<(DeploymentState, Cause)> {
+    let of = deployment.rollback_of.and_then(|of| run.deployment(of));
+    let touched = deployment.touched() || of.is_some();
+    let mixed = if touched { DeploymentState::Halted } else { DeploymentState::Failed };
+    if let Some(cause) = &run.diverged {
+        Some((mixed, cause.clone()))
+    } else if deployment.lease_lost || of.is_some_and(|of| of.lease_lost) {
+        let message = format!("the lease of {} was taken away", deployment.environment);
+        Some((mixed, Cause::new("lease_lost", message)))
+    } else {
+        run.stop.is_some().then(|| (DeploymentState::Stopped, stopped(run)))
+    }
+}
+
+/// The way of a deployment into its environment: the lease, then the plan.
+pub(super) fn enter(run: &Run, deployment: &Deployment) -> Action {
+    let n = deployment.n;
+    let ended = |state, cause| Action::Append(Event::DeploymentEnded { deployment: n, state, cause: Some(cause) });
+    let judged = deployment.judged.as_ref().map(|judged| (DeploymentState::Failed, judged.cause.clone()));
+    match (judged.or_else(|| cut(run, deployment)), &deployment.plan_failed) {
+        (Some((state, cause)), _) => ended(state, cause),
+        (None, Some(cause)) => ended(DeploymentState::Failed, cause.clone()),
+        (None, None) if deployment.lease.is_none() => Action::Lease { deployment: n },
+        (None, None) => Action::Plan { deployment: n },
+    }
 }
 
 /// A deployment, and those that take its hosts back.

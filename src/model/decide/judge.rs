@@ -7,7 +7,7 @@ use crate::{
     model::{
         analysis::Verdict,
         cause::Cause,
-        deployment::{Deployment, DeploymentState, HealthRun, HostRun, HostState},
+        deployment::{DeploymentState, HealthRun, HostRun, HostState},
         event::Event,
         pipeline::AlarmAction,
         rollout::OnFailure,
@@ -81,7 +81,7 @@ fn wrong(scene: &Scene<'_>, decision: &mut Decision) -> Option<Wrong> {
     }
     // Of one that is cut short nobody expects that anything becomes healthy.
     let goes_on = scene.cut_short().is_none();
-    late(scene, decision).map(Wrong::from).or_else(|| nobody(d, scene)).filter(|_| goes_on)
+    late(scene, decision).map(Wrong::from).or_else(|| nobody(scene)).filter(|_| goes_on)
 }
 
 /// A host that failed within the budgets and could not be taken back: nobody can tell what it has.
@@ -148,12 +148,12 @@ pub(super) fn stuck(scene: &Scene<'_>, pending: &[&HostRun]) -> Option<Event> {
         first.host.name,
         pending.len() - 1
     );
-    let (cause, then) = (Cause::new("min_healthy", message), scene.spec.rollout.on_failure);
-    Some(event(scene, Wrong { cause, bad: false, then: Some(then) }))
+    Some(event(scene, Wrong::from(Cause::new("min_healthy", message))))
 }
 
 /// Budgets as wide as the fleet allow every host to fail; that is no success all the same.
-fn nobody(d: &Deployment, scene: &Scene<'_>) -> Option<Wrong> {
+fn nobody(scene: &Scene<'_>) -> Option<Wrong> {
+    let d = scene.deployment;
     let over = d.hosts.iter().all(|host| host.gone || host.is_settled());
     if d.hosts.is_empty() || !over || d.hosts.iter().any(|host| host.verdict() == HostState::Healthy) {
         return None;
@@ -192,17 +192,25 @@ fn over_budget(scene: &Scene<'_>) -> Option<Cause> {
     })
 }
 
+/// A cause with the hosts that it is about, and why it is the first one's.
+pub(super) fn of_hosts(cause: Cause, hosts: &[&HostRun]) -> Cause {
+    let ids: Vec<&str> = hosts.iter().take(20).map(|host| host.host.id.as_str()).collect();
+    let cause = cause.with("hosts", ids);
+    let Some(first) = hosts.first() else { return cause };
+    let cause = cause.with("host", first.host.id.as_str());
+    match first.cause() {
+        Some(why) => cause.with("host_code", why.code.as_str()),
+        None => cause,
+    }
+}
+
 fn exceeded(code: &str, word: &str, hosts: &[&HostRun], count: usize, budget: usize) -> Option<Cause> {
     let first = hosts.first()?;
     let why = first.cause().map_or_else(String::new, |cause| format!(": {}", cause.message));
     let message =
         format!("{} of {count} hosts {word}, {code} is {budget}; first {}{why}", hosts.len(), first.host.name);
-    let mut cause = Cause::new(code, message)
-        .with("hosts", hosts.iter().take(20).map(|h| h.host.id.as_str()).collect::<Vec<_>>())
-        .with("host", first.host.id.as_str())
-        .with("budget", budget);
+    let mut cause = of_hosts(Cause::new(code, message).with("budget", budget), hosts);
     if let Some(why) = first.cause() {
-        cause = cause.with("host_code", why.code.as_str());
         for fact in ["at", "step", "traceback"] {
             if let Some(value) = why.facts.get(fact) {
                 cause = cause.with(fact, value.clone());

@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::{
     Action, Decision, back,
     calls::{call, undo},
+    environments::{cut, enter},
     host::{self, whose_turn},
-    judge, stopped,
+    judge,
 };
 use crate::{
     model::{
@@ -53,15 +54,9 @@ pub(super) fn rollout(run: &Run, deployment: &Deployment, now: &Stamp, decision:
         return decision.act(ended(DeploymentState::Failed, Some(cause)));
     };
     let scene = Scene { run, deployment, spec, now };
-    let Some(_) = deployment.budgets else {
-        let judged = deployment.judged.as_ref().map(|judged| (DeploymentState::Failed, judged.cause.clone()));
-        return decision.act(match (judged.or_else(|| scene.cut_short()), &deployment.plan_failed) {
-            (Some((state, cause)), _) => ended(state, Some(cause)),
-            (None, Some(cause)) => ended(DeploymentState::Failed, Some(cause.clone())),
-            (None, None) if deployment.lease.is_none() => Action::Lease { deployment: deployment.n },
-            (None, None) => Action::Plan { deployment: deployment.n },
-        });
-    };
+    if deployment.budgets.is_none() {
+        return decision.act(enter(run, deployment));
+    }
     let in_flight = host::go_on(run, deployment, spec, decision);
     scene.undo_hooks(decision);
     if deployment.judged.is_none() && run.diverged.is_none() {
@@ -152,15 +147,7 @@ impl Scene<'_> {
     }
 
     pub(super) fn cut_short(&self) -> Option<(DeploymentState, Cause)> {
-        // Once a host was touched, an interruption leaves a mixture: `halted`, not `failed`.
-        let mixed = if self.deployment.touched() { DeploymentState::Halted } else { DeploymentState::Failed };
-        if let Some(cause) = &self.run.diverged {
-            Some((mixed, cause.clone()))
-        } else if self.deployment.lease_lost {
-            Some((mixed, Cause::new("lease_lost", format!("the lease of {} was taken away", self.spec.name))))
-        } else {
-            self.run.stop.is_some().then(|| (DeploymentState::Stopped, stopped(self.run)))
-        }
+        cut(self.run, self.deployment)
     }
 
     /// A verdict on the release outranks a wish: what failed is told as a failure. A divergence outranks both: what it cut looks like a
@@ -265,14 +252,13 @@ impl Scene<'_> {
         let (d, hooks) = (self.deployment, self.spec.hooks);
         let of = (n + 1).to_string();
         let hosts = || d.hosts.iter().filter(|host| host.wave == n && !host.gone);
-        let over = |host: &HostRun| host.is_settled();
         let begun = wave.before != Progress::Due || hosts().any(|host| host.begun.is_some());
         let dynamic = self.spec.hosts.iter().any(|source| matches!(source, HostSource::Plugin { .. }));
         if n > 0 && dynamic && !wave.seen && !begun {
             decision.act(Action::Look { deployment: d.n, wave: n });
             return Part::Open;
         }
-        if hosts().any(|host| !over(host)) {
+        if hosts().any(|host| !host.is_settled()) {
             if self.done(hooks.before_wave, "before_wave", &of, &wave.before, decision) == Part::Open {
                 return Part::Open;
             }

@@ -32,11 +32,7 @@ fn quiet(project: &Project, n: usize) -> (World, crate::fixture::Daemon, String)
     let world = World::new();
     world.project(project);
     shows(&world, "0");
-    let daemon = world.start();
-    let commit = world.repo.push("good");
-    daemon.deploy().is("succeeded");
-    all_have(&world, n, &commit);
-    daemon.idle();
+    let (daemon, commit) = super::first(&world, n);
     (world, daemon, commit)
 }
 
