@@ -167,17 +167,19 @@ in_every_shell! {
             let swept = host.shells.base.join("swept");
             until("the note of the first look", || swept.exists()).await;
             let look = async |n: u32, passed: u64| {
-                let was = format!("{} 0 {passed} {n}\n", boot.trim()).into_bytes();
-                {
-                    // The look before this one may not be over when its note is there.
-                    let lock = std::fs::File::open(host.shells.base.join("swept.lock")).unwrap();
-                    lock.lock().unwrap();
-                    std::fs::write(&swept, &was).unwrap();
-                }
+                let was = format!("{} 0 {passed} {n}\n", boot.trim());
+                // The look before this one may not be over when its note is there: the lock says when. Another process takes it, since
+                // whatever the tests beside this one fork would hold a lock of ours for a moment longer than we do.
+                let noted = std::process::Command::new("flock")
+                    .arg(host.shells.base.join("swept.lock"))
+                    .args(["sh", "-c", "printf %s \"$1\" >\"$0\""])
+                    .args([swept.as_os_str(), was.as_ref()])
+                    .status();
+                assert!(noted.unwrap().success());
                 // The first request of a channel looks.
                 let (verdict, mut sink) = (host.again(None), Discard);
                 verdict.run(&sh(100 + n, "true"), &mut sink, &CancellationToken::new()).await;
-                until("a look", || std::fs::read(&swept).unwrap() != was).await;
+                until("a look", || std::fs::read_to_string(&swept).unwrap() != was).await;
             };
             for n in 0..10 {
                 look(n, 8_640_000).await;
