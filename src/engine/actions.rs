@@ -187,7 +187,12 @@ pub(super) async fn perform(context: Context, job: Job) {
     let work = async {
         match job {
             Job::Resolve(run) => context.last(resolve(&context, &run).await).await,
-            Job::Checkout(run) => context.last(checkout(&context, &run).await).await,
+            Job::Checkout(run) => {
+                // The first command comes soon after.
+                let local = context.sessions.local();
+                let (fact, ()) = tokio::join!(checkout(&context, &run), local.ready());
+                context.last(fact).await;
+            }
             Job::Lease { run, deployment, names, place } => lease(&context, &run, deployment, &names, &place).await,
             Job::Plan { run, deployment, environment } => {
                 let fact = plan(&context, &run, deployment, &environment).await;

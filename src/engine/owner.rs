@@ -85,6 +85,9 @@ struct OpenStep {
 /// How long a request under way may take when the daemon goes down: within the five seconds that all of it has.
 const LINGER: Duration = Duration::from_secs(3);
 
+/// Messages between two decisions.
+const CROWD: usize = 64;
+
 /// A call that is being ended from outside.
 struct Ending {
     cause: Cause,
@@ -280,7 +283,10 @@ impl Owner {
                     break Left::Stopping;
                 }
                 message = self.inbox.recv() => match message {
-                    Some(message) => self.handle(message),
+                    Some(message) => {
+                        self.handle(message);
+                        self.handle_crowd();
+                    }
                     None => break Left::Stopping,
                 },
                 // What was held back is decided on again.
@@ -513,6 +519,17 @@ impl Owner {
         let (world, run) = (Arc::clone(&self.world), self.run.clone());
         let task = format!("run {} ledger", run.header.run);
         self.world.tasks.spawn(task, async move { super::ledger::deployment_ended(&world, &run, &ticket).await });
+    }
+
+    /// What has come meanwhile is decided on together: a fleet's answers come in crowds.
+    fn handle_crowd(&mut self) {
+        for _ in 0..CROWD {
+            if self.broken.is_some() || self.finished {
+                return;
+            }
+            let Ok(message) = self.inbox.try_recv() else { return };
+            self.handle(message);
+        }
     }
 
     fn handle(&mut self, message: Message) {

@@ -2,8 +2,9 @@
 //! views may be behind the decisions, never ahead of the disk.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError, mpsc},
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -29,8 +30,11 @@ use crate::{
         index::{Batch, Index, IndexError},
         journal::Feed,
     },
-    time::rfc3339,
+    time::{Clock, rfc3339},
 };
+
+/// How far views may be behind the disk where much happens: a write of the index costs more than what it writes.
+const BEHIND: Duration = Duration::from_millis(50);
 
 /// Events kept for followers that come back.
 const RING: usize = 4096;
@@ -432,7 +436,8 @@ struct Folding {
 
 impl Folding {
     fn fold(&mut self, id: &RunId, records: &[(Seq, u32, Record)], quiet: bool) {
-        let mut puts: BTreeMap<String, Option<Vec<u8>>> = BTreeMap::new();
+        let mut puts: Vec<(String, Option<Vec<u8>>)> = Vec::new();
+        let mut changed: BTreeSet<String> = BTreeSet::new();
         let mut over = false;
         for (_, _, record) in records {
             let run = match self.runs.get_mut(id) {
@@ -445,7 +450,7 @@ impl Folding {
                 },
                 None => match Run::begin(record) {
                     Ok(run) => {
-                        puts.insert(project_key(&run.header.project, id), Some(Vec::new()));
+                        puts.push((project_key(&run.header.project, id), Some(Vec::new())));
                         &mut self.runs.entry(id.clone()).or_insert((run, HashMap::new())).0
                     }
                     Err(illegal) => {
@@ -455,23 +460,27 @@ impl Folding {
                 },
             };
             over |= run.end.is_some();
-            let changed: Vec<Document> =
-                parts(run, &record.event).iter().flat_map(|part| documents(run, part)).collect();
+            let made: Vec<Document> = parts(run, &record.event).iter().flat_map(|part| documents(run, part)).collect();
             let project = run.header.project.to_string();
             let Some((_, written)) = self.runs.get_mut(id) else { return };
-            for Document { key, json, event } in changed {
+            for Document { key, json, event } in made {
                 if written.get(&key) == Some(&json) {
                     continue;
                 }
-                puts.insert(key.clone(), Some(fitted(json.clone())));
+                changed.insert(key.clone());
                 if !quiet {
                     self.board.tell(event, &record.at.rfc3339(), &project, id, json.clone());
                 }
                 written.insert(key, json);
             }
         }
+        let documents = self.runs.get(id).map(|(_, written)| written);
+        puts.extend(changed.into_iter().filter_map(|key| {
+            let document = documents?.get(&key)?;
+            Some((key, Some(fitted(document.clone()))))
+        }));
         let position = records.last().map(|(seq, crc, _)| (id.clone(), *seq, *crc));
-        if let Err(error) = self.index.apply(Batch { run: position, puts: puts.into_iter().collect() }) {
+        if let Err(error) = self.index.apply(Batch { run: position, puts }) {
             tracing::error!(run = %id, %error, "what people see of this run is behind");
         }
         if over {
@@ -559,7 +568,7 @@ impl Views {
     ///
     /// # Errors
     /// The system's, when there can be no thread.
-    pub fn start(index: Arc<dyn Index>, start: String) -> std::io::Result<Views> {
+    pub fn start(index: Arc<dyn Index>, clock: Arc<dyn Clock>, start: String) -> std::io::Result<Views> {
         let (feed, fed) = mpsc::sync_channel(4096);
         let board = Arc::new(Board {
             start,
@@ -570,17 +579,21 @@ impl Views {
         let mut folding = Folding { index: Arc::clone(&index), runs: BTreeMap::new(), board: Arc::clone(&board) };
         std::thread::Builder::new().name("views".to_owned()).spawn(move || {
             let mut next: Option<Fed> = None;
+            let mut written = clock.now();
             while let Some(now) = next.take().or_else(|| fed.recv().ok()) {
                 match now {
-                    Fed::Records(run, mut records) => {
-                        // What has come meanwhile of the same run is one more write of the index, not as many as there were syncs.
+                    Fed::Records(run, records) => {
+                        // What comes within a moment of the last write is one write a run, not as many as there were syncs.
+                        let mut gathered = BTreeMap::from([(run, records)]);
                         next = loop {
-                            match fed.try_recv().ok() {
-                                Some(Fed::Records(same, more)) if same == run => records.extend(more),
+                            let left = BEHIND.saturating_sub(clock.now().since(&written));
+                            match fed.recv_timeout(left).ok() {
+                                Some(Fed::Records(run, more)) => gathered.entry(run).or_default().extend(more),
                                 other => break other,
                             }
                         };
-                        folding.fold(&run, &records, false);
+                        gathered.iter().for_each(|(run, records)| folding.fold(run, records, false));
+                        written = clock.now();
                     }
                     Fed::Recovered(run, records) => folding.fold(&run, &records, true),
                     Fed::Queued(view) => folding.queued(&view),

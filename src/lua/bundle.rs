@@ -8,7 +8,10 @@ use std::{
     fs, io,
     io::Write as _,
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
 };
+
+use mlua::{Function, Lua, chunk::ChunkMode};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,12 +21,44 @@ use crate::model::{cause::Cause, ids::Digest};
 const FORMAT: u32 = 1;
 
 /// One file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Source {
     /// As messages call it, relative to its plugin directory: `alerts/slack.lua`.
     pub path: String,
     /// Its text.
     pub text: String,
+    /// What the first VM made of the text, for those after it: each call of a run has its own.
+    compiled: Arc<OnceLock<Vec<u8>>>,
+}
+
+impl PartialEq for Source {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.path, &self.text) == (&other.path, &other.text)
+    }
+}
+
+impl Eq for Source {}
+
+impl Source {
+    /// A file as it was read.
+    #[must_use]
+    pub fn new(path: String, text: String) -> Self {
+        Source { path, text, compiled: Arc::default() }
+    }
+
+    /// The file as a function of `lua`. Only text is ever compiled: bytecode among the files is an error.
+    ///
+    /// # Errors
+    /// Lua's, where the text is none of Lua's.
+    pub fn function(&self, lua: &Lua) -> mlua::Result<Function> {
+        if let Some(compiled) = self.compiled.get() {
+            return lua.load(compiled).set_mode(ChunkMode::Binary).into_function();
+        }
+        let chunk = lua.load(&self.text).set_name(format!("@{}", self.path)).set_mode(ChunkMode::Text);
+        let function = chunk.into_function()?;
+        self.compiled.get_or_init(|| function.dump(false));
+        Ok(function)
+    }
 }
 
 /// A project's own file and every module it required.
@@ -153,7 +188,7 @@ impl Bundle {
             if Digest::of(text.as_bytes()) != entry.sha256 {
                 return Err(damaged(format!("{name} was changed")));
             }
-            files.insert(name, Source { path: entry.path, text });
+            files.insert(name, Source::new(entry.path, text));
         }
         if !files.contains_key(&manifest.entry) {
             return Err(damaged("the project's own file is not in it".to_owned()));
@@ -209,7 +244,7 @@ mod tests {
     use super::*;
 
     fn bundle() -> Bundle {
-        let file = |path: &str, text: &str| Source { path: path.to_owned(), text: text.to_owned() };
+        let file = |path: &str, text: &str| Source::new(path.to_owned(), text.to_owned());
         Bundle {
             entry: Bundle::entry_of("shop"),
             prelude: "1".to_owned(),

@@ -14,7 +14,7 @@ const PARTS: [(&str, &str); 3] = [
     ("=prelude/fibres", include_str!("prelude/fibres.lua")),
 ];
 
-/// Compiled once in a process: a call's VM is made in a fraction of the time. This is the only bytecode that is ever loaded.
+/// Compiled once in a process: a call's VM is made in a fraction of the time.
 static COMPILED: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let lua = Lua::new();
     let compile = |(name, text): &(&str, &str)| {

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use mlua::{Error, HookTriggers, Lua, LuaOptions, MultiValue, StdLib, Table, Value, VmState, chunk::ChunkMode};
+use mlua::{Error, HookTriggers, Lua, LuaOptions, MultiValue, StdLib, Table, Value, VmState};
 
 pub use errors::words;
 
@@ -44,6 +44,8 @@ impl Default for Limits {
 
 /// Instructions between two looks at the limits.
 const LOOK: u32 = 1_000;
+/// From so many bytes on a VM looks for garbage. Most calls end long before: their VM goes, and all of it at once.
+const LITTER: usize = 2 << 20;
 /// Steps of the pattern matcher count as so many to one instruction.
 const STEPS: u64 = 4;
 
@@ -169,7 +171,6 @@ impl Sandbox {
         // by `fatal`, which gets to see it first.
         let lua = Lua::new_with(libs, LuaOptions::new())?;
         lua.set_memory_limit(limits.memory)?;
-        // Nothing of what is put in here is garbage.
         lua.gc_stop();
         let clock = SystemClock::new();
         let meter = Rc::new(Meter {
@@ -180,7 +181,8 @@ impl Sandbox {
             tripped: RefCell::new(None),
         });
         let hooked = Rc::clone(&meter);
-        lua.set_global_hook(HookTriggers::new().every_nth_instruction(LOOK), move |_, _| {
+        lua.set_global_hook(HookTriggers::new().every_nth_instruction(LOOK), move |lua, _| {
+            collect(lua);
             hooked.look(u64::from(LOOK)).map(|()| VmState::Continue)
         })?;
         let globals = lua.globals();
@@ -196,7 +198,6 @@ impl Sandbox {
         data::install(&lua, &phased, &meter)?;
         require(&lua, &globals, resolver)?;
         strict(&lua, &globals)?;
-        lua.gc_restart();
         Ok(Sandbox { lua, meter, prelude })
     }
 
@@ -214,16 +215,17 @@ impl Sandbox {
         self.prelude.raw_get(name)
     }
 
-    /// Evaluates a file's text; `path` is its name in messages.
+    /// Evaluates a file.
     ///
     /// # Errors
     /// Lua's.
-    pub fn evaluate(&self, path: &str, text: &str) -> mlua::Result<Value> {
-        self.lua.load(text).set_name(format!("@{path}")).set_mode(ChunkMode::Text).call(())
+    pub fn evaluate(&self, file: &Source) -> mlua::Result<Value> {
+        file.function(&self.lua)?.call(())
     }
 
     /// A turn begins: its slice of time is counted from now.
     pub fn turn(&self) {
+        collect(&self.lua);
         *self.meter.slice.borrow_mut() = self.meter.clock.now();
     }
 
@@ -240,6 +242,13 @@ impl Sandbox {
             return Some(cause.clone());
         }
         error.filter(|error| errors::out_of_memory(error)).map(|_| memory(&self.meter.limits))
+    }
+}
+
+/// Lets garbage be collected from now on where there is much of anything. (Lua looks for it by itself at the limit of memory.)
+fn collect(lua: &Lua) {
+    if lua.used_memory() > LITTER && !lua.gc_is_running() {
+        lua.gc_restart();
     }
 }
 
@@ -268,8 +277,7 @@ fn require(lua: &Lua, globals: &Table, resolver: Resolver) -> mlua::Result<()> {
         }
         let source = resolver(&name).map_err(Error::runtime)?;
         modules.borrow_mut().insert(name.clone(), Module::Loading);
-        let chunk = lua.load(&source.text).set_name(format!("@{}", source.path)).set_mode(ChunkMode::Text);
-        let value = chunk.call::<Value>(());
+        let value = source.function(lua).and_then(|file| file.call::<Value>(()));
         // After an error it may be asked for again, and fails again in the same way.
         match &value {
             Ok(value) => modules.borrow_mut().insert(name, Module::Loaded(value.clone())),

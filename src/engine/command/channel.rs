@@ -36,6 +36,8 @@ pub(super) struct Resident {
     frames: Frames<Output>,
     stderr: Output,
     exit: Ending,
+    /// It has been sent the program.
+    taught: bool,
 }
 
 /// How the shell ended, once it has.
@@ -59,7 +61,7 @@ impl Ending {
 impl Resident {
     fn new(channel: Channel) -> Self {
         let Channel { stdin, stdout, stderr, exit } = channel;
-        Resident { stdin, frames: Frames::new(stdout), stderr, exit: Ending::Awaited(exit) }
+        Resident { stdin, frames: Frames::new(stdout), stderr, exit: Ending::Awaited(exit), taught: false }
     }
 }
 
@@ -141,6 +143,17 @@ impl From<Cause> for Broken {
 }
 
 impl Session {
+    /// Has a channel wait for the first request, its shell knowing the program already. What goes wrong is that request's to tell.
+    pub async fn ready(&self) {
+        let Ok(link) = self.link().await else { return };
+        let Ok(channel) = link.open("sh").await else { return };
+        let mut resident = Resident::new(channel);
+        resident.taught = send(&mut resident.stdin, &program::program()).await.is_ok();
+        if resident.taught {
+            self.keep(&link, resident).await;
+        }
+    }
+
     /// Sends one request and reads its answer. Dropping the future closes its channel: a command goes on.
     pub(super) async fn ask(&self, link: &Arc<dyn Link>, request: &Request<'_>, reply: &mut Reply<'_>) -> Answer {
         let known = self.host_id().await;
@@ -164,7 +177,8 @@ impl Session {
             };
             let number = resident.frames.expect(request.mark);
             // Whoever still stands by on an old channel goes out of the way; a new one learns the program.
-            let mut whole = if number == 1 { program::program() } else { program::FOLLOW.to_vec() };
+            let idle = std::mem::replace(&mut resident.taught, true);
+            let mut whole = if idle { program::FOLLOW.to_vec() } else { program::program() };
             whole.extend_from_slice(format!("N={number}\n").as_bytes());
             whole.extend_from_slice(&text);
             *reply.sent |= known.is_some();
@@ -188,7 +202,7 @@ impl Session {
                     return Answer::More;
                 }
                 // It ended while it was idle; what it was sent last nobody has read.
-                Err(Broken::Frames(FrameError::Ended { started: false, .. })) if number > 1 && !link.is_closed() => {}
+                Err(Broken::Frames(FrameError::Ended { started: false, .. })) if idle && !link.is_closed() => {}
                 Err(Broken::Frames(error)) => return self.without_verdict(error, &mut resident, &complaints).await,
             }
         }
@@ -204,7 +218,7 @@ impl Session {
         complaints: &mut Vec<u8>,
         reply: &mut Reply<'_>,
     ) -> Result<Vec<String>, Broken> {
-        let Resident { stdin, frames, stderr, exit } = resident;
+        let Resident { stdin, frames, stderr, exit, .. } = resident;
         let talk = async {
             // A write that fails says less than what the other side printed before it closed: read that.
             let _closed = send(stdin, text).await;

@@ -15,7 +15,7 @@ use crate::lua::bundle::Source;
 
 /// The project around a function `run` of its one stage; `modules` are further files.
 pub(super) fn bundle(text: &str, modules: &[(&str, &str)]) -> Arc<Bundle> {
-    let file = |path: &str, text: &str| Source { path: path.to_owned(), text: text.to_owned() };
+    let file = |path: &str, text: &str| Source::new(path.to_owned(), text.to_owned());
     let mut files = BTreeMap::from([("projects/shop".to_owned(), file("projects/shop.lua", text))]);
     for (name, text) in modules {
         files.insert((*name).to_owned(), file(&format!("{}.lua", name.replace('.', "/")), text));

@@ -105,7 +105,7 @@ impl Work {
                 near(&text, *line, message, |cut| syntax_error(cut).is_some_and(|(_, other)| other == *message));
             self.add(at(path, place, "syntax", message.clone(), None));
         }
-        let file = File { path: path.to_owned(), source: Source { path: relative(module), text } };
+        let file = File { path: path.to_owned(), source: Source::new(relative(module), text) };
         self.files.borrow_mut().insert(module.to_owned(), file);
         error.is_none()
     }
@@ -114,7 +114,7 @@ impl Work {
     fn require(&self, module: &str) -> Result<Source, String> {
         let (path, text) = self.modules.find(module)?;
         match text {
-            Ok(text) if self.keep(module, &path, text.clone()) => Ok(Source { path: relative(module), text }),
+            Ok(text) if self.keep(module, &path, text.clone()) => Ok(Source::new(relative(module), text)),
             Ok(_) => Err(REPORTED.to_owned()),
             Err(diagnostic) => {
                 self.add(*diagnostic);
@@ -133,7 +133,7 @@ impl Work {
                 return (Collected::default(), None);
             }
         };
-        let returned = sandbox.evaluate(&relative(&self.entry), text);
+        let returned = sandbox.evaluate(&Source::new(relative(&self.entry), text.to_owned()));
         let collected = definitions::collected(sandbox.lua());
         if let Some(cause) = sandbox.tripped(returned.as_ref().err()) {
             self.add(bare(&self.path, "limit", cause.message));

@@ -12,7 +12,7 @@ fn tried(text: &str) -> Result<String, String> {
     let text = format!(
         "local function get(n) local ok, v = pcall(function() return _ENV[n] end) return ok and v or nil end\n{text}"
     );
-    match sandbox.evaluate("x.lua", &text) {
+    match sandbox.evaluate(&Source::new("x.lua".to_owned(), text.clone())) {
         Ok(value) => Ok(value.to_string().unwrap_or_default()),
         Err(error) => Err(words(&error)),
     }
@@ -133,10 +133,10 @@ fn only_text_is_loaded() {
     let code = lua.load("return 1").into_function().unwrap().dump(false);
     let limits = Limits::default();
     let bytes = String::from_utf8_lossy(&code).into_owned();
-    let resolver: Resolver = Box::new(move |_| Ok(Source { path: "b.lua".to_owned(), text: bytes.clone() }));
+    let resolver: Resolver = Box::new(move |_| Ok(Source::new("b.lua".to_owned(), bytes.clone())));
     let sandbox = Sandbox::for_call(&limits, resolver, 1, Rc::new(Loading)).unwrap();
-    assert!(sandbox.evaluate("x.lua", "return require 'b'").is_err());
-    assert!(sandbox.evaluate("x.lua", "\u{1b}Lua").is_err());
+    assert!(sandbox.evaluate(&Source::new("x.lua".to_owned(), "return require 'b'".to_owned())).is_err());
+    assert!(sandbox.evaluate(&Source::new("x.lua".to_owned(), "\u{1b}Lua".to_owned())).is_err());
 }
 
 /// Not a test of speed, but what a VM costs is worth seeing: `cargo test --release -- --ignored --nocapture vms_are_cheap`.
