@@ -247,6 +247,9 @@ pub struct StartArgs {
     /// Also a release that was found bad
     #[arg(long)]
     pub retry_bad: bool,
+    /// Do nothing: print the commands that would be run, per environment, wave and host
+    #[arg(long, conflicts_with = "wait")]
+    pub dry_run: bool,
     /// Show progress and end with the run; the exit code says how it went
     #[arg(long)]
     pub wait: bool,

@@ -14,6 +14,7 @@ mod command;
 mod conductor;
 mod converge;
 mod doors;
+mod dry_run;
 mod end;
 mod freezes;
 pub mod handle;

@@ -2,7 +2,11 @@
 //!
 //! Everything that came from outside (commit messages, authors, host names, causes) goes through [`one_line`].
 
+mod dry_run;
+
 use std::fmt::Write as _;
+
+pub use self::dry_run::dry_run;
 
 use super::{
     routes::projects::ProjectView,

@@ -21,7 +21,8 @@ use self::{
 };
 pub(super) use self::{
     alarm::tell_of_alarm,
-    plan::{Asked, phases},
+    plan::{Asked, phases, planned},
+    resolve::{first_build, found},
 };
 use super::{
     doors::{Doors, Place},

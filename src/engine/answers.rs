@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{
     actions, alarms, changes,
     conductor::{Ask, Conductor, Requested, locked},
-    freezes,
+    dry_run, freezes,
     handle::{
         ChangeAsk, Changed, Claim, Engine, EventStream, FreezeAsk, Hooked, KeptAnswer, LeaseAsk, LogQuery, LogStream,
         NewToken, Refusal, RunsQuery, Start, Started,
@@ -187,24 +187,24 @@ impl Conductor {
 #[async_trait]
 impl Engine for Conductor {
     async fn start(&self, project: &str, start: Start, by: &str) -> Result<Started, Refusal> {
-        self.writable()?;
+        if !start.dry_run {
+            self.writable()?;
+        }
         let loaded = self.project(project)?;
         let last = start.environment.as_deref().map(|name| environment(&loaded, name)).transpose()?;
         let last = last.map(|environment| environment.name.clone());
         let source = &loaded.pipeline.source;
         let remote = &self.inner.world.forge;
         // Asked before the answer: a wrong reference is the caller's to mend, now.
-        let (wanted, sha, head, tag) = match &start.reference {
-            Some(reference) => {
-                let wanted = Wanted::Named(reference.clone());
-                let found = remote.resolve(&loaded.name, source, &wanted).await.map_err(forge)?;
-                let sha = found.commit.sha;
-                (wanted, sha.clone(), found.is_head.then_some(sha), found.tag)
-            }
-            None => {
-                let sha = remote.head(&loaded.name, source).await.map_err(forge)?;
-                (Wanted::Head, sha.clone(), Some(sha), None)
-            }
+        let wanted = start.reference.clone().map_or(Wanted::Head, Wanted::Named);
+        let found = if start.reference.is_some() || start.dry_run {
+            Some(remote.resolve(&loaded.name, source, &wanted).await.map_err(forge)?)
+        } else {
+            None
+        };
+        let (sha, is_head, tag) = match &found {
+            Some(found) => (found.commit.sha.clone(), found.is_head, found.tag.clone()),
+            None => (remote.head(&loaded.name, source).await.map_err(forge)?, true, None),
         };
         // It answers, so what an earlier look said is over.
         self.trouble(&format!("project {}", loaded.name), None);
@@ -217,6 +217,7 @@ impl Engine for Conductor {
             && last.is_none()
             && !start.redeploy
             && !start.retest
+            && !start.dry_run
             && self.active(&loaded.name).contains(&run)
             && self.reach_of(&loaded, &run).is_some_and(|its| its >= reach)
         {
@@ -232,10 +233,14 @@ impl Engine for Conductor {
             redeploy: start.redeploy,
             retest: start.retest,
             retry_bad: start.retry_bad,
-            head,
+            head: is_head.then_some(sha),
             once: start.once,
             seen: None,
         };
+        if let Some(found) = found.filter(|_| start.dry_run) {
+            let requested = self.asked_for(&loaded.name, Trigger::Api, by, &ask);
+            return Ok(Started::Dry(Box::new(dry_run::dry_run(self, &loaded, requested, found).await?)));
+        }
         let view = self.request(&loaded.name, Trigger::Api, by.to_owned(), ask, &[], Vec::new()).await?;
         let view = view.ok_or_else(|| Refusal::Degraded("a request without conditions met one".to_owned()))?;
         Ok(Started::Run(Box::new(view)))

@@ -14,7 +14,7 @@ use crate::{
     api::{auth::Caller, fields::Fields, problem::Problem, render},
     engine::{
         handle::{Claim, Start, Started},
-        view::{CauseView, Page, Plan, ProjectStatus, RunView},
+        view::{CauseView, Page, Plan, ProjectStatus, RunView, dry_run::DryRun},
     },
     model::ids::EnvironmentName,
 };
@@ -56,6 +56,9 @@ pub struct StartBody {
     /// Also a release that was found bad.
     #[serde(default)]
     pub retry_bad: bool,
+    /// Do nothing; answer with the commands that would be run. Text with `Accept: text/plain`.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// The answer to a start of what is live already.
@@ -111,7 +114,8 @@ pub(super) async fn list(
     request_body(content((StartBody = "application/json"), (StartBody = "application/x-www-form-urlencoded")), description = "All optional; none is fine."),
     responses(
         (status = 202, description = "A run, perhaps queued; `Location` is where to watch it.", body = RunView),
-        (status = 200, description = "`already_live`: nothing to do; `redeploy` does it all the same.", body = AlreadyLive),
+        (status = 200, description = "`already_live`: nothing to do; `redeploy` does it all the same. With `dry_run`: the commands that would be run; nothing was done and there is no run.",
+            content((AlreadyLive = "application/json"), (DryRun = "application/json"))),
         (status = 404, description = "`project_unknown`, `environment_unknown`.", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`ref_unknown`, `ref_not_allowed`, `ref_invalid`, `unknown_field`, `bad_value`.", body = Problem, content_type = "application/problem+json"),
         (status = 502, description = "The forge could not be asked: `git_unreachable`, `git_auth`.", body = Problem, content_type = "application/problem+json"),
@@ -122,6 +126,7 @@ pub(super) async fn start(
     Extension(caller): Extension<Caller>,
     once: Option<Extension<Claim>>,
     Path(project): Path<String>,
+    headers: HeaderMap,
     mut fields: Fields,
 ) -> Result<Response, Problem> {
     caller.project(&project)?;
@@ -133,6 +138,7 @@ pub(super) async fn start(
         redeploy: fields.flag("redeploy"),
         retest: fields.flag("retest"),
         retry_bad: fields.flag("retry_bad"),
+        dry_run: fields.flag("dry_run"),
     };
     fields.finish()?;
     Ok(match app.engine.start(&project, start, &caller.actor()).await? {
@@ -144,6 +150,7 @@ pub(super) async fn start(
             let message = format!("{project} has this release live already; send redeploy=true to deploy it again");
             Json(AlreadyLive { code: "already_live".to_owned(), message, status: *status }).into_response()
         }
+        Started::Dry(view) => in_form(&headers, &*view, render::dry_run),
     })
 }
 

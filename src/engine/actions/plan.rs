@@ -46,13 +46,6 @@ pub(super) async fn plan(context: &Context, run: &Run, deployment: u32, environm
             Err(cause) => return Event::PlanFailed { deployment, cause },
         }
     }
-    let previous = live.map(|live| live.release);
-    let changed_paths = match (&previous, &run.release) {
-        (Some(previous), Some(release)) if run.target.is_none() => {
-            world.forge.changed(&run.header.project, &previous.commit.sha, &release.commit.sha).await.ok()
-        }
-        _ => None,
-    };
     let find = || hosts::of(world, &run.header.project, &run.header.code, environment);
     let mut found = find().await;
     if let (Ok(hosts), None, Some(of)) = (&found, &run.target, run.deployment(deployment)) {
@@ -63,6 +56,24 @@ pub(super) async fn plan(context: &Context, run: &Run, deployment: u32, environm
             Err(cause) => return Event::PlanFailed { deployment, cause },
         }
     }
+    planned(world, run, deployment, environment, found).await
+}
+
+/// The plan of a run's deployment over the hosts that were found.
+pub(in crate::engine) async fn planned(
+    world: &World,
+    run: &Run,
+    deployment: u32,
+    environment: &Environment,
+    found: Result<Vec<Host>, Cause>,
+) -> Event {
+    let previous = ledger::live(&*world.control, &run.header.project, &environment.name).map(|live| live.release);
+    let changed_paths = match (&previous, &run.release) {
+        (Some(previous), Some(release)) if run.target.is_none() => {
+            world.forge.changed(&run.header.project, &previous.commit.sha, &release.commit.sha).await.ok()
+        }
+        _ => None,
+    };
     let asked = Asked {
         project: &run.header.project,
         environment,

@@ -15,6 +15,7 @@ use crate::{
         release::{Artifact, Commit, Release},
         run::{Run, Trigger},
     },
+    ports::forge,
 };
 
 /// Finds and fetches the commit; a push that is not the head any more ends as superseded.
@@ -61,10 +62,26 @@ pub(super) async fn resolve(context: &Context, run: &Run) -> Event {
     if found.is_head {
         ledger::saw_head(world, run, &found.commit.sha, head);
     }
-    if let Some(cause) = known_bad(world, run, &found.commit) {
-        return Event::Unresolved { cause };
+    self::found(world, run, found)
+}
+
+/// What a commit that was found is for a run: the release that it ships, or why it is not deployed.
+pub(in crate::engine) fn found(world: &World, run: &Run, found: forge::Resolved) -> Event {
+    match known_bad(world, run, &found.commit) {
+        Some(cause) => Event::Unresolved { cause },
+        None => resolved(world, run, found.commit, found.tag),
     }
-    resolved(world, run, found.commit, found.tag)
+}
+
+/// What a commit that was found is before anything was built of it.
+pub(in crate::engine) fn first_build(run: &Run, found: &forge::Resolved) -> Release {
+    Release {
+        id: ReleaseId::first_build(&found.commit.sha),
+        commit: found.commit.clone(),
+        branch: Some(run.header.pipeline.source.branch.clone()),
+        tag: found.tag.clone(),
+        artifacts: Vec::new(),
+    }
 }
 
 /// What a run puts back, by what is known now.
