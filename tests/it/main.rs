@@ -13,6 +13,7 @@ mod crash;
 mod demo;
 mod disk;
 mod doors;
+mod dry_run;
 mod durable;
 mod environments;
 mod failures;
