@@ -7,6 +7,7 @@
 //! Architecture invariant: everything outside is reached through `ports`; no statics, so that a simulation can run several worlds.
 
 mod actions;
+mod adoption;
 mod alarms;
 mod answers;
 mod changes;

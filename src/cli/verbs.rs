@@ -102,6 +102,7 @@ async fn done(asking: &Asking, command: &ClientCommand) -> Result<Code, Failure>
         ClientCommand::Resume(args) => return asking.change("resume", args, None).await,
         ClientCommand::Promote(args) => return asking.change("promote", args, None).await,
         ClientCommand::Converge(args) => return asking.change("converge", args, None).await,
+        ClientCommand::Adopt(args) => return asking.change("adopt", args, None).await,
         ClientCommand::Freeze(args) => asking.freeze(args).await?,
         ClientCommand::Unfreeze { project, environment, reason } => {
             asking.unfreeze(project, environment, reason.clone()).await?;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use serde_json::json;
 
 use super::{
-    actions, alarms, changes,
+    actions, adoption, alarms, changes,
     conductor::{Ask, Conductor, Requested, locked},
     dry_run, freezes,
     handle::{
@@ -125,7 +125,14 @@ impl Conductor {
         let found = hosts::of(world, &loaded.name, &loaded.code, environment).await;
         let asked =
             actions::Asked { project: &loaded.name, environment, ships: None, target: None, purpose: &Purpose::Deploy };
-        let (hosts, phases, cause) = match found.and_then(|hosts| actions::phases(world, &asked, hosts)) {
+        let (source, run) = (&loaded.pipeline.source, RunId::new(world.clock.now().wall_ms, world.random_u128()));
+        let asking = adoption::Asking { project: &loaded.name, source, environment, code: &loaded.code, run: &run };
+        let adopted = match &found {
+            Ok(hosts) => adoption::first(world, &asking, hosts, None).await,
+            Err(_) => None,
+        };
+        let found = found.and_then(|hosts| actions::phases(world, &asked, hosts, adopted));
+        let (hosts, phases, cause) = match found {
             Ok((hosts, phases)) => (hosts, phases, None),
             Err(cause) => (Vec::new(), Phases::default(), Some(CauseView::from(&cause))),
         };
@@ -140,7 +147,11 @@ impl Conductor {
         };
         EnvironmentPlan {
             environment: environment.name.to_string(),
-            current: ledger::live(&*world.control, &loaded.name, &environment.name).map(|live| (&live.release).into()),
+            current: ledger::live(&*world.control, &loaded.name, &environment.name)
+                .map(|live| live.release)
+                .or_else(|| phases.target.as_ref().filter(|_| phases.adopted.is_some()).map(|t| t.release.clone()))
+                .map(|release| (&release).into()),
+            adopted: phases.adopted.is_some(),
             waves: waves.map(|(n, hosts)| PlannedWave { n, canary: n == 1 && phases.canary, hosts: *hosts }).collect(),
             hosts: hosts
                 .into_iter()

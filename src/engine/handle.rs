@@ -121,7 +121,7 @@ pub struct Claim {
 /// What a person wants of an environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChangeAsk {
-    /// `pause`, `resume`, `promote`, `rollback` or `converge`.
+    /// `pause`, `resume`, `promote`, `rollback`, `converge` or `adopt`.
     pub verb: String,
     /// What to go back to; the last known-good release when absent.
     pub to: Option<String>,

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Daemon, Project, Run, Sink, World};
 
+mod adoption;
 mod alarms;
 mod cuts;
 mod people;

@@ -11,6 +11,7 @@ use crate::{
         cause::Cause,
         deployment::{Back, Deployment, DeploymentState, HostState},
         ids::{EnvironmentName, HostId, ProjectName, ReleaseId, RunId, Sha},
+        pipeline::Environment,
         plan::Target,
         release::{Commit, Release},
         run::{Run, RunState},
@@ -143,8 +144,13 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
     let known = hosts(control, project, environment);
     let newer = |id: &HostId| known.get(id).is_some_and(|note| note.run > run.header.run);
     let before = deployment.phases.target.as_ref().map(|target| target.release.id.clone());
-    for host in deployment.hosts.iter().filter(|host| !newer(&host.host.id)) {
-        let id = &host.host.id;
+    let mut notes: BTreeMap<&HostId, Option<Note>> = BTreeMap::new();
+    if let Some((target, adoption)) = deployment.adopts() {
+        let (release, run) = (Some(target.release.id.clone()), run.header.run.clone());
+        let note = Note { release, state: HostState::Healthy, why: None, run };
+        notes.extend(adoption.reports.keys().map(|host| (host, Some(note.clone()))));
+    }
+    for host in &deployment.hosts {
         let note = |release: Option<ReleaseId>, state| {
             let why = host.cause().map(|cause| brief(cause).message).filter(|_| state != HostState::Healthy);
             Some(Note { release, state, why, run: run.header.run.clone() })
@@ -158,11 +164,21 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
             _ if host.touched => note(None, host.state(true)),
             _ => continue,
         };
+        notes.insert(&host.host.id, note);
+    }
+    for (id, note) in notes.into_iter().filter(|(id, _)| !newer(id)) {
         if known.get(id) != note.as_ref() {
             puts.push((host_key(project, environment, &encode(id.as_str())), note.map(|note| json!(note))));
         }
     }
+    let adopted = deployment.adopts().map(|(target, _)| (target.clone(), 0));
     if deployment.target.is_some() {
+        if let (Some(adopted), Some((DeploymentState::Succeeded, _, at))) = (adopted, &deployment.end) {
+            puts.push((
+                good_key(project, environment),
+                Some(good(control, run, deployment, vec![adopted], at.wall_ms)),
+            ));
+        }
         return;
     }
     // Hosts that were not in the list any more when the plan was made.
@@ -170,8 +186,18 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
         let left = known.keys().filter(|id| deployment.host(id).is_none() && !newer(id));
         puts.extend(left.map(|id| (host_key(project, environment, &encode(id.as_str())), None)));
     }
-    if let Some((DeploymentState::Succeeded, _, at)) = &deployment.end {
-        puts.push((good_key(project, environment), Some(good(control, run, deployment, release, at.wall_ms))));
+    let Some((state, _, at)) = &deployment.end else { return };
+    // What it found there is good whatever became of it, and comes before it.
+    let mut targets: Vec<(Target, u64)> = adopted.into_iter().collect();
+    if let (DeploymentState::Succeeded, Some(spec)) = (state, deployment.spec(run)) {
+        // Which hosts there are is asked of the project as it is then.
+        let environment = Environment { hosts: Vec::new(), ..spec.clone() };
+        let (release, code) = (kept(release), deployment.code(run).clone());
+        let took = u64::try_from(at.wall_ms.saturating_sub(deployment.created_at.wall_ms)).unwrap_or(0);
+        targets.push((Target { release, code, environment, run: run.header.run.clone() }, took));
+    }
+    if !targets.is_empty() {
+        puts.push((good_key(project, environment), Some(good(control, run, deployment, targets, at.wall_ms))));
     }
 }
 
@@ -210,28 +236,19 @@ pub(super) fn release_puts(
     }
 }
 
-/// The list of what is known-good with this deployment's release at its head.
-fn good(control: &dyn Control, run: &Run, deployment: &Deployment, release: &Release, at_ms: i64) -> Value {
-    let (project, environment) = (&run.header.project, &deployment.environment);
-    let mut all: Vec<Good> = read(control, &good_key(project, environment)).unwrap_or_default();
+/// The list of what is known-good with what a deployment made so at its head: each with how long its deployment took, the last one first.
+fn good(control: &dyn Control, run: &Run, deployment: &Deployment, targets: Vec<(Target, u64)>, at_ms: i64) -> Value {
+    let mut all: Vec<Good> = read(control, &good_key(&run.header.project, &deployment.environment)).unwrap_or_default();
     // A run that ends later than a newer one does not take its place.
     let newer = all.first().is_some_and(|good| good.target.run > run.header.run);
-    let already = all.iter().any(|good| good.target.run == run.header.run);
-    if let Some(spec) = deployment.spec(run).filter(|_| !newer && !already) {
-        all.retain(|good| good.target.release.id != release.id);
-        let mut spec = spec.clone();
-        // Which hosts there are is asked of the project as it is then.
-        spec.hosts = Vec::new();
-        let target = Target {
-            release: kept(release),
-            code: deployment.code(run).clone(),
-            environment: spec,
-            run: run.header.run.clone(),
-        };
-        let took = at_ms.saturating_sub(deployment.created_at.wall_ms);
-        all.insert(0, Good { target, took_ms: u64::try_from(took).unwrap_or(0), at_ms });
-        all.truncate(REMEMBERED);
+    for (target, took_ms) in targets.into_iter().filter(|_| !newer) {
+        let same = |good: &Good| good.target.run == target.run && good.target.release.id == target.release.id;
+        if !all.iter().any(same) {
+            all.retain(|good| good.target.release.id != target.release.id);
+            all.insert(0, Good { target, took_ms, at_ms });
+        }
     }
+    all.truncate(REMEMBERED);
     json!(all)
 }
 
