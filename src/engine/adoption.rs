@@ -107,7 +107,7 @@ pub(super) async fn adopted(
             format!("its releases have artifacts ({}), and of what its hosts run there are none", artifact.name);
         return Err(Cause::new("artifacts", message));
     }
-    let asked = hosts.to_vec().into_iter().map(|host| async move {
+    let asked = hosts.iter().cloned().map(|host| async move {
         let said = ask(world, asking, &host, check, limit).await;
         (host, said)
     });

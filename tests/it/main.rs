@@ -9,6 +9,7 @@ mod fixture;
 
 mod alarms;
 mod artifacts;
+mod checks;
 mod crash;
 mod demo;
 mod disk;
