@@ -8,6 +8,7 @@ mod adoption;
 mod alarms;
 mod cuts;
 mod people;
+mod phases;
 
 /// Healthy unless the test says that this commit is not, everywhere or on one host.
 const HEALTH: &str = r#"
