@@ -532,7 +532,9 @@ fn consequence(environment: &EnvironmentPlan) -> String {
     let adopted = if environment.adopted { ", adopted: every host reports it" } else { "" };
     match (environment.on_failure, &environment.rollback, &environment.no_rollback) {
         (OnFailure::Rollback, Some(target), _) => format!("back to {}{adopted}{safe}", release(target)),
-        (OnFailure::Rollback, None, Some(why)) => format!("it halts: {}", cause(why)),
+        (OnFailure::Rollback, None, Some(why)) => {
+            format!("it halts: {} ({})", one_line(&why.message, 1000), one_line(&why.code, 60))
+        }
         (OnFailure::Rollback, None, None) | (OnFailure::Halt, ..) => "it halts as it is".to_owned(),
         (OnFailure::Pause, ..) => "it waits for a person".to_owned(),
     }

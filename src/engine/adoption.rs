@@ -1,7 +1,11 @@
 //! What was on an environment's hosts before phased deployed anything there: asked of the hosts themselves, so that a first failure has
 //! something to go back to.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use futures_util::StreamExt as _;
 
@@ -107,8 +111,15 @@ pub(super) async fn adopted(
             format!("its releases have artifacts ({}), and of what its hosts run there are none", artifact.name);
         return Err(Cause::new("artifacts", message));
     }
+    // Where one cannot be asked nothing is adopted: then nobody waits for the others.
+    let in_vain = AtomicBool::new(false);
+    let in_vain = &in_vain;
     let asked = hosts.iter().cloned().map(|host| async move {
+        if in_vain.load(Ordering::Relaxed) {
+            return (host, Err(Cause::new("not_asked", "not asked any more")));
+        }
         let said = ask(world, asking, &host, check, limit).await;
+        in_vain.fetch_or(said.is_err(), Ordering::Relaxed);
         (host, said)
     });
     let mut said: Vec<(Host, Result<String, Cause>)> =

@@ -45,7 +45,7 @@ fn told(said: &[(&str, &Result<String, Cause>)]) -> String {
     let mut groups: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for (name, said) in said {
         let words = match said {
-            Ok(version) if is_commit(&plain(version)) => plain(version),
+            Ok(version) if is_commit(&plain(version)) => plain(version).chars().take(12).collect(),
             Ok(version) if version.trim().is_empty() => "nothing".to_owned(),
             Ok(version) => format!("{:?}, which is no commit", version.chars().take(60).collect::<String>()),
             Err(why) => why.message.chars().take(200).collect(),

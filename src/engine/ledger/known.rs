@@ -171,13 +171,14 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
             puts.push((host_key(project, environment, &encode(id.as_str())), note.map(|note| json!(note))));
         }
     }
+    let good = |targets, at_ms| {
+        let before = read(control, &good_key(project, environment)).unwrap_or_default();
+        json!(with(before, &run.header.run, targets, at_ms))
+    };
     let adopted = deployment.adopts().map(|(target, _)| (target.clone(), 0));
     if deployment.target.is_some() {
         if let (Some(adopted), Some((DeploymentState::Succeeded, _, at))) = (adopted, &deployment.end) {
-            puts.push((
-                good_key(project, environment),
-                Some(good(control, run, deployment, vec![adopted], at.wall_ms)),
-            ));
+            puts.push((good_key(project, environment), Some(good(vec![adopted], at.wall_ms))));
         }
         return;
     }
@@ -197,7 +198,7 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
         targets.push((Target { release, code, environment, run: run.header.run.clone() }, took));
     }
     if !targets.is_empty() {
-        puts.push((good_key(project, environment), Some(good(control, run, deployment, targets, at.wall_ms))));
+        puts.push((good_key(project, environment), Some(good(targets, at.wall_ms))));
     }
 }
 
@@ -236,11 +237,11 @@ pub(super) fn release_puts(
     }
 }
 
-/// The list of what is known-good with what a deployment made so at its head: each with how long its deployment took, the last one first.
-fn good(control: &dyn Control, run: &Run, deployment: &Deployment, targets: Vec<(Target, u64)>, at_ms: i64) -> Value {
-    let mut all: Vec<Good> = read(control, &good_key(&run.header.project, &deployment.environment)).unwrap_or_default();
+/// The list of what is known-good with what `run` made so at its head: each with how long its deployment took, the last one first.
+/// Idempotent.
+fn with(mut all: Vec<Good>, run: &RunId, targets: Vec<(Target, u64)>, at_ms: i64) -> Vec<Good> {
     // A run that ends later than a newer one does not take its place.
-    let newer = all.first().is_some_and(|good| good.target.run > run.header.run);
+    let newer = all.first().is_some_and(|good| good.target.run > *run);
     for (target, took_ms) in targets.into_iter().filter(|_| !newer) {
         let same = |good: &Good| good.target.run == target.run && good.target.release.id == target.release.id;
         if !all.iter().any(same) {
@@ -249,11 +250,66 @@ fn good(control: &dyn Control, run: &Run, deployment: &Deployment, targets: Vec<
         }
     }
     all.truncate(REMEMBERED);
-    json!(all)
+    all
 }
 
 /// A release as control keeps it: no more of its message than people look at.
 fn kept(release: &Release) -> Release {
     let brief = brief_release(release, serde_json::value::Serializer).and_then(serde_json::from_value);
     brief.unwrap_or_else(|_| release.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{host::Ssh, pipeline::Hooks, rollout::Rollout};
+
+    fn target(n: u8, run: i64) -> (Target, u64) {
+        let sha: Sha = format!("{n:02x}").repeat(20).parse().unwrap();
+        let commit = Commit {
+            tree: sha.clone(),
+            author: "Ann".to_owned(),
+            message: "it ships".to_owned(),
+            committed_at_ms: 0,
+            sha: sha.clone(),
+        };
+        let release =
+            Release { id: ReleaseId::first_build(&sha), commit, branch: None, tag: None, artifacts: Vec::new() };
+        let environment = Environment {
+            name: "production".parse().unwrap(),
+            hosts: Vec::new(),
+            ssh: Ssh::default(),
+            rollout: Rollout::default(),
+            health: None,
+            verify: false,
+            hooks: Hooks::default(),
+            alarms: Vec::new(),
+            timeout_ms: 1,
+            freeze: Vec::new(),
+            group: None,
+            when: crate::model::pipeline::When::Push,
+        };
+        let code = crate::model::ids::Digest::of(b"code");
+        (Target { release, code, environment, run: RunId::new(run, 0) }, u64::from(n))
+    }
+
+    fn names(all: &[Good]) -> Vec<u64> {
+        all.iter().map(|good| good.took_ms).collect()
+    }
+
+    #[test]
+    fn what_was_adopted_is_known_good_behind_what_replaced_it() {
+        let run = RunId::new(1, 0);
+        let all = with(Vec::new(), &run, vec![target(1, 1), target(2, 1)], 0);
+        assert_eq!(names(&all), [2, 1]);
+        // Told again after a crash it is the same, whatever came in between.
+        assert_eq!(names(&with(all.clone(), &run, vec![target(1, 1), target(2, 1)], 9)), [2, 1]);
+        let later = with(all, &RunId::new(2, 0), vec![target(3, 2)], 1);
+        assert_eq!(names(&with(later.clone(), &run, vec![target(1, 1), target(2, 1)], 9)), [3, 2, 1]);
+        // One that was good before and is again comes to the head; the oldest are forgotten.
+        assert_eq!(names(&with(later, &RunId::new(3, 0), vec![target(1, 3)], 2)), [1, 3, 2]);
+        let many = (1..=7)
+            .fold(Vec::new(), |all, n| with(all, &RunId::new(i64::from(n), 0), vec![target(n, i64::from(n))], 0));
+        assert_eq!(names(&many), [7, 6, 5, 4, 3]);
+    }
 }
