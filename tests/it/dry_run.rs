@@ -71,7 +71,7 @@ test unit
     destroy
         at projects/shop.lua:6
 
-production: plan, 3 hosts: canary 1, then 2, 2 at a time; a failure cannot go back: production has no other known-good release: this is the first
+production: plan, 3 hosts: canary 1, then 2, 2 at a time; a failure cannot go back: production has no other known-good release: this is the first, and nothing could be adopted: its health has no `version`, so nobody can tell what its hosts run
 
 production: prepare, h1 h2 h3 (3 hosts)
   prepare

@@ -73,6 +73,16 @@ pub struct AlreadyLive {
     pub status: ProjectStatus,
 }
 
+/// The answer to a start that begins nothing.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+enum NotBegun {
+    /// There is nothing to do.
+    AlreadyLive(AlreadyLive),
+    /// Nothing was to be done.
+    Dry(Box<DryRun>),
+}
+
 /// The fields of a stop, all optional.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct StopBody {
@@ -115,7 +125,7 @@ pub(super) async fn list(
     responses(
         (status = 202, description = "A run, perhaps queued; `Location` is where to watch it.", body = RunView),
         (status = 200, description = "`already_live`: nothing to do; `redeploy` does it all the same. With `dry_run`: the commands that would be run; nothing was done and there is no run.",
-            content((AlreadyLive = "application/json"), (DryRun = "application/json"))),
+            body = NotBegun),
         (status = 404, description = "`project_unknown`, `environment_unknown`.", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`ref_unknown`, `ref_not_allowed`, `ref_invalid`, `unknown_field`, `bad_value`.", body = Problem, content_type = "application/problem+json"),
         (status = 502, description = "The forge could not be asked: `git_unreachable`, `git_auth`.", body = Problem, content_type = "application/problem+json"),
@@ -141,17 +151,23 @@ pub(super) async fn start(
         dry_run: fields.flag("dry_run"),
     };
     fields.finish()?;
-    Ok(match app.engine.start(&project, start, &caller.actor()).await? {
+    let answer = match app.engine.start(&project, start, &caller.actor()).await? {
         Started::Run(run) => {
             let location = format!("/v1/runs/{}", run.id);
-            (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(run)).into_response()
+            return Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(run)).into_response());
         }
         Started::AlreadyLive(status) => {
             let message = format!("{project} has this release live already; send redeploy=true to deploy it again");
-            Json(AlreadyLive { code: "already_live".to_owned(), message, status: *status }).into_response()
+            NotBegun::AlreadyLive(AlreadyLive { code: "already_live".to_owned(), message, status: *status })
         }
-        Started::Dry(view) => in_form(&headers, &*view, render::dry_run),
-    })
+        Started::Dry(view) => NotBegun::Dry(view),
+    };
+    Ok(in_form(&headers, &answer, |answer| match answer {
+        NotBegun::Dry(view) => render::dry_run(view),
+        NotBegun::AlreadyLive(live) => {
+            format!("{}\n{}", live.message, render::project(&live.status, app.clock.now().wall_ms))
+        }
+    }))
 }
 
 /// Ends what the project runs and has queued.
