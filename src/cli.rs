@@ -188,6 +188,8 @@ pub enum ClientCommand {
     Promote(ChangeArgs),
     /// Give hosts that came late or were replaced what is live
     Converge(ChangeArgs),
+    /// Make known-good, and live, the one commit that every host reports by its version; no host is touched
+    Adopt(ChangeArgs),
     /// Deploy nothing new to an environment: runs wait at its door, rollbacks go
     Freeze(FreezeArgs),
     /// Lift what freezes an environment now; a window of the project's file only for this once
@@ -247,6 +249,9 @@ pub struct StartArgs {
     /// Also a release that was found bad
     #[arg(long)]
     pub retry_bad: bool,
+    /// Do nothing: print the commands that would be run, per environment, wave and host
+    #[arg(long, conflicts_with = "wait")]
+    pub dry_run: bool,
     /// Show progress and end with the run; the exit code says how it went
     #[arg(long)]
     pub wait: bool,

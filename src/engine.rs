@@ -7,6 +7,7 @@
 //! Architecture invariant: everything outside is reached through `ports`; no statics, so that a simulation can run several worlds.
 
 mod actions;
+mod adoption;
 mod alarms;
 mod answers;
 mod changes;
@@ -14,6 +15,7 @@ mod command;
 mod conductor;
 mod converge;
 mod doors;
+mod dry_run;
 mod end;
 mod freezes;
 pub mod handle;

@@ -3,6 +3,7 @@
 //! Architecture invariant: nothing here reads a clock, a file or the network, and nothing awaits. `next` folds an event into
 //! a run and is the same code live and at recovery; `decide` says what to do now and when to ask again.
 
+pub mod adoption;
 pub mod analysis;
 pub mod canonical;
 pub mod cause;

@@ -37,6 +37,7 @@ fn links_between_pages_lead_somewhere() {
         "docs/alarms.md",
         "docs/api.md",
         "docs/how-it-works.md",
+        "docs/rollouts.md",
         "docs/how-to/keep-deployments-out.md",
     ] {
         let text = fs::read_to_string(page).unwrap_or_default();

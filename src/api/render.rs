@@ -2,7 +2,11 @@
 //!
 //! Everything that came from outside (commit messages, authors, host names, causes) goes through [`one_line`].
 
+mod dry_run;
+
 use std::fmt::Write as _;
+
+pub use self::dry_run::dry_run;
 
 use super::{
     routes::projects::ProjectView,
@@ -378,6 +382,9 @@ pub fn deployment(deployment: &DeploymentView) -> String {
             }
         }
     }
+    if let Some(adopted) = &deployment.adopted {
+        let _infallible = write!(text, ", adopted {}, which every host reported", one_line(adopted, 20));
+    }
     if let Some(wait) = &deployment.waiting {
         let _infallible = write!(text, ", {}", waiting(wait));
     }
@@ -522,9 +529,12 @@ pub fn plan(plan: &Plan) -> String {
 /// What follows when it fails after a host was touched.
 fn consequence(environment: &EnvironmentPlan) -> String {
     let safe = if environment.rollback_safe { ", if rollback_safe does not forbid it" } else { "" };
+    let adopted = if environment.adopted { ", adopted: every host reports it" } else { "" };
     match (environment.on_failure, &environment.rollback, &environment.no_rollback) {
-        (OnFailure::Rollback, Some(target), _) => format!("back to {}{safe}", release(target)),
-        (OnFailure::Rollback, None, Some(why)) => format!("it halts: {}", cause(why)),
+        (OnFailure::Rollback, Some(target), _) => format!("back to {}{adopted}{safe}", release(target)),
+        (OnFailure::Rollback, None, Some(why)) => {
+            format!("it halts: {} ({})", one_line(&why.message, 1000), one_line(&why.code, 60))
+        }
         (OnFailure::Rollback, None, None) | (OnFailure::Halt, ..) => "it halts as it is".to_owned(),
         (OnFailure::Pause, ..) => "it waits for a person".to_owned(),
     }

@@ -1,5 +1,7 @@
 //! `phased check`: the configuration and every project, offline, all errors at once.
 
+mod environment;
+
 use std::{io::IsTerminal as _, path::Path, process::ExitCode, sync::Arc};
 
 use super::{guard::Guard, projects};
@@ -7,7 +9,6 @@ use crate::{
     cli::CheckFormat,
     config::{Config, FileSecrets},
     lua::diagnostics,
-    model::pipeline::{Environment, Health, HostSource, When},
     ports::{
         program::{Loaded, Programs as _},
         secrets::Secrets,
@@ -88,25 +89,9 @@ fn found(config: &Config, loaded: &[Loaded]) -> String {
         let _infallible =
             writeln!(out, "  tests        {}", if stages.is_empty() { "none".to_owned() } else { stages.join(", ") });
         for environment in &pipeline.environments {
-            let hosts: Vec<String> = environment
-                .hosts
-                .iter()
-                .map(|source| match source {
-                    HostSource::Static(hosts) => format!("{} listed", hosts.len()),
-                    HostSource::Plugin { name, .. } => format!("discovery {name}"),
-                })
-                .collect();
-            let _infallible = writeln!(
-                out,
-                "  environment  {}: hosts {}, {} at once, {}{}",
-                environment.name,
-                hosts.join(" and "),
-                environment.rollout.max_parallel,
-                environment.health.as_ref().map_or("health not checked, on purpose".to_owned(), health),
-                if environment.verify { ", then verified" } else { "" },
-            );
-            for door in doors(environment) {
-                let _infallible = writeln!(out, "               {door}");
+            let _infallible = writeln!(out, "  environment  {}", environment.name);
+            for (label, text) in environment::lines(environment) {
+                let _infallible = writeln!(out, "    {label:<10} {text}");
             }
         }
         let notify = &pipeline.notify;
@@ -120,28 +105,4 @@ fn found(config: &Config, loaded: &[Loaded]) -> String {
     let _infallible =
         writeln!(out, "{} project{} checked, no errors.", loaded.len(), if loaded.len() == 1 { "" } else { "s" });
     out
-}
-
-/// Who is let in when, where that is not everybody at any time.
-fn doors(environment: &Environment) -> Vec<String> {
-    let mut doors = Vec::new();
-    match &environment.when {
-        When::Push => {}
-        When::Manual => doors.push("entered only when somebody says so".to_owned()),
-        When::Tag(tags) => doors.push(format!("entered by runs of tags {}", tags.join(", "))),
-    }
-    doors.extend(environment.group.as_ref().map(|group| format!("one at a time in group {group}")));
-    doors.extend(environment.freeze.iter().map(|window| format!("frozen {window}")));
-    doors
-}
-
-fn health(health: &Health) -> String {
-    let span = |ms| Span(std::time::Duration::from_millis(ms));
-    let checks = health.checks.len();
-    format!(
-        "{checks} health check{} good for {} within {}",
-        if checks == 1 { "" } else { "s" },
-        span(health.min_healthy_time_ms),
-        span(health.healthy_deadline_ms)
-    )
 }

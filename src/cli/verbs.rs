@@ -20,7 +20,7 @@ use crate::{
         routes::{alerts::ChannelView, projects::AlreadyLive, status::Reloaded, tokens::CreatedToken},
         text::{one_line, printable, word},
     },
-    engine::view::{FreezeView, Page, RunView},
+    engine::view::{FreezeView, Page, RunView, dry_run::DryRun},
     model::{ids::RunId, run::RunState},
     time::{Span, SystemClock},
 };
@@ -102,6 +102,7 @@ async fn done(asking: &Asking, command: &ClientCommand) -> Result<Code, Failure>
         ClientCommand::Resume(args) => return asking.change("resume", args, None).await,
         ClientCommand::Promote(args) => return asking.change("promote", args, None).await,
         ClientCommand::Converge(args) => return asking.change("converge", args, None).await,
+        ClientCommand::Adopt(args) => return asking.change("adopt", args, None).await,
         ClientCommand::Freeze(args) => asking.freeze(args).await?,
         ClientCommand::Unfreeze { project, environment, reason } => {
             asking.unfreeze(project, environment, reason.clone()).await?;
@@ -168,6 +169,7 @@ impl Asking {
         let body = json!({
             "ref": args.reference, "environment": environment, "reason": args.reason,
             "redeploy": args.redeploy, "retest": args.retest, "retry_bad": args.retry_bad,
+            "dry_run": args.dry_run,
         });
         let answer = self.client.post(&format!("/v1/projects/{}/start", encoded(&args.project)), &body).await?;
         if let Ok(live) = serde_json::from_str::<AlreadyLive>(&answer)
@@ -182,6 +184,16 @@ impl Asking {
                 data(&render::project(&live.status, now_ms))?;
             }
             return Ok(Code::Ok);
+        }
+        if args.dry_run {
+            let view: DryRun = read(&answer)?;
+            if self.json {
+                self.raw(&answer)?
+            } else {
+                data(&render::dry_run(&view))?
+            }
+            let well = view.errors == 0 && view.state == RunState::Succeeded;
+            return Ok(if well { Code::Ok } else { Code::Error });
         }
         self.goes_on(&answer, "", args.wait, args.timeout).await
     }

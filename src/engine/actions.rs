@@ -14,14 +14,16 @@ use tokio_util::sync::CancellationToken;
 pub(super) use self::lease::lease_names;
 use self::{
     alarm::measure,
-    health::{Guarded, guard, watch, with_variables},
+    health::{Guarded, guard, watch},
     lease::lease,
     plan::{look, plan},
     resolve::{checkout, resolve},
 };
 pub(super) use self::{
     alarm::tell_of_alarm,
-    plan::{Asked, phases},
+    health::with_variables,
+    plan::{Asked, phases, planned},
+    resolve::{first_build, found},
 };
 use super::{
     doors::{Doors, Place},

@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use serde_json::json;
 
 use super::{
-    actions, alarms, changes,
+    actions, adoption, alarms, changes,
     conductor::{Ask, Conductor, Requested, locked},
-    freezes,
+    dry_run, freezes,
     handle::{
         ChangeAsk, Changed, Claim, Engine, EventStream, FreezeAsk, Hooked, KeptAnswer, LeaseAsk, LogQuery, LogStream,
         NewToken, Refusal, RunsQuery, Start, Started,
@@ -125,7 +125,14 @@ impl Conductor {
         let found = hosts::of(world, &loaded.name, &loaded.code, environment).await;
         let asked =
             actions::Asked { project: &loaded.name, environment, ships: None, target: None, purpose: &Purpose::Deploy };
-        let (hosts, phases, cause) = match found.and_then(|hosts| actions::phases(world, &asked, hosts)) {
+        let (source, run) = (&loaded.pipeline.source, RunId::new(world.clock.now().wall_ms, world.random_u128()));
+        let asking = adoption::Asking { project: &loaded.name, source, environment, code: &loaded.code, run: &run };
+        let adopted = match &found {
+            Ok(hosts) => adoption::first(world, &asking, hosts, None).await,
+            Err(_) => None,
+        };
+        let found = found.and_then(|hosts| actions::phases(world, &asked, hosts, adopted));
+        let (hosts, phases, cause) = match found {
             Ok((hosts, phases)) => (hosts, phases, None),
             Err(cause) => (Vec::new(), Phases::default(), Some(CauseView::from(&cause))),
         };
@@ -140,7 +147,11 @@ impl Conductor {
         };
         EnvironmentPlan {
             environment: environment.name.to_string(),
-            current: ledger::live(&*world.control, &loaded.name, &environment.name).map(|live| (&live.release).into()),
+            current: ledger::live(&*world.control, &loaded.name, &environment.name)
+                .map(|live| live.release)
+                .or_else(|| phases.target.as_ref().filter(|_| phases.adopted.is_some()).map(|t| t.release.clone()))
+                .map(|release| (&release).into()),
+            adopted: phases.adopted.is_some(),
             waves: waves.map(|(n, hosts)| PlannedWave { n, canary: n == 1 && phases.canary, hosts: *hosts }).collect(),
             hosts: hosts
                 .into_iter()
@@ -187,24 +198,24 @@ impl Conductor {
 #[async_trait]
 impl Engine for Conductor {
     async fn start(&self, project: &str, start: Start, by: &str) -> Result<Started, Refusal> {
-        self.writable()?;
+        if !start.dry_run {
+            self.writable()?;
+        }
         let loaded = self.project(project)?;
         let last = start.environment.as_deref().map(|name| environment(&loaded, name)).transpose()?;
         let last = last.map(|environment| environment.name.clone());
         let source = &loaded.pipeline.source;
         let remote = &self.inner.world.forge;
         // Asked before the answer: a wrong reference is the caller's to mend, now.
-        let (wanted, sha, head, tag) = match &start.reference {
-            Some(reference) => {
-                let wanted = Wanted::Named(reference.clone());
-                let found = remote.resolve(&loaded.name, source, &wanted).await.map_err(forge)?;
-                let sha = found.commit.sha;
-                (wanted, sha.clone(), found.is_head.then_some(sha), found.tag)
-            }
-            None => {
-                let sha = remote.head(&loaded.name, source).await.map_err(forge)?;
-                (Wanted::Head, sha.clone(), Some(sha), None)
-            }
+        let wanted = start.reference.clone().map_or(Wanted::Head, Wanted::Named);
+        let found = if start.reference.is_some() || start.dry_run {
+            Some(remote.resolve(&loaded.name, source, &wanted).await.map_err(forge)?)
+        } else {
+            None
+        };
+        let (sha, is_head, tag) = match &found {
+            Some(found) => (found.commit.sha.clone(), found.is_head, found.tag.clone()),
+            None => (remote.head(&loaded.name, source).await.map_err(forge)?, true, None),
         };
         // It answers, so what an earlier look said is over.
         self.trouble(&format!("project {}", loaded.name), None);
@@ -217,6 +228,7 @@ impl Engine for Conductor {
             && last.is_none()
             && !start.redeploy
             && !start.retest
+            && !start.dry_run
             && self.active(&loaded.name).contains(&run)
             && self.reach_of(&loaded, &run).is_some_and(|its| its >= reach)
         {
@@ -232,10 +244,14 @@ impl Engine for Conductor {
             redeploy: start.redeploy,
             retest: start.retest,
             retry_bad: start.retry_bad,
-            head,
+            head: is_head.then_some(sha),
             once: start.once,
             seen: None,
         };
+        if let Some(found) = found.filter(|_| start.dry_run) {
+            let requested = self.asked_for(&loaded.name, Trigger::Api, by, &ask);
+            return Ok(Started::Dry(Box::new(dry_run::dry_run(self, &loaded, requested, found).await?)));
+        }
         let view = self.request(&loaded.name, Trigger::Api, by.to_owned(), ask, &[], Vec::new()).await?;
         let view = view.ok_or_else(|| Refusal::Degraded("a request without conditions met one".to_owned()))?;
         Ok(Started::Run(Box::new(view)))

@@ -1,11 +1,12 @@
-//! What a person wants of a deployment under way, or of an environment: pause, resume, promote, rollback, converge.
+//! What a person wants of a deployment under way, or of an environment: pause, resume, promote, rollback, converge, adopt.
 
 use tokio::sync::oneshot;
 
 use super::{
+    adoption::{self, Asking},
     conductor::{Ask, Conductor, locked},
     handle::{ChangeAsk, Changed, Refusal},
-    ledger,
+    hosts, ledger,
     owner::{Change, Message},
 };
 use crate::{
@@ -33,9 +34,9 @@ pub(super) async fn change(
         "resume" => Some(Change::Resume),
         "promote" => Some(Change::Promote),
         "rollback" => Some(Change::Rollback),
-        "converge" => None,
+        "converge" | "adopt" => None,
         other => {
-            let known = "pause, resume, promote, rollback or converge";
+            let known = "pause, resume, promote, rollback, converge or adopt";
             return Err(Refusal::Value(format!("an environment knows no {other:?}: it can be asked to {known}")));
         }
     };
@@ -57,17 +58,41 @@ pub(super) async fn change(
             }
         }
     }
-    ledger::some_good(&*conductor.inner.world.control, &loaded.name, environment).map_err(Refusal::Unchangeable)?;
-    let purpose = match change {
-        Some(_) => Purpose::Rollback { to },
-        None => Purpose::Converge { hosts: Vec::new() },
+    let known_good = || {
+        let control = &*conductor.inner.world.control;
+        ledger::some_good(control, &loaded.name, environment).map_err(Refusal::Unchangeable)
     };
-    let trigger = if change.is_some() { Trigger::Api } else { Trigger::Converge };
+    let (purpose, trigger) = match (change, verb.as_str()) {
+        (Some(_), _) => known_good().map(|_| (Purpose::Rollback { to }, Trigger::Api))?,
+        (None, "adopt") => {
+            // Asked again once the environment is the run's; who asks in vain hears of it now.
+            adoptable(conductor, loaded, environment).await.map_err(Refusal::Unchangeable)?;
+            (Purpose::Adopt, Trigger::Api)
+        }
+        (None, _) => known_good().map(|_| (Purpose::Converge { hosts: Vec::new() }, Trigger::Converge))?,
+    };
     let ask =
         Ask { wanted: Wanted::Head, environment: Some(environment.clone()), reason, purpose, once, ..Ask::default() };
     let view = conductor.request(&loaded.name, trigger, by.to_owned(), ask, &[], Vec::new()).await?;
     let view = view.ok_or_else(|| Refusal::Degraded("a request without conditions met one".to_owned()))?;
     Ok(Changed::Run(Box::new(view)))
+}
+
+/// Whether there is something to adopt.
+///
+/// # Errors
+/// Those of [`adoption::adopted`], and that the hosts cannot be found out.
+async fn adoptable(conductor: &Conductor, loaded: &Loaded, name: &EnvironmentName) -> Result<(), Cause> {
+    let world = &conductor.inner.world;
+    let found = loaded.pipeline.environments.iter().find(|environment| environment.name == *name);
+    let Some(environment) = found else { return Err(Cause::new("environment_unknown", format!("there is no {name}"))) };
+    let (source, run) = (&loaded.pipeline.source, RunId::new(world.clock.now().wall_ms, world.random_u128()));
+    let asking = Asking { project: &loaded.name, source, environment, code: &loaded.code, run: &run };
+    let hosts = hosts::of(world, &loaded.name, &loaded.code, environment).await?;
+    adoption::adopted(world, &asking, &hosts, None).await.map(drop).map_err(|why| {
+        let message = format!("nothing can be adopted in {name}: {}", why.message);
+        Cause { message, ..why }
+    })
 }
 
 /// Asks the run that deploys there, if there is one; which, and whether it has touched a host there.

@@ -86,6 +86,8 @@ pub(super) struct Inner {
     pub(super) claims: Mutex<BTreeSet<String>>,
     /// The time in the newest run's id: the next one's is later, whatever the clock says. A run that is requested later is the younger one.
     newest: Mutex<i64>,
+    /// Held by the dry run that is under way.
+    pub(super) rehearsal: tokio::sync::Mutex<()>,
     /// Unfinished runs have been taken up: the queue may start others.
     pub(super) recovered: watch::Sender<bool>,
 }
@@ -115,6 +117,7 @@ impl Conductor {
                 polls: Mutex::default(),
                 claims: Mutex::default(),
                 newest: Mutex::default(),
+                rehearsal: tokio::sync::Mutex::default(),
                 recovered: watch::channel(false).0,
             }),
         }
@@ -307,22 +310,7 @@ impl Conductor {
         }
         let now = world.clock.now();
         let id = self.next_id(now.wall_ms);
-        let after = ledger::head(&*world.control, project).map(|head| head.sha);
-        let request = Request {
-            trigger,
-            by: ledger::cut(&by, 256),
-            reason: ask.reason.map(|reason| ledger::cut(&reason, 4 * ledger::LONGEST)),
-            wanted: ask.wanted,
-            environment: ask.environment,
-            tag: ask.tag,
-            purpose: ask.purpose,
-            redeploy: ask.redeploy,
-            retry_bad: ask.retry_bad,
-            retest: ask.retest,
-            after,
-            requested_at_ms: now.wall_ms,
-        };
-        let requested = Requested { project: project.clone(), request };
+        let requested = self.asked_for(project, trigger, &by, &ask);
         let mut puts = vec![(ledger::run_key(&id), Some(json!(requested)))];
         if let Some(sha) = ask.head {
             puts.push((ledger::head_key(project), Some(json!(ledger::Head { sha, run: Some(id.clone()) }))));
@@ -341,6 +329,26 @@ impl Conductor {
         self.inner.nudge.notify_one();
         tracing::info!(%project, run = %id, by = requested.request.by, "a run was requested");
         Ok(Some(self.shown(view)))
+    }
+
+    /// What is asked for, as control keeps it.
+    pub(super) fn asked_for(&self, project: &ProjectName, trigger: Trigger, by: &str, ask: &Ask) -> Requested {
+        let world = &self.inner.world;
+        let request = Request {
+            trigger,
+            by: ledger::cut(by, 256),
+            reason: ask.reason.as_ref().map(|reason| ledger::cut(reason, 4 * ledger::LONGEST)),
+            wanted: ask.wanted.clone(),
+            environment: ask.environment.clone(),
+            tag: ask.tag.clone(),
+            purpose: ask.purpose.clone(),
+            redeploy: ask.redeploy,
+            retry_bad: ask.retry_bad,
+            retest: ask.retest,
+            after: ledger::head(&*world.control, project).map(|head| head.sha),
+            requested_at_ms: world.clock.now().wall_ms,
+        };
+        Requested { project: project.clone(), request }
     }
 
     /// The run that holds the project's testing slot.
@@ -475,7 +483,7 @@ impl Conductor {
         }
     }
 
-    fn header(&self, loaded: &Loaded, id: &RunId, requested: Requested) -> Header {
+    pub(super) fn header(&self, loaded: &Loaded, id: &RunId, requested: Requested) -> Header {
         let world = &self.inner.world;
         let epoch = u64::try_from(world.clock.now().wall_ms).unwrap_or(1);
         Header {

@@ -8,7 +8,7 @@ use crate::model::{
 
 use super::view::{
     AlarmView, EventView, FreezeView, LeaseView, LogLine, MaintenanceView, Page, Plan, ProjectStatus, RunView, Status,
-    TokenView,
+    TokenView, dry_run::DryRun,
 };
 
 /// Why a request was not done. Each has one HTTP status and one stable code.
@@ -101,6 +101,8 @@ pub struct Start {
     pub retest: bool,
     /// Also a release that was found bad.
     pub retry_bad: bool,
+    /// Nothing is done: the answer is what would be.
+    pub dry_run: bool,
     /// The `Idempotency-Key` that it came with: on disk together with the run.
     pub once: Option<Claim>,
 }
@@ -119,7 +121,7 @@ pub struct Claim {
 /// What a person wants of an environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChangeAsk {
-    /// `pause`, `resume`, `promote`, `rollback` or `converge`.
+    /// `pause`, `resume`, `promote`, `rollback`, `converge` or `adopt`.
     pub verb: String,
     /// What to go back to; the last known-good release when absent.
     pub to: Option<String>,
@@ -169,6 +171,8 @@ pub enum Started {
     Run(Box<RunView>),
     /// 200 `already_live`.
     AlreadyLive(Box<ProjectStatus>),
+    /// 200: what a start would do.
+    Dry(Box<DryRun>),
 }
 
 /// The answer to a hook.

@@ -159,6 +159,13 @@ pub(super) fn builds(control: &dyn Control, project: &ProjectName, sha: &Sha) ->
     builds
 }
 
+/// What the build that passed last has stored, whatever its commit.
+pub(super) fn last_passed(control: &dyn Control, project: &ProjectName) -> Vec<Artifact> {
+    let entries = control.scan(&format!("passed/{project}/")).into_iter();
+    let builds = entries.filter_map(|entry| serde_json::from_value::<Passed>(entry.value).ok());
+    builds.max_by(|a, b| a.run.cmp(&b.run)).map(|passed| passed.artifacts).unwrap_or_default()
+}
+
 /// That the tests of `run` are passed, and by what.
 fn passed(run: &Run, release: &Release) -> (String, Option<Value>) {
     let Header { project, code, run, .. } = &run.header;
@@ -248,6 +255,19 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
                 run: header.run.clone(),
                 made: deployment.target.as_ref().map(|target| target.run.clone()),
                 code: deployment.code(run).clone(),
+                since_ms: at.wall_ms,
+            };
+            puts.push((live_key(project, environment), Some(json!(live))));
+        }
+        if let Some((target, _)) = deployment.adopts().filter(|_| *state != DeploymentState::Succeeded)
+            && live(control, project, environment).is_none()
+        {
+            // What was there before is there again, or was never gone.
+            let live = Live {
+                release: target.release.clone(),
+                run: header.run.clone(),
+                made: None,
+                code: target.code.clone(),
                 since_ms: at.wall_ms,
             };
             puts.push((live_key(project, environment), Some(json!(live))));

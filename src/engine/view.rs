@@ -1,5 +1,7 @@
 //! What the API shows: documents folded from journals and control, as they are stored in the index and sent as JSON.
 
+pub mod dry_run;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -274,6 +276,9 @@ pub struct DeploymentView {
     pub rollback_of: Option<String>,
     /// The release it puts there.
     pub release: String,
+    /// The release that was known-good from here on because every host reported it: nothing had been deployed there before.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub adopted: Option<String>,
     /// What it waits for.
     pub waiting: Option<WaitingView>,
     /// RFC 3339.
@@ -440,7 +445,7 @@ pub struct Plan {
 pub struct EnvironmentPlan {
     /// Which.
     pub environment: String,
-    /// The release that is live there now.
+    /// The release that is live there now, or that all its hosts report.
     pub current: Option<ReleaseView>,
     /// Its waves in order.
     pub waves: Vec<PlannedWave>,
@@ -460,6 +465,9 @@ pub struct EnvironmentPlan {
     pub bake_time: String,
     /// What a failure goes back to.
     pub rollback: Option<ReleaseView>,
+    /// That was adopted: nothing was deployed there before, and all its hosts report it.
+    #[serde(default)]
+    pub adopted: bool,
     /// Why a failure cannot go back.
     pub no_rollback: Option<CauseView>,
     /// The project's `rollback_safe` is asked about the release, and may forbid it.

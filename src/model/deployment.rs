@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
+    adoption::Adoption,
     analysis::Series,
     cause::Cause,
     host::Host,
@@ -384,6 +385,13 @@ impl Deployment {
     #[must_use]
     pub fn healthy(&self) -> usize {
         self.hosts.iter().filter(|host| host.is_healthy()).count()
+    }
+
+    /// What it found on every host and adopted, and by what evidence.
+    #[must_use]
+    pub fn adopts(&self) -> Option<(&Target, &Adoption)> {
+        let adoption = self.phases.adopted.as_ref()?;
+        Some((self.target.as_deref().or(self.phases.target.as_deref())?, adoption))
     }
 
     /// Why nothing can go back from here; `None` = it can.

@@ -443,6 +443,8 @@ pub enum Purpose {
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
         hosts: Vec<HostId>,
     },
+    /// What every host of one environment reports becomes known-good there, and live. No host is touched.
+    Adopt,
 }
 
 impl Purpose {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    adoption::Adoption,
     cause::Cause,
     host::Host,
     ids::{Digest, HostId, ReleaseId, RunId},
@@ -55,6 +56,9 @@ pub struct Phases {
     /// Why a failure cannot go back.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub no_target: Option<Cause>,
+    /// That what it goes back to was adopted: nothing had been deployed here before, and every host reports it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub adopted: Option<Adoption>,
     /// How long the last success here took, ms.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expected_ms: Option<u64>,

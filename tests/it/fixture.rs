@@ -20,7 +20,7 @@ pub use fleet::{Sshd, listening_silent, refused_port};
 pub use machine::Machine;
 pub use project::Project;
 pub use repo::Repo;
-pub use run::Run;
+pub use run::{Ended, Run};
 pub use sink::Sink;
 pub use wait::eventually;
 pub use world::{HOOK_SECRET, World};

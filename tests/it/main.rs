@@ -9,10 +9,12 @@ mod fixture;
 
 mod alarms;
 mod artifacts;
+mod checks;
 mod crash;
 mod demo;
 mod disk;
 mod doors;
+mod dry_run;
 mod durable;
 mod environments;
 mod failures;

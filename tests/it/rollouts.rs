@@ -4,9 +4,11 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Daemon, Project, Run, Sink, World};
 
+mod adoption;
 mod alarms;
 mod cuts;
 mod people;
+mod phases;
 
 /// Healthy unless the test says that this commit is not, everywhere or on one host.
 const HEALTH: &str = r#"

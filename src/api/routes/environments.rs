@@ -99,16 +99,17 @@ pub struct ChangeBody {
 ///
 /// `pause`: nothing new begins, hosts in flight finish. `resume` ends a pause. `promote` goes on from a bake, a pause or a failure that was
 /// paused. `rollback` takes back the deployment under way; when there is none, a run of its own goes back to the last known-good release,
-/// also in a freeze. `converge` gives hosts that came late or were replaced what is live.
+/// also in a freeze. `converge` gives hosts that came late or were replaced what is live. `adopt` makes known-good, and live, the one commit
+/// that every host reports by the `version` of its health; it touches no host.
 #[utoipa::path(post, path = "/v1/projects/{project}/environments/{environment}/{change}", tag = "environments",
     params(("project" = String, Path, description = "Its name."), ("environment" = String, Path, description = "Its name."),
-        ("change" = String, Path, description = "`pause`, `resume`, `promote`, `rollback` or `converge`.")),
+        ("change" = String, Path, description = "`pause`, `resume`, `promote`, `rollback`, `converge` or `adopt`.")),
     request_body(content((ChangeBody = "application/json"), (ChangeBody = "application/x-www-form-urlencoded")), description = "All optional; none is fine."),
     responses(
         (status = 200, description = "The run that deploys there; it is on disk.", body = RunView),
         (status = 202, description = "A run of its own; `Location` is where to watch it.", body = RunView),
         (status = 404, description = "`project_unknown`, `environment_unknown`.", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "It cannot be: `not_deploying`, `deploying`, `paused_already`, `not_paused`, `not_held`, `deployment_failed`, `no_target`, `rollback_unsafe`.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It cannot be: `not_deploying`, `deploying`, `paused_already`, `not_paused`, `not_held`, `deployment_failed`, `no_target`, `rollback_unsafe`; nothing can be adopted: `no_version`, `artifacts`, `hosts_disagree`, `adopted_bad`, `ref_unknown`.", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`bad_value`, `unknown_field`.", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn change(
     State(app): State<App>,

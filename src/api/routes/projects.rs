@@ -14,7 +14,7 @@ use crate::{
     api::{auth::Caller, fields::Fields, problem::Problem, render},
     engine::{
         handle::{Claim, Start, Started},
-        view::{CauseView, Page, Plan, ProjectStatus, RunView},
+        view::{CauseView, Page, Plan, ProjectStatus, RunView, dry_run::DryRun},
     },
     model::ids::EnvironmentName,
 };
@@ -56,6 +56,9 @@ pub struct StartBody {
     /// Also a release that was found bad.
     #[serde(default)]
     pub retry_bad: bool,
+    /// Do nothing; answer with the commands that would be run. Text with `Accept: text/plain`.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// The answer to a start of what is live already.
@@ -68,6 +71,16 @@ pub struct AlreadyLive {
     pub message: String,
     /// What is live where.
     pub status: ProjectStatus,
+}
+
+/// The answer to a start that begins nothing.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+enum NotBegun {
+    /// There is nothing to do.
+    AlreadyLive(AlreadyLive),
+    /// Nothing was to be done.
+    Dry(Box<DryRun>),
 }
 
 /// The fields of a stop, all optional.
@@ -111,7 +124,8 @@ pub(super) async fn list(
     request_body(content((StartBody = "application/json"), (StartBody = "application/x-www-form-urlencoded")), description = "All optional; none is fine."),
     responses(
         (status = 202, description = "A run, perhaps queued; `Location` is where to watch it.", body = RunView),
-        (status = 200, description = "`already_live`: nothing to do; `redeploy` does it all the same.", body = AlreadyLive),
+        (status = 200, description = "`already_live`: nothing to do; `redeploy` does it all the same. With `dry_run`: the commands that would be run; nothing was done and there is no run.",
+            body = NotBegun),
         (status = 404, description = "`project_unknown`, `environment_unknown`.", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`ref_unknown`, `ref_not_allowed`, `ref_invalid`, `unknown_field`, `bad_value`.", body = Problem, content_type = "application/problem+json"),
         (status = 502, description = "The forge could not be asked: `git_unreachable`, `git_auth`.", body = Problem, content_type = "application/problem+json"),
@@ -122,6 +136,7 @@ pub(super) async fn start(
     Extension(caller): Extension<Caller>,
     once: Option<Extension<Claim>>,
     Path(project): Path<String>,
+    headers: HeaderMap,
     mut fields: Fields,
 ) -> Result<Response, Problem> {
     caller.project(&project)?;
@@ -133,18 +148,26 @@ pub(super) async fn start(
         redeploy: fields.flag("redeploy"),
         retest: fields.flag("retest"),
         retry_bad: fields.flag("retry_bad"),
+        dry_run: fields.flag("dry_run"),
     };
     fields.finish()?;
-    Ok(match app.engine.start(&project, start, &caller.actor()).await? {
+    let answer = match app.engine.start(&project, start, &caller.actor()).await? {
         Started::Run(run) => {
             let location = format!("/v1/runs/{}", run.id);
-            (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(run)).into_response()
+            return Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(run)).into_response());
         }
         Started::AlreadyLive(status) => {
             let message = format!("{project} has this release live already; send redeploy=true to deploy it again");
-            Json(AlreadyLive { code: "already_live".to_owned(), message, status: *status }).into_response()
+            NotBegun::AlreadyLive(AlreadyLive { code: "already_live".to_owned(), message, status: *status })
         }
-    })
+        Started::Dry(view) => NotBegun::Dry(view),
+    };
+    Ok(in_form(&headers, &answer, |answer| match answer {
+        NotBegun::Dry(view) => render::dry_run(view),
+        NotBegun::AlreadyLive(live) => {
+            format!("{}\n{}", live.message, render::project(&live.status, app.clock.now().wall_ms))
+        }
+    }))
 }
 
 /// Ends what the project runs and has queued.

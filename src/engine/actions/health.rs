@@ -51,7 +51,7 @@ pub(super) async fn watch(
 }
 
 /// A probe's command knows where it runs, as every command does.
-pub(super) fn with_variables(check: &mut Check, variables: &[(String, String)]) {
+pub(in crate::engine) fn with_variables(check: &mut Check, variables: &[(String, String)]) {
     let (Check::Command(text) | Check::Version(Version { from: VersionFrom::Command(text), .. })) = check else {
         return;
     };

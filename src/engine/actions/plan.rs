@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     engine::{
+        adoption::{self, Adopted},
         hosts,
         ledger::{self, Good, Live},
         world::World,
@@ -35,7 +36,7 @@ pub(super) async fn plan(context: &Context, run: &Run, deployment: u32, environm
     {
         return Event::PlanFailed { deployment, cause: superseded(&environment.name, newer) };
     }
-    if let Some(chosen) = &run.target {
+    if let Some(chosen) = run.target.as_ref().filter(|_| run.header.request.purpose != Purpose::Adopt) {
         // It was chosen before the environment was ours.
         match target(world, run) {
             Ok(now) if now.release.id == chosen.release.id => {}
@@ -46,13 +47,6 @@ pub(super) async fn plan(context: &Context, run: &Run, deployment: u32, environm
             Err(cause) => return Event::PlanFailed { deployment, cause },
         }
     }
-    let previous = live.map(|live| live.release);
-    let changed_paths = match (&previous, &run.release) {
-        (Some(previous), Some(release)) if run.target.is_none() => {
-            world.forge.changed(&run.header.project, &previous.commit.sha, &release.commit.sha).await.ok()
-        }
-        _ => None,
-    };
     let find = || hosts::of(world, &run.header.project, &run.header.code, environment);
     let mut found = find().await;
     if let (Ok(hosts), None, Some(of)) = (&found, &run.target, run.deployment(deployment)) {
@@ -63,6 +57,32 @@ pub(super) async fn plan(context: &Context, run: &Run, deployment: u32, environm
             Err(cause) => return Event::PlanFailed { deployment, cause },
         }
     }
+    planned(world, run, deployment, environment, found).await
+}
+
+/// The plan of a run's deployment over the hosts that were found.
+pub(in crate::engine) async fn planned(
+    world: &World,
+    run: &Run,
+    deployment: u32,
+    environment: &Environment,
+    found: Result<Vec<Host>, Cause>,
+) -> Event {
+    let adopted = match &found {
+        Ok(hosts) => adopts(world, run, environment, hosts).await,
+        Err(_) => None,
+    };
+    if let (Purpose::Adopt, Some(Err(cause))) = (&run.header.request.purpose, &adopted) {
+        return Event::PlanFailed { deployment, cause: cause.clone() };
+    }
+    let live = ledger::live(&*world.control, &run.header.project, &environment.name).map(|live| live.release);
+    let previous = live.or_else(|| Some(adopted.as_ref()?.as_ref().ok()?.target.release.clone()));
+    let changed_paths = match (&previous, &run.release) {
+        (Some(previous), Some(release)) if run.target.is_none() => {
+            world.forge.changed(&run.header.project, &previous.commit.sha, &release.commit.sha).await.ok()
+        }
+        _ => None,
+    };
     let asked = Asked {
         project: &run.header.project,
         environment,
@@ -70,7 +90,7 @@ pub(super) async fn plan(context: &Context, run: &Run, deployment: u32, environm
         target: run.target.as_deref(),
         purpose: &run.header.request.purpose,
     };
-    match found.and_then(|hosts| phases(world, &asked, hosts)) {
+    match found.and_then(|hosts| phases(world, &asked, hosts, adopted)) {
         Ok((hosts, phases)) => Event::Planned {
             deployment,
             max_failures: environment.rollout.max_failures.of(hosts.len()),
@@ -81,6 +101,24 @@ pub(super) async fn plan(context: &Context, run: &Run, deployment: u32, environm
             phases: Box::new(phases),
         },
         Err(cause) => Event::PlanFailed { deployment, cause },
+    }
+}
+
+/// What a run adopts in an environment, or why nothing; `None` = there is nothing to adopt.
+async fn adopts(world: &World, run: &Run, environment: &Environment, hosts: &[Host]) -> Option<Result<Adopted, Cause>> {
+    let asking = adoption::Asking::of(&run.header, environment);
+    match (&run.target, &run.header.request.purpose) {
+        // It was asked before the environment was ours.
+        (Some(chosen), Purpose::Adopt) => Some(match adoption::adopted(world, &asking, hosts, None).await {
+            Ok(now) if now.target.release.id != chosen.release.id => {
+                let message =
+                    format!("what the hosts of {} report changed while this waited; ask again", environment.name);
+                Err(Cause::new("outdated", message))
+            }
+            adopted => adopted,
+        }),
+        (Some(_), _) => None,
+        (None, _) => adoption::first(world, &asking, hosts, run.release.as_ref()).await,
     }
 }
 
@@ -95,7 +133,7 @@ pub(in crate::engine) struct Asked<'a> {
     pub(in crate::engine) purpose: &'a Purpose,
 }
 
-/// The waves over `hosts`, with what control knows of each.
+/// The waves over `hosts`, with what control knows of each, and what they have by what is adopted.
 ///
 /// # Errors
 /// `max_shrink`, and those of [`plan::phases`].
@@ -103,6 +141,7 @@ pub(in crate::engine) fn phases(
     world: &World,
     asked: &Asked<'_>,
     hosts: Vec<Host>,
+    adopted: Option<Result<Adopted, Cause>>,
 ) -> Result<(Vec<Host>, Phases), Cause> {
     let (project, environment) = (asked.project, asked.environment);
     let known = ledger::hosts(&*world.control, project, &environment.name);
@@ -122,14 +161,25 @@ pub(in crate::engine) fn phases(
             fleet.ill.insert(host.id.clone(), note.why.clone().unwrap_or_else(|| "it failed last time".to_owned()));
         }
     }
+    if let Some(Ok(adopted)) = &adopted {
+        let release = &adopted.target.release.id;
+        fleet.current.extend(adopted.adoption.reports.keys().map(|host| (host.clone(), release.clone())));
+    }
     let Some(target) = asked.target else {
         let (hosts, mut phases) = plan::phases(&environment.rollout, fleet)?;
         let known_good = ledger::known_good(&*world.control, project, &environment.name);
-        match way_back(world, asked, &known_good) {
+        let back = match adopted {
+            Some(adopted) => adopted.map(|Adopted { target, adoption }| {
+                phases.adopted = Some(adoption);
+                target
+            }),
+            None => way_back(world, asked, &known_good),
+        };
+        match back {
             Ok(target) => phases.target = Some(Box::new(target)),
             Err(cause) => phases.no_target = Some(cause),
         }
-        phases.expected_ms = known_good.first().map(|good| good.took_ms);
+        phases.expected_ms = known_good.first().map(|good| good.took_ms).filter(|took| *took > 0);
         return Ok((hosts, phases));
     };
     let current = fleet.current.clone();
@@ -140,8 +190,11 @@ pub(in crate::engine) fn phases(
         }
         Purpose::Converge { hosts } => hosts.contains(&host.id),
         Purpose::Deploy | Purpose::Rollback { .. } => true,
+        Purpose::Adopt => false,
     };
-    Ok(plan::straight(&environment.rollout, fleet, goes))
+    let (hosts, mut phases) = plan::straight(&environment.rollout, fleet, goes);
+    phases.adopted = adopted.and_then(Result::ok).map(|adopted| adopted.adoption);
+    Ok((hosts, phases))
 }
 
 /// A list that has lost too many hosts at once is more likely wrong than they are gone. Hosts that others took the place of are not lost.

@@ -3,6 +3,8 @@
 use super::Context;
 use crate::{
     engine::{
+        adoption::{self, Adopted},
+        hosts,
         ledger::{self, Good},
         world::World,
     },
@@ -15,6 +17,7 @@ use crate::{
         release::{Artifact, Commit, Release},
         run::{Run, Trigger},
     },
+    ports::forge,
 };
 
 /// Finds and fetches the commit; a push that is not the head any more ends as superseded.
@@ -23,7 +26,11 @@ pub(super) async fn resolve(context: &Context, run: &Run) -> Event {
     let (header, pipeline) = (&run.header, &run.header.pipeline);
     let project = &header.project;
     if !header.request.purpose.is_deploy() {
-        return match target(world, run) {
+        let target = match &header.request.purpose {
+            Purpose::Adopt => adopted(world, run).await.map(|adopted| adopted.target),
+            _ => target(world, run),
+        };
+        return match target {
             Ok(target) => Event::Resolved {
                 release: Box::new(target.release.clone()),
                 passed: None,
@@ -61,10 +68,26 @@ pub(super) async fn resolve(context: &Context, run: &Run) -> Event {
     if found.is_head {
         ledger::saw_head(world, run, &found.commit.sha, head);
     }
-    if let Some(cause) = known_bad(world, run, &found.commit) {
-        return Event::Unresolved { cause };
+    self::found(world, run, found)
+}
+
+/// What a commit that was found is for a run: the release that it ships, or why it is not deployed.
+pub(in crate::engine) fn found(world: &World, run: &Run, found: forge::Resolved) -> Event {
+    match known_bad(world, run, &found.commit) {
+        Some(cause) => Event::Unresolved { cause },
+        None => resolved(world, run, found.commit, found.tag),
     }
-    resolved(world, run, found.commit, found.tag)
+}
+
+/// What a commit that was found is before anything was built of it.
+pub(in crate::engine) fn first_build(run: &Run, found: &forge::Resolved) -> Release {
+    Release {
+        id: ReleaseId::first_build(&found.commit.sha),
+        commit: found.commit.clone(),
+        branch: Some(run.header.pipeline.source.branch.clone()),
+        tag: found.tag.clone(),
+        artifacts: Vec::new(),
+    }
 }
 
 /// What a run puts back, by what is known now.
@@ -82,7 +105,7 @@ pub(super) fn target(world: &World, run: &Run) -> Result<Target, Cause> {
     let mixed = ledger::last(control, project, environment).is_some_and(|last| last.state.is_mixture());
     let (to, back) = match &run.header.request.purpose {
         Purpose::Rollback { to } => (to.as_deref(), true),
-        Purpose::Deploy | Purpose::Converge { .. } => (None, false),
+        Purpose::Deploy | Purpose::Converge { .. } | Purpose::Adopt => (None, false),
     };
     let mut targets = known_good.iter().map(|good| &good.target);
     let chosen = match to {
@@ -99,6 +122,18 @@ pub(super) fn target(world: &World, run: &Run) -> Result<Target, Cause> {
         return Err(Cause::new("no_target", message));
     };
     opens(world, project, &target).map(|()| target)
+}
+
+/// What the hosts of the run's environment report, for a run that adopts it.
+///
+/// # Errors
+/// Those of [`adoption::adopted`], and that the hosts cannot be found out.
+async fn adopted(world: &World, run: &Run) -> Result<Adopted, Cause> {
+    let header = &run.header;
+    let named = header.request.environment.as_ref().and_then(|name| run.environment(name));
+    let environment = named.ok_or_else(|| Cause::new("internal", "an adoption names no environment"))?;
+    let hosts = hosts::of(world, &header.project, &header.code, environment).await?;
+    adoption::adopted(world, &adoption::Asking::of(header, environment), &hosts, None).await
 }
 
 /// Whether the code that goes with a target is there.

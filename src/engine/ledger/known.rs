@@ -11,6 +11,7 @@ use crate::{
         cause::Cause,
         deployment::{Back, Deployment, DeploymentState, HostState},
         ids::{EnvironmentName, HostId, ProjectName, ReleaseId, RunId, Sha},
+        pipeline::Environment,
         plan::Target,
         release::{Commit, Release},
         run::{Run, RunState},
@@ -143,8 +144,13 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
     let known = hosts(control, project, environment);
     let newer = |id: &HostId| known.get(id).is_some_and(|note| note.run > run.header.run);
     let before = deployment.phases.target.as_ref().map(|target| target.release.id.clone());
-    for host in deployment.hosts.iter().filter(|host| !newer(&host.host.id)) {
-        let id = &host.host.id;
+    let mut notes: BTreeMap<&HostId, Option<Note>> = BTreeMap::new();
+    if let Some((target, adoption)) = deployment.adopts() {
+        let (release, run) = (Some(target.release.id.clone()), run.header.run.clone());
+        let note = Note { release, state: HostState::Healthy, why: None, run };
+        notes.extend(adoption.reports.keys().map(|host| (host, Some(note.clone()))));
+    }
+    for host in &deployment.hosts {
         let note = |release: Option<ReleaseId>, state| {
             let why = host.cause().map(|cause| brief(cause).message).filter(|_| state != HostState::Healthy);
             Some(Note { release, state, why, run: run.header.run.clone() })
@@ -158,11 +164,22 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
             _ if host.touched => note(None, host.state(true)),
             _ => continue,
         };
+        notes.insert(&host.host.id, note);
+    }
+    for (id, note) in notes.into_iter().filter(|(id, _)| !newer(id)) {
         if known.get(id) != note.as_ref() {
             puts.push((host_key(project, environment, &encode(id.as_str())), note.map(|note| json!(note))));
         }
     }
+    let good = |targets, at_ms| {
+        let before = read(control, &good_key(project, environment)).unwrap_or_default();
+        json!(with(before, &run.header.run, targets, at_ms))
+    };
+    let adopted = deployment.adopts().map(|(target, _)| (target.clone(), 0));
     if deployment.target.is_some() {
+        if let (Some(adopted), Some((DeploymentState::Succeeded, _, at))) = (adopted, &deployment.end) {
+            puts.push((good_key(project, environment), Some(good(vec![adopted], at.wall_ms))));
+        }
         return;
     }
     // Hosts that were not in the list any more when the plan was made.
@@ -170,8 +187,18 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
         let left = known.keys().filter(|id| deployment.host(id).is_none() && !newer(id));
         puts.extend(left.map(|id| (host_key(project, environment, &encode(id.as_str())), None)));
     }
-    if let Some((DeploymentState::Succeeded, _, at)) = &deployment.end {
-        puts.push((good_key(project, environment), Some(good(control, run, deployment, release, at.wall_ms))));
+    let Some((state, _, at)) = &deployment.end else { return };
+    // What it found there is good whatever became of it, and comes before it.
+    let mut targets: Vec<(Target, u64)> = adopted.into_iter().collect();
+    if let (DeploymentState::Succeeded, Some(spec)) = (state, deployment.spec(run)) {
+        // Which hosts there are is asked of the project as it is then.
+        let environment = Environment { hosts: Vec::new(), ..spec.clone() };
+        let (release, code) = (kept(release), deployment.code(run).clone());
+        let took = u64::try_from(at.wall_ms.saturating_sub(deployment.created_at.wall_ms)).unwrap_or(0);
+        targets.push((Target { release, code, environment, run: run.header.run.clone() }, took));
+    }
+    if !targets.is_empty() {
+        puts.push((good_key(project, environment), Some(good(targets, at.wall_ms))));
     }
 }
 
@@ -210,33 +237,79 @@ pub(super) fn release_puts(
     }
 }
 
-/// The list of what is known-good with this deployment's release at its head.
-fn good(control: &dyn Control, run: &Run, deployment: &Deployment, release: &Release, at_ms: i64) -> Value {
-    let (project, environment) = (&run.header.project, &deployment.environment);
-    let mut all: Vec<Good> = read(control, &good_key(project, environment)).unwrap_or_default();
+/// The list of what is known-good with what `run` made so at its head: each with how long its deployment took, the last one first.
+/// Idempotent.
+fn with(mut all: Vec<Good>, run: &RunId, targets: Vec<(Target, u64)>, at_ms: i64) -> Vec<Good> {
     // A run that ends later than a newer one does not take its place.
-    let newer = all.first().is_some_and(|good| good.target.run > run.header.run);
-    let already = all.iter().any(|good| good.target.run == run.header.run);
-    if let Some(spec) = deployment.spec(run).filter(|_| !newer && !already) {
-        all.retain(|good| good.target.release.id != release.id);
-        let mut spec = spec.clone();
-        // Which hosts there are is asked of the project as it is then.
-        spec.hosts = Vec::new();
-        let target = Target {
-            release: kept(release),
-            code: deployment.code(run).clone(),
-            environment: spec,
-            run: run.header.run.clone(),
-        };
-        let took = at_ms.saturating_sub(deployment.created_at.wall_ms);
-        all.insert(0, Good { target, took_ms: u64::try_from(took).unwrap_or(0), at_ms });
-        all.truncate(REMEMBERED);
+    let newer = all.first().is_some_and(|good| good.target.run > *run);
+    for (target, took_ms) in targets.into_iter().filter(|_| !newer) {
+        let same = |good: &Good| good.target.run == target.run && good.target.release.id == target.release.id;
+        if !all.iter().any(same) {
+            all.retain(|good| good.target.release.id != target.release.id);
+            all.insert(0, Good { target, took_ms, at_ms });
+        }
     }
-    json!(all)
+    all.truncate(REMEMBERED);
+    all
 }
 
 /// A release as control keeps it: no more of its message than people look at.
 fn kept(release: &Release) -> Release {
     let brief = brief_release(release, serde_json::value::Serializer).and_then(serde_json::from_value);
     brief.unwrap_or_else(|_| release.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{host::Ssh, pipeline::Hooks, rollout::Rollout};
+
+    fn target(n: u8, run: i64) -> (Target, u64) {
+        let sha: Sha = format!("{n:02x}").repeat(20).parse().unwrap();
+        let commit = Commit {
+            tree: sha.clone(),
+            author: "Ann".to_owned(),
+            message: "it ships".to_owned(),
+            committed_at_ms: 0,
+            sha: sha.clone(),
+        };
+        let release =
+            Release { id: ReleaseId::first_build(&sha), commit, branch: None, tag: None, artifacts: Vec::new() };
+        let environment = Environment {
+            name: "production".parse().unwrap(),
+            hosts: Vec::new(),
+            ssh: Ssh::default(),
+            rollout: Rollout::default(),
+            health: None,
+            verify: false,
+            hooks: Hooks::default(),
+            alarms: Vec::new(),
+            timeout_ms: 1,
+            freeze: Vec::new(),
+            group: None,
+            when: crate::model::pipeline::When::Push,
+        };
+        let code = crate::model::ids::Digest::of(b"code");
+        (Target { release, code, environment, run: RunId::new(run, 0) }, u64::from(n))
+    }
+
+    fn names(all: &[Good]) -> Vec<u64> {
+        all.iter().map(|good| good.took_ms).collect()
+    }
+
+    #[test]
+    fn what_was_adopted_is_known_good_behind_what_replaced_it() {
+        let run = RunId::new(1, 0);
+        let all = with(Vec::new(), &run, vec![target(1, 1), target(2, 1)], 0);
+        assert_eq!(names(&all), [2, 1]);
+        // Told again after a crash it is the same, whatever came in between.
+        assert_eq!(names(&with(all.clone(), &run, vec![target(1, 1), target(2, 1)], 9)), [2, 1]);
+        let later = with(all, &RunId::new(2, 0), vec![target(3, 2)], 1);
+        assert_eq!(names(&with(later.clone(), &run, vec![target(1, 1), target(2, 1)], 9)), [3, 2, 1]);
+        // One that was good before and is again comes to the head; the oldest are forgotten.
+        assert_eq!(names(&with(later, &RunId::new(3, 0), vec![target(1, 3)], 2)), [1, 3, 2]);
+        let many = (1..=7)
+            .fold(Vec::new(), |all, n| with(all, &RunId::new(i64::from(n), 0), vec![target(n, i64::from(n))], 0));
+        assert_eq!(names(&many), [7, 6, 5, 4, 3]);
+    }
 }

@@ -74,7 +74,9 @@ pub(super) fn straight(run: &Run, deployment: &Deployment, decision: &mut Decisi
     let rollout = run.environment(&deployment.environment).map_or(&spec.rollout, |e| &e.rollout);
     let parallel = match run.header.request.purpose {
         Purpose::Converge { .. } => rollout.max_parallel,
-        Purpose::Deploy | Purpose::Rollback { .. } => rollout.rollback_parallel.unwrap_or(rollout.max_parallel),
+        Purpose::Deploy | Purpose::Rollback { .. } | Purpose::Adopt => {
+            rollout.rollback_parallel.unwrap_or(rollout.max_parallel)
+        }
     };
     let serving = deployment.healthy()
         + of.map_or(0, |of| of.hosts.iter().filter(|h| h.back.is_none() && h.is_healthy()).count());

@@ -123,7 +123,7 @@ fn check_shows_the_doors() {
     assert_eq!(checked.code, 0, "{checked:?}");
     for says in [
         " branch main and tags v*\n",
-        "\n               entered only when somebody says so\n               one at a time in group database\n               frozen sat,sun UTC\n",
+        "\n    entered    only when somebody says so\n    group      database: one of its environments at a time\n    frozen     sat,sun UTC\n",
     ] {
         assert!(checked.stdout.contains(says), "{}", checked.stdout);
     }
