@@ -2,6 +2,8 @@
 //!
 //! Everything that came from outside (commit messages, authors, host names, causes) goes through [`one_line`].
 
+pub mod hosts;
+
 use std::fmt::Write as _;
 
 use super::{
