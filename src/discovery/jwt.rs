@@ -73,8 +73,8 @@ mod tests {
 
     use aws_lc_rs::{
         encoding::AsDer as _,
-        rsa::{KeySize, PublicKeyComponents},
-        signature::{KeyPair as _, RSA_PKCS1_2048_8192_SHA256},
+        rsa::KeySize,
+        signature::{KeyPair as _, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey},
     };
 
     use super::*;
@@ -107,15 +107,11 @@ mod tests {
             read(parts[1]),
             json!({"iat": 1_700_000_000, "exp": 1_700_000_600, "iss": "a@b", "scope": "compute"})
         );
-        let public = pair.public_key();
-        let public = PublicKeyComponents {
-            n: public.modulus().big_endian_without_leading_zero(),
-            e: public.exponent().big_endian_without_leading_zero(),
-        };
+        let public = UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, pair.public_key().as_ref());
         let signature = URL_SAFE_NO_PAD.decode(parts[2]).unwrap();
         let text = format!("{}.{}", parts[0], parts[1]);
-        public.verify(&RSA_PKCS1_2048_8192_SHA256, text.as_bytes(), &signature).unwrap();
-        assert!(public.verify(&RSA_PKCS1_2048_8192_SHA256, &text.as_bytes()[1..], &signature).is_err());
+        public.verify(text.as_bytes(), &signature).unwrap();
+        assert!(public.verify(&text.as_bytes()[1..], &signature).is_err());
     }
 
     #[test]

@@ -311,13 +311,13 @@ mod tests {
         clouds.labels.extend([("role".into(), "db".into()), ("type".into(), "t3".into())]);
         clouds.ssh.port = Some(2222);
         let merged = merge(&[Said { source: "static", hosts: &[ours] }, Said { source: "ec2", hosts: &[clouds] }]);
-        let one = &merged.hosts[&"i-1".parse().unwrap()];
+        let one = &merged.hosts["i-1"];
         assert_eq!((one.name.as_str(), one.address.as_str(), one.zone.as_deref()), ("web-1", "10.0.0.1", Some("a")));
         assert_eq!((one.labels["role"].as_str(), one.labels["type"].as_str(), one.ssh.port), ("web", "t3", Some(2222)));
         let told: Vec<(&str, &str, &str)> =
             merged.conflicts.iter().map(|c| (c.field.as_str(), c.used.as_str(), c.other.as_str())).collect();
         assert_eq!(told, [("address", "10.0.0.1", "54.1.2.3"), ("labels.role", "web", "db")]);
-        assert_eq!(merged.named_by[&"i-1".parse().unwrap()], ["static", "ec2"]);
+        assert_eq!(merged.named_by["i-1"], ["static", "ec2"]);
     }
 
     #[test]
@@ -331,7 +331,7 @@ mod tests {
         let merged = merge(&[Said { source: "ec2", hosts: &cloud }, Said { source: "static", hosts: &list }]);
         let ids: Vec<&str> = merged.hosts.keys().map(HostId::as_str).collect();
         assert_eq!(ids, ["db9", "i-1", "web9"], "two names of one machine in one source are meant");
-        let why = |id: &str| merged.out[&id.parse().unwrap()].clone();
+        let why = |id: &str| merged.out[id].clone();
         assert_eq!(why("i-2").message, "ec2 says it is terminated: User initiated");
         assert_eq!((why("web1").code.as_str(), why("web1").source.as_str()), ("same_address", "static"));
         assert!(why("web1").message.contains("it is where i-1 of ec2 is"), "{}", why("web1").message);

@@ -165,7 +165,6 @@ fn sizes(waves: &Waves, canary: usize, count: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::host::Ssh;
 
     fn host(n: usize) -> Host {
         let name = format!("web{n:03}");

@@ -150,7 +150,11 @@ fn pipeline(random: &mut Random) -> Pipeline {
     let environment = |n: u64, random: &mut Random| Environment {
         name: format!("e{n}").parse().unwrap(),
         hosts: vec![if random.one_in(3) {
-            HostSource::Plugin { name: "file".to_owned(), function: "discovery/e/1".to_owned() }
+            HostSource::Plugin {
+                name: "file".to_owned(),
+                function: "discovery/e/1".to_owned(),
+                limits: Default::default(),
+            }
         } else {
             HostSource::Static(Vec::new())
         }],
