@@ -37,7 +37,9 @@ local function ask(options, filters)
     profile = options.profile,
     role = options.role,
     external_id = options.external_id,
+    page_size = options.page_size,
     endpoint = options.endpoint,
+    timeout = options.timeout or "2m",
   }
 end
 
@@ -121,6 +123,7 @@ return phased.discovery {
     access_key_id = { "text_or_secret", doc = "An access key; with secret_access_key." },
     secret_access_key = { "secret", doc = "Its secret." },
     session_token = { "secret", doc = "Of temporary keys." },
+    page_size = { "integer", doc = "Reservations in one answer, 5 to 1000, where large answers are too slow." },
     endpoint = { "url", doc = "Another endpoint than Amazon's." },
   },
   hosts = hosts,

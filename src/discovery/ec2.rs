@@ -22,7 +22,7 @@ use crate::{model::cause::Cause, ports::discovery::Ec2Query};
 /// The most that EC2 gives at once.
 const PAGE: i32 = 1000;
 /// A throttled call is tried again, each time after twice as long, at most this often.
-const ATTEMPTS: u32 = 8;
+const ATTEMPTS: u32 = 6;
 /// The first of these pauses, before it is randomised.
 const PAUSE: Duration = Duration::from_millis(300);
 const CONNECT: Duration = Duration::from_secs(5);
@@ -74,7 +74,7 @@ async fn of_region(query: &Ec2Query, shared: &SdkConfig, region: &str) -> Result
         .map(|(name, values)| Filter::builder().name(name).set_values(Some(values.clone())).build())
         .collect::<Vec<_>>();
     let call = client.describe_instances().set_filters(Some(filters).filter(|filters| !filters.is_empty()));
-    let mut pages = call.into_paginator().page_size(PAGE).send();
+    let mut pages = call.into_paginator().page_size(query.page_size.unwrap_or(PAGE)).send();
     let mut found = Vec::new();
     while let Some(page) = pages.next().await {
         let page = match page {

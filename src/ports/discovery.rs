@@ -58,6 +58,8 @@ pub struct Ec2Query {
     pub role: Option<String>,
     /// What the role's owner asks for.
     pub external_id: Option<String>,
+    /// Reservations in one answer, 5 to 1000; 1000 when absent.
+    pub page_size: Option<i32>,
     /// Another endpoint than Amazon's.
     pub endpoint: Option<String>,
     /// Of the whole asking.

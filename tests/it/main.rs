@@ -11,6 +11,7 @@ mod alarms;
 mod artifacts;
 mod crash;
 mod demo;
+mod discovery;
 mod disk;
 mod doors;
 mod durable;

@@ -65,8 +65,9 @@ pub(super) async fn ec2_instances(world: &World, args: &Resolved) -> Result<Valu
         profile: args.text("profile"),
         role: args.text("role"),
         external_id: args.text("external_id"),
+        page_size: args.numbers("page_size").first().and_then(|n| i32::try_from(*n).ok()),
         endpoint: args.text("endpoint"),
-        timeout: args.span("timeout").unwrap_or(Duration::from_secs(60)),
+        timeout: args.span("timeout").unwrap_or(Duration::from_secs(120)),
     };
     Ok(Value::Array(world.discovery.ec2_instances(query).await?))
 }

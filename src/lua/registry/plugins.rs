@@ -219,8 +219,9 @@ pub(super) fn functions() -> Vec<PluginFunction> {
                 .optional("profile", text("a name", rules::line), "A profile of the shared files.")
                 .optional("role", text("the ARN of a role", rules::line), "A role to assume.")
                 .optional("external_id", text("a text", rules::line), "What the role's owner asks for.")
+                .with_default("page_size", Kind::Integer(5, 1000), "1000", "Reservations in one answer.")
                 .optional("endpoint", text("a URL", rules::url), "Another endpoint than Amazon's; AWS_ENDPOINT_URL says the same.")
-                .with_default("timeout", Kind::Limit, "\"1m\"", "The limit of all of it."),
+                .with_default("timeout", Kind::Limit, "\"2m\"", "The limit of all of it."),
             "phased.Instance[]",
             "for _, instance in ipairs(phased.ec2_instances { regions = \"eu-west-1\" }) do end",
         ),
