@@ -171,15 +171,18 @@ async fn ask(
     environment: &Environment,
     which: Which,
 ) -> Arc<Fleet> {
+    let wanted = world.clock.now();
+    let turn = world.fleets.turn(project, &environment.name);
+    // Whoever waits here gets what the one before it was told, if that was asked for since.
+    let _one_at_a_time = turn.lock().await;
     let known = kept::fleet(world, project, &environment.name).await;
     let now = world.clock.now();
     let is_asked = |source: &Source<'_>| {
         let asked = known.source(source).and_then(|known| known.asked.as_ref());
+        let interval = Duration::from_millis(source.limits.interval_ms);
         match which {
-            Which::All => true,
-            Which::Due => {
-                asked.is_none_or(|asked| now.since(asked) >= Duration::from_millis(source.limits.interval_ms))
-            }
+            Which::All => asked.is_none_or(|asked| asked.boot != wanted.boot || asked.boot_ms < wanted.boot_ms),
+            Which::Due => asked.is_none_or(|asked| now.since(asked) >= interval),
             Which::Unknown => known.source(source).is_none(),
         }
     };
@@ -200,6 +203,8 @@ pub(super) async fn accept(
     code: &Digest,
     environment: &Environment,
 ) -> Result<Ticket, CommitError> {
+    let turn = world.fleets.turn(project, &environment.name);
+    let _one_at_a_time = turn.lock().await;
     let known = kept::fleet(world, project, &environment.name).await;
     let asked = sources(environment);
     let asking = asked.iter().map(|source| answer(world, project, code, environment, source, &known));

@@ -29,11 +29,22 @@ const REMEMBERED: usize = 100;
 
 /// The fleets of all environments, as they were found last. What outlives the daemon is in control, see [`super::kept`].
 #[derive(Debug, Default)]
-pub struct Fleets(Mutex<BTreeMap<(ProjectName, EnvironmentName), Arc<Fleet>>>);
+pub struct Fleets {
+    known: Mutex<BTreeMap<Place, Arc<Fleet>>>,
+    /// Held by whoever asks the sources of an environment.
+    turns: Mutex<BTreeMap<Place, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+type Place = (ProjectName, EnvironmentName);
 
 impl Fleets {
     pub(in crate::engine) fn get(&self, project: &ProjectName, environment: &EnvironmentName) -> Option<Arc<Fleet>> {
-        locked(&self.0).get(&(project.clone(), environment.clone())).cloned()
+        locked(&self.known).get(&(project.clone(), environment.clone())).cloned()
+    }
+
+    /// To be held while the sources of an environment are asked.
+    pub(super) fn turn(&self, project: &ProjectName, environment: &EnvironmentName) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(locked(&self.turns).entry((project.clone(), environment.clone())).or_default())
     }
 
     /// What `change` makes of it, nobody else changing it meanwhile.
@@ -43,7 +54,7 @@ impl Fleets {
         environment: &EnvironmentName,
         change: impl FnOnce(&Fleet) -> Fleet,
     ) -> Arc<Fleet> {
-        let mut all = locked(&self.0);
+        let mut all = locked(&self.known);
         let known = all.entry((project.clone(), environment.clone())).or_default();
         *known = Arc::new(change(known));
         Arc::clone(known)
