@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, process::Command};
 use serde_json::{Value, json};
 
 use super::{error, ids, out};
-use crate::fixture::{Daemon, Moto, Project, Web, World, fleet, refused_port};
+use crate::fixture::{Daemon, Moto, Project, Web, World, eventually, fleet, refused_port};
 
 const REGION: &str = "eu-west-1";
 
@@ -302,4 +302,63 @@ fn azure_is_asked_with_a_client_secret_which_nobody_sees() {
     let (_, message) = error(&fleet(&daemon, true));
     assert!(message.contains("the client c-1 of the tenant t-1") && message.contains("AADSTS7000222"), "{message}");
     assert!(!message.contains("s3cr3t") && !daemon.said().contains("s3cr3t"), "{message}");
+}
+
+/// Instances as hosts on this machine: each at its own place behind the one sshd there is.
+const MAPPED: &str = r#"
+local STATES = { running = "running", pending = "starting" }
+return phased.discovery {
+  name = "mapped", options = { root = { "text", position = 1, required = true } },
+  hosts = function(options)
+    local found = {}
+    for _, instance in ipairs(phased.ec2_instances { regions = "eu-west-1", filters = { ["tag:role"] = "web" } }) do
+      found[#found + 1] = {
+        id = instance.id, address = "127.0.0.1", base = options.root .. "/" .. instance.id .. "/base",
+        state = STATES[instance.state] or "terminated", reason = instance.state_reason,
+      }
+    end
+    return found
+  end,
+}"#;
+
+#[test]
+fn one_that_is_terminated_during_a_rollout_is_gone_and_one_that_is_launched_gets_it() {
+    let (moto, world) = (Moto::start(&[]), World::new());
+    let tags = [("role", "web")];
+    let mut web = moto.launch(REGION, 4, "t3.micro", &tags);
+    web.sort();
+    web.iter().for_each(|id| drop(world.host_table(id)));
+    std::fs::create_dir_all(world.path("plugins/discovery")).unwrap();
+    std::fs::write(world.path("plugins/discovery/mapped.lua"), MAPPED).unwrap();
+    let source =
+        format!("require \"discovery.mapped\" {{ \"{}\", max_shrink = \"0%\" }}", world.path("hosts").display());
+    world.project(&Project::new("shop").rollout("waves = 1, max_shrink = \"0%\"").deploy_takes(1.0).hosts(&[&source]));
+    let env = moto.env();
+    let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let daemon = world.start_with(&env);
+    world.repo.push("to the cloud");
+    let run = daemon.press();
+    eventually("the first host is being deployed to", || (!world.touched(&web[0]).is_empty()).then_some(()));
+    moto.terminate(REGION, &[&web[3]]);
+    let late = moto.launch(REGION, 1, "t3.micro", &tags).remove(0);
+    world.host_table(&late);
+    let ended = run.wait().is("succeeded");
+    assert_eq!(ended.host(&web[3])["state"], "gone", "{}", ended.deployment("production"));
+    let why = ended.host(&web[3])["cause"]["message"].as_str().unwrap().to_owned();
+    assert!(why.starts_with("mapped says it is terminated: "), "{why}");
+    let there = [web[0].as_str(), &web[1], &web[2], &late];
+    assert!(world.hosts_have(&there, &world.repo.head()), "{}", ended.deployment("production"));
+    assert_eq!(world.revision(&web[3]), None);
+
+    // An API that says there is nobody stops it loudly, and nobody is touched.
+    let before = world.touched(&late).len();
+    moto.call("ec2", REGION, &{
+        let mut form = "Action=DeleteTags&Version=2016-11-15&Tag.1.Key=role".to_owned();
+        (1..).zip(there).for_each(|(i, id)| form.push_str(&format!("&ResourceId.{i}={id}")));
+        form
+    });
+    world.repo.push("to nobody");
+    let ended = daemon.deploy().is("failed");
+    assert_eq!(ended.deployment("production")["cause"]["code"], "max_shrink", "{}", ended.deployment("production"));
+    assert_eq!(world.touched(&late).len(), before);
 }

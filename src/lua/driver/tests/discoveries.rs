@@ -61,6 +61,9 @@ fn discover(lua: &str, known: &[&str], answers: Vec<Outcome>) -> Found {
         notify = require 'alerts.log' {{}}, environments = {{ {{ 'p', hosts = {lua}, deploy = error, health = 'none' }} }} }}"
     );
     std::fs::write(plugins.join("projects/shop.lua"), text).unwrap();
+    std::fs::create_dir_all(plugins.join("discovery")).unwrap();
+    let example = include_str!("../../../../packaging/examples/hetzner.lua");
+    std::fs::write(plugins.join("discovery/hetzner.lua"), example).unwrap();
     let loader = Loader::new(vec![plugins], SHIPPED, folder.path(), Arc::new(Any), Limits::default());
     let loaded = loader.load().unwrap().remove(0);
     loader.pin(&loaded).unwrap();
@@ -550,4 +553,26 @@ fn a_large_inventory_stays_within_the_limits_of_lua() {
     assert_eq!(found.all().len(), 5000);
     let hosts: String = (0..5000).map(|n| format!("web{n} ansible_host=10.0.0.1 role=web zone=\"eu 1\"\n")).collect();
     assert_eq!(discover("require 'discovery.ansible' { '/hosts' }", &[], text(&hosts)).all().len(), 5000);
+}
+
+#[test]
+fn the_example_of_another_cloud_works() {
+    let server = |id: u32, status: &str| {
+        json!({"id": id, "name": format!("web-{id}"), "status": status, "labels": {"role": "web"}, "private_net": [],
+            "public_net": {"ipv4": {"ip": format!("203.0.113.{id}")}}, "location": {"name": "fsn1"}})
+    };
+    let page = |servers: Vec<Json>, next: Json| {
+        http(200, &json!({"servers": servers, "meta": {"pagination": {"page": 1, "next_page": next}}}))
+    };
+    let lua = "require 'discovery.hetzner' { token = phased.secret 'h', selector = 'role=web' }";
+    let found =
+        discover(lua, &[], vec![page(vec![server(1, "running")], json!(2)), page(vec![server(2, "off")], Json::Null)]);
+    assert_eq!(
+        found.asked[1].1["url"],
+        "https://api.hetzner.cloud/v1/servers?per_page=50&page=2&label_selector=role%3Dweb"
+    );
+    let all = found.all();
+    assert_eq!((all["1"].address.as_str(), all["1"].zone.as_deref()), ("203.0.113.1", Some("fsn1")));
+    assert_eq!((all["2"].state.as_str(), all["2"].reason.as_deref()), ("stopped", Some("off")));
+    discover(lua, &[], vec![http(401, &json!({"error": {"code": "unauthorized"}}))]).fails(&["make a new one"]);
 }
