@@ -3,7 +3,11 @@
 //! A source that fails, or says what cannot be, does not take hosts away: its last good list stands in for it, visibly. Whether that will do
 //! depends on what it is for, see [`Need`].
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use serde_json::json;
@@ -12,9 +16,9 @@ use super::{ledger, plugin, world::World};
 use crate::{
     model::{
         cause::Cause,
-        discovery::{self, Merged, Said},
+        discovery::{self, Merged, Out, Said},
         host::Host,
-        ids::{Digest, EnvironmentName, HostId, ProjectName},
+        ids::{Digest, HostId, ProjectName},
         pipeline::{Environment, HostSource, SourceLimits},
     },
     ports::{control::CommitError, journal::Ticket},
@@ -265,20 +269,26 @@ impl Fleet {
     }
 }
 
-/// Why a host is out, as far as anyone says.
+/// Why hosts are out, as far as anyone says.
 pub(super) fn why_out(
     world: &World,
     project: &ProjectName,
-    environment: &EnvironmentName,
-    host: &HostId,
-) -> Option<String> {
-    let fleet = world.fleets.get(project, environment)?;
-    fleet.gone.iter().find(|gone| gone.id == *host).map(|gone| gone.out.message.clone())
+    environment: &Environment,
+    hosts: &[HostId],
+) -> BTreeMap<HostId, String> {
+    let Some(fleet) = world.fleets.get(project, &environment.name) else { return BTreeMap::new() };
+    let now = fleet.merged(environment).out;
+    let before = |id: &HostId| fleet.gone.iter().find(|gone| gone.id == *id).map(|gone| &gone.out);
+    let why = |id: &HostId| Some((id.clone(), before(id).or(now.get(id))?.message.clone()));
+    hosts.iter().filter_map(why).collect()
 }
 
-/// Hosts that were there and that a source says have ended, as against those that only are not named any more.
-pub(super) fn ended(world: &World, project: &ProjectName, environment: &EnvironmentName) -> Vec<HostId> {
-    let Some(fleet) = world.fleets.get(project, environment) else { return Vec::new() };
-    let ended = fleet.gone.iter().filter(|gone| matches!(gone.out.code.as_str(), "stopped" | "terminated"));
-    ended.map(|gone| gone.id.clone()).collect()
+/// Hosts that a source says have ended, as against those that only are not named any more.
+pub(super) fn ended(world: &World, project: &ProjectName, environment: &Environment) -> BTreeSet<HostId> {
+    let Some(fleet) = world.fleets.get(project, &environment.name) else { return BTreeSet::new() };
+    let has_ended = |out: &Out| matches!(out.code.as_str(), "stopped" | "terminated");
+    let now = fleet.merged(environment).out.into_iter().filter(|(_, out)| has_ended(out)).map(|(id, _)| id);
+    // Sources forget those that ended some time ago; not all of them are remembered here.
+    let before = fleet.gone.iter().filter(|gone| has_ended(&gone.out)).map(|gone| gone.id.clone());
+    now.chain(before).collect()
 }

@@ -1,6 +1,8 @@
 //! Where hosts come from: what sources say, what is believed of it, and who is out and why. Nothing is deployed unless it says so.
 
 mod cloud;
+#[cfg(feature = "ec2")]
+mod ec2;
 mod sources;
 
 use serde_json::Value;

@@ -108,7 +108,7 @@ pub(in crate::engine) fn phases(
     let (project, environment) = (asked.project, asked.environment);
     let known = ledger::hosts(&*world.control, project, &environment.name);
     if asked.target.is_none() {
-        let ended = hosts::ended(world, project, &environment.name).iter().filter(|id| known.contains_key(*id)).count();
+        let ended = hosts::ended(world, project, environment).iter().filter(|id| known.contains_key(*id)).count();
         shrunk(environment, known.len(), hosts.len() + ended)?;
     }
     let mut fleet = Fleet { hosts, ..Fleet::default() };
@@ -204,12 +204,11 @@ pub(super) async fn look(context: &Context, run: &Run, deployment: u32, wave: u3
     };
     let (gone, joined) = difference(of, found);
     let before = of.hosts.iter().filter(|h| !h.gone).count();
-    let (project, name) = (&run.header.project, &environment.name);
-    let ended = hosts::ended(world, project, name).iter().filter(|id| gone.contains(id)).count();
+    let project = &run.header.project;
+    let ended = hosts::ended(world, project, environment).iter().filter(|id| gone.contains(id)).count();
     match shrunk(environment, before, before + joined.len() + ended - gone.len()) {
         Ok(()) => {
-            let why = |id: &HostId| Some((id.clone(), hosts::why_out(world, project, name, id)?));
-            let why = gone.iter().filter_map(why).collect();
+            let why = hosts::why_out(world, project, environment, &gone);
             Event::FleetSeen { deployment, gone, joined, wave, why }
         }
         Err(cause) => stop(cause),
