@@ -41,6 +41,8 @@ function phased.secret(name) end
 ---@field id? string Its identity, by its provider; the address when absent.
 ---@field name? string What people call it, and its place in the order of a rollout; the id when absent.
 ---@field zone? string Its failure domain.
+---@field state? "starting"|"running"|"stopped"|"terminated" What its source says of it; only a running one is deployed to. Default: "running".
+---@field reason? string Why it is in that state.
 ---@field labels? table<string, string|integer> Free facts, for the pipeline to read.
 ---@field user? string The user to log in as.
 ---@field port? integer The port of its sshd.
@@ -204,7 +206,7 @@ function phased.project(description) end
 ---@class phased.discovery
 ---@field name string What the plugin is called in messages.
 ---@field options? table<string, phased.option> The options it takes, by name; others are refused.
----@field hosts fun(options: table): phased.host[] Returns the hosts as they are now.
+---@field hosts fun(options: table, about: phased.Asking): phased.host[] Returns the hosts as they are now; those it says are stopped or terminated are out for that reason.
 
 ---Finds hosts; calling the value with its options gives what an environment takes as hosts.
 ---@param description phased.discovery
@@ -241,7 +243,9 @@ function phased.probe(description) end
 ---@field bearer? phased.Secret Sent as Authorization: Bearer.
 ---@field body? string|phased.Secret The body as it is.
 ---@field json? any The body as data, sent as JSON.
----@field timeout? string The limit of the whole exchange. Default: "30s".
+---@field form? table<string, string|integer|phased.Secret> The body as the fields of a form.
+---@field timeout? string The limit of each exchange. Default: "30s".
+---@field retries? integer How often it is tried again when the other side cannot be reached, is overloaded (429, 503) or fails (500, 502, 504): after 1s, 2s, 4s, or when its Retry-After says. Default: 0.
 ---@field check? boolean false: a status outside 200 to 299 is returned, not raised. Default: true.
 
 ---Makes one HTTP request from here; redirects are not followed.
@@ -297,6 +301,53 @@ function phased.read(what) end
 ---@param what phased.exec
 ---@return phased.Result
 function phased.exec(what) end
+
+---Looks a name up, every time anew; a name without such records gives an empty list.
+---@class phased.dns
+---@field [1] string The name, in full.
+---@field type? "A"|"AAAA"|"SRV" Which records. Default: "A".
+---@field server? string Whom to ask, "10.0.0.2:53"; the machine's resolvers when absent.
+---@field timeout? string The limit of the lookup. Default: "10s".
+
+---Looks a name up, every time anew; a name without such records gives an empty list.
+---for _, record in ipairs(phased.dns { "_ssh._tcp.web.example.com", type = "SRV" }) do end
+---@param what string|phased.dns
+---@return phased.Record[]
+function phased.dns(what) end
+
+---Lists instances of Amazon EC2, in whatever state, all pages of all regions.
+---@class phased.ec2_instances
+---@field regions string|string[] Which regions, asked side by side.
+---@field filters? table<string, string|string[]> As DescribeInstances takes them: { ["tag:role"] = "web" }.
+---@field access_key_id? string|phased.Secret With secret_access_key; else credentials are found as Amazon's tools find them.
+---@field secret_access_key? phased.Secret With access_key_id.
+---@field session_token? phased.Secret Of temporary keys.
+---@field profile? string A profile of the shared files.
+---@field role? string A role to assume.
+---@field external_id? string What the role's owner asks for.
+---@field page_size? integer Reservations in one answer. Default: 1000.
+---@field endpoint? string Another endpoint than Amazon's; AWS_ENDPOINT_URL says the same.
+---@field timeout? string The limit of all of it. Default: "2m".
+
+---Lists instances of Amazon EC2, in whatever state, all pages of all regions.
+---for _, instance in ipairs(phased.ec2_instances { regions = "eu-west-1" }) do end
+---@param what phased.ec2_instances
+---@return phased.Instance[]
+function phased.ec2_instances(what) end
+
+---Signs a JSON Web Token (RS256) with a key that stays outside Lua.
+---@class phased.jwt
+---@field key phased.Secret A private RSA key in PEM, or a JSON key file with one as private_key.
+---@field claims? any The claims; iat and exp are added.
+---@field from_key? table<string, string> Claims taken from the JSON key file: { iss = "client_email" }.
+---@field header? any Further fields of the header.
+---@field lifetime? string How long it is good. Default: "1h".
+
+---Signs a JSON Web Token (RS256) with a key that stays outside Lua.
+---local assertion = phased.jwt { key = options.key, claims = { aud = url }, from_key = { iss = "client_email" } }
+---@param what phased.jwt
+---@return string
+function phased.jwt(what) end
 
 ---Sends one mail.
 ---@class phased.smtp
@@ -670,6 +721,42 @@ function Host:undo(what) end
 ---@field start fun(self: phased.Service, options?: table): phased.Result Starts it.
 ---@field stop fun(self: phased.Service, options?: table): phased.Result Stops it.
 ---@field status fun(self: phased.Service, options?: table): phased.Result Asks for it; a unit that is not active is no error.
+
+---What DNS says: an address, or a service.
+---@class phased.Record
+---@field address? string Of an A or AAAA record.
+---@field target? string Of an SRV record: the name of the host.
+---@field port? integer Of an SRV record.
+---@field priority? integer Of an SRV record.
+---@field weight? integer Of an SRV record.
+
+---An instance of EC2; what it does not have is absent.
+---@class phased.Instance
+---@field id string i-...
+---@field region string Where it was found.
+---@field account? string Whose it is.
+---@field state string pending, running, shutting-down, terminated, stopping or stopped.
+---@field state_reason? string Why it is in that state.
+---@field private_ip? string Its private IPv4 address.
+---@field public_ip? string Its public IPv4 address.
+---@field ipv6? string Its first IPv6 address.
+---@field private_dns? string The name of its private address.
+---@field public_dns? string The name of its public address.
+---@field zone? string Its availability zone.
+---@field type? string Its type.
+---@field image? string Its image.
+---@field vpc? string Its VPC.
+---@field subnet? string Its subnet.
+---@field key? string The name of the key pair it was launched with.
+---@field autoscaling_group? string Its Auto Scaling group.
+---@field launched_at? string When, RFC 3339.
+---@field tags table<string, string> Its tags.
+
+---What a discovery's hosts gets beside its options: whose hosts are asked for.
+---@class phased.Asking
+---@field project string The project's name.
+---@field environment string The environment's name.
+---@field known string[] The ids of the running hosts of its last good answer: what became of those that are missing now may be told.
 
 ---What a probe's measure gets: whose alarm it is.
 ---@class phased.About

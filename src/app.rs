@@ -26,8 +26,9 @@ use crate::{
     api,
     blobs::FileBlobs,
     config::{Config, FileSecrets},
+    discovery::Lookups,
     engine::{
-        Conductor, Views,
+        Conductor, Fleets, Views,
         world::{Limits, Retention, World},
     },
     exec::Local,
@@ -132,6 +133,8 @@ impl App {
             probe: Arc::new(Probes::new(http.clone(), Arc::clone(&clock))),
             http,
             mail: Arc::new(Smtp::new(Arc::clone(&clock))),
+            discovery: Arc::new(Lookups::new(Arc::clone(&clock))),
+            fleets: Fleets::default(),
             secrets,
             limits: Limits {
                 max_output: config.limits.max_output.0,

@@ -161,6 +161,19 @@ pub enum ClientCommand {
         /// Only this environment
         environment: Option<String>,
     },
+    /// The hosts of a project: what each source said, when, what changed since, and why a host is out
+    Hosts {
+        /// The project
+        project: String,
+        /// Only this environment
+        environment: Option<String>,
+        /// Ask every source anew
+        #[arg(long)]
+        refresh: bool,
+        /// Take what the sources say now as all there is, although hosts are missing: for those that are gone for good
+        #[arg(long, requires = "environment", conflicts_with = "refresh")]
+        accept: bool,
+    },
     /// Runs, newest first
     Runs {
         /// Only this project's

@@ -45,4 +45,5 @@ mod views;
 pub mod world;
 
 pub use conductor::Conductor;
+pub use hosts::Fleets;
 pub use views::Views;

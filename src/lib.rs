@@ -48,7 +48,8 @@
 //! | [`store`], [`blobs`] | the index in sled, which may be lost; content by hash, streamed where it is large |
 //! | [`lua`] | the registry of everything Lua may write, the loader and its errors, the boxed VM, the driver of calls and their replay |
 //! | [`exec`], [`ssh`] | links: a channel to `sh`, here or on a host |
-//! | [`forge`], [`http`], [`probe`], [`alert`] | git and webhooks; requests; looks at a host's health; mail (discovery and the probes of alarms are Lua: `plugins/`) |
+//! | [`forge`], [`http`], [`probe`], [`alert`] | git and webhooks; requests; looks at a host's health; mail (the probes of alarms are Lua: `plugins/`) |
+//! | [`discovery`] | what discovery needs that is not Lua: DNS, EC2, signed tokens; the rest is in `plugins/discovery` |
 //! | [`engine`] | the conductor, the owner of a run, actions, steps, the command protocol, recovery, maintenance, retention, views |
 //! | [`api`] | the HTTP API; one file per noun under `routes/` |
 //! | [`cli`], [`daemon`], [`app`] | the command line; into the background; the wiring, where `App::start` is the start script |
@@ -61,7 +62,7 @@
 //!
 //! Architecture invariant: a layer imports only from those above it in the table; adapters never import each other, and the engine
 //! imports no adapter. `tests/layers.rs` enforces it, and that a library is named in one place only: `sled` in `store`, `russh` in
-//! `ssh`, `mlua` in `lua`, `axum` in `api`, `reqwest` in `http`, `lettre` in `alert`.
+//! `ssh`, `mlua` in `lua`, `axum` in `api`, `reqwest` in `http`, `lettre` in `alert`, `aws_*` and `hickory_resolver` in `discovery`.
 //!
 //! Architecture invariant: nothing reads a clock outside [`time`] and nothing spawns outside [`lifecycle`]. [`model`] does no IO and
 //! never awaits. [`engine`] has no statics. Together they let the same engine run in a simulation.
@@ -140,6 +141,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod demo;
+pub mod discovery;
 pub mod engine;
 pub mod exec;
 pub mod forge;

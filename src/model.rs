@@ -9,6 +9,7 @@ pub mod canonical;
 pub mod cause;
 pub mod decide;
 pub mod deployment;
+pub mod discovery;
 pub mod doors;
 pub mod event;
 pub mod freeze;

@@ -5,6 +5,7 @@
 
 pub mod blobs;
 pub mod control;
+pub mod discovery;
 pub mod forge;
 pub mod http;
 pub mod index;

@@ -37,7 +37,16 @@ fn links_between_pages_lead_somewhere() {
         "docs/alarms.md",
         "docs/api.md",
         "docs/how-it-works.md",
+        "docs/hosts.md",
         "docs/rollouts.md",
+        "docs/how-to/hosts-from-ansible.md",
+        "docs/how-to/hosts-from-azure.md",
+        "docs/how-to/hosts-from-dns.md",
+        "docs/how-to/hosts-from-ec2.md",
+        "docs/how-to/hosts-from-files.md",
+        "docs/how-to/hosts-from-google.md",
+        "docs/how-to/hosts-from-other-clouds.md",
+        "docs/how-to/hosts-from-prometheus.md",
         "docs/how-to/keep-deployments-out.md",
     ] {
         let text = fs::read_to_string(page).unwrap_or_default();

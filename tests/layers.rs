@@ -46,6 +46,11 @@ const QUARANTINE: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("zstd", &["blobs"]),
     ("tar", &["blobs", "exec"]),
+    ("aws_config", &["discovery"]),
+    ("aws_sdk_ec2", &["discovery"]),
+    ("aws_sdk_sts", &["discovery"]),
+    ("aws_lc_rs", &["discovery"]),
+    ("hickory_resolver", &["discovery"]),
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

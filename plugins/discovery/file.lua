@@ -4,11 +4,12 @@
 --
 -- JSON: a list of addresses or host tables: [{"id": "web1", "address": "10.0.0.1", "labels": {"role": "web"}}, ...].
 -- CSV: the first line names the columns: id,name,address,port,user,zone,labels.role,...; empty cells count as absent.
+-- A host whose state is stopped or terminated is out, and its reason is shown.
 -- The file is read whenever the hosts are asked for, so it may change between deployments.
 
 local COLUMNS = {
   id = true, name = true, address = true, port = true, user = true, zone = true, known_hosts = true, jump = true,
-  connect_timeout = true, path = true, base = true,
+  connect_timeout = true, path = true, base = true, state = true, reason = true,
 }
 
 local function fail(path, row, what)
@@ -26,7 +27,7 @@ local function host(path, n, row)
       found.labels = found.labels or {}
       found.labels[label] = cell
     elseif not COLUMNS[column] then
-      error(("%s: unknown column %q; known are id, name, address, port, user, zone, known_hosts, jump, connect_timeout, path, base and labels.<name>"):format(path, column), 0)
+      error(("%s: unknown column %q; known are id, name, address, port, user, zone, state, reason, known_hosts, jump, connect_timeout, path, base and labels.<name>"):format(path, column), 0)
     elseif column == "port" then
       found.port = math.tointeger(tonumber(cell)) or fail(path, n, ("has the port %q, which is no number"):format(cell))
     else

@@ -85,7 +85,10 @@ pub(super) fn needed(method: &Method, path: &str) -> Scope {
 /// Routes that mind a token's projects themselves; a token for some projects gets nowhere else.
 fn minds_projects(path: &str) -> bool {
     let segments: Vec<&str> = path.split('/').skip(1).collect();
-    matches!(segments.as_slice(), ["v1", "projects" | "runs", ..] | ["v1", "status" | "events" | "alarms"])
+    matches!(
+        segments.as_slice(),
+        ["v1", "projects" | "runs", ..] | ["v1", "status" | "events" | "alarms" | "hosts" | "inventory"]
+    )
 }
 
 impl Caller {

@@ -3,6 +3,7 @@
 //! Everything that came from outside (commit messages, authors, host names, causes) goes through [`one_line`].
 
 mod dry_run;
+pub mod hosts;
 
 use std::fmt::Write as _;
 

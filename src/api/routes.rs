@@ -28,6 +28,7 @@ mod environments;
 mod events;
 mod health;
 mod hooks;
+mod hosts;
 mod log;
 mod maintenance;
 pub(crate) mod projects;
@@ -74,6 +75,7 @@ fn all() -> OpenApiRouter<App> {
         .routes(routes!(projects::stop))
         .routes(routes!(projects::status))
         .routes(routes!(projects::plan))
+        .routes(routes!(hosts::accept))
         .routes(routes!(environments::change))
         .routes(routes!(environments::freeze, environments::set_freeze, environments::lift_freeze))
         .routes(routes!(environments::lease, environments::hold_lease, environments::release_lease))
@@ -90,6 +92,8 @@ fn all() -> OpenApiRouter<App> {
         .routes(routes!(tokens::revoke))
         .routes(routes!(alerts::test))
         .routes(routes!(alarms::list))
+        .routes(routes!(hosts::list))
+        .routes(routes!(hosts::inventory))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::openapi))

@@ -15,7 +15,7 @@ use crate::{
         handle::*,
         view::{
             AlarmView, EventView, FreezeView, LeaseView, LogLine, MaintenanceView, MeasuredView, Page, Plan,
-            ProjectStatus, RunAtWork, RunView, Status, TokenView,
+            ProjectStatus, RunAtWork, RunView, Status, TokenView, hosts::FleetView,
         },
     },
     model::{
@@ -228,6 +228,26 @@ impl Engine for Script {
     }
     async fn reload(&self) -> Result<Vec<ProjectName>, Refusal> {
         Ok(vec!["shop".parse().unwrap()])
+    }
+    async fn hosts(
+        &self,
+        project: Option<&str>,
+        environment: Option<&str>,
+        visible: &(dyn for<'p> Fn(&'p str) -> bool + Sync),
+        refresh: bool,
+    ) -> Result<Vec<FleetView>, Refusal> {
+        if project == Some("nope") {
+            return Err(Refusal::ProjectUnknown("nope".to_owned()));
+        }
+        let one = |project: &str| fleet(project, environment.unwrap_or("production"), refresh);
+        Ok(["shop", "blog"]
+            .into_iter()
+            .filter(|p| visible(p) && project.is_none_or(|only| only == *p))
+            .map(one)
+            .collect())
+    }
+    async fn accept_hosts(&self, project: &str, environment: &str, _: &str) -> Result<FleetView, Refusal> {
+        Ok(fleet(project, environment, true))
     }
     async fn alarms(
         &self,
@@ -614,6 +634,75 @@ async fn maintenance_is_switched_by_one_who_says_which_way() {
     assert_eq!(world.ask("GET /v1/maintenance", "blog", "", "").await.code(), "project_not_allowed");
     let status = world.ask("GET /v1/status", "blog", "", "").await.json();
     assert_eq!(status["maintenance"]["runs"].as_array().unwrap().len(), 1);
+}
+
+/// A fleet with something of everything; `asked` = its source was asked now.
+fn fleet(project: &str, environment: &str, asked: bool) -> FleetView {
+    serde_json::from_value(json!({
+        "project": project, "environment": environment, "disagreements": 11,
+        "hosts": [{"id": "i-1", "name": "web-1", "address": "10.0.0.1", "port": 22, "user": null, "zone": "a", "labels": {"role": "web"},
+            "sources": ["ec2", "the project's list"], "release": "a1b2c3d4e5f6", "state": "healthy", "why": null}],
+        "out": [{"id": "i-2", "name": "web-2", "address": "10.0.0.2", "source": "ec2", "code": "terminated",
+            "message": "ec2 says it is terminated: \u{1b}[31mUser initiated", "since": "2026-01-02T02:00:00Z"}],
+        "sources": [
+            {"name": "ec2", "hosts": 1, "asked_at": if asked { "2026-01-02T03:00:00Z" } else { "2026-01-02T02:59:00Z" }, "took_ms": 5,
+             "good_at": "2026-01-02T02:50:00Z", "interval": "1m", "error_since": "2026-01-02T02:51:00Z",
+             "error": {"code": "ec2_denied", "message": "EC2 DescribeInstances in eu-west-1 was refused"},
+             "change": {"at": "2026-01-02T02:00:00Z", "came": 0, "came_ids": [], "went": 4, "went_ids": ["i-2", "i-3", "i-4", "i-5"]}},
+            {"name": "dns", "hosts": 0, "asked_at": null, "took_ms": 0, "good_at": null, "interval": "5m", "error": null,
+             "error_since": null, "change": null}],
+        "conflicts": [{"host": "i-1", "field": "labels.role", "used": "web", "from": "ec2", "other": "db", "other_from": "the project's list"}],
+    }))
+    .unwrap()
+}
+
+#[test]
+fn a_fleet_is_shown_with_what_each_source_said_and_why_hosts_are_out() {
+    let now = super::text::wall_ms("2026-01-02T03:00:00Z").unwrap();
+    let shown = super::render::hosts::fleets(&[fleet("shop", "production", true)], now);
+    let expected = "\
+shop production: 1 host
+  ec2: 1 host, asked 0s ago (every 1m); 1h ago 4 went (i-2, i-3, i-4, ...)
+    WRONG for 9m: EC2 DescribeInstances in eu-west-1 was refused (ec2_denied); the list that is used is 10m old
+  dns: 0 hosts, not asked yet (every 5m)
+
+  HOST   ID   ADDRESS      ZONE  SOURCE                   HAS           STATE
+  web-1  i-1  10.0.0.1:22  a     ec2, the project's list  a1b2c3d4e5f6  healthy
+
+  out:
+    web-2 (i-2): ec2 says it is terminated: User initiated, since 2026-01-02 02:00:00 UTC (1h ago)
+
+  sources disagree (11 cases):
+    i-1 labels.role: ec2 says \"web\", which is used; the project's list says \"db\"
+    ... more with --json
+";
+    assert_eq!(shown, expected);
+    assert_eq!(super::render::hosts::fleets(&[], now), "no environment\n");
+}
+
+#[tokio::test]
+async fn hosts_are_shown_to_those_who_see_their_project_and_to_prometheus() {
+    let world = world().await;
+    let all = world.ask("GET /v1/hosts", "read", "", "").await.json();
+    assert_eq!((all["items"].as_array().unwrap().len(), &all["items"][0]["hosts"][0]["id"]), (2, &json!("i-1")));
+    let own = world.ask("GET /v1/hosts?environment=staging&refresh=true", "blog", "", "").await.json();
+    assert_eq!((own["items"].as_array().unwrap().len(), &own["items"][0]["environment"]), (1, &json!("staging")));
+    assert_eq!(world.ask("GET /v1/hosts?project=shop", "blog", "", "").await.code(), "project_not_allowed");
+    assert_eq!(world.ask("GET /v1/hosts?project=nope", "read", "", "").await.code(), "project_unknown");
+    assert_eq!(world.ask("GET /v1/hosts?refesh=true", "read", "", "").await.status, 422);
+
+    let groups = world.ask("GET /v1/inventory?project=shop&port=9113", "read", "", "").await.json();
+    assert_eq!(groups.as_array().unwrap().len(), 1);
+    assert_eq!(groups[0]["targets"], json!(["10.0.0.1:9113"]));
+    assert_eq!(groups[0]["labels"]["__meta_phased_label_role"], "web");
+    assert_eq!(world.ask("GET /v1/inventory", "blog", "", "").await.json().as_array().unwrap().len(), 1);
+    for port in ["0", "65536", "x"] {
+        assert_eq!(world.ask(&format!("GET /v1/inventory?port={port}"), "read", "", "").await.code(), "bad_value");
+    }
+    let path = "POST /v1/projects/shop/environments/production/accept";
+    assert_eq!(world.ask(path, "read", "", "").await.status, 403);
+    assert_eq!(world.ask(path, "blog", "", "").await.status, 403);
+    assert_eq!(world.ask(path, "deploy", "", "").await.json()["environment"], "production");
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use crate::{
         routes::{alerts::ChannelView, projects::AlreadyLive, status::Reloaded, tokens::CreatedToken},
         text::{one_line, printable, word},
     },
-    engine::view::{FreezeView, Page, RunView, dry_run::DryRun},
+    engine::view::{FreezeView, Page, RunView, dry_run::DryRun, hosts::FleetView},
     model::{ids::RunId, run::RunState},
     time::{Span, SystemClock},
 };
@@ -92,6 +92,15 @@ async fn done(asking: &Asking, command: &ClientCommand) -> Result<Code, Failure>
         ClientCommand::Plan { project, environment } => {
             let path = format!("/v1/projects/{}/plan", encoded(project));
             asking.show(&with_query(&path, &[("environment", environment.clone())])).await?;
+        }
+        ClientCommand::Hosts { project, environment: Some(environment), accept: true, .. } => {
+            asking.accept_hosts(project, environment).await?;
+        }
+        ClientCommand::Hosts { project, environment, refresh, .. } => {
+            let refresh = refresh.then(|| "true".to_owned());
+            let pairs =
+                [("project", Some(project.clone())), ("environment", environment.clone()), ("refresh", refresh)];
+            asking.show(&with_query("/v1/hosts", &pairs)).await?;
         }
         ClientCommand::Runs { project, state, limit } => {
             let pairs = [("project", project.clone()), ("state", state.clone()), ("limit", Some(limit.to_string()))];
@@ -267,6 +276,16 @@ impl Asking {
         let path = format!("/v1/projects/{project}/environments/{environment}/{verb}");
         let answer = self.client.post(&path, &json!({ "to": to, "reason": args.reason })).await?;
         self.goes_on(&answer, &format!("{verb}, "), args.wait, args.timeout).await
+    }
+
+    async fn accept_hosts(&self, project: &str, environment: &str) -> Result<(), Failure> {
+        let path = format!("/v1/projects/{}/environments/{}/accept", encoded(project), encoded(environment));
+        let answer = self.client.post(&path, &json!({})).await?;
+        if self.json {
+            return self.raw(&answer);
+        }
+        let fleet: FleetView = read(&answer)?;
+        data(&render::hosts::fleets(&[fleet], self.client.clock.now().wall_ms))
     }
 
     async fn freeze(&self, args: &FreezeArgs) -> Result<(), Failure> {

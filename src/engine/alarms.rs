@@ -6,7 +6,8 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use super::{
-    hosts, message, plugin,
+    hosts::{self, Need},
+    message, plugin,
     view::{AlarmView, MeasuredView},
     world::World,
 };
@@ -112,7 +113,7 @@ impl Place<'_> {
 /// The alarms of an environment as people see them; with `measure` each is measured now, on the hosts that are there now.
 pub(super) async fn views(world: &World, loaded: &Loaded, environment: &Environment, measure: bool) -> Vec<AlarmView> {
     let hosts = match measure && !environment.alarms.is_empty() {
-        true => Some(hosts::of(world, &loaded.name, &loaded.code, environment).await),
+        true => Some(hosts::of(world, &loaded.name, &loaded.code, environment, Need::Back).await),
         false => None,
     };
     let mut looks = Vec::new();

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use serde_json::json;
 
 use super::{
@@ -13,10 +14,12 @@ use super::{
         ChangeAsk, Changed, Claim, Engine, EventStream, FreezeAsk, Hooked, KeptAnswer, LeaseAsk, LogQuery, LogStream,
         NewToken, Refusal, RunsQuery, Start, Started,
     },
-    hooks, hosts, idempotency, leases, ledger, log, maintenance, plugin, tokens,
+    hooks,
+    hosts::{self, Need},
+    idempotency, leases, ledger, log, maintenance, plugin, tokens,
     view::{
         AlarmView, CauseView, EnvironmentPlan, FreezeView, LeaseView, LiveView, MaintenanceView, Page, Plan,
-        PlannedHost, PlannedWave, ProjectStatus, RunView, Status, TokenView,
+        PlannedHost, PlannedWave, ProjectStatus, RunView, Status, TokenView, hosts::FleetView,
     },
     views,
 };
@@ -122,7 +125,7 @@ impl Conductor {
 
     async fn plan_of(&self, loaded: &Loaded, environment: &Environment) -> EnvironmentPlan {
         let world = &self.inner.world;
-        let found = hosts::of(world, &loaded.name, &loaded.code, environment).await;
+        let found = hosts::of(world, &loaded.name, &loaded.code, environment, Need::New).await;
         let asked =
             actions::Asked { project: &loaded.name, environment, ships: None, target: None, purpose: &Purpose::Deploy };
         let (source, run) = (&loaded.pipeline.source, RunId::new(world.clock.now().wall_ms, world.random_u128()));
@@ -501,6 +504,45 @@ impl Engine for Conductor {
             }
         }
         Ok(views)
+    }
+
+    async fn hosts(
+        &self,
+        project: Option<&str>,
+        only: Option<&str>,
+        visible: &(dyn for<'p> Fn(&'p str) -> bool + Sync),
+        refresh: bool,
+    ) -> Result<Vec<FleetView>, Refusal> {
+        let mut projects = match project {
+            Some(project) => vec![self.project(project)?],
+            None => self.all(),
+        };
+        projects.retain(|loaded| visible(loaded.name.as_str()));
+        if let (Some(only), [loaded]) = (only, projects.as_slice()) {
+            environment(loaded, only)?;
+        }
+        let mut looks = Vec::new();
+        for loaded in &projects {
+            for environment in &loaded.pipeline.environments {
+                if only.is_none_or(|only| environment.name.as_str() == only) {
+                    looks.push(hosts::show::view(&self.inner.world, loaded, environment, refresh));
+                }
+            }
+        }
+        Ok(join_all(looks).await)
+    }
+
+    async fn accept_hosts(&self, project: &str, name: &str, by: &str) -> Result<FleetView, Refusal> {
+        self.writable()?;
+        let loaded = self.project(project)?;
+        let environment = environment(&loaded, name)?;
+        let world = &self.inner.world;
+        let ticket = hosts::accept(world, &loaded.name, &loaded.code, environment)
+            .await
+            .map_err(|error| self.refused(&error))?;
+        self.synced(&ticket).await?;
+        tracing::info!(project = %loaded.name, environment = %environment.name, by, "the hosts that are found now are accepted");
+        Ok(hosts::show::view(world, &loaded, environment, false).await)
     }
 
     async fn maintenance(&self, wait: Option<Duration>) -> MaintenanceView {

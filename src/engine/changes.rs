@@ -88,7 +88,7 @@ async fn adoptable(conductor: &Conductor, loaded: &Loaded, name: &EnvironmentNam
     let Some(environment) = found else { return Err(Cause::new("environment_unknown", format!("there is no {name}"))) };
     let (source, run) = (&loaded.pipeline.source, RunId::new(world.clock.now().wall_ms, world.random_u128()));
     let asking = Asking { project: &loaded.name, source, environment, code: &loaded.code, run: &run };
-    let hosts = hosts::of(world, &loaded.name, &loaded.code, environment).await?;
+    let hosts = hosts::of(world, &loaded.name, &loaded.code, environment, hosts::Need::New).await?;
     adoption::adopted(world, &asking, &hosts, None).await.map(drop).map_err(|why| {
         let message = format!("nothing can be adopted in {name}: {}", why.message);
         Cause { message, ..why }

@@ -135,6 +135,7 @@ impl Conductor {
         world.tasks.spawn("queue", async move { queue.work().await });
         world.tasks.spawn("outbox", super::outbox::deliver(self.clone()));
         world.tasks.spawn("sweep", super::sweep::sweep(Arc::clone(world)));
+        world.tasks.spawn("hosts", super::hosts::watch::watch(self.clone()));
         world.tasks.spawn("converge", super::converge::converge(self.clone()));
         world.tasks.spawn("retention", super::retention::keep(self.clone()));
         self.poll_all();

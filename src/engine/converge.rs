@@ -9,7 +9,8 @@ use futures_util::StreamExt as _;
 
 use super::{
     conductor::{Ask, Conductor},
-    hosts, ledger,
+    hosts::{self, Need},
+    ledger,
 };
 use crate::{
     model::{
@@ -64,7 +65,7 @@ async fn look(conductor: &Conductor, loaded: &Loaded, environment: &Environment)
     if !ledger::known_good(control, project, &environment.name).iter().any(|good| good.target.release.id == live) {
         return;
     }
-    let found = match hosts::of(world, project, &loaded.code, environment).await {
+    let found = match hosts::recent(world, project, &loaded.code, environment, Need::New).await {
         Ok(found) => found,
         Err(cause) => {
             return tracing::warn!(%project, environment = %environment.name, %cause, "late hosts cannot be looked for");

@@ -3,7 +3,7 @@
 
 mod words;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -155,7 +155,7 @@ impl Rehearsal<'_> {
             Action::Plan { deployment } => self.plan(deployment).await?,
             Action::Watch { deployment, host } => self.watch(deployment, host)?,
             Action::Look { deployment, wave } => {
-                self.fold(Event::FleetSeen { deployment, gone: Vec::new(), joined: Vec::new(), wave })?;
+                self.fold(Event::FleetSeen { deployment, gone: Vec::new(), joined: Vec::new(), why: BTreeMap::new(), wave })?;
             }
             // Nothing fails, so nothing is tried again, undone or ended from outside.
             Action::Retry(_) | Action::Undo(_) | Action::EndCall { .. } => {
@@ -216,7 +216,7 @@ impl Rehearsal<'_> {
         let run = &self.run;
         let environment = run.deployment(n).and_then(|of| run.environment(&of.environment)).cloned();
         let Some(environment) = environment else { return Err(cut(format!("there is no deployment {n}"))) };
-        let found = hosts::of(self.world, &run.header.project, &run.header.code, &environment).await;
+        let found = hosts::of(self.world, &run.header.project, &run.header.code, &environment, hosts::Need::New).await;
         let event = actions::planned(self.world, run, n, &environment, found).await;
         self.fold(event)?;
         if let Some(of) = self.run.deployment(n).filter(|of| of.budgets.is_some()) {

@@ -8,7 +8,7 @@ use crate::model::{
 
 use super::view::{
     AlarmView, EventView, FreezeView, LeaseView, LogLine, MaintenanceView, Page, Plan, ProjectStatus, RunView, Status,
-    TokenView, dry_run::DryRun,
+    TokenView, dry_run::DryRun, hosts::FleetView,
 };
 
 /// Why a request was not done. Each has one HTTP status and one stable code.
@@ -335,6 +335,17 @@ pub trait Engine: Send + Sync {
         visible: &(dyn for<'p> Fn(&'p str) -> bool + Sync),
         measure: bool,
     ) -> Result<Vec<AlarmView>, Refusal>;
+    /// The hosts of every environment of `project` (of all when `None`) that `visible` lets through, or of the one called `only`; with
+    /// `refresh` every source is asked anew.
+    async fn hosts(
+        &self,
+        project: Option<&str>,
+        only: Option<&str>,
+        visible: &(dyn for<'p> Fn(&'p str) -> bool + Sync),
+        refresh: bool,
+    ) -> Result<Vec<FleetView>, Refusal>;
+    /// Asks every source of an environment and believes what it says, whatever is missing; returns once it is on disk.
+    async fn accept_hosts(&self, project: &str, environment: &str, by: &str) -> Result<FleetView, Refusal>;
     /// Whether maintenance is on, and what still works. With `wait` once nothing works any more, it was turned off, or so long has passed.
     /// Cancel safe.
     async fn maintenance(&self, wait: Option<std::time::Duration>) -> MaintenanceView;

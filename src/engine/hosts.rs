@@ -1,54 +1,294 @@
-//! The hosts of an environment: static lists and discovery, merged by id, in the order of the rollout.
+//! The hosts of an environment: every source is asked, what is believed of its answer is kept, and together they are merged by id.
+//!
+//! A source that fails, or says what cannot be, does not take hosts away: its last good list stands in for it, visibly. Whether that will do
+//! depends on what it is for, see [`Need`].
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
+use futures_util::future::join_all;
 use serde_json::json;
 
-use super::{plugin, world::World};
-use crate::model::{
-    cause::Cause,
-    host::Host,
-    ids::{Digest, HostId, ProjectName},
-    pipeline::{Environment, HostSource},
+use super::{ledger, plugin, world::World};
+use crate::{
+    model::{
+        cause::Cause,
+        discovery::{self, Merged, Out, Said},
+        host::Host,
+        ids::{Digest, HostId, ProjectName},
+        pipeline::{Environment, HostSource, SourceLimits},
+    },
+    ports::{control::CommitError, journal::Ticket},
+    time::Span,
 };
+
+mod fleet;
+mod kept;
+pub(super) mod show;
+pub(super) mod watch;
+
+pub(super) use fleet::Fleet;
+pub use fleet::Fleets;
+use fleet::Told;
+
+/// What hosts are wanted for, and with it what will do for a source that fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Something new begins: a list may stand in until it is `max_age` old, and one that cannot be stops it.
+    New,
+    /// A wave of what is under way: the list as it was is better than none, whoever is gone cannot be reached, and that has a budget. One that
+    /// cannot be stops it.
+    Wave,
+    /// The way back, and looks: whatever is known will do.
+    Back,
+}
 
 /// Finds out the hosts of `environment`, by name.
 ///
 /// # Errors
-/// `discovery_failed` (with the plugin's own words), `no_hosts`.
+/// `discovery_failed` (with the plugin's own words), `min_hosts`, `max_shrink`, `no_hosts`.
 pub(super) async fn of(
     world: &World,
     project: &ProjectName,
     code: &Digest,
     environment: &Environment,
+    need: Need,
 ) -> Result<Vec<Host>, Cause> {
-    let mut hosts: BTreeMap<HostId, Host> = BTreeMap::new();
-    for source in &environment.hosts {
-        let found = match source {
-            HostSource::Static(hosts) => hosts.clone(),
-            HostSource::Plugin { name, function } => {
-                let input = json!({ "environment": environment.name, "project": project });
-                let answer = plugin::run(world, project, code, function, input).await.map_err(|cause| {
-                    let message = format!("discovery {name} of {} failed: {}", environment.name, cause.message);
-                    Cause { code: "discovery_failed".to_owned(), message, facts: cause.facts }
-                })?;
-                serde_json::from_value::<Vec<Host>>(answer).map_err(|why| {
-                    Cause::new("discovery_failed", format!("discovery {name} of {}: {why}", environment.name))
-                })?
-            }
+    let fleet = ask(world, project, code, environment, Which::All).await;
+    usable(world, project, environment, &fleet, need)
+}
+
+/// The same from what is known, where that is no older than each source's `interval`.
+pub(super) async fn recent(
+    world: &World,
+    project: &ProjectName,
+    code: &Digest,
+    environment: &Environment,
+    need: Need,
+) -> Result<Vec<Host>, Cause> {
+    let fleet = ask(world, project, code, environment, Which::Due).await;
+    usable(world, project, environment, &fleet, need)
+}
+
+/// The hosts of a fleet, in the order of the rollout, if they will do.
+fn usable(
+    world: &World,
+    project: &ProjectName,
+    environment: &Environment,
+    fleet: &Fleet,
+    need: Need,
+) -> Result<Vec<Host>, Cause> {
+    let now_ms = world.clock.now().wall_ms;
+    for source in sources(environment) {
+        let Some(failed) = fleet.source(&source).and_then(|known| known.error.as_ref()) else { continue };
+        let good = fleet.source(&source).and_then(|known| known.good.as_ref());
+        let said = |more: &str| {
+            let message =
+                format!("discovery {} of {} failed: {}{more}", source.label, environment.name, failed.cause.message);
+            Cause { code: failed.code().to_owned(), message, facts: failed.cause.facts.clone() }
         };
-        for host in found {
-            // Several sources may know one host; the first that names it wins.
-            hosts.entry(host.id.clone()).or_insert(host);
+        let Some(good) = good else { return Err(said("")) };
+        let age = Duration::from_millis(u64::try_from(now_ms - good.at_ms).unwrap_or(0));
+        let age = Duration::from_secs(age.as_secs());
+        match need {
+            Need::New | Need::Wave if failed.is_refusal() => return Err(said("")),
+            Need::New if age > Duration::from_millis(source.limits.max_age_ms) => {
+                let max = Span(Duration::from_millis(source.limits.max_age_ms));
+                return Err(said(&format!("; its last good list is {} old, and max_age is {max}", Span(age))));
+            }
+            Need::New | Need::Wave | Need::Back => {
+                tracing::warn!(
+                    %project, environment = %environment.name, source = %source.label, age = %Span(age), cause = %failed.cause,
+                    "the source's last good list is used"
+                );
+            }
         }
     }
+    let merged = fleet.merged(environment);
     let mut hosts: Vec<Host> =
-        hosts.into_values().map(|host| Host { ssh: environment.ssh.overlaid(&host.ssh), ..host }).collect();
+        merged.hosts.into_values().map(|host| Host { ssh: environment.ssh.overlaid(&host.ssh), ..host }).collect();
     if hosts.is_empty() {
-        let message =
-            format!("environment {} has no hosts: nothing would be deployed, and that is no success", environment.name);
+        let out = match merged.out.len() {
+            0 => String::new(),
+            n => format!(" ({n} are known and none is running: phased hosts {project} {})", environment.name),
+        };
+        let message = format!(
+            "environment {} has no hosts{out}: nothing would be deployed, and that is no success",
+            environment.name
+        );
         return Err(Cause::new("no_hosts", message));
     }
     hosts.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
     Ok(hosts)
+}
+
+/// A source that is asked.
+#[derive(Debug, Clone)]
+pub(super) struct Source<'e> {
+    /// What people call it: the plugin's name, numbered where it is not the only one of its kind.
+    pub(super) label: String,
+    name: &'e str,
+    function: &'e str,
+    limits: &'e SourceLimits,
+}
+
+/// The plugins among the sources of an environment.
+fn sources(environment: &Environment) -> Vec<Source<'_>> {
+    let plugins = || {
+        environment.hosts.iter().filter_map(|source| match source {
+            HostSource::Static(_) => None,
+            HostSource::Plugin { name, function, limits } => Some((name.as_str(), function.as_str(), limits)),
+        })
+    };
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    let label = |name: &str, n: usize| {
+        let alone = plugins().filter(|(other, ..)| *other == name).count() == 1;
+        if alone { name.to_owned() } else { format!("{name} {n}") }
+    };
+    plugins()
+        .map(|(name, function, limits)| {
+            let n = seen.entry(name).or_default();
+            *n += 1;
+            Source { label: label(name, *n), name, function, limits }
+        })
+        .collect()
+}
+
+/// Which sources are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    All,
+    /// Those that were asked longer ago than their `interval`.
+    Due,
+    /// Those that were never asked.
+    Unknown,
+}
+
+/// Asks sources, side by side; then what is known of the fleet.
+async fn ask(
+    world: &World,
+    project: &ProjectName,
+    code: &Digest,
+    environment: &Environment,
+    which: Which,
+) -> Arc<Fleet> {
+    let wanted = world.clock.now();
+    let turn = world.fleets.turn(project, &environment.name);
+    // Whoever waits here gets what the one before it was told, if that was asked for since.
+    let _one_at_a_time = turn.lock().await;
+    let known = kept::fleet(world, project, &environment.name).await;
+    let now = world.clock.now();
+    let is_asked = |source: &Source<'_>| {
+        let asked = known.source(source).and_then(|known| known.asked.as_ref());
+        let interval = Duration::from_millis(source.limits.interval_ms);
+        match which {
+            Which::All => asked.is_none_or(|asked| asked.boot != wanted.boot || asked.boot_ms < wanted.boot_ms),
+            Which::Due => asked.is_none_or(|asked| now.since(asked) >= interval),
+            Which::Unknown => known.source(source).is_none(),
+        }
+    };
+    let asked: Vec<Source<'_>> = sources(environment).into_iter().filter(is_asked).collect();
+    if asked.is_empty() {
+        return known;
+    }
+    let asking = asked.iter().map(|source| answer(world, project, code, environment, source, &known));
+    let told = join_all(asking).await;
+    kept::take_in(world, project, environment, told, false).await
+}
+
+/// Asks again and believes whatever is answered: a person says that the rest is gone for good. What is noted of hosts that no source
+/// names any more is forgotten.
+pub(super) async fn accept(
+    world: &World,
+    project: &ProjectName,
+    code: &Digest,
+    environment: &Environment,
+) -> Result<Ticket, CommitError> {
+    let turn = world.fleets.turn(project, &environment.name);
+    let _one_at_a_time = turn.lock().await;
+    let known = kept::fleet(world, project, &environment.name).await;
+    let asked = sources(environment);
+    let asking = asked.iter().map(|source| answer(world, project, code, environment, source, &known));
+    let told = join_all(asking).await;
+    let fleet = kept::take_in(world, project, environment, told, true).await;
+    let there = fleet.merged(environment).hosts;
+    ledger::forget_hosts(&*world.control, project, &environment.name, |id| there.contains_key(id))
+}
+
+/// What one source answers now.
+async fn answer(
+    world: &World,
+    project: &ProjectName,
+    code: &Digest,
+    environment: &Environment,
+    source: &Source<'_>,
+    known: &Fleet,
+) -> Told {
+    let asked = world.clock.now();
+    let good = known.source(source).and_then(|known| known.good.as_ref());
+    let ids: Vec<&HostId> =
+        good.iter().flat_map(|good| good.hosts.iter()).filter(|h| h.state.is_running()).map(|h| &h.id).collect();
+    let input = json!({ "environment": environment.name, "project": project, "known": ids });
+    let limit = Duration::from_millis(source.limits.timeout_ms);
+    let answer = plugin::run_within(world, project, code, source.function, input, limit).await;
+    let answer = answer.and_then(|hosts| {
+        serde_json::from_value::<Vec<Host>>(hosts).map_err(|why| Cause::new("discovery_failed", why.to_string()))
+    });
+    let took = world.clock.now().since(&asked);
+    Told {
+        function: source.function.to_owned(),
+        name: source.name.to_owned(),
+        label: source.label.clone(),
+        asked,
+        took,
+        answer,
+    }
+}
+
+impl Fleet {
+    /// What all sources come to: the lists in the project's file, and the last good list of each plugin, in the order written.
+    pub(super) fn merged(&self, environment: &Environment) -> Merged {
+        let mut plugins = sources(environment).into_iter();
+        let lists: Vec<(String, &[Host])> = environment
+            .hosts
+            .iter()
+            .filter_map(|source| match source {
+                HostSource::Static(hosts) => Some(("the project's list".to_owned(), hosts.as_slice())),
+                HostSource::Plugin { .. } => {
+                    let source = plugins.next()?;
+                    let good = self.source(&source)?.good.as_ref()?;
+                    Some((source.label, good.hosts.as_slice()))
+                }
+            })
+            .collect();
+        let said: Vec<Said<'_>> = lists.iter().map(|(source, hosts)| Said { source, hosts }).collect();
+        discovery::merge(&said)
+    }
+}
+
+/// Why hosts are out, as far as anyone says.
+pub(super) fn why_out(
+    world: &World,
+    project: &ProjectName,
+    environment: &Environment,
+    hosts: &[HostId],
+) -> BTreeMap<HostId, String> {
+    let Some(fleet) = world.fleets.get(project, &environment.name) else { return BTreeMap::new() };
+    let now = fleet.merged(environment).out;
+    let before = |id: &HostId| fleet.gone.iter().find(|gone| gone.id == *id).map(|gone| &gone.out);
+    let why = |id: &HostId| Some((id.clone(), before(id).or(now.get(id))?.message.clone()));
+    hosts.iter().filter_map(why).collect()
+}
+
+/// Hosts that a source says have ended, as against those that only are not named any more.
+pub(super) fn ended(world: &World, project: &ProjectName, environment: &Environment) -> BTreeSet<HostId> {
+    let Some(fleet) = world.fleets.get(project, &environment.name) else { return BTreeSet::new() };
+    let has_ended = |out: &Out| matches!(out.code.as_str(), "stopped" | "terminated");
+    let now = fleet.merged(environment).out.into_iter().filter(|(_, out)| has_ended(out)).map(|(id, _)| id);
+    // Sources forget those that ended some time ago; not all of them are remembered here.
+    let before = fleet.gone.iter().filter(|gone| has_ended(&gone.out)).map(|gone| gone.id.clone());
+    now.chain(before).collect()
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, Serializer, de::DeserializeOwned};
 
 use serde_json::{Value, json};
 
-pub(super) use self::known::{Good, bad, bad_in_a_row, hosts, known_good, some_good};
+pub(super) use self::known::{Good, bad, bad_in_a_row, forget_hosts, hosts, known_good, some_good};
 use super::{actions::lease_names, world::World};
 use crate::{
     model::{
@@ -202,7 +202,7 @@ pub(super) fn cut(text: &str, most: usize) -> String {
 }
 
 /// A cause without its longer facts: those are in the run's journal.
-fn brief(cause: &Cause) -> Cause {
+pub(super) fn brief(cause: &Cause) -> Cause {
     let facts = cause.facts.iter().filter(|(_, value)| value.to_string().len() <= LONGEST).take(8);
     let facts = facts.map(|(name, value)| (name.clone(), value.clone())).collect();
     Cause { code: cut(&cause.code, 100), message: cut(&cause.message, LONGEST), facts }

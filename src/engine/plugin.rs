@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+mod lookups;
+
 use super::{
     redact::Redactor,
     steps::values::{self, Resolved},
@@ -27,6 +29,10 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(300);
 /// The largest file `phased.read` reads.
 const LARGEST_FILE: u64 = 16 * 1024 * 1024;
+/// Before a request is made again for the first time; then twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// A Retry-After beyond this is not waited for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The most of an answer's body that Lua gets.
 const LARGEST_BODY: usize = 16 * 1024 * 1024;
 
@@ -107,6 +113,9 @@ async fn perform(world: &World, project: &ProjectName, request: &PluginRequest, 
             "read" => read(&args).await,
             "exec" => super::steps::plain::exec(world, project, &args).await,
             "smtp" => smtp(world, &args).await,
+            "dns" => lookups::dns(world, &args).await,
+            "ec2_instances" => lookups::ec2_instances(world, &args).await,
+            "jwt" => lookups::jwt(world, &args),
             "log" => {
                 let text = redactor.text(&args.text("text").unwrap_or_default());
                 tracing::info!(%project, "{text}");
@@ -138,7 +147,15 @@ pub(super) fn http_request(args: &Resolved, timeout: Duration) -> http::Request 
             }
             json.to_string().into_bytes()
         }
-        None => args.bytes("body").unwrap_or_default(),
+        None => match args.map("form") {
+            fields if fields.is_empty() => args.bytes("body").unwrap_or_default(),
+            fields => {
+                if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+                    headers.push(("content-type".to_owned(), "application/x-www-form-urlencoded".to_owned()));
+                }
+                form(&fields)
+            }
+        },
     };
     http::Request {
         method: args.text("method").unwrap_or_else(|| "GET".to_owned()),
@@ -148,6 +165,14 @@ pub(super) fn http_request(args: &Resolved, timeout: Duration) -> http::Request 
         timeout,
         max_body: LARGEST_BODY,
     }
+}
+
+/// Fields of a form on the wire.
+fn form(fields: &[(String, Vec<u8>)]) -> Vec<u8> {
+    use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+    let encoded = |bytes: &[u8]| percent_encode(bytes, NON_ALPHANUMERIC).to_string();
+    let pairs = fields.iter().map(|(name, value)| format!("{}={}", encoded(name.as_bytes()), encoded(value)));
+    pairs.collect::<Vec<_>>().join("&").into_bytes()
 }
 
 /// An answer as Lua gets it.
@@ -164,13 +189,37 @@ async fn http(world: &World, args: &Resolved) -> Result<Value, Cause> {
     let timeout = args.span("timeout").unwrap_or(Duration::from_secs(30));
     let request = http_request(args, timeout);
     let (method, url) = (request.method.clone(), request.url.clone());
-    let response = world.http.request(request).await?;
+    let response = patiently(world, request, args.numbers("retries").first().copied().unwrap_or(0)).await?;
     if args.flag("check").unwrap_or(true) && !(200..300).contains(&response.status) {
         let body: String = String::from_utf8_lossy(&response.body).chars().take(300).collect();
         let message = format!("{method} {} answered {}: {body}", values::without_query(&url), response.status);
         return Err(Cause::new("http_status", message).with("status", response.status));
     }
     Ok(http_value(&response))
+}
+
+/// Makes a request, and makes it again, at most `retries` times, while the other side cannot do it just now.
+async fn patiently(world: &World, request: http::Request, retries: u64) -> Result<http::Response, Cause> {
+    let mut pause = FIRST_PAUSE;
+    for _ in 0..retries {
+        let answer = world.http.request(request.clone()).await;
+        let wait = match &answer {
+            Ok(response) if matches!(response.status, 429 | 500 | 502 | 503 | 504) => {
+                retry_after(response).unwrap_or(pause)
+            }
+            Err(cause) if matches!(cause.code.as_str(), "http_connect" | "timeout" | "http_protocol") => pause,
+            _ => return answer,
+        };
+        world.clock.sleep(wait.min(LONGEST_PAUSE)).await;
+        pause *= 2;
+    }
+    world.http.request(request).await
+}
+
+/// Seconds, as rate limits say them; a date is left to our own pauses.
+fn retry_after(response: &http::Response) -> Option<Duration> {
+    let (_, value) = response.headers.iter().find(|(name, _)| name == "retry-after")?;
+    value.trim().parse().ok().map(Duration::from_secs)
 }
 
 async fn read(args: &Resolved) -> Result<Value, Cause> {

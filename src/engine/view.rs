@@ -1,6 +1,7 @@
 //! What the API shows: documents folded from journals and control, as they are stored in the index and sent as JSON.
 
 pub mod dry_run;
+pub mod hosts;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

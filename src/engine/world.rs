@@ -2,12 +2,14 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
+use super::hosts::Fleets;
 use crate::{
     lifecycle::Tasks,
     model::ids::ProjectName,
     ports::{
         blobs::Blobs,
         control::Control,
+        discovery::Discovery,
         forge::{Forge, Hooks},
         http::Http,
         index::Index,
@@ -115,6 +117,10 @@ pub struct World {
     pub mail: Arc<dyn Mail>,
     /// Health looks.
     pub probe: Arc<dyn Probe>,
+    /// DNS, EC2 and signed tokens, for discovery.
+    pub discovery: Arc<dyn Discovery>,
+    /// What is known of the hosts of environments.
+    pub fleets: Fleets,
     /// Secrets by name.
     pub secrets: Arc<dyn Secrets>,
     /// Limits.

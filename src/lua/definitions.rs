@@ -136,10 +136,22 @@ impl UserData for Bound {
 }
 
 impl Bound {
-    /// What its options say of when a value is bad: `above`, `below` and `lasting` of a probe.
+    /// What its options say to phased itself: of a probe when a value is bad (`above`, `below`, `lasting`), of a discovery how it is
+    /// asked and what is believed of it.
     #[must_use]
     pub fn limits(&self) -> serde_json::Map<String, Json> {
         let mut limits = serde_json::Map::new();
+        if self.definition == Definition::Discovery {
+            for field in source_options() {
+                match self.options.raw_get::<Value>(field.name.as_ref()) {
+                    Ok(Value::Integer(n)) => limits.insert(field.name.into_owned(), Json::from(n)),
+                    Ok(Value::String(text)) => {
+                        limits.insert(field.name.into_owned(), Json::String(text.to_string_lossy().to_string()))
+                    }
+                    _ => None,
+                };
+            }
+        }
         if self.definition != Definition::Probe {
             return limits;
         }
@@ -320,9 +332,25 @@ fn define(lua: &Lua, definition: Definition, args: &MultiValue) -> mlua::Result<
     let data = report(lua, &what, check::table(&what, shape, table, Functions::Marked))?;
     let name = data.get("name").and_then(Json::as_str).unwrap_or("?").to_owned();
     let options = data.get("options").and_then(Json::as_object).cloned().unwrap_or_default();
-    let shape = options_shape(&name, &options);
+    let mut shape = options_shape(&name, &options);
+    if definition == Definition::Discovery {
+        for field in source_options() {
+            if options.contains_key(field.name.as_ref()) {
+                return Err(Error::runtime(format!(
+                    "{what}: {} is an option of every discovery already; give this one another name",
+                    field.name
+                )));
+            }
+            shape.keys.push(field);
+        }
+    }
     let function = table.raw_get::<Option<Function>>(definition.function()).ok().flatten();
     Ok(Plugin { definition, name, shape: Arc::new(shape), function })
+}
+
+/// What every discovery takes beside its own options; phased itself goes by them.
+fn source_options() -> Vec<Field> {
+    registry().source.fields().cloned().collect()
 }
 
 /// The shape of what a plugin takes, from its own declaration.

@@ -39,7 +39,13 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("alerts.slack", include_str!("../../plugins/alerts/slack.lua")),
     ("alerts.webhook", include_str!("../../plugins/alerts/webhook.lua")),
     ("deploy.releases", include_str!("../../plugins/deploy/releases.lua")),
+    ("discovery.ansible", include_str!("../../plugins/discovery/ansible.lua")),
+    ("discovery.azure", include_str!("../../plugins/discovery/azure.lua")),
+    ("discovery.dns", include_str!("../../plugins/discovery/dns.lua")),
+    ("discovery.ec2", include_str!("../../plugins/discovery/ec2.lua")),
     ("discovery.file", include_str!("../../plugins/discovery/file.lua")),
+    ("discovery.gce", include_str!("../../plugins/discovery/gce.lua")),
+    ("discovery.prometheus", include_str!("../../plugins/discovery/prometheus.lua")),
     ("probes.http", include_str!("../../plugins/probes/http.lua")),
     ("probes.prometheus", include_str!("../../plugins/probes/prometheus.lua")),
 ];

@@ -145,10 +145,11 @@ impl Vm {
     }
 }
 
-/// What a function gets beside its options: an alert `input.message`, a probe all of it, a discovery nothing.
+/// What a function gets beside its options: an alert `input.message`, a probe and a discovery all of it.
 fn given<'i>(function: &str, input: &'i Json) -> Option<&'i Json> {
     match function.split('/').next() {
         Some("alarms") if function.ends_with("/cause") => Some(input),
+        Some("discovery") => Some(input),
         Some("alarms" | "notify") => input.get("message"),
         _ => None,
     }

@@ -18,11 +18,11 @@ use crate::{
     model::{
         freeze::{self, Window, Written},
         health::full_unit,
-        host::{Host, SecretRef, Ssh},
+        host::{Host, Presence, SecretRef, Ssh},
         ids::{EnvironmentName, HostId, StageName},
         pipeline::{
-            Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source, Stage, Version,
-            VersionFrom, When,
+            Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source, SourceLimits, Stage,
+            Version, VersionFrom, When,
         },
         rollout::{Budget, Canary, OnFailure, OnInconclusive, Rollout, Waves},
     },
@@ -318,8 +318,32 @@ enum RawHost {
     Discovery {
         #[serde(rename = "$discovery")]
         name: String,
+        #[serde(flatten)]
+        limits: RawSourceLimits,
     },
     Host(Box<RawHostTable>),
+}
+
+#[derive(Deserialize)]
+struct RawSourceLimits {
+    interval: Option<Span>,
+    timeout: Option<Span>,
+    min_hosts: Option<u32>,
+    max_shrink: Option<RawBudget>,
+    max_age: Option<Span>,
+}
+
+impl From<RawSourceLimits> for SourceLimits {
+    fn from(raw: RawSourceLimits) -> Self {
+        let usual = SourceLimits::default();
+        SourceLimits {
+            interval_ms: raw.interval.map_or(usual.interval_ms, ms),
+            timeout_ms: raw.timeout.map_or(usual.timeout_ms, ms),
+            min_hosts: raw.min_hosts.unwrap_or(usual.min_hosts),
+            max_shrink: raw.max_shrink.map(Budget::from),
+            max_age_ms: raw.max_age.map_or(usual.max_age_ms, ms),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -330,6 +354,9 @@ struct RawHostTable {
     zone: Option<String>,
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    #[serde(default)]
+    state: Presence,
+    reason: Option<String>,
     #[serde(flatten)]
     ssh: RawSsh,
 }
@@ -561,8 +588,9 @@ fn host_sources(environment: &EnvironmentName, raw: OneOrMany<RawHost>) -> Resul
     let mut sources = Vec::new();
     for (i, host) in OneOrMany::all(Some(raw)).into_iter().enumerate() {
         let host = match host {
-            RawHost::Discovery { name } => {
-                sources.push(HostSource::Plugin { name, function: format!("discovery/{environment}/{}", i + 1) });
+            RawHost::Discovery { name, limits } => {
+                let function = format!("discovery/{environment}/{}", i + 1);
+                sources.push(HostSource::Plugin { name, function, limits: limits.into() });
                 continue;
             }
             RawHost::Address(address) => host_at(address)?,
@@ -578,7 +606,7 @@ fn host_sources(environment: &EnvironmentName, raw: OneOrMany<RawHost>) -> Resul
 
 fn host_at(address: String) -> Result<Host, String> {
     let id: HostId = address.parse().map_err(|error: crate::model::ids::IdError| error.to_string())?;
-    Ok(Host { name: address.clone(), id, address, labels: BTreeMap::new(), zone: None, ssh: Ssh::default() })
+    Ok(Host::at(id, address))
 }
 
 fn host_of(raw: RawHostTable) -> Result<Host, String> {
@@ -591,6 +619,8 @@ fn host_of(raw: RawHostTable) -> Result<Host, String> {
         labels: raw.labels,
         zone: raw.zone,
         ssh: raw.ssh.into(),
+        state: raw.state,
+        reason: raw.reason,
     })
 }
 
@@ -640,7 +670,7 @@ pub fn discovered(returned: &Json) -> Result<Vec<Host>, String> {
         let host = match raw {
             RawHost::Address(address) => host_at(address)?,
             RawHost::Host(table) => host_of(*table)?,
-            RawHost::Discovery { name } => return Err(format!("host [{i}] is the discovery {name}")),
+            RawHost::Discovery { name, .. } => return Err(format!("host [{i}] is the discovery {name}")),
         };
         if let Some(first) = seen.insert(host.id.clone(), i) {
             return Err(format!("host [{i}] has the id {:?} of host [{first}]", host.id));

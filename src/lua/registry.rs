@@ -54,6 +54,8 @@ pub struct Registry {
     pub project: Arc<Shape>,
     /// `phased.discovery{}`, `phased.alert{}`, `phased.probe{}`.
     pub discovery: Arc<Shape>,
+    /// What every discovery takes beside its own options.
+    pub source: Arc<Shape>,
     /// See `discovery`.
     pub alert: Arc<Shape>,
     /// See `discovery`.
@@ -75,6 +77,7 @@ pub struct Registry {
 static REGISTRY: LazyLock<Registry> = LazyLock::new(|| Registry {
     project: Arc::new(project::project()),
     discovery: Arc::new(plugins::definition(super::shape::Definition::Discovery)),
+    source: Arc::new(plugins::source()),
     alert: Arc::new(plugins::definition(super::shape::Definition::Alert)),
     probe: Arc::new(plugins::definition(super::shape::Definition::Probe)),
     option: Arc::new(plugins::option()),
@@ -126,7 +129,7 @@ mod tests {
     fn everything_is_described_in_a_sentence_and_named_once() {
         let all = registry();
         let mut shapes = Vec::new();
-        for shape in [&all.project, &all.discovery, &all.alert, &all.probe, &all.option, &all.host] {
+        for shape in [&all.project, &all.discovery, &all.source, &all.alert, &all.probe, &all.option, &all.host] {
             walk(shape, &mut shapes);
         }
         all.steps.iter().for_each(|step| walk(&step.shape, &mut shapes));

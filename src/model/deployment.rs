@@ -251,6 +251,8 @@ pub struct HostRun {
     pub health: HealthRun,
     /// Its provider says that it is no more.
     pub gone: bool,
+    /// In its words.
+    pub gone_why: Option<Cause>,
     /// What a rollback made of it: whether it has the known-good release again.
     pub back: Option<Back>,
 }
@@ -425,6 +427,7 @@ impl HostRun {
             touched: false,
             health: HealthRun::Due,
             gone: false,
+            gone_why: None,
             back: None,
         }
     }

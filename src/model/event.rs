@@ -1,6 +1,6 @@
 //! The facts of a run, as its journal holds them. A format: names and meanings stay.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -184,6 +184,9 @@ pub enum Event {
         joined: Vec<Host>,
         /// The wave it was looked at for, from 0.
         wave: u32,
+        /// Why those that are no more are not, as far as their source says.
+        #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+        why: BTreeMap<HostId, String>,
     },
     /// An alarm was measured.
     Measured {

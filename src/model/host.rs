@@ -24,6 +24,67 @@ pub struct Host {
     pub zone: Option<String>,
     /// How to get in.
     pub ssh: Ssh,
+    /// What its source says of it; only a running one is deployed to.
+    #[serde(default, skip_serializing_if = "Presence::is_running")]
+    pub state: Presence,
+    /// Why it is in that state, in its source's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Host {
+    /// A running host of which no more is known than this; its name is its id.
+    #[must_use]
+    pub fn at(id: HostId, address: String) -> Self {
+        Host {
+            name: id.to_string(),
+            id,
+            address,
+            labels: BTreeMap::new(),
+            zone: None,
+            ssh: Ssh::default(),
+            state: Presence::Running,
+            reason: None,
+        }
+    }
+}
+
+/// `state` of a host, as its source says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Presence {
+    /// It is there; what a source that says nothing means.
+    #[default]
+    Running,
+    /// It is coming.
+    Starting,
+    /// It is there and off, or on its way to that.
+    Stopped,
+    /// It will never come back.
+    Terminated,
+}
+
+impl Presence {
+    /// The words, in the order of a machine's life.
+    pub const WORDS: &[&str] = &["starting", "running", "stopped", "terminated"];
+
+    /// Whether it is deployed to.
+    #[must_use]
+    #[allow(clippy::trivially_copy_pass_by_ref)] // serde calls it so
+    pub fn is_running(&self) -> bool {
+        *self == Presence::Running
+    }
+
+    /// Its word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Presence::Running => "running",
+            Presence::Starting => "starting",
+            Presence::Stopped => "stopped",
+            Presence::Terminated => "terminated",
+        }
+    }
 }
 
 /// How to reach a host by SSH. Times are milliseconds, so that a record is plain numbers.

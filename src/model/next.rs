@@ -2,6 +2,7 @@
 
 use super::{
     analysis::{Series, Verdict},
+    cause::Cause,
     deployment::{
         Back, Bake, Budgets, Deployment, Forgiven, HealthRun, HostRun, HostState, Judged, Paused, Watched, WaveRun,
     },
@@ -160,12 +161,13 @@ impl Run {
                 };
                 deployment.alarms = spec.alarms.iter().map(watched).collect();
             }
-            Event::FleetSeen { deployment, gone, joined, wave } => {
+            Event::FleetSeen { deployment, gone, joined, wave, why } => {
                 let spec = self.spec_of("fleet_seen", *deployment)?;
                 let deployment = self.deployment_mut("fleet_seen", *deployment)?;
                 let last = u32::try_from(deployment.waves.len().saturating_sub(1)).unwrap_or(u32::MAX);
                 for host in deployment.hosts.iter_mut().filter(|host| gone.contains(&host.host.id)) {
                     host.gone = true;
+                    host.gone_why = why.get(&host.host.id).map(|why| Cause::new("gone", why.clone()));
                 }
                 for host in joined {
                     if deployment.host(&host.id).is_some() {

@@ -10,7 +10,7 @@ use super::{
     freeze::Window,
     host::{Host, SecretRef, Ssh},
     ids::{EnvironmentName, StageName},
-    rollout::Rollout,
+    rollout::{Budget, Rollout},
 };
 
 /// A project's description.
@@ -194,7 +194,31 @@ pub enum HostSource {
         name: String,
         /// The function's path.
         function: String,
+        /// How it is asked, and which of its answers are believed.
+        #[serde(default)]
+        limits: SourceLimits,
     },
+}
+
+/// `interval`, `timeout`, `min_hosts`, `max_shrink` and `max_age` of a source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceLimits {
+    /// How often it is asked while nothing is deployed; 1 m by default.
+    pub interval_ms: u64,
+    /// Of one asking; 2 m by default.
+    pub timeout_ms: u64,
+    /// An answer with fewer running hosts is not believed.
+    pub min_hosts: u32,
+    /// Nor one that has lost more than this since the last good one; that of the rollout when absent.
+    pub max_shrink: Option<Budget>,
+    /// How old the last good answer may be that stands in for a source that fails, where something new begins; 1 h by default.
+    pub max_age_ms: u64,
+}
+
+impl Default for SourceLimits {
+    fn default() -> Self {
+        SourceLimits { interval_ms: 60_000, timeout_ms: 120_000, min_hosts: 0, max_shrink: None, max_age_ms: 3_600_000 }
+    }
 }
 
 /// When a host is healthy: every check good, without a break, for `min_healthy_time_ms`, before `healthy_deadline_ms`.

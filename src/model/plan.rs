@@ -169,12 +169,11 @@ fn sizes(waves: &Waves, canary: usize, count: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::host::Ssh;
 
     fn host(n: usize) -> Host {
         let name = format!("web{n:03}");
         let labels = BTreeMap::from([("n".to_owned(), n.to_string())]);
-        Host { id: name.parse().unwrap(), address: name.clone(), name, labels, zone: None, ssh: Ssh::default() }
+        Host { labels, ..Host::at(name.parse().unwrap(), name) }
     }
 
     fn fleet(count: usize) -> Fleet {

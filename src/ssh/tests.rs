@@ -121,11 +121,6 @@ impl Sshd {
 
     pub(crate) fn host(&self) -> Host {
         Host {
-            id: "h1".parse().unwrap(),
-            name: "h1".into(),
-            address: "127.0.0.1".into(),
-            labels: BTreeMap::new(),
-            zone: None,
             ssh: Ssh {
                 user: Some("root".into()),
                 port: Some(self.port),
@@ -134,6 +129,7 @@ impl Sshd {
                 base: Some(self.dir.path().join("base").display().to_string()),
                 ..Ssh::default()
             },
+            ..Host::at("h1".parse().unwrap(), "127.0.0.1".into())
         }
     }
 
@@ -367,11 +363,6 @@ async fn servers_that_are_none_end_in_their_own_error_in_time() {
 
 fn bare(port: u16, known: &Path, timeout: u64) -> Host {
     Host {
-        id: "x".parse().unwrap(),
-        name: "x".into(),
-        address: "127.0.0.1".into(),
-        labels: BTreeMap::new(),
-        zone: None,
         ssh: Ssh {
             user: Some("x".into()),
             port: Some(port),
@@ -380,6 +371,7 @@ fn bare(port: u16, known: &Path, timeout: u64) -> Host {
             connect_timeout_ms: Some(timeout),
             ..Ssh::default()
         },
+        ..Host::at("x".parse().unwrap(), "127.0.0.1".into())
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod api;
 mod chance;
+mod clouds;
 mod daemon;
 mod fleet;
 pub mod journal;
@@ -15,6 +16,7 @@ mod world;
 
 pub use api::{Answer, Api};
 pub use chance::{Dice, times};
+pub use clouds::{Dns, Moto, Web, fleet};
 pub use daemon::{Daemon, output};
 pub use fleet::{Sshd, listening_silent, refused_port};
 pub use machine::Machine;

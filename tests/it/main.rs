@@ -12,6 +12,7 @@ mod artifacts;
 mod checks;
 mod crash;
 mod demo;
+mod discovery;
 mod disk;
 mod doors;
 mod dry_run;

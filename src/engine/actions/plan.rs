@@ -1,6 +1,6 @@
 //! The plan against the live fleet, and the second look at it before each wave.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Context,
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     engine::{
         adoption::{self, Adopted},
-        hosts,
+        hosts::{self, Need},
         ledger::{self, Good, Live},
         world::World,
     },
@@ -47,7 +47,8 @@ pub(super) async fn plan(context: &Context, run: &Run, deployment: u32, environm
             Err(cause) => return Event::PlanFailed { deployment, cause },
         }
     }
-    let find = || hosts::of(world, &run.header.project, &run.header.code, environment);
+    let need = if run.target.is_some() { Need::Back } else { Need::New };
+    let find = || hosts::of(world, &run.header.project, &run.header.code, environment, need);
     let mut found = find().await;
     if let (Ok(hosts), None, Some(of)) = (&found, &run.target, run.deployment(deployment)) {
         match quiet(context, run, of, environment, hosts).await {
@@ -146,7 +147,8 @@ pub(in crate::engine) fn phases(
     let (project, environment) = (asked.project, asked.environment);
     let known = ledger::hosts(&*world.control, project, &environment.name);
     if asked.target.is_none() {
-        shrunk(environment, known.len(), hosts.len())?;
+        let ended = hosts::ended(world, project, environment).iter().filter(|id| known.contains_key(*id)).count();
+        shrunk(environment, known.len(), hosts.len() + ended)?;
     }
     let mut fleet = Fleet { hosts, ..Fleet::default() };
     for host in &fleet.hosts {
@@ -233,15 +235,20 @@ fn way_back(world: &World, asked: &Asked<'_>, known_good: &[Good]) -> Result<Tar
 /// Which hosts have come or gone since the plan was made.
 pub(super) async fn look(context: &Context, run: &Run, deployment: u32, wave: u32) -> Event {
     let world = &context.world;
-    let seen = |gone, joined| Event::FleetSeen { deployment, gone, joined, wave };
+    let seen = |gone, joined| Event::FleetSeen { deployment, gone, joined, wave, why: BTreeMap::new() };
     let Some((of, environment)) =
         run.deployment(deployment).and_then(|of| Some((of, run.environment(&of.environment)?)))
     else {
         return seen(Vec::new(), Vec::new());
     };
-    let found = match hosts::of(world, &run.header.project, &run.header.code, environment).await {
+    let stop = |cause| {
+        let then = environment.rollout.on_failure;
+        Event::Judged { deployment, cause, bad: false, then }
+    };
+    let found = match hosts::of(world, &run.header.project, &run.header.code, environment, Need::Wave).await {
         Ok(found) => found,
         Err(cause) if cause.code == "no_hosts" => Vec::new(),
+        Err(cause) if matches!(cause.code.as_str(), "min_hosts" | "max_shrink") => return stop(cause),
         Err(cause) => {
             // The list as it was is better than none; whoever is gone cannot be reached, and that has a budget.
             tracing::warn!(run = %run.header.run, %cause, "the hosts cannot be looked up again; the plan's are used");
@@ -250,12 +257,14 @@ pub(super) async fn look(context: &Context, run: &Run, deployment: u32, wave: u3
     };
     let (gone, joined) = difference(of, found);
     let before = of.hosts.iter().filter(|h| !h.gone).count();
-    match shrunk(environment, before, before + joined.len() - gone.len()) {
-        Ok(()) => seen(gone, joined),
-        Err(cause) => {
-            let then = environment.rollout.on_failure;
-            Event::Judged { deployment, cause, bad: false, then }
+    let project = &run.header.project;
+    let ended = hosts::ended(world, project, environment).iter().filter(|id| gone.contains(id)).count();
+    match shrunk(environment, before, before + joined.len() + ended - gone.len()) {
+        Ok(()) => {
+            let why = hosts::why_out(world, project, environment, &gone);
+            Event::FleetSeen { deployment, gone, joined, wave, why }
         }
+        Err(cause) => stop(cause),
     }
 }
 

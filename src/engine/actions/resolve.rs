@@ -132,7 +132,7 @@ async fn adopted(world: &World, run: &Run) -> Result<Adopted, Cause> {
     let header = &run.header;
     let named = header.request.environment.as_ref().and_then(|name| run.environment(name));
     let environment = named.ok_or_else(|| Cause::new("internal", "an adoption names no environment"))?;
-    let hosts = hosts::of(world, &header.project, &header.code, environment).await?;
+    let hosts = hosts::of(world, &header.project, &header.code, environment, hosts::Need::New).await?;
     adoption::adopted(world, &adoption::Asking::of(header, environment), &hosts, None).await
 }
 

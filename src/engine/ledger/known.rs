@@ -17,7 +17,10 @@ use crate::{
         run::{Run, RunState},
         step::{decode, encode},
     },
-    ports::control::Control,
+    ports::{
+        control::{Commit as Kind, CommitError, Control},
+        journal::Ticket,
+    },
 };
 
 /// How many known-good releases of an environment are remembered.
@@ -112,6 +115,22 @@ pub(in crate::engine) fn hosts(
         Some((id, serde_json::from_value(value).ok()?))
     };
     entries.filter_map(|entry| note(&entry.key, entry.value)).collect()
+}
+
+/// Forgets what hosts of an environment have, but for those that `stay`.
+///
+/// # Errors
+/// Control cannot be written.
+pub(in crate::engine) fn forget_hosts(
+    control: &dyn Control,
+    project: &ProjectName,
+    environment: &EnvironmentName,
+    stay: impl Fn(&HostId) -> bool,
+) -> Result<Ticket, CommitError> {
+    let known = hosts(control, project, environment);
+    let gone = known.keys().filter(|id| !stay(id));
+    let puts = gone.map(|id| (host_key(project, environment, &encode(id.as_str())), None)).collect();
+    control.commit(Kind::Setting, &[], puts)
 }
 
 /// The bad releases of a project, by their ids.

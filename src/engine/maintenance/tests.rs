@@ -17,14 +17,7 @@ fn stamp() -> crate::time::Stamp {
 /// A run of two hosts that are to be watched, planned.
 pub(in crate::engine) fn planned() -> Run {
     use crate::model::{event::*, host::*, ids::*, pipeline::*, release::*, run::Trigger};
-    let host = |id: &str, name: &str| Host {
-        id: id.parse().unwrap(),
-        name: name.to_owned(),
-        address: id.to_owned(),
-        labels: BTreeMap::new(),
-        zone: None,
-        ssh: Ssh::default(),
-    };
+    let host = |id: &str, name: &str| Host { name: name.to_owned(), ..Host::at(id.parse().unwrap(), id.to_owned()) };
     let health = Health {
         checks: vec![Check::Tcp(":1".to_owned())],
         min_healthy_time_ms: 1,

@@ -1,6 +1,7 @@
 //! Whole programs, driven as the engine drives them.
 
 mod determinism;
+mod discoveries;
 mod plugins;
 mod replays;
 mod runaways;

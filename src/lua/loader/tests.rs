@@ -237,7 +237,11 @@ fn everything_that_can_be_said_is_understood() {
     let [staging, production] = pipeline.environments.as_slice() else { panic!("two environments") };
     assert_eq!(
         staging.hosts,
-        [HostSource::Plugin { name: "file".to_owned(), function: "discovery/staging/1".to_owned() }]
+        [HostSource::Plugin {
+            name: "file".to_owned(),
+            function: "discovery/staging/1".to_owned(),
+            limits: Default::default()
+        }]
     );
     assert_eq!(staging.health, None);
     let [HostSource::Static(first), HostSource::Plugin { function, .. }, HostSource::Static(last)] =

@@ -19,8 +19,8 @@ pub(super) fn definition(what: Definition) -> Shape {
     let (doc, signature, sentence) = match what {
         Definition::Discovery => (
             "Finds hosts; calling the value with its options gives what an environment takes as hosts.",
-            "fun(options: table): phased.host[]",
-            "Returns the hosts as they are now.",
+            "fun(options: table, about: phased.Asking): phased.host[]",
+            "Returns the hosts as they are now; those it says are stopped or terminated are out for that reason.",
         ),
         Definition::Alert => (
             "Tells people; calling the value with its options gives what a project takes as notify.",
@@ -41,6 +41,32 @@ pub(super) fn definition(what: Definition) -> Shape {
             "The options it takes, by name; others are refused.",
         )
         .required(what.function(), Kind::Function(Cow::Borrowed(signature)), sentence)
+}
+
+fn env_like() -> Kind {
+    Kind::Map(
+        Text::new("a field's name", rules::line),
+        Arc::new(Kind::Text(Text::new("a text", rules::value).or_secret().or_number())),
+    )
+}
+
+/// The options that phased itself reads of every discovery.
+pub(super) fn source() -> Shape {
+    Shape::new("source", "What every discovery takes beside its own options.")
+        .with_default("interval", Kind::Duration, "\"1m\"", "How often it is asked while nothing is deployed; a plan and each wave ask anew.")
+        .with_default("timeout", Kind::Limit, "\"2m\"", "The limit of one asking.")
+        .with_default("min_hosts", Kind::Integer(0, 1_000_000), "0", "An answer with fewer running hosts is not believed.")
+        .optional(
+            "max_shrink",
+            Kind::Percentage,
+            "Nor one that has lost more than this since the last good one, reported terminations aside; that of rollout when absent.",
+        )
+        .with_default(
+            "max_age",
+            Kind::Duration,
+            "\"1h\"",
+            "How old the last good answer may be that stands in for a source that fails, where something new begins.",
+        )
 }
 
 fn option_name(text: &str) -> Result<(), String> {
@@ -90,7 +116,14 @@ pub(super) fn functions() -> Vec<PluginFunction> {
                 .optional("bearer", Kind::Secret, "Sent as Authorization: Bearer.")
                 .optional("body", body(), "The body as it is.")
                 .optional("json", Kind::Data, "The body as data, sent as JSON.")
-                .with_default("timeout", Kind::Limit, "\"30s\"", "The limit of the whole exchange.")
+                .optional("form", env_like(), "The body as the fields of a form.")
+                .with_default("timeout", Kind::Limit, "\"30s\"", "The limit of each exchange.")
+                .with_default(
+                    "retries",
+                    Kind::Integer(0, 10),
+                    "0",
+                    "How often it is tried again when the other side cannot be reached, is overloaded (429, 503) or fails (500, 502, 504): after 1s, 2s, 4s, or when its Retry-After says.",
+                )
                 .with_default(
                     "check",
                     Kind::Boolean,
@@ -160,6 +193,52 @@ pub(super) fn functions() -> Vec<PluginFunction> {
                 .with_default("check", Kind::Boolean, "true", "false: a failure is returned, not raised."),
             "phased.Result",
             "phased.exec { argv = options.argv, stdin = phased.json.encode(message) }",
+        ),
+        function(
+            "dns",
+            Shape::new("dns", "Looks a name up, every time anew; a name without such records gives an empty list.")
+                .first("name", text("a name", rules::address), "The name, in full.")
+                .with_default("type", Kind::words(&["A", "AAAA", "SRV"]), "\"A\"", "Which records.")
+                .optional("server", text("an address and port", rules::line), "Whom to ask, \"10.0.0.2:53\"; the machine's resolvers when absent.")
+                .with_default("timeout", Kind::Limit, "\"10s\"", "The limit of the lookup."),
+            "phased.Record[]",
+            "for _, record in ipairs(phased.dns { \"_ssh._tcp.web.example.com\", type = \"SRV\" }) do end",
+        ),
+        function(
+            "ec2_instances",
+            Shape::new("ec2_instances", "Lists instances of Amazon EC2, in whatever state, all pages of all regions.")
+                .required("regions", text("a region", rules::line).or_list(), "Which regions, asked side by side.")
+                .optional(
+                    "filters",
+                    Kind::Map(Text::new("a filter's name", rules::line), Arc::new(text("a text", rules::value).or_list())),
+                    "As DescribeInstances takes them: { [\"tag:role\"] = \"web\" }.",
+                )
+                .optional("access_key_id", Kind::Text(Text::new("a text", rules::line).or_secret()), "With secret_access_key; else credentials are found as Amazon's tools find them.")
+                .optional("secret_access_key", Kind::Secret, "With access_key_id.")
+                .optional("session_token", Kind::Secret, "Of temporary keys.")
+                .optional("profile", text("a name", rules::line), "A profile of the shared files.")
+                .optional("role", text("the ARN of a role", rules::line), "A role to assume.")
+                .optional("external_id", text("a text", rules::line), "What the role's owner asks for.")
+                .with_default("page_size", Kind::Integer(5, 1000), "1000", "Reservations in one answer.")
+                .optional("endpoint", text("a URL", rules::url), "Another endpoint than Amazon's; AWS_ENDPOINT_URL says the same.")
+                .with_default("timeout", Kind::Limit, "\"2m\"", "The limit of all of it."),
+            "phased.Instance[]",
+            "for _, instance in ipairs(phased.ec2_instances { regions = \"eu-west-1\" }) do end",
+        ),
+        function(
+            "jwt",
+            Shape::new("jwt", "Signs a JSON Web Token (RS256) with a key that stays outside Lua.")
+                .required("key", Kind::Secret, "A private RSA key in PEM, or a JSON key file with one as private_key.")
+                .optional("claims", Kind::Data, "The claims; iat and exp are added.")
+                .optional(
+                    "from_key",
+                    Kind::Map(Text::new("a claim's name", rules::line), Arc::new(text("a field's name", rules::line))),
+                    "Claims taken from the JSON key file: { iss = \"client_email\" }.",
+                )
+                .optional("header", Kind::Data, "Further fields of the header.")
+                .with_default("lifetime", Kind::Limit, "\"1h\"", "How long it is good."),
+            "string",
+            "local assertion = phased.jwt { key = options.key, claims = { aud = url }, from_key = { iss = \"client_email\" } }",
         ),
         function(
             "smtp",

@@ -3,9 +3,12 @@
 use std::{borrow::Cow, sync::Arc};
 
 use super::Object;
-use crate::lua::{
-    rules,
-    shape::{Definition, Kind, Shape, Text},
+use crate::{
+    lua::{
+        rules,
+        shape::{Definition, Kind, Shape, Text},
+    },
+    model::host::Presence,
 };
 
 fn text(what: &'static str, rule: crate::lua::shape::Rule) -> Kind {
@@ -175,6 +178,13 @@ pub(super) fn host() -> Shape {
             "What people call it, and its place in the order of a rollout; the id when absent.",
         )
         .optional("zone", text("a name", rules::line), "Its failure domain.")
+        .with_default(
+            "state",
+            Kind::words(Presence::WORDS),
+            "\"running\"",
+            "What its source says of it; only a running one is deployed to.",
+        )
+        .optional("reason", text("one line of text", rules::line), "Why it is in that state.")
         .optional(
             "labels",
             Kind::Map(
@@ -446,6 +456,55 @@ pub(super) const OBJECTS: &[Object] = &[
                 "status",
                 "fun(self: phased.Service, options?: table): phased.Result",
                 "Asks for it; a unit that is not active is no error.",
+            ),
+        ],
+    },
+    Object {
+        name: "Record",
+        doc: "What DNS says: an address, or a service.",
+        fields: &[
+            ("address", "string?", "Of an A or AAAA record."),
+            ("target", "string?", "Of an SRV record: the name of the host."),
+            ("port", "integer?", "Of an SRV record."),
+            ("priority", "integer?", "Of an SRV record."),
+            ("weight", "integer?", "Of an SRV record."),
+        ],
+    },
+    Object {
+        name: "Instance",
+        doc: "An instance of EC2; what it does not have is absent.",
+        fields: &[
+            ("id", "string", "i-..."),
+            ("region", "string", "Where it was found."),
+            ("account", "string?", "Whose it is."),
+            ("state", "string", "pending, running, shutting-down, terminated, stopping or stopped."),
+            ("state_reason", "string?", "Why it is in that state."),
+            ("private_ip", "string?", "Its private IPv4 address."),
+            ("public_ip", "string?", "Its public IPv4 address."),
+            ("ipv6", "string?", "Its first IPv6 address."),
+            ("private_dns", "string?", "The name of its private address."),
+            ("public_dns", "string?", "The name of its public address."),
+            ("zone", "string?", "Its availability zone."),
+            ("type", "string?", "Its type."),
+            ("image", "string?", "Its image."),
+            ("vpc", "string?", "Its VPC."),
+            ("subnet", "string?", "Its subnet."),
+            ("key", "string?", "The name of the key pair it was launched with."),
+            ("autoscaling_group", "string?", "Its Auto Scaling group."),
+            ("launched_at", "string?", "When, RFC 3339."),
+            ("tags", "table<string, string>", "Its tags."),
+        ],
+    },
+    Object {
+        name: "Asking",
+        doc: "What a discovery's hosts gets beside its options: whose hosts are asked for.",
+        fields: &[
+            ("project", "string", "The project's name."),
+            ("environment", "string", "The environment's name."),
+            (
+                "known",
+                "string[]",
+                "The ids of the running hosts of its last good answer: what became of those that are missing now may be told.",
             ),
         ],
     },

@@ -263,12 +263,8 @@ fn what_is_promised_of_a_plan_is_noticed() {
 #[test]
 fn the_baseline_is_as_large_as_the_canary_and_near_it() {
     let host = |name: &str, zone: &str| super::super::host::Host {
-        id: name.parse().unwrap(),
-        name: name.to_owned(),
-        address: name.to_owned(),
-        labels: Default::default(),
         zone: Some(zone.to_owned()),
-        ssh: Default::default(),
+        ..super::super::host::Host::at(name.parse().unwrap(), name.to_owned())
     };
     let (canary, others) = ([host("a", "z2"), host("b", "z2")], [host("e", "z2"), host("d", "z1"), host("c", "z1")]);
     let found = baseline(&canary.iter().collect::<Vec<_>>(), &others.iter().collect::<Vec<_>>());

@@ -51,7 +51,7 @@ fn host(n: u64) -> Host {
     let id = format!("h{n}");
     let (name, address) = (id.clone(), id.clone());
     let zone = Some(format!("z{}", n % 2));
-    Host { id: id.parse().unwrap(), name, address, labels: BTreeMap::new(), zone, ssh: Ssh::default() }
+    Host { name, zone, ..Host::at(id.parse().unwrap(), address) }
 }
 
 fn release() -> Release {
@@ -150,7 +150,11 @@ fn pipeline(random: &mut Random) -> Pipeline {
     let environment = |n: u64, random: &mut Random| Environment {
         name: format!("e{n}").parse().unwrap(),
         hosts: vec![if random.one_in(3) {
-            HostSource::Plugin { name: "file".to_owned(), function: "discovery/e/1".to_owned() }
+            HostSource::Plugin {
+                name: "file".to_owned(),
+                function: "discovery/e/1".to_owned(),
+                limits: Default::default(),
+            }
         } else {
             HostSource::Static(Vec::new())
         }],
@@ -664,7 +668,7 @@ impl Sim {
                 let gone = of.hosts.iter().filter(|h| h.begun.is_none() && !h.gone && self.random.one_in(9));
                 let gone = gone.map(|h| h.host.id.clone()).collect();
                 let joined = if self.random.one_in(4) { vec![host(100 + u64::from(*wave))] } else { Vec::new() };
-                Event::FleetSeen { deployment: *deployment, gone, joined, wave: *wave }
+                Event::FleetSeen { deployment: *deployment, gone, joined, wave: *wave, why: BTreeMap::new() }
             }
             Action::Measure { deployment, alarm } => {
                 let one = |random: &mut Random| match random.below(6) {

@@ -130,13 +130,13 @@ fn hosts_of_a_file_are_read_checked_and_named() {
 }
 
 #[test]
-fn a_discovery_is_given_its_options_and_an_alert_also_the_message() {
+fn a_plugin_is_given_its_options_and_what_it_is_about() {
     let further =
         "local found = phased.discovery { name = 'd', hosts = function(...) return { 'n' .. select('#', ...) } end }
     local said = phased.alert { name = 's', send = function(...) return select('#', ...) end }";
     let project = Project::new("said {}", "found {}", further);
     let PluginTurn::Return(hosts) = project.plugin("discovery/p/1").start() else { panic!("hosts") };
-    assert_eq!(hosts[0]["address"], "n1");
+    assert_eq!(hosts[0]["address"], "n2");
     assert_eq!(project.plugin("notify/bad/1").start(), PluginTurn::Return(json!(2)));
     assert!(matches!(project.plugin("notify/good/1").start(), PluginTurn::Raised(_)));
 }

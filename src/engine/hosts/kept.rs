@@ -1,0 +1,219 @@
+//! What is known of fleets beyond the life of the daemon: one control record for each environment, `discovery/<project>/<environment>`,
+//! and a blob for each list. It is written when something has changed, and once in a while so that the age of a list stays true.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{
+    Told,
+    fleet::{Change, Failed, Fleet, Gone, Good, KnownSource},
+    sources,
+};
+use crate::{
+    engine::{ledger, world::World},
+    model::{
+        cause::Cause,
+        host::Host,
+        ids::{Digest, EnvironmentName, ProjectName},
+        pipeline::Environment,
+    },
+    ports::control::Commit,
+};
+
+/// A list's age may be so far off after a restart.
+const REFRESH_MS: i64 = 10 * 60_000;
+
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Kept {
+    sources: Vec<KeptSource>,
+    gone: Vec<Gone>,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct KeptSource {
+    function: String,
+    name: String,
+    /// The blob with the last good list, and when it was good.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    hosts: Option<Digest>,
+    #[serde(default)]
+    at_ms: i64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    error: Option<Failed>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    change: Option<Change>,
+}
+
+fn key(project: &ProjectName, environment: &EnvironmentName) -> String {
+    format!("discovery/{project}/{environment}")
+}
+
+/// What is known, from what an earlier daemon has left where this one knows nothing yet.
+pub(super) async fn fleet(world: &World, project: &ProjectName, environment: &EnvironmentName) -> Arc<Fleet> {
+    if let Some(known) = world.fleets.get(project, environment) {
+        return known;
+    }
+    let Some(kept) = read(world, project, environment) else {
+        return world.fleets.change(project, environment, Fleet::clone);
+    };
+    let blobs = Arc::clone(&world.blobs);
+    let opened = tokio::task::spawn_blocking(move || {
+        let list = |digest: &Digest| -> Option<Vec<Host>> { serde_json::from_slice(&blobs.get(digest).ok()?).ok() };
+        let sources = kept.sources.into_iter().map(|source| KnownSource {
+            good: source.hosts.as_ref().and_then(|blob| {
+                let hosts = Arc::new(list(blob)?);
+                Some(Good { hosts, at_ms: source.at_ms, blob: Some(blob.clone()) })
+            }),
+            function: source.function,
+            name: source.name,
+            asked: None,
+            took: Duration::ZERO,
+            error: source.error,
+            change: source.change,
+        });
+        Fleet { sources: sources.collect(), gone: kept.gone }
+    });
+    let opened = opened.await.unwrap_or_default();
+    // Somebody else may have asked meanwhile, and knows better.
+    world.fleets.change(project, environment, |known| if known.sources.is_empty() { opened } else { known.clone() })
+}
+
+fn read(world: &World, project: &ProjectName, environment: &EnvironmentName) -> Option<Kept> {
+    let entry = world.control.get(&key(project, environment))?;
+    serde_json::from_value(entry.value).ok()
+}
+
+/// Takes answers in, and keeps what they change.
+pub(super) async fn take_in(
+    world: &World,
+    project: &ProjectName,
+    environment: &Environment,
+    told: Vec<Told>,
+    accept: bool,
+) -> Arc<Fleet> {
+    let limits: BTreeMap<String, _> =
+        sources(environment).into_iter().map(|source| (source.function.to_owned(), source.limits.clone())).collect();
+    let usual = environment.rollout.max_shrink;
+    let now_ms = world.clock.now().wall_ms;
+    let fleet = world.fleets.change(project, &environment.name, |known| {
+        let mut fleet = known.clone();
+        // A source that is not in the project's file any more says nothing.
+        fleet.sources.retain(|source| limits.contains_key(&source.function));
+        let before = fleet.merged(environment);
+        for told in told {
+            let failed = |fleet: &Fleet| {
+                let known = fleet.sources.iter().find(|known| known.function == told.function);
+                known.and_then(|known| known.error.as_ref()).map(|error| error.cause.clone())
+            };
+            let (was, label, function) = (failed(&fleet), told.label.clone(), told.function.clone());
+            if let Some(limits) = limits.get(&function) {
+                fleet.hear(told, limits, usual, accept);
+            }
+            let is =
+                fleet.sources.iter().find(|known| known.function == function).and_then(|known| known.error.as_ref());
+            say(project, environment, &label, was.as_ref(), is.map(|error| &error.cause));
+        }
+        let now = fleet.merged(environment);
+        fleet.compare(&before, &now, now_ms);
+        fleet
+    });
+    keep(world, project, environment, fleet).await
+}
+
+/// A line of the log when a source begins to fail, fails otherwise, or is well again.
+fn say(project: &ProjectName, environment: &Environment, source: &str, was: Option<&Cause>, is: Option<&Cause>) {
+    match (was, is) {
+        (Some(was), Some(is)) if was.code == is.code => {}
+        (_, Some(cause)) => {
+            tracing::warn!(%project, environment = %environment.name, source, %cause, "a source of hosts fails; its last good list stays");
+        }
+        (Some(_), None) => {
+            tracing::info!(%project, environment = %environment.name, source, "a source of hosts is well again")
+        }
+        (None, None) => {}
+    }
+}
+
+/// Puts down what is worth it. That it cannot be written takes nothing away: it is only not known after a restart.
+async fn keep(world: &World, project: &ProjectName, environment: &Environment, fleet: Arc<Fleet>) -> Arc<Fleet> {
+    let hold = world.blobs.hold();
+    let fresh: Vec<(String, Arc<Vec<Host>>)> = fleet
+        .sources
+        .iter()
+        .filter_map(|source| source.good.as_ref().filter(|good| good.blob.is_none()).map(|good| (source, good)))
+        .map(|(source, good)| (source.function.clone(), Arc::clone(&good.hosts)))
+        .collect();
+    let blobs = Arc::clone(&world.blobs);
+    let put = tokio::task::spawn_blocking(move || {
+        let put = |hosts: &[Host]| serde_json::to_vec(hosts).ok().and_then(|bytes| blobs.put(&bytes).ok());
+        fresh.into_iter().map(|(function, hosts)| (function, put(&hosts), hosts)).collect::<Vec<_>>()
+    });
+    let put = put.await.unwrap_or_default();
+    let fleet = world.fleets.change(project, &environment.name, |known| {
+        let mut fleet = known.clone();
+        for (function, blob, hosts) in put {
+            let good = fleet.sources.iter_mut().find(|s| s.function == function).and_then(|s| s.good.as_mut());
+            // Unless another answer has come meanwhile: whoever brought it keeps it.
+            if let Some(good) = good.filter(|good| Arc::ptr_eq(&good.hosts, &hosts)) {
+                good.blob = blob;
+            }
+        }
+        fleet
+    });
+    let kept = Kept {
+        sources: fleet
+            .sources
+            .iter()
+            .map(|source| KeptSource {
+                function: source.function.clone(),
+                name: source.name.clone(),
+                hosts: source.good.as_ref().and_then(|good| good.blob.clone()),
+                at_ms: source.good.as_ref().map_or(0, |good| good.at_ms),
+                error: source
+                    .error
+                    .as_ref()
+                    .map(|error| Failed { cause: ledger::brief(&error.cause), ..error.clone() }),
+                change: source.change.clone(),
+            })
+            .collect(),
+        gone: fleet.gone.clone(),
+    };
+    if read(world, project, &environment.name).is_some_and(|before| before.says(&kept)) {
+        return fleet;
+    }
+    let committed =
+        world.control.commit(Commit::Setting, &[], vec![(key(project, &environment.name), Some(json!(kept)))]);
+    match committed {
+        Ok(ticket) => {
+            world.tasks.spawn(format!("hosts of {project} {}", environment.name), async move {
+                // The blobs are safe once the record that names them is.
+                let _degraded_and_told_elsewhere = ticket.synced().await;
+                drop(hold);
+            });
+        }
+        Err(error) => {
+            tracing::warn!(%project, environment = %environment.name, %error, "the hosts that were found cannot be kept")
+        }
+    }
+    fleet
+}
+
+impl Kept {
+    /// Whether `now` is no news: the same, but for lists that are still good a little later.
+    fn says(&self, now: &Kept) -> bool {
+        let same = |before: &KeptSource, now: &KeptSource| {
+            let error = |of: &KeptSource| of.error.as_ref().map(|error| (error.cause.code.clone(), error.since_ms));
+            before.function == now.function
+                && before.name == now.name
+                && before.hosts == now.hosts
+                && now.at_ms - before.at_ms < REFRESH_MS
+                && error(before) == error(now)
+                && before.change == now.change
+        };
+        self.gone == now.gone
+            && self.sources.len() == now.sources.len()
+            && self.sources.iter().zip(&now.sources).all(|(before, now)| same(before, now))
+    }
+}

@@ -1,0 +1,293 @@
+//! EC2: moto, and answers as Amazon documents them.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use super::{error, ids, out};
+use crate::fixture::{Daemon, Moto, Project, Web, World, eventually, fleet, refused_port};
+
+const REGION: &str = "eu-west-1";
+
+fn start(world: &World, hosts: &str, env: &[(&str, String)]) -> Daemon {
+    world.project(&Project::new("shop").hosts(&[hosts]));
+    let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    world.start_with(&env)
+}
+
+fn ec2(more: &str) -> String {
+    format!("require \"discovery.ec2\" {{ interval = \"1h\", timeout = \"4m\", {more} }}")
+}
+
+#[test]
+fn a_fleet_of_2500_instances_is_found_page_by_page() {
+    let moto = Moto::start(&[]);
+    let mut launched = BTreeSet::new();
+    for _ in 0..50 {
+        launched.extend(moto.launch(REGION, 50, "t3.large", &[]));
+    }
+    moto.launch(REGION, 3, "t3.micro", &[]);
+    let world = World::new();
+    let source = ec2("region = \"eu-west-1\", filters = { [\"instance-type\"] = \"t3.large\" }, page_size = 20");
+    let daemon = start(&world, &source, &moto.env());
+    let found = fleet(&daemon, false);
+    assert_eq!(found["sources"][0]["hosts"], 2500, "{}", found["sources"]);
+    assert_eq!(ids(&found).into_iter().collect::<BTreeSet<_>>(), launched);
+}
+
+#[test]
+fn instances_are_hosts_by_their_tags_and_one_that_ended_says_so() {
+    let moto = Moto::start(&[]);
+    let web = moto.launch(
+        REGION,
+        3,
+        "t3.micro",
+        &[("role", "web"), ("Name", "web"), ("aws:autoscaling:groupName", "web-asg")],
+    );
+    let other = moto.launch("us-east-1", 1, "t3.micro", &[("role", "web")]);
+    moto.launch(REGION, 1, "t3.micro", &[("role", "db")]);
+    let world = World::new();
+    let daemon = start(
+        &world,
+        &ec2(
+            "regions = { \"eu-west-1\", \"us-east-1\" }, tags = { role = \"we*\" }, address = \"public\", max_shrink = \"0%\"",
+        ),
+        &moto.env(),
+    );
+    let found = fleet(&daemon, false);
+    let all: BTreeSet<&String> = web.iter().chain(&other).collect();
+    assert_eq!(ids(&found).iter().collect::<BTreeSet<_>>(), all, "{found}");
+    let one = found["hosts"].as_array().unwrap().iter().find(|host| host["id"] == web[0].as_str()).unwrap();
+    assert_eq!(
+        (&one["name"], &one["labels"]["region"], &one["labels"]["account"]),
+        (&json!("web"), &json!(REGION), &json!("123456789012"))
+    );
+    assert_eq!(one["labels"]["autoscaling_group"], "web-asg", "{one}");
+    assert!(one["zone"].as_str().unwrap().starts_with(REGION), "{one}");
+    assert!(one["address"].as_str().unwrap().parse::<std::net::Ipv4Addr>().is_ok(), "{one}");
+
+    // A reported termination is no loss, whatever max_shrink says.
+    moto.terminate(REGION, &[&web[1]]);
+    let fewer = fleet(&daemon, true);
+    assert_eq!(ids(&fewer).len(), 3, "{fewer}");
+    assert_eq!(out(&fewer), [format!("{}:terminated", web[1])]);
+    let message = fewer["out"][0]["message"].as_str().unwrap();
+    assert!(message.starts_with("ec2 says it is terminated: "), "{message}");
+    assert!(fewer["out"][0]["since"].is_string() && fewer["sources"][0]["error"].is_null(), "{fewer}");
+    // One that was only untagged is not there any more, and is no termination.
+    moto.call("ec2", REGION, &format!("Action=DeleteTags&Version=2016-11-15&ResourceId.1={}&Tag.1.Key=role", web[2]));
+    let (code, message) = error(&fleet(&daemon, true));
+    assert!(code == "max_shrink" && message.contains("had 3 hosts and finds 2 now"), "{message}");
+}
+
+#[test]
+fn a_role_is_assumed_with_given_keys() {
+    let moto = Moto::start(&[]);
+    let web = moto.launch(REGION, 1, "t3.micro", &[]);
+    let world = World::new();
+    world.secret("aws", "wJalrXUtnFEMItestkey");
+    let keys = "access_key_id = \"AKIATESTTESTTESTTEST\", secret_access_key = phased.secret \"aws\"";
+    let role = "role = \"arn:aws:iam::123456789012:role/phased\", external_id = \"x1\"";
+    let env = [("AWS_EC2_METADATA_DISABLED", "true".to_owned())];
+    let daemon =
+        start(&world, &ec2(&format!("region = \"eu-west-1\", endpoint = \"{}\", {keys}, {role}", moto.url())), &env);
+    assert_eq!(ids(&fleet(&daemon, false)), web);
+}
+
+#[test]
+fn wrong_keys_are_named_with_the_call_the_region_and_what_to_do() {
+    let moto = Moto::start(&[("INITIAL_NO_AUTH_ACTION_COUNT", "0")]);
+    let world = World::new();
+    let daemon = start(&world, &ec2("region = \"eu-west-1\""), &moto.env());
+    let (code, message) = error(&fleet(&daemon, false));
+    assert_eq!(code, "ec2_credentials", "{message}");
+    for part in [
+        "EC2 DescribeInstances in eu-west-1",
+        "the access key AKIATESTTESTTESTTEST of the daemon's environment",
+        "AuthFailure",
+        "check the access key",
+    ] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    assert!(!daemon.said().contains("wJalrXUtnFEMItestkey"));
+}
+
+#[test]
+fn no_credentials_at_all_are_said_to_be_missing() {
+    let world = World::new();
+    let env = [("AWS_EC2_METADATA_DISABLED", "true".to_owned()), ("AWS_ENDPOINT_URL", "http://127.0.0.1:9".to_owned())];
+    let daemon = start(&world, &ec2("region = \"eu-west-1\""), &env);
+    let (code, message) = error(&fleet(&daemon, false));
+    assert_eq!(code, "ec2_credentials", "{message}");
+    assert!(
+        message.contains("the credentials this machine finds") && message.contains("instance profile"),
+        "{message}"
+    );
+}
+
+fn ec2_error(code: &str, message: &str) -> String {
+    format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Response><Errors><Error><Code>{code}</Code><Message>{message}</Message></Error></Errors><RequestID>0</RequestID></Response>"
+    )
+}
+
+/// The error that a daemon shows when EC2 answers so; more answers follow the first.
+fn refused(status: u16, code: &str, said: &str, more: &[(u16, &str)]) -> (String, String) {
+    let web = Web::start();
+    web.gives("/", status, &ec2_error(code, said));
+    for (status, body) in more {
+        web.then_gives("/", *status, body);
+    }
+    let world = World::new();
+    let env = [
+        ("AWS_ENDPOINT_URL", web.url("")),
+        ("AWS_ACCESS_KEY_ID", "ASIATESTTESTTESTTEST".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMItestkey".to_owned()),
+        ("AWS_SESSION_TOKEN", "token".to_owned()),
+        ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+    ];
+    let daemon = start(&world, &ec2("region = \"eu-south-2\""), &env);
+    error(&fleet(&daemon, false))
+}
+
+#[test]
+fn every_refusal_of_ec2_says_what_to_do() {
+    let (code, message) = refused(400, "RequestExpired", "Request has expired.", &[]);
+    assert!(
+        code == "ec2_credentials" && message.contains("have expired") && message.contains("RequestExpired"),
+        "{message}"
+    );
+    let (code, message) = refused(401, "OptInRequired", "You are not subscribed to this service.", &[]);
+    assert!(code == "ec2_region" && message.contains("enable the region eu-south-2"), "{message}");
+    let (code, message) = refused(400, "InvalidParameterValue", "The filter 'x' is invalid", &[]);
+    assert!(code == "ec2_failed" && message.contains("look at the filters"), "{message}");
+    let identity = "<GetCallerIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><GetCallerIdentityResult>\
+        <Arn>arn:aws:iam::210987654321:user/ci</Arn><UserId>A</UserId><Account>210987654321</Account></GetCallerIdentityResult>\
+        <ResponseMetadata><RequestId>0</RequestId></ResponseMetadata></GetCallerIdentityResponse>";
+    let (code, message) =
+        refused(403, "UnauthorizedOperation", "You are not authorized to perform this operation.", &[(200, identity)]);
+    assert_eq!(code, "ec2_denied", "{message}");
+    assert!(
+        message.contains("of account 210987654321 (arn:aws:iam::210987654321:user/ci)")
+            && message.contains("allow it ec2:DescribeInstances"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_throttled_call_is_tried_again_later() {
+    let none = "<DescribeInstancesResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\"><requestId>0</requestId><reservationSet/></DescribeInstancesResponse>";
+    let web = Web::start();
+    web.gives("/", 503, &ec2_error("RequestLimitExceeded", "Request limit exceeded."));
+    web.then_gives("/", 503, &ec2_error("RequestLimitExceeded", "Request limit exceeded."));
+    web.then_gives("/", 200, none);
+    let world = World::new();
+    let env = [
+        ("AWS_ENDPOINT_URL", web.url("")),
+        ("AWS_ACCESS_KEY_ID", "AKIATESTTESTTESTTEST".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMItestkey".to_owned()),
+    ];
+    let daemon = start(&world, &ec2("region = \"eu-west-1\""), &env);
+    let found = fleet(&daemon, false);
+    assert!(found["sources"][0]["error"].is_null() && ids(&found).is_empty(), "{found}");
+    assert_eq!(web.asked().len(), 3);
+
+    web.gives("/", 503, &ec2_error("RequestLimitExceeded", "Request limit exceeded."));
+    let (code, message) = error(&fleet(&daemon, true));
+    assert!(code == "ec2_throttled" && message.contains("asked 6 times"), "{message}");
+}
+
+#[test]
+fn an_endpoint_where_nobody_is_cannot_be_asked() {
+    let (_guard, port) = refused_port();
+    let world = World::new();
+    let env = [
+        ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}")),
+        ("AWS_ACCESS_KEY_ID", "AKIATESTTESTTESTTEST".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMItestkey".to_owned()),
+    ];
+    let daemon = start(&world, &ec2("region = \"eu-west-1\""), &env);
+    let (code, message) = error(&fleet(&daemon, false));
+    assert!(code == "ec2_unreachable" && message.contains("the spelling of the region"), "{message}");
+}
+
+/// Instances as hosts on this machine: each at its own place behind the one sshd there is.
+const MAPPED: &str = r#"
+local STATES = { running = "running", pending = "starting" }
+return phased.discovery {
+  name = "mapped", options = { root = { "text", position = 1, required = true } },
+  hosts = function(options)
+    local found = {}
+    for _, instance in ipairs(phased.ec2_instances { regions = "eu-west-1", filters = { ["tag:role"] = "web" } }) do
+      found[#found + 1] = {
+        id = instance.id, address = "127.0.0.1", base = options.root .. "/" .. instance.id .. "/base",
+        state = STATES[instance.state] or "terminated", reason = instance.state_reason,
+      }
+    end
+    return found
+  end,
+}"#;
+
+#[test]
+fn one_that_is_terminated_during_a_rollout_is_gone_and_one_that_is_launched_gets_it() {
+    let (moto, world) = (Moto::start(&[]), World::new());
+    let tags = [("role", "web")];
+    let mut web = moto.launch(REGION, 4, "t3.micro", &tags);
+    web.sort();
+    web.iter().for_each(|id| drop(world.host_table(id)));
+    std::fs::create_dir_all(world.path("plugins/discovery")).unwrap();
+    std::fs::write(world.path("plugins/discovery/mapped.lua"), MAPPED).unwrap();
+    let source =
+        format!("require \"discovery.mapped\" {{ \"{}\", max_shrink = \"0%\" }}", world.path("hosts").display());
+    world.project(&Project::new("shop").rollout("waves = 1, max_shrink = \"0%\"").deploy_takes(1.0).hosts(&[&source]));
+    let env = moto.env();
+    let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let daemon = world.start_with(&env);
+    world.repo.push("to the cloud");
+    let run = daemon.press();
+    eventually("the first host is being deployed to", || (!world.touched(&web[0]).is_empty()).then_some(()));
+    moto.terminate(REGION, &[&web[3]]);
+    let late = moto.launch(REGION, 1, "t3.micro", &tags).remove(0);
+    world.host_table(&late);
+    let ended = run.wait().is("succeeded");
+    assert_eq!(ended.host(&web[3])["state"], "gone", "{}", ended.deployment("production"));
+    let why = ended.host(&web[3])["cause"]["message"].as_str().unwrap().to_owned();
+    assert!(why.starts_with("mapped says it is terminated: "), "{why}");
+    let there = [web[0].as_str(), &web[1], &web[2], &late];
+    assert!(world.hosts_have(&there, &world.repo.head()), "{}", ended.deployment("production"));
+    assert_eq!(world.revision(&web[3]), None);
+
+    // An API that says there is nobody stops it loudly, and nobody is touched.
+    let before = world.touched(&late).len();
+    moto.call("ec2", REGION, &{
+        let mut form = "Action=DeleteTags&Version=2016-11-15&Tag.1.Key=role".to_owned();
+        (1..).zip(there).for_each(|(i, id)| form.push_str(&format!("&ResourceId.{i}={id}")));
+        form
+    });
+    world.repo.push("to nobody");
+    let ended = daemon.deploy().is("failed");
+    assert_eq!(ended.deployment("production")["cause"]["code"], "max_shrink", "{}", ended.deployment("production"));
+    assert_eq!(world.touched(&late).len(), before);
+}
+
+#[test]
+fn the_credentials_of_an_instance_profile_are_found_at_the_metadata_service() {
+    let none = "<DescribeInstancesResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\"><requestId>0</requestId><reservationSet/></DescribeInstancesResponse>";
+    let (web, world) = (Web::start(), World::new());
+    web.gives("/", 200, none);
+    web.gives("/latest/api/token", 200, "imds-token");
+    let keys = json!({"Code": "Success", "LastUpdated": "2026-01-01T00:00:00Z", "Type": "AWS-HMAC", "AccessKeyId": "ASIAFROMTHEPROFILE",
+        "SecretAccessKey": "secret", "Token": "session", "Expiration": "2099-01-01T00:00:00Z", "AccountId": "123456789012"});
+    for kind in ["security-credentials", "security-credentials-extended"] {
+        web.gives(&format!("/latest/meta-data/iam/{kind}/"), 200, "web-role");
+        web.gives(&format!("/latest/meta-data/iam/{kind}"), 200, "web-role");
+        web.gives(&format!("/latest/meta-data/iam/{kind}/web-role"), 200, &keys.to_string());
+    }
+    let env = [("AWS_ENDPOINT_URL", web.url("")), ("AWS_EC2_METADATA_SERVICE_ENDPOINT", web.url(""))];
+    let daemon = start(&world, &ec2("region = \"eu-west-1\""), &env);
+    let found = fleet(&daemon, false);
+    assert!(found["sources"][0]["error"].is_null(), "{found}");
+    let asked = web.asked();
+    let call = asked.iter().find(|asked| asked.body.contains("Action=DescribeInstances")).unwrap();
+    assert!(call.headers["authorization"].contains("Credential=ASIAFROMTHEPROFILE/"), "{call:?}");
+}

@@ -1,0 +1,262 @@
+//! Files, services, scripts and DNS.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use serde_json::{Value, json};
+
+use super::{error, ids, out};
+use crate::fixture::{Daemon, Dns, Project, Web, World, eventually, fleet};
+
+fn with(hosts: &[&str]) -> (World, Daemon) {
+    with_rollout(hosts, "max_parallel = 1")
+}
+
+fn with_rollout(hosts: &[&str], rollout: &str) -> (World, Daemon) {
+    let world = World::new();
+    world.project(&Project::new("shop").rollout(rollout).hosts(hosts));
+    let daemon = world.start();
+    (world, daemon)
+}
+
+fn targets(addresses: &[&str]) -> String {
+    json!([{ "targets": addresses, "labels": { "env": "prod" } }]).to_string()
+}
+
+#[test]
+fn a_service_is_asked_and_what_changed_is_told() {
+    let web = Web::start();
+    web.gives("/sd", 200, &targets(&["10.0.0.1:9100", "10.0.0.2:9100", "10.0.0.3:9100", "10.0.0.4:9100"]));
+    let (_world, daemon) = with(&[&format!(
+        "require \"discovery.prometheus\" {{ \"{}\", interval = \"1h\", token = phased.secret \"hook\" }}",
+        web.url("/sd")
+    )]);
+    let first = fleet(&daemon, false);
+    assert_eq!(ids(&first), ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]);
+    assert_eq!(first["hosts"][0]["sources"], json!(["prometheus"]));
+    assert_eq!(web.asked()[0].headers["authorization"], "Bearer It's a Secret to Everybody");
+
+    web.gives("/sd", 200, &targets(&["10.0.0.1:9100", "10.0.0.2:9100", "10.0.0.4:9100", "10.0.0.5:9100"]));
+    assert_eq!(ids(&fleet(&daemon, false)).len(), 4, "nobody asked anew");
+    let changed = fleet(&daemon, true);
+    assert_eq!(ids(&changed), ["10.0.0.1", "10.0.0.2", "10.0.0.4", "10.0.0.5"]);
+    let change = &changed["sources"][0]["change"];
+    assert_eq!((&change["came_ids"], &change["went_ids"]), (&json!(["10.0.0.5"]), &json!(["10.0.0.3"])));
+    assert_eq!(out(&changed), ["10.0.0.3:not_found"]);
+    assert_eq!(changed["out"][0]["message"], "prometheus does not name it any more");
+
+    // For people, and for Prometheus.
+    let told = daemon.cli(&["hosts", "shop", "production"]);
+    assert!(
+        told.code == 0 && told.stdout.contains("10.0.0.3: prometheus does not name it any more, since "),
+        "{told:?}"
+    );
+    let groups = daemon.api.get("/v1/inventory?port=9100").json();
+    assert_eq!(groups[3]["targets"], json!(["10.0.0.5:9100"]));
+    assert_eq!(groups[3]["labels"]["__meta_phased_label_env"], "prod");
+    assert_eq!(daemon.cli(&["hosts", "shop", "nowhere"]).code, 8);
+}
+
+#[test]
+fn a_source_that_fails_keeps_its_last_good_list_also_over_a_restart() {
+    let web = Web::start();
+    web.gives("/sd", 200, &targets(&["10.0.0.1", "10.0.0.2"]));
+    let source = format!("require \"discovery.prometheus\" {{ \"{}\", interval = \"1h\" }}", web.url("/sd"));
+    let (world, daemon) = with(&[&source]);
+    assert_eq!(ids(&fleet(&daemon, false)).len(), 2);
+    web.gives("/sd", 200, "{\"targets\": []}");
+    let wrong = fleet(&daemon, true);
+    assert_eq!(ids(&wrong).len(), 2);
+    let (code, message) = error(&wrong);
+    assert!(code == "lua_error" && message.contains("must hold a list of target groups"), "{message}");
+    let since = wrong["sources"][0]["error_since"].clone();
+    assert!(since.is_string() && wrong["sources"][0]["good_at"].is_string(), "{wrong}");
+
+    daemon.kill();
+    web.gives("/sd", 403, "no");
+    let daemon = world.start();
+    let still = eventually("it was asked again", || {
+        let still = fleet(&daemon, false);
+        still["sources"][0]["asked_at"].is_string().then_some(still)
+    });
+    assert_eq!(ids(&still).len(), 2);
+    assert!(error(&still).1.contains("answered 403"), "{still}");
+    assert_eq!(still["sources"][0]["error_since"], since);
+    let told = daemon.cli(&["hosts", "shop"]).stdout;
+    assert!(told.contains("WRONG for ") && told.contains("the list that is used is "), "{told}");
+
+    web.gives("/sd", 200, &targets(&["10.0.0.1", "10.0.0.2"]));
+    assert!(fleet(&daemon, true)["sources"][0]["error"].is_null());
+}
+
+#[test]
+fn a_list_that_cannot_be_stops_loudly_until_a_person_accepts_it() {
+    let web = Web::start();
+    let forty: Vec<String> = (1..=40).map(|n| format!("10.0.0.{n}")).collect();
+    let forty: Vec<&str> = forty.iter().map(String::as_str).collect();
+    web.gives("/sd", 200, &targets(&forty));
+    let (world, daemon) =
+        with(&[&format!("require \"discovery.prometheus\" {{ \"{}\", interval = \"1h\" }}", web.url("/sd"))]);
+    assert_eq!(ids(&fleet(&daemon, false)).len(), 40);
+
+    web.gives("/sd", 200, "[]");
+    let none = fleet(&daemon, true);
+    assert_eq!(ids(&none).len(), 40);
+    let (code, message) = error(&none);
+    assert!(
+        code == "max_shrink"
+            && message.contains("had 40 hosts and finds 0 now: 40 are missing, and max_shrink allows 12"),
+        "{message}"
+    );
+    world.repo.push("to nobody");
+    let run = daemon.deploy().is("failed");
+    let cause = run.deployment("production")["cause"].clone();
+    assert_eq!(cause["code"], "max_shrink", "{cause}");
+    assert!(world.untouched());
+
+    web.gives("/sd", 200, &targets(&["10.0.0.1", "10.0.0.2"]));
+    let plan = daemon.api.get("/v1/projects/shop/plan").json();
+    assert_eq!(plan["environments"][0]["cause"]["code"], "max_shrink", "{plan}");
+    let told = daemon.cli(&["hosts", "shop", "production", "--accept"]);
+    assert!(told.code == 0 && told.stdout.starts_with("shop production: 2 hosts"), "{told:?}");
+    let plan = daemon.api.get("/v1/projects/shop/plan").json();
+    assert_eq!(plan["environments"][0]["hosts"].as_array().unwrap().len(), 2, "{plan}");
+}
+
+#[test]
+fn a_stale_list_does_for_what_is_new_until_max_age_and_min_hosts_is_minded() {
+    let web = Web::start();
+    web.gives("/sd", 200, &targets(&["10.0.0.1", "10.0.0.2"]));
+    let (_world, daemon) = with(&[&format!(
+        "require \"discovery.prometheus\" {{ \"{}\", interval = \"1h\", min_hosts = 2, max_shrink = \"100%\", max_age = \"1ms\" }}",
+        web.url("/sd")
+    )]);
+    assert_eq!(ids(&fleet(&daemon, false)).len(), 2);
+    web.gives("/sd", 200, &targets(&["10.0.0.1"]));
+    let (code, message) = error(&fleet(&daemon, true));
+    assert!(
+        code == "min_hosts" && message.contains("found 1 running hosts, and min_hosts says there are at least 2"),
+        "{message}"
+    );
+    web.gives("/sd", 404, "gone");
+    let cause = eventually("the list is too old", || {
+        let plan = daemon.api.get("/v1/projects/shop/plan").json();
+        let cause = plan["environments"][0]["cause"].clone();
+        cause["message"].as_str().is_some_and(|m| m.contains("and max_age is 1ms")).then_some(cause)
+    });
+    assert_eq!(cause["code"], "discovery_failed", "{cause}");
+}
+
+#[test]
+fn several_sources_are_one_fleet() {
+    let world = World::new();
+    let file = world.path("tested/hosts.json");
+    let hosts = json!([
+        {"id": "i-1", "name": "web-1", "address": "10.0.0.1", "labels": {"role": "web"}, "zone": "a"},
+        {"id": "i-2", "address": "10.0.0.2", "state": "terminated", "reason": "spot interruption"},
+        {"id": "i-3", "address": "10.0.0.3"}]);
+    std::fs::write(&file, hosts.to_string()).unwrap();
+    let file = format!("require \"discovery.file\" {{ \"{}\" }}", file.display());
+    let listed = "{ id = \"i-1\", address = \"54.0.0.1\", port = 2222 }";
+    let double = "{ id = \"web9\", address = \"10.0.0.3\" }";
+    world.project(&Project::new("shop").hosts(&[listed, &file, double, "{ id = \"i-2\", address = \"10.0.0.2\" }"]));
+    let daemon = world.start();
+    let found = fleet(&daemon, true);
+    assert_eq!(ids(&found), ["i-3", "i-1"], "{found}");
+    let one = &found["hosts"][1];
+    assert_eq!(
+        (&one["name"], &one["address"], &one["port"], &one["zone"]),
+        (&json!("web-1"), &json!("54.0.0.1"), &json!(2222), &json!("a"))
+    );
+    assert_eq!(one["sources"], json!(["the project's list", "file"]));
+    assert_eq!(out(&found), ["i-2:terminated", "web9:same_address"]);
+    assert_eq!(found["out"][0]["message"], "file says it is terminated: spot interruption");
+    assert_eq!(found["disagreements"], 1);
+    assert_eq!(
+        (&found["conflicts"][0]["field"], &found["conflicts"][0]["used"], &found["conflicts"][0]["other"]),
+        (&json!("address"), &json!("54.0.0.1"), &json!("10.0.0.1"))
+    );
+}
+
+#[test]
+fn an_inventory_script_runs_as_the_projects_user() {
+    let world = World::new();
+    let script = world.path("tested/inventory.py");
+    let text = "#!/usr/bin/python3\nimport json, os, sys\n\
+        assert sys.argv[1:] == ['--list']\n\
+        print(json.dumps({'web': {'hosts': ['web1', 'web2'], 'vars': {'ansible_user': 'u%d' % os.getuid()}},\n\
+        '_meta': {'hostvars': {'web1': {'ansible_host': '10.0.0.1'}}}}))\n";
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    world.project(
+        &Project::new("shop")
+            .hosts(&[&format!("require \"discovery.ansible\" {{ \"{}\", group = \"web\" }}", script.display())]),
+    );
+    let daemon = world.start();
+    let found = fleet(&daemon, true);
+    assert_eq!(ids(&found), ["web1", "web2"], "{found}");
+    assert_eq!(
+        (&found["hosts"][0]["address"], &found["hosts"][0]["labels"]["groups"]),
+        (&json!("10.0.0.1"), &json!("web"))
+    );
+    let user = found["hosts"][0]["user"].as_str().unwrap()[1..].parse::<u32>().unwrap();
+    assert!((world.uids.0..=world.uids.1).contains(&user), "{user}");
+    std::fs::write(&script, "#!/bin/sh\necho 'no database' >&2\nexit 3\n").unwrap();
+    let (_, message) = error(&fleet(&daemon, true));
+    assert!(message.contains("--list ended with 3: no database"), "{message}");
+}
+
+#[test]
+fn dns_is_asked_anew_each_time_and_over_tcp_where_it_must_be() {
+    let dns = Dns::start();
+    dns.holds("_ssh._tcp.web.test", "SRV", &["1 5 2222 web1.web.test.", "1 5 2200 web2.web.test."]);
+    let many: Vec<String> = (1..=200).map(|n| format!("10.1.0.{n}")).collect();
+    dns.holds("many.test", "A", &many.iter().map(String::as_str).collect::<Vec<_>>());
+    dns.holds("six.test", "AAAA", &["fd00::1"]);
+    let source = |names: &str, kind: &str| {
+        format!(
+            "require \"discovery.dns\" {{ names = {{ {names} }}, type = \"{kind}\", server = \"{}\", interval = \"1h\", max_shrink = \"100%\" }}",
+            dns.server()
+        )
+    };
+    let (_world, daemon) = with(&[
+        &source("\"_ssh._tcp.web.test\"", "SRV"),
+        &source("\"many.test\", \"six.test\"", "A"),
+        &source("\"six.test\"", "AAAA"),
+    ]);
+    let found = fleet(&daemon, true);
+    assert_eq!(
+        found["sources"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["dns 1", "dns 2", "dns 3"]
+    );
+    let hosts: Vec<Value> = found["hosts"].as_array().unwrap().clone();
+    assert_eq!(hosts.len(), 203, "{}", found["sources"]);
+    let web1 = hosts.iter().find(|host| host["id"] == "web1.web.test").unwrap();
+    assert_eq!(web1["port"], 2222);
+    assert!(*dns.by_tcp.lock().unwrap() > 0, "200 addresses fit into no datagram");
+
+    dns.holds("_ssh._tcp.web.test", "SRV", &["1 5 2222 web1.web.test."]);
+    assert_eq!(fleet(&daemon, true)["hosts"].as_array().unwrap().len(), 202);
+}
+
+#[test]
+fn what_dns_does_not_know_is_an_error_and_what_it_does_not_have_is_none() {
+    let dns = Dns::start();
+    dns.holds("web.test", "A", &["10.0.0.1"]);
+    let (_world, daemon) = with(&[
+        "{ id = \"x\", address = \"10.9.9.9\" }",
+        &format!("require \"discovery.dns\" {{ names = {{ \"wep.test\" }}, server = \"{}\" }}", dns.server()),
+        &format!(
+            "require \"discovery.dns\" {{ names = {{ \"web.test\" }}, type = \"SRV\", server = \"{}\" }}",
+            dns.server()
+        ),
+        "require \"discovery.dns\" { names = { \"web.test\" }, server = \"ns1\" }",
+    ]);
+    let found = fleet(&daemon, true);
+    let of = |n: usize| (&found["sources"][n]["error"]["code"], &found["sources"][n]["error"]["message"]);
+    assert_eq!(of(0).0, "dns_unknown", "{found}");
+    assert!(of(0).1.as_str().unwrap().contains("there is no name wep.test"), "{found}");
+    assert_eq!(of(1), (&Value::Null, &Value::Null));
+    assert!(of(2).1.as_str().unwrap().contains("\"ns1\" is no address with a port"), "{found}");
+    let plan = daemon.api.get("/v1/projects/shop/plan").json();
+    assert_eq!(plan["environments"][0]["cause"]["code"], "discovery_failed", "{plan}");
+}
