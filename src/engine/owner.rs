@@ -10,7 +10,10 @@ use std::{
 
 use futures_util::FutureExt as _;
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -208,8 +211,11 @@ fn panicked() -> Outcome {
 /// Where a program tells what its calls do.
 pub(super) fn turns(sender: mpsc::Sender<Message>) -> Sink {
     Box::new(move |key, turn| {
-        // On the program's own thread: waiting there is what bounds the queue.
-        let _owner_gone = sender.blocking_send(Message::Turn(key.clone(), turn));
+        // A program that answers at once, in its owner's own task, finds room; it could not wait for any.
+        if let Err(TrySendError::Full(message)) = sender.try_send(Message::Turn(key.clone(), turn)) {
+            // On the program's own thread: waiting there is what bounds the queue.
+            let _owner_gone = sender.blocking_send(message);
+        }
     })
 }
 

@@ -42,6 +42,18 @@ impl DataDisk {
         DataDisk::keeping(dir, RESERVE)
     }
 
+    /// Without a reserve, over a disk in memory that has always room.
+    #[must_use]
+    pub fn simulated(dir: &Path) -> Self {
+        DataDisk {
+            dir: dir.to_owned(),
+            reserve: 0,
+            condition: watch::Sender::new(Condition::Well),
+            looks: Mutex::default(),
+            looked: Condvar::new(),
+        }
+    }
+
     pub(super) fn keeping(dir: &Path, reserve: u64) -> io::Result<Self> {
         let disk = DataDisk {
             dir: dir.to_owned(),
