@@ -150,6 +150,7 @@ pub mod lua;
 pub mod model;
 pub mod ports;
 pub mod probe;
+pub mod sim;
 pub mod ssh;
 pub mod store;
 pub mod telemetry;
