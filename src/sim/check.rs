@@ -85,6 +85,14 @@ pub(super) fn heard(state: &mut State, now: Duration, id: &RunId, records: &[(Se
     }
 }
 
+/// A life begins with what is on disk: `last` records of a run.
+pub(super) fn found(state: &mut State, now: Duration, id: &RunId, last: usize) {
+    let known = state.runs.get(id).map_or(0, |followed| followed.last.0);
+    if (last as u64) < known {
+        state.breaks(now, &format!("run {id}: {known} records were on disk, and {last} are left"));
+    }
+}
+
 fn words(event: &Event) -> String {
     let text = serde_json::to_string(event).unwrap_or_default();
     let text: String = text.chars().take(if matches!(event, Event::Started(_)) { 60 } else { 400 }).collect();

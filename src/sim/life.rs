@@ -116,7 +116,7 @@ pub fn play(scenario: &Scenario, tells: bool) -> Result<Played, Broken> {
     let broken = |what: String| Broken { what, story: outside.story() };
     let mut crashes = scenario.crashes.iter().copied();
     let mut crash = crashes.next();
-    let disk = SimulatedDisk::new(scenario.seed, Path::new(DATA), calls(crash));
+    let disk = SimulatedDisk::new(scenario.seed, &Path::new(DATA).join("runs"), calls(crash));
     let mut machine = Machine {
         disk,
         blobs: MemoryBlobs::default(),
@@ -222,12 +222,20 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
         time("runs", random),
     )?;
     // What is on disk, whether anybody was told of it or not.
-    for run in journals.runs()? {
+    let there = journals.runs()?;
+    let gone: Vec<RunId> = outside.state().runs.keys().filter(|run| !there.contains(run)).cloned().collect();
+    for run in gone {
+        let now = outside.clock().elapsed();
+        check::found(&mut outside.state(), now, &run, 0);
+    }
+    for run in there {
         let found = journals.read(&run)?;
         if let Some(damage) = found.damage {
             let now = outside.clock().elapsed();
             outside.state().breaks(now, &format!("the journal of run {run} is damaged: {damage}"));
         }
+        let now = outside.clock().elapsed();
+        check::found(&mut outside.state(), now, &run, found.records.len());
         outside.heard(&run, &found.records);
     }
     let control: Arc<dyn Control> = Arc::new(ControlLog::simulated(
