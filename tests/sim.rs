@@ -53,8 +53,8 @@ fn whatever_happens_the_engine_keeps_its_promises() {
             Ok(played) => {
                 deaths += played.deaths;
                 events += played.events;
-                for end in played.ends {
-                    *ends.entry(format!("{end:?}")).or_default() += 1;
+                for (end, why) in played.ends {
+                    *ends.entry(format!("{end:?} {why}")).or_default() += 1;
                 }
             }
             Err(what) => broken.push((seed, what.what)),

@@ -35,6 +35,10 @@ pub(super) struct Followed {
 }
 
 impl Followed {
+    pub(super) fn last(&self) -> u64 {
+        self.last.0
+    }
+
     pub(super) fn is_over(&self) -> bool {
         self.run.end.is_some()
     }
@@ -143,7 +147,9 @@ fn over_budget(run: &Run, of: &Deployment, host: &HostId) -> Option<String> {
         return Some(format!("{shut} hosts are unreachable and max_unreachable is {}", budgets.max_unreachable));
     }
     let flying: Vec<_> = of.hosts.iter().filter(|h| h.in_flight() && h.host.id != *host).collect();
-    let most = spec.rollout.max_parallel.max(1) as usize;
+    // What puts back something known goes as a rollback does.
+    let back = spec.rollout.rollback_parallel.filter(|_| run.target.is_some());
+    let most = back.unwrap_or(spec.rollout.max_parallel).max(1) as usize;
     if flying.len() >= most {
         return Some(format!("{} are under way and max_parallel is {most}", flying.len()));
     }
@@ -162,6 +168,12 @@ fn over_budget(run: &Run, of: &Deployment, host: &HostId) -> Option<String> {
 pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, token: &str, command: &Command) {
     let line = command.line();
     let run: Option<RunId> = command.variable("RUN").parse().ok();
+    let told =
+        |state: &State| run.as_ref().and_then(|run| state.runs.get(run)).is_some_and(|f| f.begun.contains(token));
+    if let Some(run) = run.as_ref().filter(|_| !told(state)) {
+        // An earlier life may have begun it, and nobody was told.
+        state.catch_up(now, run);
+    }
     let Some(followed) = run.as_ref().and_then(|run| state.runs.get(run)) else {
         return state.breaks(now, &format!("{line} begins, and its run is not on disk"));
     };
@@ -188,8 +200,8 @@ pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, to
         .deployment(of.n)
         .and_then(|of| of.spec(&followed.run))
         .map_or(1, |spec| match of.rollback_of {
-            None => spec.rollout.max_parallel,
-            Some(_) => spec.rollout.rollback_parallel.unwrap_or(spec.rollout.max_parallel),
+            None if followed.run.target.is_none() => spec.rollout.max_parallel,
+            _ => spec.rollout.rollback_parallel.unwrap_or(spec.rollout.max_parallel),
         })
         .max(1) as usize;
     let alone = of.alone;

@@ -60,8 +60,8 @@ pub struct Played {
     pub story: Vec<String>,
     /// Every journal on disk at the end, byte by byte.
     pub journals: BTreeMap<PathBuf, Vec<u8>>,
-    /// How the runs ended.
-    pub ends: Vec<RunState>,
+    /// How the runs ended, and why.
+    pub ends: Vec<(RunState, String)>,
     /// How often the daemon died.
     pub deaths: u32,
     /// How many things happened.
@@ -105,6 +105,27 @@ impl Feed for Ear {
         self.views.synced(run, records);
         self.outside.heard(run, records);
     }
+}
+
+struct Deaf;
+
+impl Feed for Deaf {
+    fn synced(&self, _run: &RunId, _records: &[(Seq, u32, Record)]) {}
+}
+
+/// Reads what is on disk for certain of a run's journal.
+fn reader(machine: &Machine) -> super::outside::Reader {
+    let machine = machine.clone();
+    Arc::new(move |run| {
+        let storage = Arc::new(DataDisk::simulated(Path::new("/simulated")));
+        let (disk, blobs) = (machine.disk.durable(), Arc::new(machine.blobs.clone()));
+        let time =
+            Arc::new(DiskTime { clock: super::clock::VirtualClock::default(), random: Mutex::new(Random::of(0, "")) });
+        let runs = Path::new(DATA).join("runs");
+        let found = RunJournals::simulated(runs, blobs, Arc::new(Deaf), storage, &disk, time)
+            .and_then(|journals| journals.read(run));
+        found.map(|found| found.records).unwrap_or_default()
+    })
 }
 
 /// Plays `scenario` to its end; with `tells` it can be read afterwards what happened.
@@ -159,7 +180,11 @@ pub fn play(scenario: &Scenario, tells: bool) -> Result<Played, Broken> {
         return Err(broken(what));
     }
     let state = outside.state();
-    let ends = state.runs.values().filter_map(|followed| Some(followed.run.end.as_ref()?.0)).collect();
+    let ends = state.runs.values().filter_map(|followed| {
+        let (state, cause, _) = followed.run.end.as_ref()?;
+        Some((*state, cause.as_ref().map(|cause| cause.code.clone()).unwrap_or_default()))
+    });
+    let ends = ends.collect();
     let deaths = state.deaths;
     drop(state);
     let (story, journals, events) = (outside.story(), machine.disk.contents(), outside.clock().moved());
@@ -185,6 +210,7 @@ fn live(outside: &Outside, machine: &Machine, random: &mut Random) -> std::io::R
             }
         })
         .build()?;
+    outside.state().reader = Some(reader(machine));
     let started = start(outside, machine, &life, random);
     let ended = match started {
         // It died while it was starting.
@@ -206,7 +232,7 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
     let clock: Arc<dyn Clock> = Arc::new(outside.clock().clone());
     let index = Arc::new(machine.index.clone());
     let views = Views::in_order(index.clone(), format!("{:x}", clock.now().wall_ms));
-    let feed = Arc::new(Ear { outside: outside.clone(), views: views.clone() });
+    let ear = Arc::new(Ear { outside: outside.clone(), views: views.clone() });
     let storage = Arc::new(DataDisk::simulated(Path::new("/simulated")));
     let blobs = Arc::new(machine.blobs.clone());
     let time = |purpose: &str, random: &mut Random| {
@@ -216,12 +242,13 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
     let journals = RunJournals::simulated(
         Path::new(DATA).join("runs"),
         blobs.clone(),
-        feed,
+        ear,
         Arc::clone(&storage),
         &machine.disk,
         time("runs", random),
     )?;
-    // What is on disk, whether anybody was told of it or not.
+    let journals = Arc::new(journals);
+    // What was on disk is there still.
     let there = journals.runs()?;
     let gone: Vec<RunId> = outside.state().runs.keys().filter(|run| !there.contains(run)).cloned().collect();
     for run in gone {
@@ -236,7 +263,7 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
         }
         let now = outside.clock().elapsed();
         check::found(&mut outside.state(), now, &run, found.records.len());
-        outside.heard(&run, &found.records);
+        outside.catch_up(&run);
     }
     let control: Arc<dyn Control> = Arc::new(ControlLog::simulated(
         Path::new(DATA),
@@ -255,7 +282,7 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
     let world = Arc::new(World {
         clock: Arc::clone(&clock),
         tasks: Tasks::in_order(),
-        journals: Arc::new(journals),
+        journals,
         leases: Arc::new(ControlLeases::new(Arc::clone(&control), clock)),
         control: Arc::clone(&control),
         blobs,
@@ -324,10 +351,11 @@ async fn watch(
         let now = outside.clock().elapsed();
         if now >= looked + LOOK {
             looked = now;
-            let quiet = now > last
-                && outside.is_quiet()
-                && control.scan("run/").is_empty()
-                && control.scan("outbox/").is_empty();
+            let mut quiet = now > last && control.scan("run/").is_empty() && control.scan("outbox/").is_empty();
+            if quiet {
+                // Control says that they are over: then that is on disk.
+                quiet = outside.are_over();
+            }
             let since = *quiet_since.get_or_insert(now);
             match quiet {
                 true if now >= since + GRACE => return Poll::Ready(Ok(End::Over)),

@@ -76,7 +76,12 @@ pub(super) struct State {
     /// The first thing that must not be.
     broken: Option<String>,
     story: Option<Vec<String>>,
+    /// Of this life.
+    pub(super) reader: Option<Reader>,
 }
+
+/// Reads what is on disk for certain of a run's journal.
+pub(super) type Reader = Arc<dyn Fn(&RunId) -> Vec<(Seq, u32, Record)> + Send + Sync>;
 
 impl Outside {
     pub(super) fn new(scenario: Scenario, tells: bool) -> Self {
@@ -95,6 +100,7 @@ impl Outside {
             away: Duration::ZERO,
             broken: None,
             story: tells.then(Vec::new),
+            reader: None,
             scenario,
         };
         Outside { clock: VirtualClock::default(), state: Arc::new(Mutex::new(state)) }
@@ -193,7 +199,18 @@ impl Outside {
     /// Records of a run are on disk.
     pub(super) fn heard(&self, run: &RunId, records: &[(Seq, u32, Record)]) {
         let now = self.clock.elapsed();
-        check::heard(&mut self.state(), now, run, records);
+        let mut state = self.state();
+        let known = state.runs.get(run).map_or(0, Followed::last);
+        if records.first().is_some_and(|(seq, ..)| seq.0 > known + 1) {
+            // An earlier life wrote them and was killed before anybody was told.
+            state.catch_up(now, run);
+        }
+        check::heard(&mut state, now, run, records);
+    }
+
+    /// Hears of what is on disk and nobody was told.
+    pub(super) fn catch_up(&self, run: &RunId) {
+        self.state().catch_up(self.clock.elapsed(), run);
     }
 
     /// What must not be, if it is.
@@ -201,9 +218,20 @@ impl Outside {
         self.state().broken.clone()
     }
 
-    /// Whether nothing is under way and nobody waits for anything.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.state().runs.values().all(Followed::is_over)
+    /// Whether every run is over, as far as the disk knows. Control says so: then it must.
+    pub(super) fn are_over(&self) -> bool {
+        let now = self.clock.elapsed();
+        let mut state = self.state();
+        let open = |state: &State| {
+            let open = state.runs.iter().filter(|(_, followed)| !followed.is_over());
+            open.map(|(run, _)| run.clone()).collect::<Vec<_>>()
+        };
+        open(&state).iter().for_each(|run| state.catch_up(now, run));
+        let open = open(&state);
+        if let Some(run) = open.first() {
+            state.breaks(now, &format!("control has forgotten run {run}, and its end is not on disk"));
+        }
+        open.is_empty()
     }
 
     /// The daemon has died.
@@ -224,6 +252,12 @@ impl Outside {
 }
 
 impl State {
+    /// Hears of what is on disk and nobody was told.
+    pub(super) fn catch_up(&mut self, now: Duration, run: &RunId) {
+        let records = self.reader.as_ref().map(|read| read(run)).unwrap_or_default();
+        check::heard(self, now, run, &records);
+    }
+
     pub(super) fn machine(&self, id: Option<&str>) -> Option<&Machine> {
         id.map_or(Some(&self.here), |id| self.machines.get(id))
     }

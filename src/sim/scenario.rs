@@ -338,7 +338,7 @@ impl Scenario {
         let prepare = pipeline.environments.iter().any(|e| e.hooks.prepare);
         // Mostly there is something to go back to.
         let mut commits = vec![Push { at: Duration::ZERO, is: Behaviour::Good }];
-        if random.one_in(8) {
+        if random.one_in(10) {
             commits = vec![Push { at: Duration::ZERO, is: behaviour(random, hosts, prepare) }];
         }
         let mut at = secs(random, 60, 200);
@@ -379,7 +379,7 @@ impl Scenario {
         let mut crashes = Vec::new();
         for _ in 0..if random.one_in(2) { 1 + random.below(3) } else { 0 } {
             let away = if random.one_in(4) { secs(random, 100, 1200) } else { secs(random, 1, 20) };
-            crashes.push(Crash { call: random.between(20, 400), power: random.one_in(2), away });
+            crashes.push(Crash { call: random.between(5, 200), power: random.one_in(2), away });
         }
         Scenario { seed, pipeline, hosts, commits, faults, people, crashes }
     }

@@ -153,6 +153,20 @@ impl SimulatedDisk {
         })))
     }
 
+    /// What is on disk for certain: what was synced, under names that were.
+    #[must_use]
+    pub fn durable(&self) -> SimulatedDisk {
+        let state = self.state();
+        SimulatedDisk(Arc::new(Mutex::new(State {
+            random: state.random.clone(),
+            left: u64::MAX,
+            files: state.files.iter().map(|file| Content::of(file.on_disk.clone())).collect(),
+            names: state.on_disk.clone(),
+            on_disk: state.on_disk.clone(),
+            unsynced: Vec::new(),
+        })))
+    }
+
     /// Every file and what it holds, by name.
     #[must_use]
     pub fn contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
