@@ -66,3 +66,14 @@ fn whatever_happens_the_engine_keeps_its_promises() {
         panic!("{}\n\n{} of {seeds} seeds are broken:\n{}", show(*seed), broken.len(), list.join("\n"));
     }
 }
+
+#[test]
+fn a_seed_is_played_to_the_same_bytes_each_time() {
+    for seed in 0..40 {
+        let scenario = Scenario::of(seed);
+        let [first, second] = [(); 2].map(|()| play(&scenario, true).unwrap_or_else(|broken| panic!("{broken}")));
+        let differ = first.story.iter().zip(&second.story).find(|(first, second)| first != second);
+        assert_eq!(differ, None, "seed {seed}");
+        assert!(!first.journals.is_empty() && first.journals == second.journals, "seed {seed}");
+    }
+}

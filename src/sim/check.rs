@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    fleet::Command,
+    fleet::{Command, Machine},
     outside::State,
-    scenario::{Does, HostFault},
+    scenario::Behaviour,
 };
 use crate::model::{
     deployment::{Deployment, DeploymentState, HostState},
@@ -59,7 +59,7 @@ pub(super) fn heard(state: &mut State, now: Duration, id: &RunId, records: &[(Se
         if seq.0 != known.0 + 1 {
             return state.breaks(now, &format!("run {id}: record {} came after {}", seq.0, known.0));
         }
-        if !matches!(record.event, Event::Observed { .. } | Event::Measured { .. }) {
+        if state.tells() && !matches!(record.event, Event::Observed { .. } | Event::Measured { .. }) {
             state.tell(now, &format!("{id}: {}", words(&record.event)));
         }
         before(state, now, id, &record.event);
@@ -205,6 +205,8 @@ pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, to
         })
         .max(1) as usize;
     let alone = of.alone;
+    let of_floor =
+        (of.rollback_of.is_none() && followed.run.target.is_none()).then_some(of.phases.min_healthy as usize);
     // Somebody else's hands on the host.
     let other = state
         .machines
@@ -221,6 +223,9 @@ pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, to
     if let Some(other) = state.runs.values().find(holds).map(|followed| followed.run.header.run.clone()) {
         return state.breaks(now, &format!("{line} begins on {id} while run {other} deploys"));
     }
+    if let Some(why) = below_floor(state, now, id, of_floor, command) {
+        return state.breaks(now, &format!("{line} begins on {id}: {why}"));
+    }
     if switches(&command.command) && !alone {
         let busy = state.machines.iter().filter(|(other, machine)| {
             other.as_str() != id && machine.running().any(|c| c.variable("DEPLOYMENT") == name && switches(&c.command))
@@ -230,6 +235,24 @@ pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, to
             state.breaks(now, &format!("{line} begins on {id}: {busy} hosts at once, and {most} may be"));
         }
     }
+}
+
+/// Whether fewer hosts would serve than must, where nothing but the deployment itself has made hosts ill: what else does so nobody can
+/// know in time.
+fn below_floor(state: &State, now: Duration, id: &str, floor: Option<usize>, command: &Command) -> Option<String> {
+    let floor = floor.filter(|_| switches(&command.command) && state.disturbed.is_empty())?;
+    let fickle =
+        |serves: &String| matches!(state.behaviour(serves), Some(Behaviour::SickensAfter(_) | Behaviour::Flaps(_)));
+    let all = || state.listed.iter().filter_map(|host| Some((host.id.as_str(), state.machines.get(host.id.as_str())?)));
+    if all().any(|(_, machine)| !machine.served || machine.serves.as_ref().is_some_and(fickle)) {
+        return None;
+    }
+    let serves = |id: &str, machine: &Machine| {
+        state.healthy(id, now) && !machine.drained && !machine.running().any(|command| switches(&command.command))
+    };
+    let taken = all().any(|(host, machine)| host == id && serves(host, machine));
+    let left = all().filter(|(host, machine)| *host != id && serves(host, machine)).count();
+    (taken && left < floor).then(|| format!("{left} hosts serve then, and min_healthy is {floor}"))
 }
 
 /// What must hold once a fact is one.
@@ -316,7 +339,6 @@ pub(super) fn over(state: &mut State, now: Duration) {
         .values()
         .filter_map(|followed| Some((followed.run.header.run.to_string(), followed.run.end.as_ref()?.0)))
         .collect();
-    let mut before_was_bad = false;
     for (run, end) in ended {
         let told: Vec<&Letter> = state
             .letters
@@ -335,13 +357,40 @@ pub(super) fn over(state: &mut State, now: Duration) {
             }
             _ => None,
         };
-        before_was_bad |= end.is_bad();
         if let Some(wrong) = wrong {
             state.breaks(now, &format!("run {run} ended {end:?}, {wrong}"));
         }
     }
-    let quiet = |fault: HostFault| matches!(fault, HostFault::Joins);
-    let calm = state.scenario.people.iter().all(|person| person.does == Does::Start)
-        && state.scenario.faults.iter().all(|fault| quiet(fault.what));
-    let _ = (before_was_bad, calm);
+    if let Some(wrong) = not_converged(state) {
+        state.breaks(now, &wrong);
+    }
+}
+
+/// Where the last deployment went well, every host that can be reached and has not failed serves what is live, and is in service.
+fn not_converged(state: &State) -> Option<String> {
+    let deployments = || state.runs.values().flat_map(|f| f.run.deployments.iter().map(move |of| (&f.run, of)));
+    let own = || deployments().filter(|(_, of)| of.rollback_of.is_none() && of.budgets.is_some());
+    let (run, last) = own().max_by_key(|(_, of)| of.created_at.wall_ms)?;
+    let (DeploymentState::Succeeded, ..) = last.end.as_ref()? else { return None };
+    let live = last.release(run)?.id.to_string();
+    for host in &state.listed {
+        let id = host.id.as_str();
+        let Some(machine) = state.machines.get(id).filter(|_| state.is_well(id)) else { continue };
+        // The last that is known of it.
+        let known = own().filter_map(|(_, of)| Some((of.created_at.wall_ms, of.host(&host.id)?)));
+        let was = known.max_by_key(|(at, _)| *at).map(|(_, host)| host.state(true));
+        if matches!(was, Some(HostState::Healthy | HostState::Unreachable) | None) {
+            if machine.serves.as_ref() != Some(&live) && !state.disturbed.contains(id) {
+                return Some(format!(
+                    "{live} is live, and {id} serves {:?} though nothing is wrong with it",
+                    machine.serves
+                ));
+            }
+            let drains = last.spec(run).is_some_and(|spec| spec.hooks.drain && spec.hooks.undrain);
+            if drains && machine.drained && was == Some(HostState::Healthy) {
+                return Some(format!("{id} is healthy and was left out of service"));
+            }
+        }
+    }
+    None
 }

@@ -41,6 +41,8 @@ pub(super) struct Machine {
     fault: u32,
     /// The release it serves; `None` = nothing, or a half of something.
     pub(super) serves: Option<String>,
+    /// It has served something.
+    pub(super) served: bool,
     /// Since when.
     pub(super) since: Duration,
     /// It is out of service on purpose.
@@ -111,6 +113,7 @@ impl Machine {
             reach: Reach::Well,
             fault: 0,
             serves: None,
+            served: false,
             since: Duration::ZERO,
             drained: false,
             ill: false,
@@ -410,7 +413,7 @@ impl State {
         let Some(machine) = self.machines.get_mut(id) else { return };
         match (command.command.as_str(), over) {
             ("stop" | "deploy", false) => machine.serves = None,
-            ("deploy", true) => (machine.serves, machine.since) = (Some(release), now),
+            ("deploy", true) => (machine.serves, machine.served, machine.since) = (Some(release), true, now),
             ("drain", _) => machine.drained = true,
             ("undrain", true) => machine.drained = false,
             _ => {}

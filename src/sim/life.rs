@@ -217,7 +217,11 @@ fn live(outside: &Outside, machine: &Machine, random: &mut Random) -> std::io::R
         Err(_) if !machine.disk.has_power() => Ok(End::Died),
         Err(error) => Err(error),
         Ok((conductor, control, loaded)) => {
-            runtime.block_on(watch(outside, machine, &root, &conductor, &*control, loaded))
+            let ended = runtime.block_on(watch(outside, machine, &root, &conductor, &*control, loaded));
+            if let Ok(End::Over) = ended {
+                runtime.block_on(seen(outside, &conductor));
+            }
+            ended
         }
     };
     life.end();
@@ -272,6 +276,12 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
         &machine.disk,
         time("control", random),
     )?);
+    for run in outside.unfinished() {
+        if control.get(&format!("run/{run}")).is_none() {
+            let now = outside.clock().elapsed();
+            outside.state().breaks(now, &format!("control has forgotten run {run}, and its end is not on disk"));
+        }
+    }
     let loaded = vec![Loaded {
         name: "shop".parse().map_err(std::io::Error::other)?,
         code: program::code(),
@@ -373,6 +383,19 @@ async fn watch(
         }
     })
     .await
+}
+
+/// What people see at the end is what the journals say.
+async fn seen(outside: &Outside, conductor: &Conductor) {
+    let now = outside.clock().elapsed();
+    let ends = outside.state().ends();
+    for (run, end) in ends {
+        let seen = Engine::run(conductor, run.as_str()).await;
+        let state = seen.as_ref().map(|view| view.state).ok();
+        if state != Some(end) {
+            outside.state().breaks(now, &format!("run {run} ended {end:?}, and people see {state:?}"));
+        }
+    }
 }
 
 /// A person does something; what comes of it they see.

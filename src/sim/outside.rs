@@ -26,6 +26,7 @@ use crate::{
         host::Host,
         ids::{ReleaseId, RunId, Seq},
         release::Commit,
+        run::RunState,
     },
     time::{Clock as _, Span},
 };
@@ -218,18 +219,19 @@ impl Outside {
         self.state().broken.clone()
     }
 
+    /// Runs that are not over, as far as the disk knows.
+    pub(super) fn unfinished(&self) -> Vec<RunId> {
+        let state = self.state();
+        state.runs.iter().filter(|(_, followed)| !followed.is_over()).map(|(run, _)| run.clone()).collect()
+    }
+
     /// Whether every run is over, as far as the disk knows. Control says so: then it must.
     pub(super) fn are_over(&self) -> bool {
         let now = self.clock.elapsed();
-        let mut state = self.state();
-        let open = |state: &State| {
-            let open = state.runs.iter().filter(|(_, followed)| !followed.is_over());
-            open.map(|(run, _)| run.clone()).collect::<Vec<_>>()
-        };
-        open(&state).iter().for_each(|run| state.catch_up(now, run));
-        let open = open(&state);
+        self.unfinished().iter().for_each(|run| self.catch_up(run));
+        let open = self.unfinished();
         if let Some(run) = open.first() {
-            state.breaks(now, &format!("control has forgotten run {run}, and its end is not on disk"));
+            self.state().breaks(now, &format!("control has forgotten run {run}, and its end is not on disk"));
         }
         open.is_empty()
     }
@@ -252,6 +254,12 @@ impl Outside {
 }
 
 impl State {
+    /// How runs ended.
+    pub(super) fn ends(&self) -> Vec<(RunId, RunState)> {
+        let ended = self.runs.iter();
+        ended.filter_map(|(run, followed)| Some((run.clone(), followed.run.end.as_ref()?.0))).collect()
+    }
+
     /// Hears of what is on disk and nobody was told.
     pub(super) fn catch_up(&mut self, now: Duration, run: &RunId) {
         let records = self.reader.as_ref().map(|read| read(run)).unwrap_or_default();
@@ -276,6 +284,11 @@ impl State {
 
     pub(super) fn is_well(&self, id: &str) -> bool {
         self.machines.get(id).is_some_and(|machine| machine.reach == Reach::Well && !machine.gone)
+    }
+
+    /// Whether anybody is to read the story.
+    pub(super) fn tells(&self) -> bool {
+        self.story.is_some()
     }
 
     /// Something for the story.

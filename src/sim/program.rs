@@ -101,13 +101,10 @@ fn hook(function: &str, undoing: bool, input: &Value) -> Hook {
             undo: true,
         },
         "verify" => plain(vec![sh(Target::Local, "verify")]),
-        "rollback_safe" => Hook {
-            returns: json!([
-                !input["release"]["message"].as_str().unwrap_or("").contains("schema"),
-                "the schema changed"
-            ]),
-            ..plain(Vec::new())
-        },
+        "rollback_safe" => {
+            let schema = input["release"]["message"].as_str().is_some_and(|message| message.contains("schema"));
+            Hook { returns: json!({ "safe": !schema, "reason": "the schema changed" }), ..plain(Vec::new()) }
+        }
         "after" => plain(vec![sh(Target::Local, "after")]),
         _ => plain(Vec::new()),
     }

@@ -44,9 +44,4 @@ impl Random {
     pub fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
-
-    /// One of `choices`.
-    pub fn one_of<'a, T>(&mut self, choices: &'a [T]) -> Option<&'a T> {
-        choices.get(usize::try_from(self.below(choices.len() as u64)).unwrap_or(0))
-    }
 }
