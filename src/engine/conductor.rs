@@ -10,7 +10,7 @@ use std::{
 use futures_util::FutureExt as _;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -25,6 +25,7 @@ use super::{
     world::World,
 };
 use crate::{
+    lifecycle::watch,
     model::{
         cause::Cause,
         deployment::DeploymentState,

@@ -7,7 +7,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::watch;
 
 use super::{
     conductor::Conductor,
@@ -16,6 +15,7 @@ use super::{
     view::{MaintenanceView, RunAtWork, RunView, WaitingView},
 };
 use crate::{
+    lifecycle::watch,
     model::{
         decide::Action,
         deployment::{Deployment, HealthRun},

@@ -154,7 +154,7 @@ pub(super) struct Owner {
     broken: Option<String>,
     finished: bool,
     /// Tells who waits for slots how far the run is.
-    progress: tokio::sync::watch::Sender<Progress>,
+    progress: crate::lifecycle::watch::Sender<Progress>,
 }
 
 /// How far a run is, for the queue.
@@ -169,7 +169,7 @@ pub(super) enum Progress {
 }
 
 /// A run never goes back.
-fn further(progress: &tokio::sync::watch::Sender<Progress>, to: Progress) {
+fn further(progress: &crate::lifecycle::watch::Sender<Progress>, to: Progress) {
     progress.send_if_modified(|now| {
         let further = to > *now;
         *now = to.max(*now);
@@ -230,7 +230,7 @@ pub(super) struct Begin {
     pub(super) epoch: Epoch,
     pub(super) program: Box<dyn Program>,
     pub(super) channel: (mpsc::Sender<Message>, mpsc::Receiver<Message>),
-    pub(super) progress: tokio::sync::watch::Sender<Progress>,
+    pub(super) progress: crate::lifecycle::watch::Sender<Progress>,
     /// The ticket of the records that were written before.
     pub(super) ticket: Option<Ticket>,
 }

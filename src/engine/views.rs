@@ -8,13 +8,14 @@ use std::{
 
 use serde::Serialize;
 use serde_json::Value;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::broadcast;
 
 use super::view::{
     ArtifactView, CauseView, ClosedView, DeploymentView, EventView, HostView, PausedView, ReleaseView, RunView,
     StageState, StageView, WaitingView, WaveView, shortened,
 };
 use crate::{
+    lifecycle::watch,
     model::{
         decide,
         deployment::{Back, Bake, Deployment, HostRun, Paused, WaveRun},

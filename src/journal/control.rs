@@ -18,7 +18,6 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::watch;
 
 use super::{
     data_disk::DataDisk,
@@ -28,6 +27,7 @@ use super::{
     line::{self, First},
 };
 use crate::{
+    lifecycle::watch,
     ports::{
         control::{Commit, CommitError, Control, Entry, Revision},
         journal::Ticket,

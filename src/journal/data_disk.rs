@@ -12,9 +12,9 @@ use std::{
 };
 
 use nix::sys::statvfs::statvfs;
-use tokio::sync::watch;
 
 use super::disk::is_full;
+use crate::lifecycle::watch;
 use crate::ports::storage::{Condition, Storage};
 
 const RESERVE: u64 = 16 * 1024 * 1024;

@@ -15,8 +15,6 @@ use std::{
     thread::JoinHandle,
 };
 
-use tokio::sync::watch;
-
 use super::{
     data_disk::DataDisk,
     disk::{self, Disk, DiskFile, parent, unsynced},
@@ -24,6 +22,7 @@ use super::{
     line,
 };
 use crate::{
+    lifecycle::watch,
     model::{
         event::Record,
         ids::{RunId, Seq},

@@ -11,6 +11,7 @@ use crate::model::{
     deployment::{Deployment, DeploymentState, HostState},
     event::{Event, Record},
     ids::{HostId, ReleaseId, RunId, Seq, Sha},
+    pipeline::HostSource,
     run::{Run, RunState},
     step::{CallKey, Place},
 };
@@ -205,8 +206,9 @@ pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, to
         })
         .max(1) as usize;
     let alone = of.alone;
-    let of_floor =
-        (of.rollback_of.is_none() && followed.run.target.is_none()).then_some(of.phases.min_healthy as usize);
+    let watched = of.spec(&followed.run).is_some_and(|spec| spec.health.is_some());
+    let forward = watched && of.rollback_of.is_none() && followed.run.target.is_none();
+    let of_floor = forward.then_some(of.phases.min_healthy as usize);
     // Somebody else's hands on the host.
     let other = state
         .machines
@@ -369,13 +371,17 @@ pub(super) fn over(state: &mut State, now: Duration) {
 /// Where the last deployment went well, every host that can be reached and has not failed serves what is live, and is in service.
 fn not_converged(state: &State) -> Option<String> {
     let deployments = || state.runs.values().flat_map(|f| f.run.deployments.iter().map(move |of| (&f.run, of)));
+    let discovered = state.scenario.pipeline.environments.iter().flat_map(|e| &e.hosts);
+    let discovered = discovered.into_iter().any(|source| matches!(source, HostSource::Plugin { .. }));
     let own = || deployments().filter(|(_, of)| of.rollback_of.is_none() && of.budgets.is_some());
     let (run, last) = own().max_by_key(|(_, of)| of.created_at.wall_ms)?;
     let (DeploymentState::Succeeded, ..) = last.end.as_ref()? else { return None };
     let live = last.release(run)?.id.to_string();
     for host in &state.listed {
         let id = host.id.as_str();
-        let Some(machine) = state.machines.get(id).filter(|_| state.is_well(id)) else { continue };
+        // A list in a file knows of no newcomers.
+        let listed = discovered || own().any(|(_, of)| of.host(&host.id).is_some());
+        let Some(machine) = state.machines.get(id).filter(|_| listed && state.is_well(id)) else { continue };
         // The last that is known of it.
         let known = own().filter_map(|(_, of)| Some((of.created_at.wall_ms, of.host(&host.id)?)));
         let was = known.max_by_key(|(at, _)| *at).map(|(_, host)| host.state(true));

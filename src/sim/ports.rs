@@ -8,9 +8,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::watch;
 
 use crate::{
+    lifecycle::watch,
     model::{
         cause::Cause,
         ids::{Digest, RunId, Seq},
