@@ -1,6 +1,9 @@
 //! What must hold, whatever happens. Held against what is on disk and what machines really do, at every event.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{
     fleet::{Command, Machine},
@@ -12,7 +15,7 @@ use crate::model::{
     event::{Event, Record},
     ids::{HostId, ReleaseId, RunId, Seq, Sha},
     pipeline::HostSource,
-    run::{Run, RunState},
+    run::{Run, RunState, Trigger},
     step::{CallKey, Place},
 };
 
@@ -363,9 +366,27 @@ pub(super) fn over(state: &mut State, now: Duration) {
             state.breaks(now, &format!("run {run} ended {end:?}, {wrong}"));
         }
     }
-    if let Some(wrong) = not_converged(state) {
+    if let Some(wrong) = not_converged(state).or_else(|| tried_for_ever(state)) {
         state.breaks(now, &wrong);
     }
+}
+
+/// A host that failed is not brought to the same release again by itself.
+fn tried_for_ever(state: &State) -> Option<String> {
+    let mut tried: BTreeMap<(HostId, ReleaseId), u32> = BTreeMap::new();
+    let own = state.runs.values().map(|followed| &followed.run);
+    for run in own.filter(|run| run.header.request.trigger == Trigger::Converge) {
+        for of in &run.deployments {
+            let Some(release) = of.release(run) else { continue };
+            for host in of.hosts.iter().filter(|host| host.verdict() == HostState::Failed) {
+                *tried.entry((host.host.id.clone(), release.id.clone())).or_default() += 1;
+            }
+        }
+    }
+    // Once more where a deployment came between.
+    let most = u32::try_from(state.scenario.commits.len()).unwrap_or(1);
+    let ((host, release), count) = tried.into_iter().find(|(_, count)| *count > most)?;
+    Some(format!("{host} failed to be brought to {release} {count} times, and nothing gave up"))
 }
 
 /// Where the last deployment went well, every host that can be reached and has not failed serves what is live, and is in service.

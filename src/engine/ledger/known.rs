@@ -10,6 +10,7 @@ use crate::{
     model::{
         cause::Cause,
         deployment::{Back, Deployment, DeploymentState, HostState},
+        event::Purpose,
         ids::{EnvironmentName, HostId, ProjectName, ReleaseId, RunId, Sha},
         plan::Target,
         release::{Commit, Release},
@@ -143,6 +144,8 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
     let known = hosts(control, project, environment);
     let newer = |id: &HostId| known.get(id).is_some_and(|note| note.run > run.header.run);
     let before = deployment.phases.target.as_ref().map(|target| target.release.id.clone());
+    let converges = matches!(run.header.request.purpose, Purpose::Converge { .. });
+    let stays = converges || matches!(deployment.end, Some((DeploymentState::Succeeded, ..)));
     for host in deployment.hosts.iter().filter(|host| !newer(&host.host.id)) {
         let id = &host.host.id;
         let note = |release: Option<ReleaseId>, state| {
@@ -156,6 +159,10 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
             (None, HostState::Healthy) => note(Some(release.id.clone()), HostState::Healthy),
             // Nobody can tell what it has.
             _ if host.touched => note(None, host.state(true)),
+            // It failed before it was touched, and what it lacks is live all the same: it is not tried again before the next deployment.
+            (None, HostState::Failed) if stays => {
+                note(known.get(id).and_then(|note| note.release.clone()), HostState::Failed)
+            }
             _ => continue,
         };
         if known.get(id) != note.as_ref() {
