@@ -294,7 +294,9 @@ fn gone_back(state: &State, run: &Run) -> Option<String> {
     for of in run.deployments.iter().filter(|of| matches!(of.end, Some((DeploymentState::RolledBack, ..)))) {
         for host in of.hosts.iter().filter(|host| host.touched && !host.gone) {
             let id = host.host.id.as_str();
-            if state.disturbed.contains(id) || !state.is_well(id) {
+            let back = run.deployments.iter().filter(|back| back.rollback_of == Some(of.n));
+            let shut = back.filter_map(|back| back.host(&host.host.id)).any(|h| h.verdict() == HostState::Unreachable);
+            if shut || state.rebooted.contains(id) || !state.is_well(id) {
                 continue;
             }
             let serves = state.machines.get(id).and_then(|machine| machine.serves.clone());

@@ -328,6 +328,9 @@ impl Outside {
             return;
         }
         state.disturbed.insert(id.to_owned());
+        if matches!(what, HostFault::Reboots | HostFault::Gone) {
+            state.rebooted.insert(id.to_owned());
+        }
         let Some(machine) = state.machines.get_mut(id) else { return };
         if machine.gone {
             return;

@@ -66,6 +66,8 @@ pub(super) struct State {
     behaviours: BTreeMap<String, Behaviour>,
     /// Hosts that something has befallen.
     pub(super) disturbed: BTreeSet<String>,
+    /// Those that may have lost what they had.
+    pub(super) rebooted: BTreeSet<String>,
     /// What people were told.
     pub(super) letters: Vec<Letter>,
     /// What the journals say that are on disk.
@@ -95,6 +97,7 @@ impl Outside {
             pushed: Vec::new(),
             behaviours: BTreeMap::new(),
             disturbed: BTreeSet::new(),
+            rebooted: BTreeSet::new(),
             letters: Vec::new(),
             runs: BTreeMap::new(),
             deaths: 0,

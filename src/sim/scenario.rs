@@ -377,9 +377,11 @@ impl Scenario {
             people.push(Person { at: secs(random, 0, span), does });
         }
         let mut crashes = Vec::new();
-        for _ in 0..if random.one_in(2) { 1 + random.below(3) } else { 0 } {
+        for _ in 0..if random.one_in(2) { 1 + random.below(5) } else { 0 } {
             let away = if random.one_in(4) { secs(random, 100, 1200) } else { secs(random, 1, 20) };
-            crashes.push(Crash { call: random.between(5, 200), power: random.one_in(2), away });
+            // Soon after the start: what recovery makes of what it found is cut off as well.
+            let call = if random.one_in(3) { random.between(2, 16) } else { random.between(5, 200) };
+            crashes.push(Crash { call, power: random.one_in(2), away });
         }
         Scenario { seed, pipeline, hosts, commits, faults, people, crashes }
     }
