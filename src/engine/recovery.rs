@@ -77,6 +77,13 @@ async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), Why> {
     }
     let run = fold(&found)?;
     if run.end.is_some() {
+        if open {
+            // A daemon that was killed may have left the end in the page cache only: on disk first, then control may forget the run.
+            let (journals, run_id, epoch) = (std::sync::Arc::clone(&world.journals), id.clone(), run.header.epoch);
+            let reopened = world.tasks.blocking(move || journals.reopen(&run_id, epoch)).await;
+            reopened.map_err(std::io::Error::other)??;
+            world.journals.close(id);
+        }
         views.recover(id, found.records, true);
         if open {
             tracing::info!(run = %id, "its end is completed");
