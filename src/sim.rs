@@ -7,7 +7,8 @@
 //! # What is not
 //! Everything in `engine/`, `model/` and `journal/` is the daemon's own: the conductor, the owner, sessions and their resending,
 //! journals and their recovery, control, leases, the outbox. The shell text of the command protocol is not run: [`shell`] reads what is
-//! asked and answers in frames. Artifacts, files, requests and mail are not simulated, nor is a disk that is full or failing.
+//! asked and answers in frames. Artifacts, files, requests and mail are not simulated, nor is a disk that is full or failing, several
+//! projects, groups, freezes, or Lua.
 //!
 //! # Reading order
 //! `scenario` (what happens, from a seed), `life` (how it is played), `outside` and `fleet` (the world), `check` (what must hold).

@@ -141,10 +141,13 @@ impl Index for MemoryIndex {
     }
 }
 
+/// Frames of each call of each run.
+type Printed = BTreeMap<(RunId, CallKey), Vec<Frame>>;
+
 /// Output of commands. It is not synced: a power loss takes the end of any of it away.
 #[derive(Clone)]
 pub(super) struct MemoryOutputs {
-    frames: Arc<Mutex<BTreeMap<(RunId, CallKey), Vec<Frame>>>>,
+    frames: Arc<Mutex<Printed>>,
     changed: watch::Sender<u64>,
 }
 

@@ -200,9 +200,9 @@ impl Shell {
                         b"",
                     );
                     if request.known.is_empty() {
-                        locked(&self.state).stranger = Some(request);
+                        locked(&self.state).stranger = Some(*request);
                     } else if request.known == id {
-                        self.wire.outside.asked(self, self.wire.machine.as_deref(), request);
+                        self.wire.outside.asked(self, self.wire.machine.as_deref(), *request);
                     } else {
                         self.say(format!("X replaced {id}\n").as_bytes(), b"");
                     }
@@ -225,7 +225,7 @@ impl Shell {
                 let end = find(&state.heard, END)? + END.len();
                 let text: Vec<u8> = state.heard.drain(..end).collect();
                 if let Some(request) = Request::read(&text) {
-                    return Some(Heard::Request(request));
+                    return Some(Heard::Request(Box::new(request)));
                 }
             }
         }
@@ -239,7 +239,7 @@ fn find(text: &[u8], what: &[u8]) -> Option<usize> {
 
 enum Heard {
     Met,
-    Request(Request),
+    Request(Box<Request>),
 }
 
 /// A request, as far as a machine in a simulation needs it.
