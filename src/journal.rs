@@ -27,6 +27,8 @@ mod runs;
 
 pub use control::ControlLog;
 pub use data_disk::DataDisk;
+pub use disk::simulated::SimulatedDisk;
+pub use file::Later;
 pub use kill::{Kill, Kills};
 pub use layout::Layout;
 pub use leases::ControlLeases;

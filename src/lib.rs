@@ -53,6 +53,7 @@
 //! | [`engine`] | the conductor, the owner of a run, actions, steps, the command protocol, recovery, maintenance, retention, views |
 //! | [`api`] | the HTTP API; one file per noun under `routes/` |
 //! | [`cli`], [`daemon`], [`app`] | the command line; into the background; the wiring, where `App::start` is the start script |
+//! | [`sim`] | the same engine in a simulated world, from a seed: virtual time, hosts, faults, crashes, and what must hold |
 //! | [`demo`] | `phased demo`: a repository, the real daemon, and hosts that are SSH servers in this process |
 //!
 //! Beside `src/`: `plugins/` are the shipped Lua plugins, built in; they use the public Lua API and nothing else. `packaging/` holds the
@@ -152,6 +153,7 @@ pub mod lua;
 pub mod model;
 pub mod ports;
 pub mod probe;
+pub mod sim;
 pub mod ssh;
 pub mod store;
 pub mod telemetry;

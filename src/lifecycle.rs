@@ -1,5 +1,7 @@
 //! Tasks with names and an orderly end: the only place that spawns.
 
+pub mod watch;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
@@ -15,6 +17,17 @@ pub struct Tasks {
     stop: CancellationToken,
     alive: Arc<Mutex<BTreeMap<u64, Arc<str>>>>,
     next: Arc<std::sync::atomic::AtomicU64>,
+    blocking: Blocking,
+}
+
+/// Where work is done that blocks.
+#[derive(Debug, Clone, Copy, Default)]
+enum Blocking {
+    /// On threads of the runtime.
+    #[default]
+    OnThreads,
+    /// Where it is asked for.
+    Here,
 }
 
 /// Takes a task's name off the list however the task ends, panics included.
@@ -34,6 +47,26 @@ impl Tasks {
     #[must_use]
     pub fn new() -> Self {
         Tasks::default()
+    }
+
+    /// The same, for a world in which nothing may happen beside something else: what blocks is done where it is asked for.
+    #[must_use]
+    pub fn in_order() -> Self {
+        Tasks { blocking: Blocking::Here, ..Tasks::default() }
+    }
+
+    /// Does `work`, which may block on the disk or run for a while, without holding up other tasks.
+    ///
+    /// # Errors
+    /// It panicked.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, tokio::task::JoinError> {
+        match self.blocking {
+            Blocking::OnThreads => tokio::task::spawn_blocking(work).await,
+            Blocking::Here => Ok(work()),
+        }
     }
 
     fn names(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<str>>> {

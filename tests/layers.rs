@@ -15,7 +15,7 @@ const LEVELS: &[&[&str]] = &[
     &["journal", "store", "blobs", "exec", "ssh", "http", "lua", "discovery", "forge", "alert", "probe"],
     &["engine"],
     &["api"],
-    &["daemon", "cli", "app", "demo", "lib", "main"],
+    &["daemon", "cli", "app", "demo", "sim", "lib", "main"],
 ];
 
 /// Layers above that a level may not use all the same: the engine sees adapters as ports only.

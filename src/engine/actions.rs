@@ -249,7 +249,7 @@ async fn read(context: &Context, run: RunId, key: CallKey) -> Result<Opening, St
         ticket.synced().await.map_err(|error| error.to_string())?;
     }
     let journals = Arc::clone(&context.world.journals);
-    let read = tokio::task::spawn_blocking(move || {
+    let read = context.world.tasks.blocking(move || {
         let found = journals.read(&run).map_err(|error| error.to_string())?;
         if let Some(damage) = found.damage {
             return Err(damage);

@@ -433,7 +433,7 @@ impl Engine for Conductor {
     async fn reload(&self) -> Result<Vec<ProjectName>, Refusal> {
         self.writable()?;
         let programs = Arc::clone(&self.inner.world.programs);
-        let loaded = tokio::task::spawn_blocking(move || programs.load()).await;
+        let loaded = self.inner.world.tasks.blocking(move || programs.load()).await;
         let loaded = loaded.map_err(|e| Refusal::ProjectsInvalid(e.to_string()))?.map_err(|found| {
             let line = |d: &crate::ports::program::Diagnostic| {
                 let help = d.help.as_ref().map(|h| format!(" ({h})")).unwrap_or_default();

@@ -10,7 +10,7 @@ use std::{
 use futures_util::FutureExt as _;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -25,6 +25,7 @@ use super::{
     world::World,
 };
 use crate::{
+    lifecycle::watch,
     model::{
         cause::Cause,
         deployment::DeploymentState,
@@ -145,12 +146,16 @@ impl Conductor {
     /// Makes `projects` the ones that new runs use; their code is pinned first.
     pub(super) async fn install(&self, projects: Vec<Loaded>) -> std::io::Result<()> {
         let programs = Arc::clone(&self.inner.world.programs);
-        let projects = tokio::task::spawn_blocking(move || {
-            projects.iter().try_for_each(|loaded| programs.pin(loaded))?;
-            std::io::Result::Ok(projects)
-        })
-        .await
-        .map_err(std::io::Error::other)??;
+        let projects = self
+            .inner
+            .world
+            .tasks
+            .blocking(move || {
+                projects.iter().try_for_each(|loaded| programs.pin(loaded))?;
+                std::io::Result::Ok(projects)
+            })
+            .await
+            .map_err(std::io::Error::other)??;
         self.inner.doors.install(projects.iter());
         let projects = projects.into_iter().map(|loaded| (loaded.name.clone(), Arc::new(loaded))).collect();
         *self.inner.projects.write().unwrap_or_else(PoisonError::into_inner) = projects;
@@ -437,6 +442,7 @@ impl Conductor {
                 }
             }
             tokio::select! {
+                biased;
                 () = stopping.cancelled() => return,
                 () = self.inner.nudge.notified() => {}
             }

@@ -37,12 +37,14 @@ pub(super) async fn converge(conductor: Conductor) {
     }
     loop {
         tokio::select! {
+            biased;
             () = stopping.cancelled() => return,
             () = world.clock.sleep(every) => {}
         }
         for loaded in conductor.all() {
             for environment in &loaded.pipeline.environments {
                 tokio::select! {
+                    biased;
                     () = stopping.cancelled() => return,
                     () = look(&conductor, &loaded, environment) => {}
                 }

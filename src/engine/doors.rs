@@ -6,10 +6,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use tokio::sync::watch;
-
 use super::conductor::locked;
 use crate::{
+    lifecycle::watch,
     model::{
         doors,
         freeze::Window,

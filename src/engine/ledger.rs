@@ -366,7 +366,7 @@ pub(super) fn run_key(run: &RunId) -> String {
 mod tests {
     use std::sync::Mutex;
 
-    use tokio::sync::watch;
+    use crate::lifecycle::watch;
 
     use super::*;
     use crate::{model::ids::Seq, ports::control::Entry, ports::journal::Synced};

@@ -60,7 +60,7 @@ impl Reader {
     async fn read(&mut self) -> Result<Vec<LogLine>, Refusal> {
         let outputs = std::sync::Arc::clone(&self.conductor.inner.world.outputs);
         let (run, positions) = (self.run.clone(), self.positions.clone());
-        let read = tokio::task::spawn_blocking(move || {
+        let read = self.conductor.inner.world.tasks.blocking(move || {
             let (mut found, mut size) = (Vec::new(), 0);
             for call in outputs.calls(&run)? {
                 let from = positions.get(&call).copied().unwrap_or_default();
@@ -178,6 +178,7 @@ impl Reader {
             }
             let clock = std::sync::Arc::clone(&self.conductor.inner.world.clock);
             tokio::select! {
+                biased;
                 _ = changed.changed() => {}
                 _ = version.changed() => {}
                 () = clock.sleep(LOOK) => {}
@@ -189,7 +190,7 @@ impl Reader {
     async fn caught_up(&self) -> bool {
         let outputs = std::sync::Arc::clone(&self.conductor.inner.world.outputs);
         let (run, positions) = (self.run.clone(), self.positions.clone());
-        let more = tokio::task::spawn_blocking(move || {
+        let more = self.conductor.inner.world.tasks.blocking(move || {
             outputs.calls(&run).unwrap_or_default().into_iter().any(|call| {
                 let from = positions.get(&call).copied().unwrap_or_default();
                 outputs.read(&run, &call, from, 1).is_ok_and(|(_, next)| next != from)

@@ -7,7 +7,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::watch;
 
 use super::{
     conductor::Conductor,
@@ -16,6 +15,7 @@ use super::{
     view::{MaintenanceView, RunAtWork, RunView, WaitingView},
 };
 use crate::{
+    lifecycle::watch,
     model::{
         decide::Action,
         deployment::{Deployment, HealthRun},
@@ -122,6 +122,7 @@ impl Maintenance {
         while !there(self) {
             // Neither sender can be gone: they are ours.
             tokio::select! {
+                biased;
                 _ = now.changed() => {}
                 _ = work.changed() => {}
             }
@@ -359,7 +360,7 @@ pub(super) async fn switch(
 async fn settled(conductor: &Conductor) {
     conductor.inner.maintenance.on_disk().await;
     let views = conductor.inner.views.clone();
-    let _views_are_gone = tokio::task::spawn_blocking(move || views.barrier()).await;
+    let _views_are_gone = conductor.inner.world.tasks.blocking(move || views.barrier()).await;
 }
 
 #[cfg(test)]

@@ -10,7 +10,10 @@ use std::{
 
 use futures_util::FutureExt as _;
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -154,7 +157,7 @@ pub(super) struct Owner {
     broken: Option<String>,
     finished: bool,
     /// Tells who waits for slots how far the run is.
-    progress: tokio::sync::watch::Sender<Progress>,
+    progress: crate::lifecycle::watch::Sender<Progress>,
 }
 
 /// How far a run is, for the queue.
@@ -169,7 +172,7 @@ pub(super) enum Progress {
 }
 
 /// A run never goes back.
-fn further(progress: &tokio::sync::watch::Sender<Progress>, to: Progress) {
+fn further(progress: &crate::lifecycle::watch::Sender<Progress>, to: Progress) {
     progress.send_if_modified(|now| {
         let further = to > *now;
         *now = to.max(*now);
@@ -211,8 +214,11 @@ fn panicked() -> Outcome {
 /// Where a program tells what its calls do.
 pub(super) fn turns(sender: mpsc::Sender<Message>) -> Sink {
     Box::new(move |key, turn| {
-        // On the program's own thread: waiting there is what bounds the queue.
-        let _owner_gone = sender.blocking_send(Message::Turn(key.clone(), turn));
+        // A program that answers at once, in its owner's own task, finds room; it could not wait for any.
+        if let Err(TrySendError::Full(message)) = sender.try_send(Message::Turn(key.clone(), turn)) {
+            // On the program's own thread: waiting there is what bounds the queue.
+            let _owner_gone = sender.blocking_send(message);
+        }
     })
 }
 
@@ -227,7 +233,7 @@ pub(super) struct Begin {
     pub(super) epoch: Epoch,
     pub(super) program: Box<dyn Program>,
     pub(super) channel: (mpsc::Sender<Message>, mpsc::Receiver<Message>),
-    pub(super) progress: tokio::sync::watch::Sender<Progress>,
+    pub(super) progress: crate::lifecycle::watch::Sender<Progress>,
     /// The ticket of the records that were written before.
     pub(super) ticket: Option<Ticket>,
 }

@@ -61,13 +61,13 @@ pub(super) async fn run_within(
 ) -> Result<Value, Cause> {
     let (programs, code, of, name) =
         (std::sync::Arc::clone(&world.programs), code.clone(), project.clone(), function.to_owned());
-    let opened = tokio::task::spawn_blocking(move || programs.plugin(&code, &of, &name, input)).await;
+    let opened = world.tasks.blocking(move || programs.plugin(&code, &of, &name, input)).await;
     let mut plugin = opened.unwrap_or_else(|_| Err(broken()))?;
     let mut redactor = Redactor::default();
     let work = async {
         let mut answer: Option<Outcome> = None;
         loop {
-            let (turn, back) = blocking(plugin, answer).await?;
+            let (turn, back) = blocking(world, plugin, answer).await?;
             plugin = back;
             match turn {
                 PluginTurn::Return(value) => return Ok(value),
@@ -88,10 +88,11 @@ pub(super) async fn run_within(
 
 /// Lua runs on a blocking thread: a runaway plugin stalls nobody else.
 async fn blocking(
+    world: &World,
     mut plugin: Box<dyn Plugin>,
     answer: Option<Outcome>,
 ) -> Result<(PluginTurn, Box<dyn Plugin>), Cause> {
-    let turn = tokio::task::spawn_blocking(move || {
+    let turn = world.tasks.blocking(move || {
         let turn = match &answer {
             None => plugin.start(),
             Some(answer) => plugin.resume(answer),

@@ -26,6 +26,7 @@ pub(super) async fn poll(conductor: Conductor, loaded: Arc<Loaded>, token: Cance
         // Read before the remote is asked: whoever requests a commit meanwhile knows better.
         let seen = ledger::head_revision(&*world.control, &loaded.name);
         let head = tokio::select! {
+            biased;
             () = stopping.cancelled() => return,
             () = token.cancelled() => return,
             head = world.forge.head(&loaded.name, &loaded.pipeline.source) => head,
@@ -39,6 +40,7 @@ pub(super) async fn poll(conductor: Conductor, loaded: Arc<Loaded>, token: Cance
             (true, None) => return,
         };
         tokio::select! {
+            biased;
             () = stopping.cancelled() => return,
             () = token.cancelled() => return,
             () = world.clock.sleep(wait) => {}

@@ -24,7 +24,7 @@ use crate::{
 pub(super) async fn recover(conductor: &Conductor) -> std::io::Result<()> {
     let world = &conductor.inner.world;
     let journals = std::sync::Arc::clone(&world.journals);
-    let runs = tokio::task::spawn_blocking(move || journals.runs()).await.map_err(std::io::Error::other)??;
+    let runs = world.tasks.blocking(move || journals.runs()).await.map_err(std::io::Error::other)??;
     runs.iter().chain(&ledger::runs(&*world.control)).for_each(|run| conductor.met(run));
     for id in runs {
         match take_up(conductor, &id).await {
@@ -34,7 +34,7 @@ pub(super) async fn recover(conductor: &Conductor) -> std::io::Result<()> {
         }
     }
     let views = conductor.inner.views.clone();
-    tokio::task::spawn_blocking(move || views.barrier()).await.map_err(std::io::Error::other)
+    world.tasks.blocking(move || views.barrier()).await.map_err(std::io::Error::other)
 }
 
 /// Why a run is not taken up.
@@ -61,7 +61,7 @@ async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), Why> {
         return Ok(());
     }
     let (journals, run_id) = (std::sync::Arc::clone(&world.journals), id.clone());
-    let found = tokio::task::spawn_blocking(move || journals.read(&run_id)).await;
+    let found = world.tasks.blocking(move || journals.read(&run_id)).await;
     let found = found.map_err(std::io::Error::other)??;
     if let Some(damage) = found.damage {
         return Err(Why::Damage(damage));
@@ -70,13 +70,20 @@ async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), Why> {
         // Killed between making the file and its first record: the request is still queued, and is to find the file open.
         if open {
             let (journals, run_id) = (std::sync::Arc::clone(&world.journals), id.clone());
-            let reopened = tokio::task::spawn_blocking(move || journals.reopen(&run_id, Epoch(0))).await;
+            let reopened = world.tasks.blocking(move || journals.reopen(&run_id, Epoch(0))).await;
             reopened.map_err(std::io::Error::other)??;
         }
         return Ok(());
     }
     let run = fold(&found)?;
     if run.end.is_some() {
+        if open {
+            // A daemon that was killed may have left the end in the page cache only: on disk first, then control may forget the run.
+            let (journals, run_id, epoch) = (std::sync::Arc::clone(&world.journals), id.clone(), run.header.epoch);
+            let reopened = world.tasks.blocking(move || journals.reopen(&run_id, epoch)).await;
+            reopened.map_err(std::io::Error::other)??;
+            world.journals.close(id);
+        }
         views.recover(id, found.records, true);
         if open {
             tracing::info!(run = %id, "its end is completed");
@@ -88,7 +95,7 @@ async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), Why> {
     }
     let epoch = Epoch(run.header.epoch.0.max(u64::try_from(world.clock.now().wall_ms).unwrap_or(0)) + 1);
     let (journals, run_id) = (std::sync::Arc::clone(&world.journals), id.clone());
-    let found = tokio::task::spawn_blocking(move || journals.reopen(&run_id, epoch)).await;
+    let found = world.tasks.blocking(move || journals.reopen(&run_id, epoch)).await;
     let found = found.map_err(std::io::Error::other)??;
     let run = fold(&found)?;
     let last = found.records.last().map_or(Seq(0), |(seq, ..)| *seq);
@@ -112,7 +119,7 @@ async fn taken(world: &World, run: &Run, found: &Found) -> Taken {
             .map(|host| CallKey::host(deployment.environment.as_str(), deployment.n, host.host.id.as_str(), "deploy"))
     });
     let calls: Vec<CallKey> = run.calls.keys().cloned().chain(watched).collect();
-    let lines = tokio::task::spawn_blocking(move || history::lines(&*outputs, &id, calls.iter())).await;
+    let lines = world.tasks.blocking(move || history::lines(&*outputs, &id, calls.iter())).await;
     Taken { openings, secrets, lines: lines.unwrap_or_default() }
 }
 

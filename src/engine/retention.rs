@@ -53,7 +53,7 @@ pub(super) async fn keep(conductor: Conductor) {
     let mut first = true;
     loop {
         let conductor = conductor.clone();
-        let passed = tokio::task::spawn_blocking(move || pass(&conductor, first)).await;
+        let passed = world.tasks.blocking(move || pass(&conductor, first)).await;
         match passed.map_err(std::io::Error::other).flatten() {
             Ok(()) => first = false,
             Err(error) => {
@@ -61,6 +61,7 @@ pub(super) async fn keep(conductor: Conductor) {
             }
         }
         tokio::select! {
+            biased;
             () = stopping.cancelled() => return,
             () = world.clock.sleep(HOURLY) => {}
         }

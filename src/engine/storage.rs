@@ -46,11 +46,12 @@ pub(super) async fn watch(conductor: Conductor) {
             conductor.inner.nudge.notify_one();
         }
         tokio::select! {
+            biased;
             () = stopping.cancelled() => return,
             changed = condition.changed() => if changed.is_err() { return },
             () = world.clock.sleep(LOOK), if now == Condition::Full => {
                 let storage = Arc::clone(&world.storage);
-                let _looked = tokio::task::spawn_blocking(move || storage.look()).await;
+                let _looked = world.tasks.blocking(move || storage.look()).await;
             }
         }
     }

@@ -17,6 +17,7 @@ pub(super) async fn sweep(world: Arc<World>) {
         // A record has a size limit: as many records as it takes.
         while !stopping.is_cancelled() && forget(&world) {}
         tokio::select! {
+            biased;
             () = stopping.cancelled() => return,
             () = world.clock.sleep(Duration::from_secs(3600)) => {}
         }

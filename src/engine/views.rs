@@ -9,13 +9,14 @@ use std::{
 
 use serde::Serialize;
 use serde_json::Value;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::broadcast;
 
 use super::view::{
     ArtifactView, CauseView, ClosedView, DeploymentView, EventView, HostView, PausedView, ReleaseView, RunView,
     StageState, StageView, WaitingView, WaveView, shortened,
 };
 use crate::{
+    lifecycle::watch,
     model::{
         decide,
         deployment::{Back, Bake, Deployment, HostRun, Paused, WaveRun},
@@ -436,6 +437,29 @@ struct Folding {
 }
 
 impl Folding {
+    fn new(index: &Arc<dyn Index>, start: String) -> Self {
+        let board = Arc::new(Board {
+            start,
+            ring: Mutex::new((0, VecDeque::new())),
+            live: broadcast::channel(1024).0,
+            version: watch::channel(0).0,
+        });
+        Folding { index: Arc::clone(index), runs: BTreeMap::new(), board }
+    }
+
+    fn take(&mut self, fed: Fed) {
+        match fed {
+            Fed::Records(run, records) => self.fold(&run, &records, false),
+            Fed::Recovered(run, records) => self.fold(&run, &records, true),
+            Fed::Queued(view) => self.queued(&view),
+            Fed::Replaced(view) => self.replaced(&view),
+            Fed::Removed(run) => self.removed(&run),
+            Fed::Barrier(reached) => {
+                let _asker_gone = reached.send(());
+            }
+        }
+    }
+
     fn fold(&mut self, id: &RunId, records: &[(Seq, u32, Record)], quiet: bool) {
         let mut puts: Vec<(String, Option<Vec<u8>>)> = Vec::new();
         let mut changed: BTreeSet<String> = BTreeSet::new();
@@ -552,9 +576,30 @@ enum Fed {
 /// The views of one daemon. Cheap to clone.
 #[derive(Clone)]
 pub struct Views {
-    feed: mpsc::SyncSender<Fed>,
+    feed: Way,
     pub(super) board: Arc<Board>,
     index: Arc<dyn Index>,
+}
+
+/// How what is fed gets to the fold.
+#[derive(Clone)]
+enum Way {
+    /// To a thread of its own.
+    Thread(mpsc::SyncSender<Fed>),
+    /// At once.
+    Here(Arc<Mutex<Folding>>),
+}
+
+impl Way {
+    fn send(&self, fed: Fed) -> Result<(), mpsc::SendError<Fed>> {
+        match self {
+            Way::Thread(feed) => feed.send(fed),
+            Way::Here(folding) => {
+                folding.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take(fed);
+                Ok(())
+            }
+        }
+    }
 }
 
 impl Feed for Views {
@@ -571,13 +616,8 @@ impl Views {
     /// The system's, when there can be no thread.
     pub fn start(index: Arc<dyn Index>, clock: Arc<dyn Clock>, start: String) -> std::io::Result<Views> {
         let (feed, fed) = mpsc::sync_channel(4096);
-        let board = Arc::new(Board {
-            start,
-            ring: Mutex::new((0, VecDeque::new())),
-            live: broadcast::channel(1024).0,
-            version: watch::channel(0).0,
-        });
-        let mut folding = Folding { index: Arc::clone(&index), runs: BTreeMap::new(), board: Arc::clone(&board) };
+        let mut folding = Folding::new(&index, start);
+        let board = Arc::clone(&folding.board);
         std::thread::Builder::new().name("views".to_owned()).spawn(move || {
             let mut next: Option<Fed> = None;
             let mut written = clock.now();
@@ -593,20 +633,22 @@ impl Views {
                                 other => break other,
                             }
                         };
-                        gathered.iter().for_each(|(run, records)| folding.fold(run, records, false));
+                        gathered.into_iter().for_each(|(run, records)| folding.take(Fed::Records(run, records)));
                         written = clock.now();
                     }
-                    Fed::Recovered(run, records) => folding.fold(&run, &records, true),
-                    Fed::Queued(view) => folding.queued(&view),
-                    Fed::Replaced(view) => folding.replaced(&view),
-                    Fed::Removed(run) => folding.removed(&run),
-                    Fed::Barrier(reached) => {
-                        let _asker_gone = reached.send(());
-                    }
+                    other => folding.take(other),
                 }
             }
         })?;
-        Ok(Views { feed, board, index })
+        Ok(Views { feed: Way::Thread(feed), board, index })
+    }
+
+    /// Views that are folded where they are fed, without a thread: for a world in which nothing happens beside something else.
+    #[must_use]
+    pub fn in_order(index: Arc<dyn Index>, start: String) -> Views {
+        let folding = Folding::new(&index, start);
+        let board = Arc::clone(&folding.board);
+        Views { feed: Way::Here(Arc::new(Mutex::new(folding))), board, index }
     }
 
     /// A run was requested and is on disk.

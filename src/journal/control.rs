@@ -18,16 +18,16 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::watch;
 
 use super::{
     data_disk::DataDisk,
-    disk::{self, RealDisk},
-    file::{Log, Means, Pending, Refused, Writer},
+    disk::{self, RealDisk, simulated::SimulatedDisk},
+    file::{Later, Log, Means, Pending, Refused, Writer},
     kill::Kill,
     line::{self, First},
 };
 use crate::{
+    lifecycle::watch,
     ports::{
         control::{Commit, CommitError, Control, Entry, Revision},
         journal::Ticket,
@@ -42,6 +42,7 @@ pub(super) const MAX_RECORD: usize = 60 * 1024;
 /// in a moment anyway, and people find in it what happened lately.
 const TIMES: u64 = 4;
 const FLOOR: u64 = 512 * 1024;
+const SIMULATED_FLOOR: u64 = 32 * 1024;
 
 /// How much of a record's room a compacted file fills before it begins another.
 const PACKED: usize = MAX_RECORD - 1024;
@@ -165,7 +166,23 @@ impl ControlLog {
     /// # Errors
     /// The disk's; `InvalidData` when a record that was on disk is damaged or not understood: the message says where and what to do.
     pub fn open(dir: &Path, clock: Arc<dyn Clock>, data: Arc<DataDisk>, kill: Kill) -> io::Result<Self> {
-        ControlLog::with(Means { disk: Arc::new(RealDisk), data, kill }, dir, clock, FLOOR)
+        ControlLog::with(Means { disk: Arc::new(RealDisk), data, kill, later: None }, dir, clock, FLOOR)
+    }
+
+    /// The same over a disk in memory, without a thread: `later` says when what was committed is written.
+    ///
+    /// # Errors
+    /// As [`ControlLog::open`].
+    pub fn simulated(
+        dir: &Path,
+        clock: Arc<dyn Clock>,
+        data: Arc<DataDisk>,
+        disk: &SimulatedDisk,
+        later: Arc<dyn Later>,
+    ) -> io::Result<Self> {
+        let means = Means { disk: Arc::new(disk.clone()), data, kill: Kill::default(), later: Some(later) };
+        // Small, so that simulations come by compactions too.
+        ControlLog::with(means, dir, clock, SIMULATED_FLOOR)
     }
 
     pub(super) fn with(means: Means, dir: &Path, clock: Arc<dyn Clock>, floor: u64) -> io::Result<Self> {

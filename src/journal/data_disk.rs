@@ -12,9 +12,9 @@ use std::{
 };
 
 use nix::sys::statvfs::statvfs;
-use tokio::sync::watch;
 
 use super::disk::is_full;
+use crate::lifecycle::watch;
 use crate::ports::storage::{Condition, Storage};
 
 const RESERVE: u64 = 16 * 1024 * 1024;
@@ -40,6 +40,18 @@ impl DataDisk {
     /// The disk's, when the reserve cannot be made for another reason.
     pub fn open(dir: &Path) -> io::Result<Self> {
         DataDisk::keeping(dir, RESERVE)
+    }
+
+    /// Without a reserve, over a disk in memory that has always room.
+    #[must_use]
+    pub fn simulated(dir: &Path) -> Self {
+        DataDisk {
+            dir: dir.to_owned(),
+            reserve: 0,
+            condition: watch::Sender::new(Condition::Well),
+            looks: Mutex::default(),
+            looked: Condvar::new(),
+        }
     }
 
     pub(super) fn keeping(dir: &Path, reserve: u64) -> io::Result<Self> {

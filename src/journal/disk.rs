@@ -122,5 +122,4 @@ pub(super) fn parent(path: &Path) -> io::Result<&Path> {
 
 #[cfg(test)]
 pub(super) mod faulty;
-#[cfg(test)]
 pub(super) mod simulated;

@@ -15,8 +15,6 @@ use std::{
     thread::JoinHandle,
 };
 
-use tokio::sync::watch;
-
 use super::{
     data_disk::DataDisk,
     disk::{self, Disk, DiskFile, parent, unsynced},
@@ -24,6 +22,7 @@ use super::{
     line,
 };
 use crate::{
+    lifecycle::watch,
     model::{
         event::Record,
         ids::{RunId, Seq},
@@ -63,6 +62,14 @@ pub(super) struct Means {
     /// Room, and whom to tell of a failure.
     pub data: Arc<DataDisk>,
     pub kill: Kill,
+    /// Who says when to write; `None` = a thread of the writer's own does, at once.
+    pub later: Option<Arc<dyn Later>>,
+}
+
+/// Has work done a while later, in the order it was given: how files are written in a world without threads.
+pub trait Later: Send + Sync {
+    /// Does `work`, later.
+    fn later(&self, work: Box<dyn FnOnce() + Send>);
 }
 
 /// One append-only file. Shared by those who append and the writer.
@@ -161,7 +168,7 @@ impl Log {
         self.synced.send_replace(Synced::Failed(why.to_owned()));
     }
 
-    /// Writes and syncs all that is queued. Only the writer's thread calls this.
+    /// Writes and syncs all that is queued. Only the writer calls this.
     fn commit(&self, means: &Means, ended: &dyn Fn() -> bool) {
         // What is queued from here on is announced again, and nobody else takes this file up before we are done.
         self.queue().announced = false;
@@ -293,11 +300,18 @@ impl Log {
     }
 }
 
-/// The thread that writes a set of files. Dropping it writes what is queued and ends the thread.
+/// What writes a set of files: a thread, as a rule. Dropping it writes what is queued and ends the thread.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     data: Arc<DataDisk>,
-    thread: Option<JoinHandle<()>>,
+    way: Way,
+}
+
+enum Way {
+    /// `None` once it has ended.
+    Thread(Option<JoinHandle<()>>),
+    /// What is queued when this is dropped is not written: nobody was told that it was.
+    Later(Arc<dyn Later>, Means),
 }
 
 struct Shared {
@@ -325,8 +339,14 @@ impl Writer {
     pub fn start(name: &str, means: Means) -> io::Result<Self> {
         let shared = Arc::new(Shared { work: Mutex::default(), wake: Condvar::new() });
         let (theirs, data) = (shared.clone(), means.data.clone());
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&theirs, &means))?;
-        Ok(Writer { shared, data, thread: Some(thread) })
+        let way = match means.later.clone() {
+            Some(later) => Way::Later(later, means),
+            None => {
+                let thread = std::thread::Builder::new().name(name.to_owned());
+                Way::Thread(Some(thread.spawn(move || run(&theirs, &means))?))
+            }
+        };
+        Ok(Writer { shared, data, way })
     }
 
     /// Has `bytes` take the place of all of `log` up to record `upto`, which is its last; soon, or never if there is no room.
@@ -344,8 +364,22 @@ impl Writer {
     }
 
     fn announce(&self, log: &Arc<Log>) {
-        self.shared.work().dirty.push(log.clone());
-        self.shared.wake.notify_one();
+        let first = {
+            let mut work = self.shared.work();
+            work.dirty.push(log.clone());
+            work.dirty.len() == 1
+        };
+        match &self.way {
+            Way::Thread(_) => self.shared.wake.notify_one(),
+            Way::Later(later, means) if first => {
+                let (shared, means) = (Arc::clone(&self.shared), means.clone());
+                later.later(Box::new(move || {
+                    let dirty = std::mem::take(&mut shared.work().dirty);
+                    dirty.iter().for_each(|log| log.commit(&means, &|| shared.work().ending));
+                }));
+            }
+            Way::Later(..) => {}
+        }
     }
 
     /// Queues `records` of `log` after `expected`, and returns at once.
@@ -389,7 +423,8 @@ impl Drop for Writer {
         // It may wait for room: what finds none now is not written.
         self.data.wake();
         // The last owner may be a reader that the thread itself lets go of: it cannot wait for itself.
-        if let Some(thread) = self.thread.take()
+        if let Way::Thread(thread) = &mut self.way
+            && let Some(thread) = thread.take()
             && thread.thread().id() != std::thread::current().id()
         {
             // It has said why if it panicked; its files' tickets fail with it.

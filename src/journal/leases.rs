@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::watch;
 
 use crate::{
+    lifecycle::watch,
     model::ids::Epoch,
     ports::{
         control::{Commit, CommitError, Control, Revision},

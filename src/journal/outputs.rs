@@ -16,13 +16,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::watch;
-
 use self::{
     call::CallLog,
     frame::{MAX_PAYLOAD, Next, PREFIX},
 };
 use crate::{
+    lifecycle::watch,
     model::{
         ids::RunId,
         step::{CallKey, StepKey},

@@ -12,8 +12,8 @@ use serde::Deserialize;
 
 use super::{
     data_disk::{self, DataDisk},
-    disk::{self, RealDisk},
-    file::{Log, Means, Pending, Reader, Refused, Writer},
+    disk::{self, RealDisk, simulated::SimulatedDisk},
+    file::{Later, Log, Means, Pending, Reader, Refused, Writer},
     kill::Kill,
     line::{self, First},
 };
@@ -67,7 +67,23 @@ impl RunJournals {
         kill: Kill,
     ) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
-        RunJournals::with(Means { disk: Arc::new(RealDisk), data, kill }, dir, blobs, feed)
+        RunJournals::with(Means { disk: Arc::new(RealDisk), data, kill, later: None }, dir, blobs, feed)
+    }
+
+    /// The same over a disk in memory, without a thread: `later` says when what was appended is written.
+    ///
+    /// # Errors
+    /// None there could be.
+    pub fn simulated(
+        dir: PathBuf,
+        blobs: Arc<dyn Blobs>,
+        feed: Arc<dyn Feed>,
+        data: Arc<DataDisk>,
+        disk: &SimulatedDisk,
+        later: Arc<dyn Later>,
+    ) -> io::Result<Self> {
+        let means = Means { disk: Arc::new(disk.clone()), data, kill: Kill::default(), later: Some(later) };
+        RunJournals::with(means, dir, blobs, feed)
     }
 
     pub(super) fn with(means: Means, dir: PathBuf, blobs: Arc<dyn Blobs>, feed: Arc<dyn Feed>) -> io::Result<Self> {

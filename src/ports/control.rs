@@ -84,5 +84,5 @@ pub trait Control: Send + Sync {
     ) -> Result<Ticket, CommitError>;
 
     /// Changes with every commit: waiters look again.
-    fn changed(&self) -> tokio::sync::watch::Receiver<u64>;
+    fn changed(&self) -> crate::lifecycle::watch::Receiver<u64>;
 }

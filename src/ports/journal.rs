@@ -1,7 +1,6 @@
 //! The journals of runs: append-only, fenced, the truth.
 
-use tokio::sync::watch;
-
+use crate::lifecycle::watch;
 use crate::model::{
     event::Record,
     ids::{Epoch, RunId, Seq},

@@ -63,5 +63,5 @@ pub trait Leases: Send + Sync {
     fn holder(&self, lease: &str) -> Option<Holder>;
 
     /// Changes with every grant and return: waiters ask again.
-    fn changed(&self) -> tokio::sync::watch::Receiver<u64>;
+    fn changed(&self) -> crate::lifecycle::watch::Receiver<u64>;
 }

@@ -89,5 +89,5 @@ pub trait Outputs: Send + Sync {
     ) -> std::io::Result<(Vec<Frame>, Position)>;
 
     /// Changes whenever a frame of any run was appended: followers look again.
-    fn changed(&self) -> tokio::sync::watch::Receiver<u64>;
+    fn changed(&self) -> crate::lifecycle::watch::Receiver<u64>;
 }

@@ -1,6 +1,6 @@
 //! The file system under the data directory: whether it can be written, and what to do when it cannot.
 
-use tokio::sync::watch;
+use crate::lifecycle::watch;
 
 /// How the data directory's file system is.
 #[derive(Debug, Clone, PartialEq, Eq)]

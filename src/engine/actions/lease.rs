@@ -109,6 +109,7 @@ pub(super) async fn lease(context: &Context, run: &Run, deployment: u32, names: 
             Err(error) => tracing::error!(?names, %error, "a lease cannot be asked for"),
         }
         tokio::select! {
+            biased;
             _ = changed.changed() => {}
             _ = others.changed() => {}
             () = clock.sleep(look_again) => {}

@@ -10,6 +10,7 @@ use crate::{
     model::{
         cause::Cause,
         deployment::{Back, Deployment, DeploymentState, HostState},
+        event::Purpose,
         ids::{EnvironmentName, HostId, ProjectName, ReleaseId, RunId, Sha},
         pipeline::Environment,
         plan::Target,
@@ -169,7 +170,10 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
         let note = Note { release, state: HostState::Healthy, why: None, run };
         notes.extend(adoption.reports.keys().map(|host| (host, Some(note.clone()))));
     }
+    let converges = matches!(run.header.request.purpose, Purpose::Converge { .. });
+    let stays = converges || matches!(deployment.end, Some((DeploymentState::Succeeded, ..)));
     for host in &deployment.hosts {
+        let id = &host.host.id;
         let note = |release: Option<ReleaseId>, state| {
             let why = host.cause().map(|cause| brief(cause).message).filter(|_| state != HostState::Healthy);
             Some(Note { release, state, why, run: run.header.run.clone() })
@@ -181,9 +185,13 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
             (None, HostState::Healthy) => note(Some(release.id.clone()), HostState::Healthy),
             // Nobody can tell what it has.
             _ if host.touched => note(None, host.state(true)),
+            // It failed before it was touched, and what it lacks is live all the same: it is not tried again before the next deployment.
+            (None, HostState::Failed) if stays => {
+                note(known.get(id).and_then(|note| note.release.clone()), HostState::Failed)
+            }
             _ => continue,
         };
-        notes.insert(&host.host.id, note);
+        notes.insert(id, note);
     }
     for (id, note) in notes.into_iter().filter(|(id, _)| !newer(id)) {
         if known.get(id) != note.as_ref() {

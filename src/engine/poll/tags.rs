@@ -30,6 +30,7 @@ pub(super) async fn look(conductor: &Conductor, loaded: &Loaded, token: &Cancell
         known.map(|entry| (entry.key, (entry.revision, serde_json::from_value(entry.value).ok()))).collect();
     let stopping = world.tasks.stopping();
     let found = tokio::select! {
+        biased;
         () = stopping.cancelled() => return false,
         () = token.cancelled() => return false,
         found = world.forge.tags(project, source) => found,

@@ -15,7 +15,7 @@ use crate::{
 };
 
 fn means(dir: &Path, disk: Arc<dyn disk::Disk>) -> Means {
-    Means { disk, data: Arc::new(DataDisk::keeping(dir, 4096).unwrap()), kill: Kill::default() }
+    Means { disk, data: Arc::new(DataDisk::keeping(dir, 4096).unwrap()), kill: Kill::default(), later: None }
 }
 
 fn open(dir: &Path) -> io::Result<ControlLog> {
@@ -134,7 +134,7 @@ fn a_torn_tail_is_cut_and_damage_is_refused_with_what_to_do() {
 const SMALL: u64 = 300;
 
 fn small(dir: &Path, disk: Arc<dyn disk::Disk>, data: Arc<DataDisk>) -> io::Result<ControlLog> {
-    ControlLog::with(Means { disk, data, kill: Kill::default() }, dir, Arc::new(SystemClock::new()), SMALL)
+    ControlLog::with(Means { disk, data, kill: Kill::default(), later: None }, dir, Arc::new(SystemClock::new()), SMALL)
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::{Disk, DiskFile, parent};
@@ -25,7 +25,7 @@ impl Random {
 
     pub fn below(&mut self, below: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).unwrap() % below.max(1)
+        usize::try_from(self.0 >> 33).unwrap_or(0) % below.max(1)
     }
 }
 
@@ -51,6 +51,20 @@ type Names = BTreeMap<PathBuf, Option<usize>>;
 struct Content {
     now: Vec<u8>,
     on_disk: Vec<u8>,
+    /// So many bytes at the beginning are the same in both.
+    same: usize,
+}
+
+impl Content {
+    fn of(bytes: Vec<u8>) -> Self {
+        Content { same: bytes.len(), on_disk: bytes.clone(), now: bytes }
+    }
+
+    fn sync(&mut self) {
+        self.on_disk.truncate(self.same);
+        self.on_disk.extend_from_slice(self.now.get(self.same..).unwrap_or_default());
+        self.same = self.now.len();
+    }
 }
 
 #[derive(Clone)]
@@ -102,6 +116,7 @@ impl State {
 
 impl SimulatedDisk {
     /// An empty disk with the directory `dir`, which loses power at its `calls`-th call.
+    #[must_use]
     pub fn new(seed: u64, dir: &Path, calls: u64) -> Self {
         let names: Names = dir.ancestors().map(|dir| (dir.to_owned(), None)).collect();
         SimulatedDisk(Arc::new(Mutex::new(State {
@@ -115,14 +130,53 @@ impl SimulatedDisk {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it has power.
+    #[must_use]
     pub fn has_power(&self) -> bool {
         self.state().left > 0
     }
 
+    /// The same disk for another `calls`: whoever used it was killed, and everything it wrote is in the page cache still.
+    #[must_use]
+    pub fn again(&self, calls: u64) -> SimulatedDisk {
+        let state = self.state();
+        SimulatedDisk(Arc::new(Mutex::new(State {
+            random: state.random.clone(),
+            left: calls,
+            files: state.files.clone(),
+            names: state.names.clone(),
+            on_disk: state.on_disk.clone(),
+            unsynced: state.unsynced.clone(),
+        })))
+    }
+
+    /// What is on disk for certain: what was synced, under names that were.
+    #[must_use]
+    pub fn durable(&self) -> SimulatedDisk {
+        let state = self.state();
+        SimulatedDisk(Arc::new(Mutex::new(State {
+            random: state.random.clone(),
+            left: u64::MAX,
+            files: state.files.iter().map(|file| Content::of(file.on_disk.clone())).collect(),
+            names: state.on_disk.clone(),
+            on_disk: state.on_disk.clone(),
+            unsynced: Vec::new(),
+        })))
+    }
+
+    /// Every file and what it holds, by name.
+    #[must_use]
+    pub fn contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let state = self.state();
+        let files = state.names.iter().filter_map(|(path, file)| Some((path.clone(), (*file)?)));
+        files.filter_map(|(path, file)| Some((path, state.files.get(file)?.now.clone()))).collect()
+    }
+
     /// What is there when the power is back, for another `calls`.
+    #[must_use]
     pub fn back(&self, calls: u64) -> SimulatedDisk {
         let mut state = self.state();
         let State { random, files, on_disk, unsynced, .. } = &mut *state;
@@ -135,8 +189,7 @@ impl SimulatedDisk {
         // A name in a directory whose own name was lost is lost with it.
         let reachable = |path: &Path| path.ancestors().skip(1).all(|dir| names.get(dir) == Some(&None));
         let names: Names = names.iter().filter(|(path, _)| reachable(path)).map(|(p, w)| (p.clone(), *w)).collect();
-        let files =
-            files.iter().map(|file| lose(file, random)).map(|now| Content { on_disk: now.clone(), now }).collect();
+        let files = files.iter().map(|file| Content::of(lose(file, random))).collect();
         SimulatedDisk(Arc::new(Mutex::new(State {
             random: random.clone(),
             left: calls,
@@ -183,23 +236,35 @@ impl DiskFile for SimulatedFile {
         let done = state.call();
         // The power may fail in the middle.
         let count = if done.is_ok() { bytes.len() } else { state.random.below(bytes.len() + 1) };
-        state.files[self.file].now.extend_from_slice(&bytes[..count]);
+        if let Some(file) = state.files.get_mut(self.file) {
+            file.now.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        }
         done
     }
 
     fn cut(&mut self, length: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         state.call()?;
-        state.files[self.file].now.truncate(usize::try_from(length).unwrap());
+        if let Some(file) = state.files.get_mut(self.file) {
+            file.now.truncate(usize::try_from(length).unwrap_or(usize::MAX));
+            file.same = file.same.min(file.now.len());
+        }
         Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
         let mut state = self.disk.state();
-        state.call()?;
-        let file = &mut state.files[self.file];
-        file.on_disk = file.now.clone();
-        Ok(())
+        if state.left == 0 {
+            return state.call();
+        }
+        let done = state.call();
+        // The power may fail when it is done and nobody has heard of it.
+        if (done.is_ok() || state.random.below(2) == 0)
+            && let Some(file) = state.files.get_mut(self.file)
+        {
+            file.sync();
+        }
+        done
     }
 }
 
@@ -208,7 +273,7 @@ impl Disk for SimulatedDisk {
         let mut state = self.state();
         state.call()?;
         match state.names.get(path) {
-            Some(Some(file)) => Ok(state.files[*file].now.clone()),
+            Some(Some(file)) => Ok(state.files.get(*file).map(|file| file.now.clone()).unwrap_or_default()),
             _ => Err(io::ErrorKind::NotFound.into()),
         }
     }
@@ -265,6 +330,7 @@ impl Disk for SimulatedDisk {
 }
 
 /// All states where that is quick or asked for, a part of them in a debug build.
+#[cfg(test)]
 pub fn states() -> u64 {
     if cfg!(debug_assertions) && std::env::var_os("PHASED_CRASH_FULL").is_none() { 500 } else { 10_000 }
 }

@@ -40,7 +40,8 @@ impl Fixture {
         let blobs = Arc::new(FileBlobs::open(self.dir.path().join("blobs")).unwrap());
         let dir = self.dir.path().join("runs");
         fs::create_dir_all(&dir).unwrap();
-        RunJournals::with(Means { disk, data, kill: Kill::default() }, dir, blobs, self.ear.clone()).unwrap()
+        RunJournals::with(Means { disk, data, kill: Kill::default(), later: None }, dir, blobs, self.ear.clone())
+            .unwrap()
     }
 
     fn real(&self) -> RunJournals {
@@ -317,7 +318,7 @@ async fn whatever_a_power_loss_leaves_every_acknowledged_record_is_there_and_no_
         let mut given = [Given::default(), Given::default()];
         // Some lives, the last of which goes on in peace: the power fails in recovery, too.
         for life in 0..4 {
-            let means = Means { disk: Arc::new(disk.clone()), data: data.clone(), kill: Kill::default() };
+            let means = Means { disk: Arc::new(disk.clone()), data: data.clone(), kill: Kill::default(), later: None };
             let journals = RunJournals::with(means, dir.to_owned(), blobs.clone(), real.ear.clone()).unwrap();
             for (n, given) in given.iter_mut().enumerate() {
                 let (id, at) = (run(n as u128), format!("seed {seed}, life {life}, run {n}"));

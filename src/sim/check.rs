@@ -1,0 +1,426 @@
+//! What must hold, whatever happens. Held against what is on disk and what machines really do, at every event.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use super::{
+    fleet::{Command, Machine},
+    outside::State,
+    scenario::Behaviour,
+};
+use crate::model::{
+    deployment::{Deployment, DeploymentState, HostState},
+    event::{Event, Record},
+    ids::{HostId, ReleaseId, RunId, Seq, Sha},
+    pipeline::HostSource,
+    run::{Run, RunState, Trigger},
+    step::{CallKey, Place},
+};
+
+/// A letter that people got.
+#[derive(Debug, Clone)]
+pub(super) struct Letter {
+    pub(super) function: String,
+    pub(super) run: String,
+    pub(super) event: String,
+    pub(super) title: String,
+}
+
+/// A run as its journal on disk says.
+pub(super) struct Followed {
+    pub(super) run: Run,
+    last: Seq,
+    /// Tokens of steps that were begun.
+    begun: BTreeSet<String>,
+    /// The release was found bad by it.
+    bad: Option<Sha>,
+}
+
+impl Followed {
+    pub(super) fn last(&self) -> u64 {
+        self.last.0
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.run.end.is_some()
+    }
+}
+
+/// What switches a host.
+fn switches(command: &str) -> bool {
+    matches!(command, "drain" | "stop" | "deploy" | "undo")
+}
+
+/// Records of a run have reached the disk.
+pub(super) fn heard(state: &mut State, now: Duration, id: &RunId, records: &[(Seq, u32, Record)]) {
+    for (seq, _, record) in records {
+        let known = state.runs.get(id).map_or(Seq(0), |followed| followed.last);
+        if *seq <= known {
+            continue;
+        }
+        if seq.0 != known.0 + 1 {
+            return state.breaks(now, &format!("run {id}: record {} came after {}", seq.0, known.0));
+        }
+        if state.tells() && !matches!(record.event, Event::Observed { .. } | Event::Measured { .. }) {
+            state.tell(now, &format!("{id}: {}", words(&record.event)));
+        }
+        before(state, now, id, &record.event);
+        let followed = match state.runs.get_mut(id) {
+            None => match Run::begin(record) {
+                Ok(run) => {
+                    let followed = Followed { run, last: *seq, begun: BTreeSet::new(), bad: None };
+                    state.runs.insert(id.clone(), followed);
+                    continue;
+                }
+                Err(illegal) => return state.breaks(now, &format!("run {id} cannot begin: {illegal}")),
+            },
+            Some(followed) => followed,
+        };
+        followed.last = *seq;
+        match &record.event {
+            Event::Begin { token, .. } => drop(followed.begun.insert(token.to_string())),
+            Event::Judged { bad: true, .. } | Event::Paused { bad: true, .. } => {
+                followed.bad = followed.run.release.as_ref().map(|release| release.commit.tree.clone());
+            }
+            _ => {}
+        }
+        if let Err(illegal) = followed.run.next(record) {
+            return state.breaks(now, &format!("run {id} cannot be folded: {illegal}"));
+        }
+        after(state, now, id, &record.event);
+    }
+}
+
+/// A life begins with what is on disk: `last` records of a run.
+pub(super) fn found(state: &mut State, now: Duration, id: &RunId, last: usize) {
+    let known = state.runs.get(id).map_or(0, |followed| followed.last.0);
+    if (last as u64) < known {
+        state.breaks(now, &format!("run {id}: {known} records were on disk, and {last} are left"));
+    }
+}
+
+fn words(event: &Event) -> String {
+    let text = serde_json::to_string(event).unwrap_or_default();
+    let text: String = text.chars().take(if matches!(event, Event::Started(_)) { 60 } else { 400 }).collect();
+    text
+}
+
+/// The host whose turn comes with this call.
+fn turn(run: &Run, key: &CallKey) -> Option<(u32, HostId)> {
+    let Some(Place::Host { deployment, host, function }) = key.place() else { return None };
+    let of = run.deployment(deployment)?.host(&host)?;
+    (matches!(function.as_str(), "drain" | "deploy") && of.begun.is_none()).then_some((deployment, host))
+}
+
+/// What must hold before a fact is one: as it was decided.
+fn before(state: &mut State, now: Duration, id: &RunId, event: &Event) {
+    let Some(followed) = state.runs.get(id) else { return };
+    let run = &followed.run;
+    if let Event::Call { key, .. } = event
+        && let Some((n, host)) = turn(run, key)
+        && let Some(of) = run.deployment(n)
+        && of.rollback_of.is_none()
+    {
+        let why = over_budget(run, of, &host);
+        if let Some(why) = why {
+            state.breaks(now, &format!("run {id}: {host} is taken although {why}"));
+        }
+    } else if let Event::Resolved { release, target: None, .. } = event
+        && !run.header.request.retry_bad
+        && state.runs.values().any(|other| {
+            other.is_over() && other.bad.as_ref() == Some(&release.commit.tree) && other.run.header.run != *id
+        })
+    {
+        state.breaks(now, &format!("run {id} takes the bad release {}", release.id));
+    }
+}
+
+/// Why a deployment may not take another host.
+fn over_budget(run: &Run, of: &Deployment, host: &HostId) -> Option<String> {
+    let Some(budgets) = &of.budgets else { return Some("nothing is planned".to_owned()) };
+    let Some(spec) = of.spec(run) else { return Some("it has no environment".to_owned()) };
+    let count = |state| of.hosts.iter().filter(|host| host.verdict() == state).count();
+    let failed = count(HostState::Failed).saturating_sub(of.forgiven.failed);
+    if failed > budgets.max_failures {
+        return Some(format!("{failed} hosts failed and max_failures is {}", budgets.max_failures));
+    }
+    let shut = count(HostState::Unreachable).saturating_sub(of.forgiven.unreachable);
+    if shut > budgets.max_unreachable {
+        return Some(format!("{shut} hosts are unreachable and max_unreachable is {}", budgets.max_unreachable));
+    }
+    let flying: Vec<_> = of.hosts.iter().filter(|h| h.in_flight() && h.host.id != *host).collect();
+    // What puts back something known goes as a rollback does.
+    let back = spec.rollout.rollback_parallel.filter(|_| run.target.is_some());
+    let most = back.unwrap_or(spec.rollout.max_parallel).max(1) as usize;
+    if flying.len() >= most {
+        return Some(format!("{} are under way and max_parallel is {most}", flying.len()));
+    }
+    let own = of.host(host)?;
+    // The way back is as wide as it may be, whatever the zones.
+    if spec.rollout.zones && run.target.is_none() && flying.iter().any(|h| h.host.zone != own.host.zone) {
+        return Some("a host of another zone is under way".to_owned());
+    }
+    let left = of.healthy() - usize::from(own.is_healthy());
+    if own.is_healthy() && left < of.phases.min_healthy as usize {
+        return Some(format!("{left} healthy ones would be left and min_healthy is {}", of.phases.min_healthy));
+    }
+    of.judged.is_some().then(|| "it is judged".to_owned())
+}
+
+/// A command begins on a machine.
+pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, token: &str, command: &Command) {
+    let line = command.line();
+    let run: Option<RunId> = command.variable("RUN").parse().ok();
+    let told =
+        |state: &State| run.as_ref().and_then(|run| state.runs.get(run)).is_some_and(|f| f.begun.contains(token));
+    if let Some(run) = run.as_ref().filter(|_| !told(state)) {
+        // An earlier life may have begun it, and nobody was told.
+        state.catch_up(now, run);
+    }
+    let Some(followed) = run.as_ref().and_then(|run| state.runs.get(run)) else {
+        return state.breaks(now, &format!("{line} begins, and its run is not on disk"));
+    };
+    if !followed.begun.contains(token) {
+        return state.breaks(now, &format!("{line} begins on {machine:?}, and its `begin` is not on disk"));
+    }
+    if followed.is_over() {
+        return state.breaks(now, &format!("{line} begins on {machine:?}, and its run is over"));
+    }
+    let Some(id) = machine else { return };
+    let name = command.variable("DEPLOYMENT");
+    let number = name.rsplit('.').next().and_then(|n| n.parse().ok());
+    let Some(of) = number.and_then(|n| followed.run.deployment(n)) else {
+        return state.breaks(now, &format!("{line} begins on {id}, and its deployment is not on disk"));
+    };
+    if of.budgets.is_none() {
+        return state.breaks(now, &format!("{line} begins on {id} before its plan is on disk"));
+    }
+    if of.end.is_some() {
+        return state.breaks(now, &format!("{line} begins on {id}, and its deployment has ended"));
+    }
+    let most = followed
+        .run
+        .deployment(of.n)
+        .and_then(|of| of.spec(&followed.run))
+        .map_or(1, |spec| match of.rollback_of {
+            None if followed.run.target.is_none() => spec.rollout.max_parallel,
+            _ => spec.rollout.rollback_parallel.unwrap_or(spec.rollout.max_parallel),
+        })
+        .max(1) as usize;
+    let alone = of.alone;
+    let watched = of.spec(&followed.run).is_some_and(|spec| spec.health.is_some());
+    let forward = watched && of.rollback_of.is_none() && followed.run.target.is_none();
+    let of_floor = forward.then_some(of.phases.min_healthy as usize);
+    // Somebody else's hands on the host.
+    let other = state
+        .machines
+        .get(id)
+        .and_then(|machine| machine.running().find(|other| other.variable("DEPLOYMENT") != name))
+        .map(Command::line);
+    if let Some(other) = other {
+        return state.breaks(now, &format!("{line} begins on {id} while {other} runs there"));
+    }
+    let holds = |followed: &&Followed| {
+        Some(&followed.run.header.run) != run.as_ref()
+            && followed.run.deployments.iter().any(|of| of.end.is_none() && of.touched())
+    };
+    if let Some(other) = state.runs.values().find(holds).map(|followed| followed.run.header.run.clone()) {
+        return state.breaks(now, &format!("{line} begins on {id} while run {other} deploys"));
+    }
+    if let Some(why) = below_floor(state, now, id, of_floor, command) {
+        return state.breaks(now, &format!("{line} begins on {id}: {why}"));
+    }
+    if switches(&command.command) && !alone {
+        let busy = state.machines.iter().filter(|(other, machine)| {
+            other.as_str() != id && machine.running().any(|c| c.variable("DEPLOYMENT") == name && switches(&c.command))
+        });
+        let busy = busy.count() + 1;
+        if busy > most {
+            state.breaks(now, &format!("{line} begins on {id}: {busy} hosts at once, and {most} may be"));
+        }
+    }
+}
+
+/// Whether fewer hosts would serve than must, where nothing but the deployment itself has made hosts ill: what else does so nobody can
+/// know in time.
+fn below_floor(state: &State, now: Duration, id: &str, floor: Option<usize>, command: &Command) -> Option<String> {
+    let floor = floor.filter(|_| switches(&command.command) && state.disturbed.is_empty())?;
+    let fickle =
+        |serves: &String| matches!(state.behaviour(serves), Some(Behaviour::SickensAfter(_) | Behaviour::Flaps(_)));
+    let all = || state.listed.iter().filter_map(|host| Some((host.id.as_str(), state.machines.get(host.id.as_str())?)));
+    if all().any(|(_, machine)| !machine.served || machine.serves.as_ref().is_some_and(fickle)) {
+        return None;
+    }
+    let serves = |id: &str, machine: &Machine| {
+        state.healthy(id, now) && !machine.drained && !machine.running().any(|command| switches(&command.command))
+    };
+    let taken = all().any(|(host, machine)| host == id && serves(host, machine));
+    let left = all().filter(|(host, machine)| *host != id && serves(host, machine)).count();
+    (taken && left < floor).then(|| format!("{left} hosts serve then, and min_healthy is {floor}"))
+}
+
+/// What must hold once a fact is one.
+fn after(state: &mut State, now: Duration, id: &RunId, event: &Event) {
+    let Event::End { state: end, .. } = event else { return };
+    let Some(followed) = state.runs.get(id) else { return };
+    let run = followed.run.clone();
+    let found = match end {
+        RunState::Failed => untouched(state, &run),
+        RunState::RolledBack => gone_back(state, &run),
+        RunState::Damaged => Some("it is damaged".to_owned()),
+        _ => None,
+    };
+    if let Some(why) = found {
+        state.breaks(now, &format!("run {id} ended {end:?}: {why}"));
+    }
+    let took = run.last_at.since(&run.started_at);
+    let bound = bound(state, &run);
+    if took > bound {
+        state.breaks(now, &format!("run {id} took {took:?}, its bound is {bound:?}"));
+    }
+}
+
+/// Nothing was switched by a run that failed.
+fn untouched(state: &State, run: &Run) -> Option<String> {
+    let id = run.header.run.as_str();
+    let touches = |c: &Command| c.variable("RUN") == id && switches(&c.command);
+    let (host, _) = state.machines.iter().find(|(_, machine)| machine.commands.values().any(touches))?;
+    Some(format!("{host} was touched"))
+}
+
+/// Every host that was touched and can be reached has a known-good release.
+fn gone_back(state: &State, run: &Run) -> Option<String> {
+    for of in run.deployments.iter().filter(|of| matches!(of.end, Some((DeploymentState::RolledBack, ..)))) {
+        for host in of.hosts.iter().filter(|host| host.touched && !host.gone) {
+            let id = host.host.id.as_str();
+            let back = run.deployments.iter().filter(|back| back.rollback_of == Some(of.n));
+            let shut = back.filter_map(|back| back.host(&host.host.id)).any(|h| h.verdict() == HostState::Unreachable);
+            if shut || state.rebooted.contains(id) || !state.is_well(id) {
+                continue;
+            }
+            let serves = state.machines.get(id).and_then(|machine| machine.serves.clone());
+            let good = |release: &String| known_good(state).iter().any(|good| good.as_str() == release);
+            if !serves.as_ref().is_some_and(good) {
+                return Some(format!("{id} serves {serves:?}, which is not known-good"));
+            }
+        }
+    }
+    None
+}
+
+/// Releases that a deployment of theirs has made known-good.
+fn known_good(state: &State) -> BTreeSet<ReleaseId> {
+    let deployments = state.runs.values().flat_map(|followed| {
+        followed.run.deployments.iter().filter_map(|of| {
+            let good = matches!(of.end, Some((DeploymentState::Succeeded, ..)));
+            of.release(&followed.run).filter(|_| good).map(|release| release.id.clone())
+        })
+    });
+    deployments.collect()
+}
+
+/// The longest a run may take: every call its whole limit, one host after the other, forwards and back, each watch and bake to its end.
+fn bound(state: &State, run: &Run) -> Duration {
+    let ms = |ms: u64| Duration::from_millis(ms);
+    let mut bound = Duration::from_secs(3600) + state.away * 2;
+    for stage in &run.header.pipeline.stages {
+        bound += ms(stage.timeout_ms) * 3;
+    }
+    for environment in &run.header.pipeline.environments {
+        let hosts = u32::try_from(state.machines.len()).unwrap_or(u32::MAX);
+        let watch = environment.health.as_ref().map_or(0, |health| health.healthy_deadline_ms);
+        let rollout = &environment.rollout;
+        // Two calls that time out each, with what a lost connection may add.
+        let host = ms(environment.timeout_ms) * 3 + ms(watch) + ms(rollout.stagger_ms);
+        bound += host * (hosts * 2) + (ms(rollout.max_bake_ms) + ms(environment.timeout_ms) * 2) * (hosts + 1);
+        bound += ms(environment.timeout_ms) * 6 + ms(rollout.pause_timeout_ms) * 8;
+    }
+    bound
+}
+
+/// What must hold when all is over.
+pub(super) fn over(state: &mut State, now: Duration) {
+    let ended: Vec<(String, RunState)> = state
+        .runs
+        .values()
+        .filter_map(|followed| Some((followed.run.header.run.to_string(), followed.run.end.as_ref()?.0)))
+        .collect();
+    for (run, end) in ended {
+        let told: Vec<&Letter> = state
+            .letters
+            .iter()
+            .filter(|letter| letter.run == run && letter.function.starts_with("notify/bad") && letter.event != "alarm")
+            .collect();
+        let count = told.len();
+        // A crash between a delivery and its record delivers again.
+        let most = 1 + state.deaths as usize;
+        let recovered = told.iter().all(|letter| letter.event == "recovered");
+        let wrong = match end {
+            _ if end.is_bad() && count == 0 => Some("and nobody was told".to_owned()),
+            _ if end.is_bad() && count > most => Some(format!("and people were told {count} times")),
+            _ if !end.is_bad() && count > 0 && !(recovered && end == RunState::Succeeded) => {
+                Some(format!("and people were told bad news: {}", told[0].title))
+            }
+            _ => None,
+        };
+        if let Some(wrong) = wrong {
+            state.breaks(now, &format!("run {run} ended {end:?}, {wrong}"));
+        }
+    }
+    if let Some(wrong) = not_converged(state).or_else(|| tried_for_ever(state)) {
+        state.breaks(now, &wrong);
+    }
+}
+
+/// A host that failed is not brought to the same release again by itself.
+fn tried_for_ever(state: &State) -> Option<String> {
+    let mut tried: BTreeMap<(HostId, ReleaseId), u32> = BTreeMap::new();
+    let own = state.runs.values().map(|followed| &followed.run);
+    for run in own.filter(|run| run.header.request.trigger == Trigger::Converge) {
+        for of in &run.deployments {
+            let Some(release) = of.release(run) else { continue };
+            for host in of.hosts.iter().filter(|host| host.verdict() == HostState::Failed) {
+                *tried.entry((host.host.id.clone(), release.id.clone())).or_default() += 1;
+            }
+        }
+    }
+    // Once more where a deployment came between.
+    let most = u32::try_from(state.scenario.commits.len()).unwrap_or(1);
+    let ((host, release), count) = tried.into_iter().find(|(_, count)| *count > most)?;
+    Some(format!("{host} failed to be brought to {release} {count} times, and nothing gave up"))
+}
+
+/// Where the last deployment went well, every host that can be reached and has not failed serves what is live, and is in service.
+fn not_converged(state: &State) -> Option<String> {
+    let deployments = || state.runs.values().flat_map(|f| f.run.deployments.iter().map(move |of| (&f.run, of)));
+    let discovered = state.scenario.pipeline.environments.iter().flat_map(|e| &e.hosts);
+    let discovered = discovered.into_iter().any(|source| matches!(source, HostSource::Plugin { .. }));
+    let own = || deployments().filter(|(_, of)| of.rollback_of.is_none() && of.budgets.is_some());
+    let (run, last) = own().max_by_key(|(_, of)| of.created_at.wall_ms)?;
+    let (DeploymentState::Succeeded, ..) = last.end.as_ref()? else { return None };
+    let live = last.release(run)?.id.to_string();
+    for host in &state.listed {
+        let id = host.id.as_str();
+        // A list in a file knows of no newcomers.
+        let listed = discovered || own().any(|(_, of)| of.host(&host.id).is_some());
+        let Some(machine) = state.machines.get(id).filter(|_| listed && state.is_well(id)) else { continue };
+        // The last that is known of it.
+        let known = own().filter_map(|(_, of)| Some((of.created_at.wall_ms, of.host(&host.id)?)));
+        let was = known.max_by_key(|(at, _)| *at).map(|(_, host)| host.state(true));
+        if matches!(was, Some(HostState::Healthy | HostState::Unreachable) | None) {
+            if machine.serves.as_ref() != Some(&live) && !state.disturbed.contains(id) {
+                return Some(format!(
+                    "{live} is live, and {id} serves {:?} though nothing is wrong with it",
+                    machine.serves
+                ));
+            }
+            let drains = last.spec(run).is_some_and(|spec| spec.hooks.drain && spec.hooks.undrain);
+            if drains && machine.drained && was == Some(HostState::Healthy) {
+                return Some(format!("{id} is healthy and was left out of service"));
+            }
+        }
+    }
+    None
+}

@@ -1,0 +1,310 @@
+//! Everything that is not the daemon, and does not end with it: time, machines, the repository, people.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    check::{self, Followed, Letter},
+    clock::VirtualClock,
+    fleet::{Machine, Reach},
+    ports::locked,
+    random::Random,
+    scenario::{self, Behaviour, Scenario},
+};
+use crate::{
+    model::{
+        cause::Cause,
+        event::Record,
+        host::Host,
+        ids::{ReleaseId, RunId, Seq},
+        release::Commit,
+        run::RunState,
+    },
+    time::{Clock as _, Span},
+};
+
+/// One life of the daemon: what it left is of no interest to anybody once it is over.
+#[derive(Clone, Default)]
+pub(super) struct Life(Arc<AtomicBool>);
+
+impl Life {
+    pub(super) fn end(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The world outside. Clones are the same one.
+#[derive(Clone)]
+pub(super) struct Outside {
+    clock: VirtualClock,
+    state: Arc<Mutex<State>>,
+}
+
+/// What is out there.
+pub(super) struct State {
+    pub(super) scenario: Scenario,
+    /// The small accidents: how long something takes.
+    pub(super) random: Random,
+    pub(super) machines: BTreeMap<String, Machine>,
+    /// The daemon's own.
+    here: Machine,
+    /// What discovery finds.
+    pub(super) listed: Vec<Host>,
+    pushed: Vec<Commit>,
+    behaviours: BTreeMap<String, Behaviour>,
+    /// Hosts that something has befallen.
+    pub(super) disturbed: BTreeSet<String>,
+    /// Those that may have lost what they had.
+    pub(super) rebooted: BTreeSet<String>,
+    /// What people were told.
+    pub(super) letters: Vec<Letter>,
+    /// What the journals say that are on disk.
+    pub(super) runs: BTreeMap<RunId, Followed>,
+    /// How often the daemon has died.
+    pub(super) deaths: u32,
+    /// How long there was no daemon.
+    pub(super) away: Duration,
+    /// The first thing that must not be.
+    broken: Option<String>,
+    story: Option<Vec<String>>,
+    /// Of this life.
+    pub(super) reader: Option<Reader>,
+}
+
+/// Reads what is on disk for certain of a run's journal.
+pub(super) type Reader = Arc<dyn Fn(&RunId) -> Vec<(Seq, u32, Record)> + Send + Sync>;
+
+impl Outside {
+    pub(super) fn new(scenario: Scenario, tells: bool) -> Self {
+        let machines = (0..scenario.hosts).map(|n| (format!("h{n}"), Machine::new(&format!("h{n}")))).collect();
+        let state = State {
+            random: Random::of(scenario.seed, "outside"),
+            machines,
+            here: Machine::new("here"),
+            listed: (0..scenario.hosts).map(scenario::host).collect(),
+            pushed: Vec::new(),
+            behaviours: BTreeMap::new(),
+            disturbed: BTreeSet::new(),
+            rebooted: BTreeSet::new(),
+            letters: Vec::new(),
+            runs: BTreeMap::new(),
+            deaths: 0,
+            away: Duration::ZERO,
+            broken: None,
+            story: tells.then(Vec::new),
+            reader: None,
+            scenario,
+        };
+        Outside { clock: VirtualClock::default(), state: Arc::new(Mutex::new(state)) }
+    }
+
+    pub(super) fn clock(&self) -> &VirtualClock {
+        &self.clock
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        locked(&self.state)
+    }
+
+    /// Has everything of the scenario happen in its time.
+    pub(super) fn begin(&self) {
+        let scenario = self.state().scenario.clone();
+        for (n, push) in scenario.commits.into_iter().enumerate() {
+            let outside = self.clone();
+            self.clock.at(push.at, move || outside.push(n, push.is));
+        }
+        for fault in scenario.faults {
+            let outside = self.clone();
+            self.clock.at(fault.at, move || outside.befall(&format!("h{}", fault.host), fault.what, fault.lasts));
+        }
+    }
+
+    fn push(&self, n: usize, is: Behaviour) {
+        let sha = scenario::sha(n);
+        let release = ReleaseId::first_build(&sha);
+        let mut state = self.state();
+        state.tell(self.clock.elapsed(), &format!("push of {release}, which is {is:?}"));
+        state.behaviours.insert(release.to_string(), is);
+        let schema = matches!(is, Behaviour::NoWayBack | Behaviour::NoWayBackUnhealthy);
+        state.pushed.push(Commit {
+            tree: sha.clone(),
+            sha,
+            author: "Ann <ann@example.com>".to_owned(),
+            message: if schema { "the schema changes" } else { "a change" }.to_owned(),
+            committed_at_ms: self.clock.now().wall_ms,
+        });
+    }
+
+    /// The commits of the branch, the oldest first.
+    pub(super) fn commits(&self) -> Vec<Commit> {
+        self.state().pushed.clone()
+    }
+
+    /// How long git takes, and whether it comes to anything.
+    pub(super) fn git(&self) -> (u64, bool) {
+        let mut state = self.state();
+        (state.random.between(2_000, 300_000), !state.random.one_in(40))
+    }
+
+    /// How long a word takes to a machine.
+    pub(super) fn latency(&self) -> Duration {
+        Duration::from_micros(self.state().random.between(150, 3_000))
+    }
+
+    /// Discovery.
+    pub(super) fn discover(&self) -> Result<Value, Cause> {
+        let mut state = self.state();
+        if state.random.one_in(60) {
+            return Err(Cause::new("http_connect", "the provider does not answer"));
+        }
+        Ok(json!(state.listed))
+    }
+
+    /// The probe of an alarm.
+    pub(super) fn measure(&self, input: &Value) -> Result<Value, Cause> {
+        let mut state = self.state();
+        let ids = input["hosts"].as_array().into_iter().flatten().filter_map(|host| host["id"].as_str());
+        let fires = ids.filter_map(|id| state.machines.get(id)).any(|machine| {
+            machine.serves.as_ref().is_some_and(|serves| state.behaviour(serves) == Some(Behaviour::AlarmFires))
+        });
+        match state.random.below(40) {
+            0 => Ok(Value::Null),
+            1 => Err(Cause::new("http_connect", "the metrics do not answer")),
+            _ => Ok(json!(if fires { 1.0 } else { 0.0 })),
+        }
+    }
+
+    /// A letter to people; now and then the channel fails.
+    pub(super) fn letter(&self, function: &str, message: &Value) -> Result<Value, Cause> {
+        let mut state = self.state();
+        if state.random.one_in(5) {
+            return Err(Cause::new("http_connect", "the channel does not answer"));
+        }
+        let text = |key: &str| message[key].as_str().unwrap_or_default().to_owned();
+        let letter =
+            Letter { function: function.to_owned(), run: text("run"), event: text("event"), title: text("title") };
+        state.tell(self.clock.elapsed(), &format!("people hear: {}", letter.title));
+        state.letters.push(letter);
+        Ok(Value::Null)
+    }
+
+    /// Records of a run are on disk.
+    pub(super) fn heard(&self, run: &RunId, records: &[(Seq, u32, Record)]) {
+        let now = self.clock.elapsed();
+        let mut state = self.state();
+        let known = state.runs.get(run).map_or(0, Followed::last);
+        if records.first().is_some_and(|(seq, ..)| seq.0 > known + 1) {
+            // An earlier life wrote them and was killed before anybody was told.
+            state.catch_up(now, run);
+        }
+        check::heard(&mut state, now, run, records);
+    }
+
+    /// Hears of what is on disk and nobody was told.
+    pub(super) fn catch_up(&self, run: &RunId) {
+        self.state().catch_up(self.clock.elapsed(), run);
+    }
+
+    /// What must not be, if it is.
+    pub(super) fn broken(&self) -> Option<String> {
+        self.state().broken.clone()
+    }
+
+    /// Runs that are not over, as far as the disk knows.
+    pub(super) fn unfinished(&self) -> Vec<RunId> {
+        let state = self.state();
+        state.runs.iter().filter(|(_, followed)| !followed.is_over()).map(|(run, _)| run.clone()).collect()
+    }
+
+    /// Whether every run is over, as far as the disk knows. Control says so: then it must.
+    pub(super) fn are_over(&self) -> bool {
+        let now = self.clock.elapsed();
+        self.unfinished().iter().for_each(|run| self.catch_up(run));
+        let open = self.unfinished();
+        if let Some(run) = open.first() {
+            self.state().breaks(now, &format!("control has forgotten run {run}, and its end is not on disk"));
+        }
+        open.is_empty()
+    }
+
+    /// The daemon has died.
+    pub(super) fn dies(&self, power: bool, away: Duration) {
+        let mut state = self.state();
+        state.deaths += 1;
+        state.away += away;
+        let how = if power { "the power is lost" } else { "the daemon is killed" };
+        state.tell(self.clock.elapsed(), &format!("{how}, for {}", Span(away)));
+        if power {
+            state.here.lose_power();
+        }
+    }
+
+    pub(super) fn story(&self) -> Vec<String> {
+        self.state().story.clone().unwrap_or_default()
+    }
+}
+
+impl State {
+    /// How runs ended.
+    pub(super) fn ends(&self) -> Vec<(RunId, RunState)> {
+        let ended = self.runs.iter();
+        ended.filter_map(|(run, followed)| Some((run.clone(), followed.run.end.as_ref()?.0))).collect()
+    }
+
+    /// Hears of what is on disk and nobody was told.
+    pub(super) fn catch_up(&mut self, now: Duration, run: &RunId) {
+        let records = self.reader.as_ref().map(|read| read(run)).unwrap_or_default();
+        check::heard(self, now, run, &records);
+    }
+
+    pub(super) fn machine(&self, id: Option<&str>) -> Option<&Machine> {
+        id.map_or(Some(&self.here), |id| self.machines.get(id))
+    }
+
+    pub(super) fn machine_mut(&mut self, id: Option<&str>) -> Option<&mut Machine> {
+        match id {
+            None => Some(&mut self.here),
+            Some(id) => self.machines.get_mut(id),
+        }
+    }
+
+    /// What a release turns out to be; a further build is as the first one.
+    pub(super) fn behaviour(&self, release: &str) -> Option<Behaviour> {
+        self.behaviours.get(release.split('.').next().unwrap_or_default()).copied()
+    }
+
+    pub(super) fn is_well(&self, id: &str) -> bool {
+        self.machines.get(id).is_some_and(|machine| machine.reach == Reach::Well && !machine.gone)
+    }
+
+    /// Whether anybody is to read the story.
+    pub(super) fn tells(&self) -> bool {
+        self.story.is_some()
+    }
+
+    /// Something for the story.
+    pub(super) fn tell(&mut self, now: Duration, what: &str) {
+        if let Some(story) = &mut self.story {
+            story.push(format!("{:>10.3} {what}", now.as_secs_f64()));
+        }
+    }
+
+    /// Something is that must not be.
+    pub(super) fn breaks(&mut self, now: Duration, what: &str) {
+        self.tell(now, &format!("BROKEN: {what}"));
+        let seed = self.scenario.seed;
+        self.broken.get_or_insert_with(|| format!("seed {seed} at {:.3} s: {what}", now.as_secs_f64()));
+    }
+}

@@ -1,0 +1,262 @@
+//! What of the daemon's own machine is not a journal: blobs, the index, output of commands, in memory; and ports that lead nowhere.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, Read},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use crate::{
+    lifecycle::watch,
+    model::{
+        cause::Cause,
+        ids::{Digest, RunId, Seq},
+        step::{CallKey, StepKey},
+    },
+    ports::{
+        blobs::{self, Blobs, Form, Hold},
+        discovery::{Discovery, DnsQuery, Ec2Query, JwtAsk},
+        http::{Http, Request, Response},
+        index::{Batch, Index, IndexError},
+        link::Duplex,
+        mail::{self, Mail},
+        outputs::{Frame, Outputs, Position, Stored, Stream},
+        secrets::{Secret, SecretError, Secrets},
+    },
+};
+
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Blobs are on disk when [`Blobs::put`] returns, so no crash takes one away. Artifacts are not simulated.
+#[derive(Clone, Default)]
+pub(super) struct MemoryBlobs(Arc<Mutex<BTreeMap<Digest, Vec<u8>>>>);
+
+impl Blobs for MemoryBlobs {
+    fn put(&self, bytes: &[u8]) -> io::Result<Digest> {
+        let digest = Digest::of(bytes);
+        locked(&self.0).insert(digest.clone(), bytes.to_vec());
+        Ok(digest)
+    }
+
+    fn get(&self, digest: &Digest) -> io::Result<Vec<u8>> {
+        locked(&self.0).get(digest).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn store(&self, _form: Form, _from: &mut dyn Read, _most: u64) -> io::Result<blobs::Stored> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn read(&self, _blob: &Digest, _form: Form, _offset: u64) -> io::Result<Box<dyn Read + Send>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn check(&self, blob: &Digest) -> io::Result<()> {
+        self.get(blob).map(drop)
+    }
+
+    fn hold(&self) -> Hold {
+        Box::new(())
+    }
+
+    fn begin_sweep(&self) -> bool {
+        false
+    }
+
+    fn end_sweep(&self, _keep: &BTreeSet<Digest>) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        PathBuf::from("/simulated/blobs").join(digest.as_str())
+    }
+}
+
+/// The index, which survives a killed process and is lost with the machine's power.
+#[derive(Clone, Default)]
+pub(super) struct MemoryIndex(Arc<Mutex<Documents>>);
+
+#[derive(Default)]
+struct Documents {
+    by_key: BTreeMap<String, Vec<u8>>,
+    positions: BTreeMap<RunId, (Seq, u32)>,
+}
+
+impl Index for MemoryIndex {
+    fn apply(&self, batch: Batch) -> Result<(), IndexError> {
+        let mut documents = locked(&self.0);
+        for (key, document) in batch.puts {
+            match document {
+                Some(document) if document.len() > 4096 => {
+                    return Err(IndexError(format!("{key} has {} bytes", document.len())));
+                }
+                Some(document) => drop(documents.by_key.insert(key, document)),
+                None => drop(documents.by_key.remove(&key)),
+            }
+        }
+        if let Some((run, seq, crc)) = batch.run {
+            documents.positions.insert(run, (seq, crc));
+        }
+        Ok(())
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, IndexError> {
+        Ok(locked(&self.0).by_key.get(key).cloned())
+    }
+
+    fn scan(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+        reverse: bool,
+    ) -> Result<Vec<(String, Vec<u8>)>, IndexError> {
+        let documents = locked(&self.0);
+        let within = |(key, _): &(&String, &Vec<u8>)| key.starts_with(prefix);
+        let own = |(key, document): (&String, &Vec<u8>)| (key.clone(), document.clone());
+        Ok(if reverse {
+            let range = documents.by_key.iter().rev().filter(within);
+            range.filter(|(key, _)| after.is_none_or(|after| key.as_str() < after)).take(limit).map(own).collect()
+        } else {
+            let range = documents.by_key.iter().filter(within);
+            range.filter(|(key, _)| after.is_none_or(|after| key.as_str() > after)).take(limit).map(own).collect()
+        })
+    }
+
+    fn position(&self, run: &RunId) -> Result<Option<(Seq, u32)>, IndexError> {
+        Ok(locked(&self.0).positions.get(run).copied())
+    }
+
+    fn forget(&self, run: &RunId) -> Result<(), IndexError> {
+        locked(&self.0).positions.remove(run);
+        Ok(())
+    }
+
+    fn clear(&self) -> Result<(), IndexError> {
+        *locked(&self.0) = Documents::default();
+        Ok(())
+    }
+}
+
+/// Frames of each call of each run.
+type Printed = BTreeMap<(RunId, CallKey), Vec<Frame>>;
+
+/// Output of commands. It is not synced: a power loss takes the end of any of it away.
+#[derive(Clone)]
+pub(super) struct MemoryOutputs {
+    frames: Arc<Mutex<Printed>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Default for MemoryOutputs {
+    fn default() -> Self {
+        MemoryOutputs { frames: Arc::default(), changed: watch::Sender::new(0) }
+    }
+}
+
+impl MemoryOutputs {
+    /// What is left of it after a power loss.
+    pub(super) fn lose(&self, random: &mut super::random::Random) {
+        for frames in locked(&self.frames).values_mut() {
+            if random.one_in(2) {
+                let left = random.below(frames.len() as u64 + 1);
+                frames.truncate(usize::try_from(left).unwrap_or(0));
+            }
+        }
+    }
+}
+
+impl Outputs for MemoryOutputs {
+    fn append(&self, run: &RunId, frame: Frame) -> io::Result<()> {
+        locked(&self.frames).entry((run.clone(), frame.step.call())).or_default().push(frame);
+        self.changed.send_modify(|n| *n += 1);
+        Ok(())
+    }
+
+    fn finish(&self, _run: &RunId, _step: &StepKey, _attempt: u32) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn stored(&self, run: &RunId, step: &StepKey, attempt: u32, keep: usize) -> io::Result<[Stored; 2]> {
+        let frames = locked(&self.frames);
+        let mut stored = <[Stored; 2]>::default();
+        for frame in frames.get(&(run.clone(), step.call())).into_iter().flatten() {
+            let at = match frame.stream {
+                _ if frame.step != *step || frame.attempt != attempt => continue,
+                Stream::Out => 0,
+                Stream::Err => 1,
+                Stream::Note => continue,
+            };
+            let [out, err] = &mut stored;
+            let stored = if at == 0 { out } else { err };
+            stored.end = frame.offset + frame.raw_len;
+            stored.total += frame.bytes.len() as u64;
+            stored.last.extend_from_slice(&frame.bytes);
+            let excess = stored.last.len().saturating_sub(keep);
+            stored.last.drain(..excess);
+        }
+        Ok(stored)
+    }
+
+    fn calls(&self, run: &RunId) -> io::Result<Vec<CallKey>> {
+        Ok(locked(&self.frames).keys().filter(|(of, _)| of == run).map(|(_, call)| call.clone()).collect())
+    }
+
+    fn read(&self, run: &RunId, call: &CallKey, from: Position, _limit: usize) -> io::Result<(Vec<Frame>, Position)> {
+        let frames = locked(&self.frames);
+        let all = frames.get(&(run.clone(), call.clone())).map_or(&[][..], Vec::as_slice);
+        let from = usize::try_from(from.0).unwrap_or(usize::MAX);
+        Ok((all.get(from..).unwrap_or_default().to_vec(), Position(all.len() as u64)))
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}
+
+/// Ports of which nothing simulated makes use.
+pub(super) struct Nowhere;
+
+#[async_trait]
+impl Http for Nowhere {
+    async fn request(&self, _request: Request) -> Result<Response, Cause> {
+        Err(Cause::new("http_connect", "requests are not simulated"))
+    }
+
+    async fn request_over(&self, _stream: Box<dyn Duplex>, _request: Request) -> Result<Response, Cause> {
+        Err(Cause::new("http_connect", "requests are not simulated"))
+    }
+}
+
+#[async_trait]
+impl Mail for Nowhere {
+    async fn send(&self, _message: mail::Message) -> Result<(), Cause> {
+        Err(Cause::new("smtp_connect", "mail is not simulated"))
+    }
+}
+
+#[async_trait]
+impl Discovery for Nowhere {
+    async fn dns(&self, _query: DnsQuery) -> Result<Vec<Value>, Cause> {
+        Err(Cause::new("dns_failed", "lookups are not simulated"))
+    }
+
+    async fn ec2_instances(&self, _query: Ec2Query) -> Result<Vec<Value>, Cause> {
+        Err(Cause::new("ec2_failed", "lookups are not simulated"))
+    }
+
+    fn jwt(&self, _ask: JwtAsk) -> Result<String, Cause> {
+        Err(Cause::new("jwt_key", "tokens are not simulated"))
+    }
+}
+
+impl Secrets for Nowhere {
+    fn get(&self, name: &str) -> Result<Secret, SecretError> {
+        Err(SecretError::Missing { name: name.to_owned(), looked: "a simulation, which has none".to_owned() })
+    }
+}
