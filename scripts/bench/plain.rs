@@ -70,14 +70,8 @@ fn main() -> Result<(), Failure> {
         let turns = Arc::new(Semaphore::new(50));
         let mut running = Vec::new();
         for address in std::fs::read_to_string(hosts)?.split_whitespace() {
-            let host = Host {
-                id: address.parse().map_err(|e| format!("{address}: {e:?}"))?,
-                name: address.to_owned(),
-                address: address.to_owned(),
-                labels: std::collections::BTreeMap::new(),
-                zone: None,
-                ssh: ssh.clone(),
-            };
+            let id = address.parse().map_err(|e| format!("{address}: {e:?}"))?;
+            let host = Host { ssh: ssh.clone(), ..Host::at(id, address.to_owned()) };
             running.push(tasks.spawn("host", commands(links.clone(), host, three.clone(), turns.clone())));
         }
         for host in running {
