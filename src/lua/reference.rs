@@ -41,6 +41,7 @@ pub fn markdown() -> String {
         table(&format!("phased.{}", shape.name), shape, &mut done, &mut out);
     }
     table("What every discovery takes", &all.source, &mut done, &mut out);
+    table("What every discovery takes", &all.source, &mut done, &mut out);
     table("A host", &all.host, &mut done, &mut out);
     out.push_str(
         "## Functions of plugins\n\nFor discovery, probes and alerts only; pipeline functions use the steps.\n\n",

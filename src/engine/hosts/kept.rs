@@ -20,10 +20,14 @@ use crate::{
         pipeline::Environment,
     },
     ports::control::Commit,
+    time::within,
 };
 
 /// A list's age may be so far off after a restart.
 const REFRESH_MS: i64 = 10 * 60_000;
+
+/// How long the disk is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Kept {
@@ -187,11 +191,14 @@ async fn keep(world: &World, project: &ProjectName, environment: &Environment, f
         world.control.commit(Commit::Setting, &[], vec![(key(project, &environment.name), Some(json!(kept)))]);
     match committed {
         Ok(ticket) => {
-            world.tasks.spawn(format!("hosts of {project} {}", environment.name), async move {
-                // The blobs are safe once the record that names them is.
-                let _degraded_and_told_elsewhere = ticket.synced().await;
-                drop(hold);
-            });
+            // What is shown is on disk. A disk that has no room does not keep hosts from being asked for.
+            if within(&*world.clock, PATIENCE, ticket.synced()).await.is_none() {
+                world.tasks.spawn(format!("hosts of {project} {}", environment.name), async move {
+                    // The blobs are safe once the record that names them is.
+                    let _degraded_and_told_elsewhere = ticket.synced().await;
+                    drop(hold);
+                });
+            }
         }
         Err(error) => {
             tracing::warn!(%project, environment = %environment.name, %error, "the hosts that were found cannot be kept")

@@ -52,7 +52,7 @@ fn env_like() -> Kind {
 
 /// The options that phased itself reads of every discovery.
 pub(super) fn source() -> Shape {
-    Shape::new("source", "What every discovery takes beside its own options.")
+    Shape::new("of_every_discovery", "What every discovery takes beside its own options.")
         .with_default("interval", Kind::Duration, "\"1m\"", "How often it is asked while nothing is deployed; a plan and each wave ask anew.")
         .with_default("timeout", Kind::Limit, "\"2m\"", "The limit of one asking.")
         .with_default("min_hosts", Kind::Integer(0, 1_000_000), "0", "An answer with fewer running hosts is not believed.")

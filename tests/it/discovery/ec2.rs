@@ -239,7 +239,12 @@ fn one_that_is_terminated_during_a_rollout_is_gone_and_one_that_is_launched_gets
     std::fs::write(world.path("plugins/discovery/mapped.lua"), MAPPED).unwrap();
     let source =
         format!("require \"discovery.mapped\" {{ \"{}\", max_shrink = \"0%\" }}", world.path("hosts").display());
-    world.project(&Project::new("shop").rollout("waves = 1, max_shrink = \"0%\"").deploy_takes(1.0).hosts(&[&source]));
+    world.project(
+        &Project::new("shop")
+            .rollout("waves = 1, min_healthy = 1, max_shrink = \"0%\"")
+            .deploy_takes(1.0)
+            .hosts(&[&source]),
+    );
     let env = moto.env();
     let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let daemon = world.start_with(&env);
