@@ -161,8 +161,8 @@ impl SimulatedDisk {
             random: state.random.clone(),
             left: u64::MAX,
             files: state.files.iter().map(|file| Content::of(file.on_disk.clone())).collect(),
-            names: state.on_disk.clone(),
-            on_disk: state.on_disk.clone(),
+            names: reachable(&state.on_disk),
+            on_disk: reachable(&state.on_disk),
             unsynced: Vec::new(),
         })))
     }
@@ -186,9 +186,7 @@ impl SimulatedDisk {
                 change.clone().apply(&mut names);
             }
         }
-        // A name in a directory whose own name was lost is lost with it.
-        let reachable = |path: &Path| path.ancestors().skip(1).all(|dir| names.get(dir) == Some(&None));
-        let names: Names = names.iter().filter(|(path, _)| reachable(path)).map(|(p, w)| (p.clone(), *w)).collect();
+        let names = reachable(&names);
         let files = files.iter().map(|file| Content::of(lose(file, random))).collect();
         SimulatedDisk(Arc::new(Mutex::new(State {
             random: random.clone(),
@@ -199,6 +197,12 @@ impl SimulatedDisk {
             unsynced: Vec::new(),
         })))
     }
+}
+
+/// A name in a directory whose own name was lost is lost with it.
+fn reachable(names: &Names) -> Names {
+    let there = |path: &Path| path.ancestors().skip(1).all(|dir| names.get(dir) == Some(&None));
+    names.iter().filter(|(path, _)| there(path)).map(|(path, what)| (path.clone(), *what)).collect()
 }
 
 /// The bytes of a file after a power loss.
