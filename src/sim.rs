@@ -2,13 +2,14 @@
 //!
 //! # What is simulated
 //! Time, the machines and their connections, discovery, the repository, probes, people and their letters, and the disk under the
-//! journals, which loses what was not synced. A project is Rust behind the port `Program` ([`program`]).
+//! journals, which loses what was not synced. A project is Rust behind the port `Program` ([`program`]),
+//! or Lua in the daemon's own driver.
 //!
 //! # What is not
 //! Everything in `engine/`, `model/` and `journal/` is the daemon's own: the conductor, the owner, sessions and their resending,
 //! journals and their recovery, control, leases, the outbox. The shell text of the command protocol is not run: [`shell`] reads what is
 //! asked and answers in frames. Artifacts, files, requests and mail are not simulated, nor is a disk that is full or failing, several
-//! projects, groups, freezes, or Lua.
+//! projects, groups, or freezes.
 //!
 //! # Reading order
 //! `scenario` (what happens, from a seed), `life` (how it is played), `outside` and `fleet` (the world), `check` (what must hold).
@@ -29,4 +30,4 @@ pub mod scenario;
 mod shell;
 
 pub use life::{Broken, Played, play};
-pub use scenario::Scenario;
+pub use scenario::{Language, Scenario};

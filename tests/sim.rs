@@ -5,33 +5,30 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use phased::sim::{Scenario, play};
+use phased::sim::{Language, Scenario, play};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text:?} is no number")))
 }
 
 /// What a failing seed leaves: what was to happen, and what did.
-fn show(seed: u64) -> String {
-    let scenario = Scenario::of(seed);
-    let (what, story) = match play(&scenario, true) {
+fn show(scenario: &Scenario) -> String {
+    let (seed, lua) = (scenario.seed, if scenario.language == Language::Lua { "PHASED_SIM_LUA=1 " } else { "" });
+    let (what, story) = match play(scenario, true) {
         Ok(played) => (format!("all is well: {:?}", played.ends), played.story),
         Err(broken) => (broken.what, broken.story),
     };
-    format!("{scenario}\n{}\n\n{what}\n(PHASED_SIM_SEED={seed} cargo test --test sim plays it again)", story.join("\n"))
+    format!(
+        "{scenario}\n{}\n\n{what}\n({lua}PHASED_SIM_SEED={seed} cargo test --test sim plays it again)",
+        story.join("\n")
+    )
 }
 
-#[test]
-fn whatever_happens_the_engine_keeps_its_promises() {
-    if let Some(seed) = number("PHASED_SIM_SEED") {
-        println!("{}", show(seed));
-        play(&Scenario::of(seed), false).unwrap();
-        return;
-    }
-    let seeds = number("PHASED_SIM_SEEDS").unwrap_or(1_000);
-    let first = number("PHASED_SIM_FIRST").unwrap_or(0);
+/// Plays `seeds` scenarios on all processors.
+fn all_hold(first: u64, seeds: u64, language: Language) {
     let next = AtomicU64::new(first);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let scenario = |seed| Scenario::of(seed).in_language(language);
     let mut ends: BTreeMap<String, u32> = BTreeMap::new();
     let (mut broken, mut deaths, mut events) = (Vec::new(), 0, 0);
     let worked = std::thread::scope(|scope| {
@@ -42,7 +39,7 @@ fn whatever_happens_the_engine_keeps_its_promises() {
                 if seed >= first + seeds {
                     return results;
                 }
-                results.push((seed, play(&Scenario::of(seed), false)));
+                results.push((seed, play(&scenario(seed), false)));
             }
         };
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
@@ -60,11 +57,29 @@ fn whatever_happens_the_engine_keeps_its_promises() {
             Err(what) => broken.push((seed, what.what)),
         }
     }
-    println!("{seeds} seeds, {deaths} deaths, {events} events: {ends:?}");
+    println!("{seeds} seeds in {language:?}, {deaths} deaths, {events} events: {ends:?}");
     if let Some((seed, _)) = broken.first() {
         let list: Vec<&str> = broken.iter().map(|(_, what)| what.as_str()).take(40).collect();
-        panic!("{}\n\n{} of {seeds} seeds are broken:\n{}", show(*seed), broken.len(), list.join("\n"));
+        panic!("{}\n\n{} of {seeds} seeds are broken:\n{}", show(&scenario(*seed)), broken.len(), list.join("\n"));
     }
+}
+
+#[test]
+fn whatever_happens_the_engine_keeps_its_promises() {
+    if let Some(seed) = number("PHASED_SIM_SEED") {
+        let language = if number("PHASED_SIM_LUA").is_some() { Language::Lua } else { Language::Rust };
+        let scenario = Scenario::of(seed).in_language(language);
+        println!("{}", show(&scenario));
+        play(&scenario, false).unwrap();
+        return;
+    }
+    all_hold(number("PHASED_SIM_FIRST").unwrap_or(0), number("PHASED_SIM_SEEDS").unwrap_or(1_000), Language::Rust);
+}
+
+/// A fifth as many again with their hooks in Lua: calls are replayed by the daemon's own driver.
+#[test]
+fn whatever_happens_lua_is_replayed_to_where_it_was() {
+    all_hold(number("PHASED_SIM_FIRST").unwrap_or(0), number("PHASED_SIM_SEEDS").unwrap_or(1_000) / 5, Language::Lua);
 }
 
 #[test]

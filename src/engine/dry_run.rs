@@ -155,7 +155,13 @@ impl Rehearsal<'_> {
             Action::Plan { deployment } => self.plan(deployment).await?,
             Action::Watch { deployment, host } => self.watch(deployment, host)?,
             Action::Look { deployment, wave } => {
-                self.fold(Event::FleetSeen { deployment, gone: Vec::new(), joined: Vec::new(), why: BTreeMap::new(), wave })?;
+                self.fold(Event::FleetSeen {
+                    deployment,
+                    gone: Vec::new(),
+                    joined: Vec::new(),
+                    why: BTreeMap::new(),
+                    wave,
+                })?;
             }
             // Nothing fails, so nothing is tried again, undone or ended from outside.
             Action::Retry(_) | Action::Undo(_) | Action::EndCall { .. } => {

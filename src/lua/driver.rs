@@ -422,18 +422,85 @@ impl Thread {
 /// # Errors
 /// `lua_internal` when there can be no thread.
 pub fn open(bundle: Arc<Bundle>, run_seed: u64, limits: Limits, sink: Sink) -> Result<Box<dyn Program>, Cause> {
+    Ok(Box::new(start(bundle, run_seed, limits, sink, || {})?))
+}
+
+/// As [`open`], but whoever gives an order waits until it is obeyed, and is told the turns it came to before the order returns: for a
+/// world in which nothing happens beside something else.
+///
+/// # Errors
+/// `lua_internal` when there can be no thread.
+pub fn open_in_order(
+    bundle: Arc<Bundle>,
+    run_seed: u64,
+    limits: Limits,
+    sink: Sink,
+) -> Result<Box<dyn Program>, Cause> {
+    let (told, turns) = mpsc::channel();
+    let obeyed = told.clone();
+    let tell = move |key: &CallKey, turn: Turn| {
+        let _program_gone = told.send(Some((key.clone(), turn)));
+    };
+    let over = move || {
+        let _program_gone = obeyed.send(None);
+    };
+    let driven = start(bundle, run_seed, limits, Box::new(tell), over)?;
+    Ok(Box::new(InOrder { driven, turns, sink }))
+}
+
+fn start(
+    bundle: Arc<Bundle>,
+    seed: u64,
+    limits: Limits,
+    sink: Sink,
+    obeyed: impl Fn() + Send + 'static,
+) -> Result<Driven, Cause> {
     let (orders, received) = mpsc::channel();
     let work = move || {
-        let mut thread = Thread { bundle, limits, seed: run_seed, vms: BTreeMap::new(), sink };
+        let mut thread = Thread { bundle, limits, seed, vms: BTreeMap::new(), sink };
         for order in received {
             thread.obey(order);
+            obeyed();
         }
     };
     std::thread::Builder::new()
         .name("lua".to_owned())
         .spawn(work)
         .map_err(|e| Cause::new("lua_internal", format!("there can be no thread for Lua: {e}")))?;
-    Ok(Box::new(Driven { orders }))
+    Ok(Driven { orders })
+}
+
+/// The engine's side where it waits.
+struct InOrder {
+    driven: Driven,
+    /// What an order came to; `None` ends it.
+    turns: mpsc::Receiver<Option<(CallKey, Turn)>>,
+    sink: Sink,
+}
+
+impl InOrder {
+    fn tell(&mut self) {
+        while let Ok(Some((key, turn))) = self.turns.recv() {
+            (self.sink)(&key, turn);
+        }
+    }
+}
+
+impl Program for InOrder {
+    fn call(&mut self, key: &CallKey, opening: Opening) {
+        self.driven.call(key, opening);
+        self.tell();
+    }
+
+    fn resume(&mut self, key: &CallKey, branch: &Branch, outcome: &Outcome) {
+        self.driven.resume(key, branch, outcome);
+        self.tell();
+    }
+
+    fn end(&mut self, key: &CallKey, cause: Cause) {
+        self.driven.end(key, cause);
+        self.tell();
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! A hook is a list of steps, one after the other; the first that does not succeed raises, as in Lua. What it has done it knows from the
 //! answers it was given, or from its past in a replay. The code of a project is what [`hook`] says, so it is pinned by being compiled.
+//! The same hooks are there in Lua, `shop.lua`, run by the daemon's own driver.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,8 +11,13 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::outside::Outside;
+use super::{outside::Outside, scenario::Language};
 use crate::{
+    lua::{
+        bundle::{Bundle, Source},
+        driver, prelude,
+        sandbox::Limits,
+    },
     model::{
         cause::Cause,
         ids::{Digest, ProjectName},
@@ -21,12 +27,14 @@ use crate::{
 };
 
 /// The projects of a simulation.
-pub(super) struct RustPrograms {
-    pub(super) outside: Outside,
-    pub(super) loaded: Vec<Loaded>,
+pub(super) struct SimulatedPrograms {
+    outside: Outside,
+    loaded: Vec<Loaded>,
+    /// The hooks in Lua, where that is what they are written in.
+    lua: Option<Arc<Bundle>>,
 }
 
-impl Programs for RustPrograms {
+impl Programs for SimulatedPrograms {
     fn load(&self) -> Result<Vec<Loaded>, Vec<Diagnostic>> {
         Ok(self.loaded.clone())
     }
@@ -39,8 +47,11 @@ impl Programs for RustPrograms {
         Ok(0)
     }
 
-    fn open(&self, _code: &Digest, _project: &ProjectName, _seed: u64, sink: Sink) -> Result<Box<dyn Program>, Cause> {
-        Ok(Box::new(RustProgram { calls: BTreeMap::new(), sink }))
+    fn open(&self, _code: &Digest, _project: &ProjectName, seed: u64, sink: Sink) -> Result<Box<dyn Program>, Cause> {
+        match &self.lua {
+            Some(bundle) => driver::open_in_order(Arc::clone(bundle), seed, Limits::default(), sink),
+            None => Ok(Box::new(RustProgram { calls: BTreeMap::new(), sink })),
+        }
     }
 
     fn plugin(
@@ -217,7 +228,14 @@ pub(super) fn code() -> Digest {
     Digest::of(b"the hooks of sim::program")
 }
 
+fn in_lua() -> Bundle {
+    let entry = Bundle::entry_of("shop");
+    let file = Source::new("projects/shop.lua".to_owned(), include_str!("shop.lua").to_owned());
+    Bundle { prelude: prelude::VERSION.to_owned(), files: BTreeMap::from([(entry.clone(), file)]), entry }
+}
+
 /// Programs for a life of the daemon.
 pub(super) fn programs(outside: &Outside, loaded: Vec<Loaded>) -> Arc<dyn Programs> {
-    Arc::new(RustPrograms { outside: outside.clone(), loaded })
+    let lua = (outside.state().scenario.language == Language::Lua).then(|| Arc::new(in_lua()));
+    Arc::new(SimulatedPrograms { outside: outside.clone(), loaded, lua })
 }

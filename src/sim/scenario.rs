@@ -11,8 +11,8 @@ use crate::{
         host::{Host, Ssh},
         ids::Sha,
         pipeline::{
-            Alarm, AlarmAction, Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source, SourceLimits,
-            Stage, Version, VersionFrom, When,
+            Alarm, AlarmAction, Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source,
+            SourceLimits, Stage, Version, VersionFrom, When,
         },
         rollout::{Budget, Canary, OnFailure, OnInconclusive, Rollout, Waves},
     },
@@ -26,6 +26,8 @@ pub struct Scenario {
     pub seed: u64,
     /// The project.
     pub pipeline: Pipeline,
+    /// What its hooks are written in.
+    pub language: Language,
     /// How many hosts there are at the beginning, `h0` and so on.
     pub hosts: u32,
     /// What is pushed, and when.
@@ -36,6 +38,15 @@ pub struct Scenario {
     pub people: Vec<Person>,
     /// When the daemon dies.
     pub crashes: Vec<Crash>,
+}
+
+/// What hooks are written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Language {
+    /// Behind the port `Program`: many seeds in little time.
+    Rust,
+    /// By the daemon's own driver.
+    Lua,
 }
 
 /// A commit that is pushed.
@@ -381,7 +392,13 @@ impl Scenario {
             let call = if random.one_in(3) { random.between(2, 16) } else { random.between(5, 200) };
             crashes.push(Crash { call, power: random.one_in(2), away });
         }
-        Scenario { seed, pipeline, hosts, commits, faults, people, crashes }
+        Scenario { seed, pipeline, language: Language::Rust, hosts, commits, faults, people, crashes }
+    }
+
+    /// The same with its hooks in `language`.
+    #[must_use]
+    pub fn in_language(self, language: Language) -> Self {
+        Scenario { language, ..self }
     }
 
     /// When the last thing happens that the scenario says.
@@ -396,7 +413,7 @@ impl Scenario {
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "seed {}: {} hosts", self.seed, self.hosts)?;
+        writeln!(f, "seed {}: {} hosts, hooks in {:?}", self.seed, self.hosts, self.language)?;
         for environment in &self.pipeline.environments {
             writeln!(f, "  rollout {:?}", environment.rollout)?;
             writeln!(f, "  hooks {:?} verify {}", environment.hooks, environment.verify)?;

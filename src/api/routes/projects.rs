@@ -78,7 +78,7 @@ pub struct AlreadyLive {
 #[serde(untagged)]
 enum NotBegun {
     /// There is nothing to do.
-    AlreadyLive(AlreadyLive),
+    AlreadyLive(Box<AlreadyLive>),
     /// Nothing was to be done.
     Dry(Box<DryRun>),
 }
@@ -158,7 +158,8 @@ pub(super) async fn start(
         }
         Started::AlreadyLive(status) => {
             let message = format!("{project} has this release live already; send redeploy=true to deploy it again");
-            NotBegun::AlreadyLive(AlreadyLive { code: "already_live".to_owned(), message, status: *status })
+            let live = AlreadyLive { code: "already_live".to_owned(), message, status: *status };
+            NotBegun::AlreadyLive(Box::new(live))
         }
         Started::Dry(view) => NotBegun::Dry(view),
     };

@@ -63,7 +63,7 @@ pub(super) async fn fleet(world: &World, project: &ProjectName, environment: &En
         return world.fleets.change(project, environment, Fleet::clone);
     };
     let blobs = Arc::clone(&world.blobs);
-    let opened = tokio::task::spawn_blocking(move || {
+    let opened = world.tasks.blocking(move || {
         let list = |digest: &Digest| -> Option<Vec<Host>> { serde_json::from_slice(&blobs.get(digest).ok()?).ok() };
         let sources = kept.sources.into_iter().map(|source| KnownSource {
             good: source.hosts.as_ref().and_then(|blob| {
@@ -150,7 +150,7 @@ async fn keep(world: &World, project: &ProjectName, environment: &Environment, f
         .map(|(source, good)| (source.function.clone(), Arc::clone(&good.hosts)))
         .collect();
     let blobs = Arc::clone(&world.blobs);
-    let put = tokio::task::spawn_blocking(move || {
+    let put = world.tasks.blocking(move || {
         let put = |hosts: &[Host]| serde_json::to_vec(hosts).ok().and_then(|bytes| blobs.put(&bytes).ok());
         fresh.into_iter().map(|(function, hosts)| (function, put(&hosts), hosts)).collect::<Vec<_>>()
     });

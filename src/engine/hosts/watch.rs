@@ -18,10 +18,12 @@ pub(in crate::engine) async fn watch(conductor: Conductor) {
     let stopping = world.tasks.stopping();
     loop {
         tokio::select! {
+            biased;
             () = stopping.cancelled() => return,
             () = round(&conductor) => {}
         }
         tokio::select! {
+            biased;
             () = stopping.cancelled() => return,
             () = world.clock.sleep(LOOK) => {}
         }
