@@ -64,6 +64,13 @@ fn environment<'a>(loaded: &'a Loaded, name: &str) -> Result<&'a Environment, Re
 }
 
 impl Conductor {
+    /// A run as it is on disk at this moment; views may be a little behind.
+    pub(super) async fn view_now(&self, id: &RunId) -> Result<RunView, Refusal> {
+        let views = self.inner.views.clone();
+        let _views_are_gone = self.inner.world.tasks.blocking(move || views.barrier()).await;
+        self.view(id)
+    }
+
     pub(super) fn view(&self, id: &RunId) -> Result<RunView, Refusal> {
         if let Some(view) = self.inner.views.run(id).map_err(|e| unreadable(&e))? {
             return Ok(self.shown(view));
@@ -130,9 +137,11 @@ impl Conductor {
             actions::Asked { project: &loaded.name, environment, ships: None, target: None, purpose: &Purpose::Deploy };
         let (source, run) = (&loaded.pipeline.source, RunId::new(world.clock.now().wall_ms, world.random_u128()));
         let asking = adoption::Asking { project: &loaded.name, source, environment, code: &loaded.code, run: &run };
+        // While something is being deployed they would report what nobody has found to be good yet.
+        let quiet = doors::leases(&loaded.name, environment).iter().all(|lease| world.leases.holder(lease).is_none());
         let adopted = match &found {
-            Ok(hosts) => adoption::first(world, &asking, hosts, None).await,
-            Err(_) => None,
+            Ok(hosts) if quiet => adoption::first(world, &asking, hosts, None).await,
+            Ok(_) | Err(_) => None,
         };
         let found = found.and_then(|hosts| actions::phases(world, &asked, hosts, adopted));
         let (hosts, phases, cause) = match found {
@@ -283,7 +292,7 @@ impl Engine for Conductor {
         for id in self.active(&loaded.name) {
             let view = self.view(&id)?;
             if self.stop(&id, now, reason.clone(), by).await? {
-                stopped.push(self.view(&id).unwrap_or(view));
+                stopped.push(self.view_now(&id).await.unwrap_or(view));
             }
         }
         if stopped.is_empty() {
@@ -299,7 +308,7 @@ impl Engine for Conductor {
             return Err(Refusal::NothingToStop(format!("run {run} of {} has ended", view.project)));
         }
         // The index may be behind: then it is shown as it was.
-        self.view(&id).or(Ok(view))
+        self.view_now(&id).await.or(Ok(view))
     }
 
     async fn status(&self) -> Result<Status, Refusal> {

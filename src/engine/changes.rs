@@ -44,7 +44,7 @@ pub(super) async fn change(
         match under_way(conductor, &loaded.name, environment, change, by, reason.clone()).await? {
             // What is taken back goes to what was known-good before it; to another one goes a run of its own, behind it.
             Some((run, touched)) if change != Change::Rollback || (touched && to.is_none()) => {
-                return Ok(Changed::UnderWay(Box::new(conductor.view(&run)?)));
+                return Ok(Changed::UnderWay(Box::new(conductor.view_now(&run).await?)));
             }
             // One that had touched nothing ends; what is live is gone back from.
             Some(_) => {}

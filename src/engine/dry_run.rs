@@ -1,5 +1,6 @@
 //! A dry run: the commands that a start would run. The engine's own decisions over a run that is nowhere but here: each action is answered
-//! as if it had gone well, each step with an empty success, and what was asked for is written down. Nothing is begun anywhere.
+//! as if it had gone well, each step with an empty success, and what was asked for is written down. No step runs anywhere; which hosts
+//! there are is asked for real, and, where nothing is known-good yet, what they report.
 
 mod words;
 
@@ -58,8 +59,9 @@ pub(super) async fn dry_run(
     found: forge::Resolved,
 ) -> Result<DryRun, Refusal> {
     // One at a time: each has a VM for every call.
-    let _turn = conductor.inner.rehearsal.lock().await;
     let world = Arc::clone(&conductor.inner.world);
+    let busy = || Refusal::Degraded("other dry runs are under way: try again in a minute".to_owned());
+    let _turn = within(&*world.clock, LIMIT, conductor.inner.rehearsal.lock()).await.ok_or_else(busy)?;
     let now = world.clock.now();
     let mut header = conductor.header(loaded, &RunId::new(now.wall_ms, world.random_u128()), requested);
     // Nobody measures: they are assumed not to fire.
@@ -124,6 +126,8 @@ impl Rehearsal<'_> {
     async fn play(&mut self, found: &forge::Resolved) -> Result<(), Cause> {
         let mut waits = 0;
         loop {
+            // Whatever else is to be done has its turn, and the limit of time its look.
+            tokio::task::yield_now().await;
             let decision = decide(&self.run, &self.now);
             let mut changed = false;
             for action in decision.actions {

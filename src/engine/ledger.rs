@@ -222,6 +222,17 @@ fn brief_release<S: Serializer>(release: &Release, serializer: S) -> Result<S::O
 }
 
 /// Everything a run's journal says to control so far. Idempotent: the same puts whenever it is made.
+/// That a run whose journal is lost has left an environment as it is.
+pub(super) fn left(
+    project: &ProjectName,
+    environment: &EnvironmentName,
+    run: &RunId,
+    cause: &Cause,
+) -> (String, Option<Value>) {
+    let last = Last { run: run.clone(), state: DeploymentState::Halted, cause: Some(cause.clone()) };
+    (format!("last/{project}/{environment}"), Some(json!(last)))
+}
+
 pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Value>)> {
     let (header, project) = (&run.header, &run.header.project);
     let mut puts = Vec::new();

@@ -289,10 +289,7 @@ impl Owner {
                     break Left::Stopping;
                 }
                 message = self.inbox.recv() => match message {
-                    Some(message) => {
-                        self.handle(message);
-                        self.handle_crowd();
-                    }
+                    Some(message) => self.handle_crowd(message),
                     None => break Left::Stopping,
                 },
                 // What was held back is decided on again.
@@ -527,14 +524,23 @@ impl Owner {
         self.world.tasks.spawn(task, async move { super::ledger::deployment_ended(&world, &run, &ticket).await });
     }
 
-    /// What has come meanwhile is decided on together: a fleet's answers come in crowds.
-    fn handle_crowd(&mut self) {
-        for _ in 0..CROWD {
-            if self.broken.is_some() || self.finished {
+    /// What has come meanwhile is decided on together: a fleet's answers come in crowds. Not so what wants something else to be done: that
+    /// is decided on before anything further begins.
+    fn handle_crowd(&mut self, first: Message) {
+        let mut message = first;
+        for left in (0..CROWD).rev() {
+            let alone = matches!(
+                &message,
+                Message::Stop { .. }
+                    | Message::Change { .. }
+                    | Message::Turn(_, Turn::Ended { .. } | Turn::Raised { .. })
+            );
+            self.handle(message);
+            if alone || left == 0 || self.broken.is_some() || self.finished {
                 return;
             }
-            let Ok(message) = self.inbox.try_recv() else { return };
-            self.handle(message);
+            let Ok(next) = self.inbox.try_recv() else { return };
+            message = next;
         }
     }
 

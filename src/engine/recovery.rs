@@ -162,13 +162,17 @@ fn damaged(conductor: &Conductor, id: &RunId, why: &str) {
     if let Ok(loaded) = conductor.project(requested.project.as_str()) {
         puts.extend(super::message::damaged(world, &loaded, id, &cause));
         // Nobody continues it, so nobody else would ever give its environments back.
-        let environments = loaded.pipeline.environments.iter();
-        for lease in environments.flat_map(|environment| crate::model::doors::leases(&loaded.name, environment)) {
-            let held = world.leases.holder(&lease).map(|held| held.holder);
-            if let Some(holder) = held.filter(|holder| holder.split('.').next() == Some(id.as_str()))
-                && let Err(error) = world.leases.release(&lease, &holder)
-            {
-                tracing::error!(lease, %error, "the lease of a damaged run is not given back");
+        for environment in &loaded.pipeline.environments {
+            for lease in crate::model::doors::leases(&loaded.name, environment) {
+                let held = world.leases.holder(&lease).map(|held| held.holder);
+                let Some(holder) = held.filter(|holder| holder.split('.').next() == Some(id.as_str())) else {
+                    continue;
+                };
+                // What it has left on the hosts nobody has found to be good.
+                puts.push(ledger::left(&loaded.name, &environment.name, id, &cause));
+                if let Err(error) = world.leases.release(&lease, &holder) {
+                    tracing::error!(lease, %error, "the lease of a damaged run is not given back");
+                }
             }
         }
     }

@@ -433,7 +433,17 @@ fn shorten(json: &mut Value, most: usize) {
 struct Folding {
     index: Arc<dyn Index>,
     runs: BTreeMap<RunId, (Run, HashMap<String, Value>)>,
+    /// What the index does not have yet.
+    unwritten: BTreeMap<RunId, Unwritten>,
     board: Arc<Board>,
+}
+
+/// Of one run: what is not made from its fold, which of its documents have changed, and the record they come from.
+#[derive(Default)]
+struct Unwritten {
+    puts: Vec<(String, Option<Vec<u8>>)>,
+    changed: BTreeSet<String>,
+    position: Option<(RunId, Seq, u32)>,
 }
 
 impl Folding {
@@ -444,13 +454,19 @@ impl Folding {
             live: broadcast::channel(1024).0,
             version: watch::channel(0).0,
         });
-        Folding { index: Arc::clone(index), runs: BTreeMap::new(), board }
+        Folding { index: Arc::clone(index), runs: BTreeMap::new(), unwritten: BTreeMap::new(), board }
     }
 
     fn take(&mut self, fed: Fed) {
         match fed {
-            Fed::Records(run, records) => self.fold(&run, &records, false),
-            Fed::Recovered(run, records) => self.fold(&run, &records, true),
+            Fed::Records(run, records) => {
+                self.fold(&run, &records, false);
+                self.write();
+            }
+            Fed::Recovered(run, records) => {
+                self.fold(&run, &records, true);
+                self.write();
+            }
             Fed::Queued(view) => self.queued(&view),
             Fed::Replaced(view) => self.replaced(&view),
             Fed::Removed(run) => self.removed(&run),
@@ -460,11 +476,10 @@ impl Folding {
         }
     }
 
+    /// Tells followers what records have changed, and keeps it for the next write of the index.
     fn fold(&mut self, id: &RunId, records: &[(Seq, u32, Record)], quiet: bool) {
-        let mut puts: Vec<(String, Option<Vec<u8>>)> = Vec::new();
-        let mut changed: BTreeSet<String> = BTreeSet::new();
-        let mut over = false;
-        for (_, _, record) in records {
+        let unwritten = self.unwritten.entry(id.clone()).or_default();
+        for (seq, crc, record) in records {
             let run = match self.runs.get_mut(id) {
                 Some((run, _)) => match run.next(record) {
                     Ok(()) => run,
@@ -475,7 +490,7 @@ impl Folding {
                 },
                 None => match Run::begin(record) {
                     Ok(run) => {
-                        puts.push((project_key(&run.header.project, id), Some(Vec::new())));
+                        unwritten.puts.push((project_key(&run.header.project, id), Some(Vec::new())));
                         &mut self.runs.entry(id.clone()).or_insert((run, HashMap::new())).0
                     }
                     Err(illegal) => {
@@ -484,7 +499,6 @@ impl Folding {
                     }
                 },
             };
-            over |= run.end.is_some();
             let made: Vec<Document> = parts(run, &record.event).iter().flat_map(|part| documents(run, part)).collect();
             let project = run.header.project.to_string();
             let Some((_, written)) = self.runs.get_mut(id) else { return };
@@ -492,24 +506,31 @@ impl Folding {
                 if written.get(&key) == Some(&json) {
                     continue;
                 }
-                changed.insert(key.clone());
+                unwritten.changed.insert(key.clone());
                 if !quiet {
                     self.board.tell(event, &record.at.rfc3339(), &project, id, json.clone());
                 }
                 written.insert(key, json);
             }
+            unwritten.position = Some((id.clone(), *seq, *crc));
         }
-        let documents = self.runs.get(id).map(|(_, written)| written);
-        puts.extend(changed.into_iter().filter_map(|key| {
-            let document = documents?.get(&key)?;
-            Some((key, Some(fitted(document.clone()))))
-        }));
-        let position = records.last().map(|(seq, crc, _)| (id.clone(), *seq, *crc));
-        if let Err(error) = self.index.apply(Batch { run: position, puts }) {
-            tracing::error!(run = %id, %error, "what people see of this run is behind");
-        }
-        if over {
-            self.runs.remove(id);
+    }
+
+    /// Writes what was folded, a batch a run.
+    fn write(&mut self) {
+        for (id, Unwritten { mut puts, changed, position }) in std::mem::take(&mut self.unwritten) {
+            let folded = self.runs.get(&id);
+            puts.extend(changed.into_iter().filter_map(|key| {
+                let document = folded?.1.get(&key)?;
+                Some((key, Some(fitted(document.clone()))))
+            }));
+            let over = folded.is_some_and(|(run, _)| run.end.is_some());
+            if let Err(error) = self.index.apply(Batch { run: position, puts }) {
+                tracing::error!(run = %id, %error, "what people see of this run is behind");
+            }
+            if over {
+                self.runs.remove(&id);
+            }
         }
         self.board.version.send_modify(|version| *version += 1);
     }
@@ -595,7 +616,7 @@ impl Way {
         match self {
             Way::Thread(feed) => feed.send(fed),
             Way::Here(folding) => {
-                folding.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take(fed);
+                folding.lock().unwrap_or_else(PoisonError::into_inner).take(fed);
                 Ok(())
             }
         }
@@ -624,16 +645,16 @@ impl Views {
             while let Some(now) = next.take().or_else(|| fed.recv().ok()) {
                 match now {
                     Fed::Records(run, records) => {
+                        folding.fold(&run, &records, false);
                         // What comes within a moment of the last write is one write a run, not as many as there were syncs.
-                        let mut gathered = BTreeMap::from([(run, records)]);
                         next = loop {
                             let left = BEHIND.saturating_sub(clock.now().since(&written));
                             match fed.recv_timeout(left).ok() {
-                                Some(Fed::Records(run, more)) => gathered.entry(run).or_default().extend(more),
+                                Some(Fed::Records(run, records)) => folding.fold(&run, &records, false),
                                 other => break other,
                             }
                         };
-                        gathered.into_iter().for_each(|(run, records)| folding.take(Fed::Records(run, records)));
+                        folding.write();
                         written = clock.now();
                     }
                     other => folding.take(other),

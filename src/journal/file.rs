@@ -217,7 +217,7 @@ impl Log {
             Kill::now();
         }
         self.queue().on_disk = last;
-        // The views first: who is woken by its ticket finds them up to date.
+        // The views first: who is woken by its ticket waits for nothing but them (see `Views::barrier`).
         if let Some(reader) = &self.reader {
             reader.feed.synced(&reader.run, &records);
         }

@@ -24,6 +24,27 @@ impl<T> Shared<T> {
     fn read(&self) -> RwLockReadGuard<'_, T> {
         self.value.read().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn is_closed(&self) -> bool {
+        self.senders.load(Ordering::SeqCst) == 0
+    }
+
+    async fn changed(&self, seen: &mut u64) -> Result<(), Closed> {
+        loop {
+            // It hears of every change from here on, polled or not.
+            let changed = self.changed.notified();
+            let closed = self.is_closed();
+            let version = self.version.load(Ordering::SeqCst);
+            if *seen != version {
+                *seen = version;
+                return Ok(());
+            }
+            if closed {
+                return Err(Closed);
+            }
+            changed.await;
+        }
+    }
 }
 
 /// Changes the value. Clones change the same one.
@@ -146,11 +167,7 @@ impl<T> Receiver<T> {
     /// # Errors
     /// [`Closed`].
     pub fn has_changed(&self) -> Result<bool, Closed> {
-        if self.is_closed() { Err(Closed) } else { Ok(self.seen != self.shared.version.load(Ordering::SeqCst)) }
-    }
-
-    fn is_closed(&self) -> bool {
-        self.shared.senders.load(Ordering::SeqCst) == 0
+        if self.shared.is_closed() { Err(Closed) } else { Ok(self.seen != self.shared.version.load(Ordering::SeqCst)) }
     }
 
     /// Waits until it has changed since it was seen; it is seen then. Cancel safe.
@@ -158,21 +175,7 @@ impl<T> Receiver<T> {
     /// # Errors
     /// [`Closed`], when it has not changed and nobody is left to change it.
     pub async fn changed(&mut self) -> Result<(), Closed> {
-        loop {
-            // It hears of every change from here on, polled or not.
-            let changed = self.shared.changed.notified();
-            let closed = self.is_closed();
-            let version = self.shared.version.load(Ordering::SeqCst);
-            if self.seen != version {
-                drop(changed);
-                self.seen = version;
-                return Ok(());
-            }
-            if closed {
-                return Err(Closed);
-            }
-            changed.await;
-        }
+        self.shared.changed(&mut self.seen).await
     }
 
     /// Waits until the value is as wanted, if it is not already; it is seen then. Cancel safe.
@@ -180,11 +183,16 @@ impl<T> Receiver<T> {
     /// # Errors
     /// [`Closed`], when it is not and nobody is left to change it.
     pub async fn wait_for(&mut self, mut wanted: impl FnMut(&T) -> bool) -> Result<Ref<'_, T>, Closed> {
+        let shared = &*self.shared;
         loop {
-            if wanted(&self.borrow_and_update()) {
-                return Ok(self.borrow());
+            {
+                let value = shared.read();
+                self.seen = shared.version.load(Ordering::SeqCst);
+                if wanted(&value) {
+                    return Ok(Ref(value));
+                }
             }
-            self.changed().await?;
+            shared.changed(&mut self.seen).await?;
         }
     }
 }

@@ -45,7 +45,7 @@ impl Default for Limits {
 /// Instructions between two looks at the limits.
 const LOOK: u32 = 1_000;
 /// From so many bytes on a VM looks for garbage. Most calls end long before: their VM goes, and all of it at once.
-const LITTER: usize = 2 << 20;
+const LITTER: usize = 1 << 20;
 /// Steps of the pattern matcher count as so many to one instruction.
 const STEPS: u64 = 4;
 

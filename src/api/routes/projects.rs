@@ -124,7 +124,7 @@ pub(super) async fn list(
     request_body(content((StartBody = "application/json"), (StartBody = "application/x-www-form-urlencoded")), description = "All optional; none is fine."),
     responses(
         (status = 202, description = "A run, perhaps queued; `Location` is where to watch it.", body = RunView),
-        (status = 200, description = "`already_live`: nothing to do; `redeploy` does it all the same. With `dry_run`: the commands that would be run; nothing was done and there is no run.",
+        (status = 200, description = "`already_live`: nothing to do; `redeploy` does it all the same. With `dry_run`: the commands that would be run; none was, and there is no run.",
             body = NotBegun),
         (status = 404, description = "`project_unknown`, `environment_unknown`.", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "`ref_unknown`, `ref_not_allowed`, `ref_invalid`, `unknown_field`, `bad_value`.", body = Problem, content_type = "application/problem+json"),

@@ -58,7 +58,18 @@ pub(super) async fn plan(context: &Context, run: &Run, deployment: u32, environm
             Err(cause) => return Event::PlanFailed { deployment, cause },
         }
     }
-    planned(world, run, deployment, environment, found).await
+    match planned(world, run, deployment, environment, found).await {
+        // What hosts were asked may print what a step of this run has used.
+        Event::PlanFailed { deployment, cause } => {
+            Event::PlanFailed { deployment, cause: context.sessions.redact_cause(&cause) }
+        }
+        mut planned => {
+            if let Event::Planned { phases, .. } = &mut planned {
+                phases.no_target = phases.no_target.take().map(|cause| context.sessions.redact_cause(&cause));
+            }
+            planned
+        }
+    }
 }
 
 /// The plan of a run's deployment over the hosts that were found.

@@ -145,13 +145,16 @@ impl From<Cause> for Broken {
 impl Session {
     /// Has a channel wait for the first request, its shell knowing the program already. What goes wrong is that request's to tell.
     pub async fn ready(&self) {
-        let Ok(link) = self.link().await else { return };
-        let Ok(channel) = link.open("sh").await else { return };
-        let mut resident = Resident::new(channel);
-        resident.taught = send(&mut resident.stdin, &program::program()).await.is_ok();
-        if resident.taught {
-            self.keep(&link, resident).await;
-        }
+        let opening = async {
+            let Ok(link) = self.link().await else { return };
+            let Ok(channel) = link.open("sh").await else { return };
+            let mut resident = Resident::new(channel);
+            resident.taught = send(&mut resident.stdin, &program::program()).await.is_ok();
+            if resident.taught {
+                self.keep(&link, resident).await;
+            }
+        };
+        within(self.clock(), SILENCE, opening).await;
     }
 
     /// Sends one request and reads its answer. Dropping the future closes its channel: a command goes on.

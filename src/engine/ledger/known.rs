@@ -187,7 +187,8 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
             _ if host.touched => note(None, host.state(true)),
             // It failed before it was touched, and what it lacks is live all the same: it is not tried again before the next deployment.
             (None, HostState::Failed) if stays => {
-                note(known.get(id).and_then(|note| note.release.clone()), HostState::Failed)
+                let has = notes.get(id).and_then(Option::as_ref).or_else(|| known.get(id));
+                note(has.and_then(|note| note.release.clone()), HostState::Failed)
             }
             _ => continue,
         };

@@ -6,7 +6,8 @@ use utoipa::ToSchema;
 use super::{CauseView, ReleaseView};
 use crate::model::run::RunState;
 
-/// The commands that a start would run. None of them was run, and no run was made.
+/// The commands that a start would run. None of them was run, and no run was made; the
+/// hosts were found out as for a plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DryRun {
     /// Whose.
