@@ -153,3 +153,23 @@ fn killed_at_any_record_the_first_deployment_goes_back_to_what_it_adopted() {
         all_have(&world, 1, &old);
     }
 }
+
+#[test]
+fn what_a_run_has_left_whose_journal_is_damaged_is_not_adopted() {
+    let project = super::project(1, r#"canary = 1, max_parallel = 1, bake_time = "1h""#).health(HEALTH);
+    let (world, daemon) = World::with(&project);
+    world.repo.push("never found good");
+    let run = daemon.press();
+    run.until("its bake", |run| run["deployments"][0]["state"] == "baking");
+    daemon.kill();
+    let journal = world.path(&format!("data/journal/runs/{}/journal", run.id));
+    let mut bytes = std::fs::read(&journal).unwrap();
+    let second = bytes.iter().position(|b| *b == b'\n').unwrap() + 40;
+    bytes[second] ^= 1;
+    std::fs::write(&journal, bytes).unwrap();
+    let daemon = world.start();
+    daemon.run(&run.id).wait().is("damaged");
+    // All hosts report it, and nobody can tell whether it is good.
+    let text = plan(&daemon);
+    assert!(text.contains(&format!("run {} has left it as it is", run.id)), "{text}");
+}
