@@ -476,8 +476,8 @@ impl Folding {
         }
     }
 
-    /// Tells followers what records have changed, and keeps it for the next write of the index.
-    fn fold(&mut self, id: &RunId, records: &[(Seq, u32, Record)], quiet: bool) {
+    /// Tells followers what records have changed, and keeps it for the next write of the index. Whether the run is over.
+    fn fold(&mut self, id: &RunId, records: &[(Seq, u32, Record)], quiet: bool) -> bool {
         let unwritten = self.unwritten.entry(id.clone()).or_default();
         for (seq, crc, record) in records {
             let run = match self.runs.get_mut(id) {
@@ -485,7 +485,7 @@ impl Folding {
                     Ok(()) => run,
                     Err(illegal) => {
                         tracing::error!(run = %id, %illegal, "a view cannot follow its journal");
-                        return;
+                        return false;
                     }
                 },
                 None => match Run::begin(record) {
@@ -495,13 +495,13 @@ impl Folding {
                     }
                     Err(illegal) => {
                         tracing::error!(run = %id, %illegal, "a view cannot follow its journal");
-                        return;
+                        return false;
                     }
                 },
             };
             let made: Vec<Document> = parts(run, &record.event).iter().flat_map(|part| documents(run, part)).collect();
             let project = run.header.project.to_string();
-            let Some((_, written)) = self.runs.get_mut(id) else { return };
+            let Some((_, written)) = self.runs.get_mut(id) else { return false };
             for Document { key, json, event } in made {
                 if written.get(&key) == Some(&json) {
                     continue;
@@ -514,6 +514,7 @@ impl Folding {
             }
             unwritten.position = Some((id.clone(), *seq, *crc));
         }
+        self.runs.get(id).is_some_and(|(run, _)| run.end.is_some())
     }
 
     /// Writes what was folded, a batch a run.
@@ -645,12 +646,16 @@ impl Views {
             while let Some(now) = next.take().or_else(|| fed.recv().ok()) {
                 match now {
                     Fed::Records(run, records) => {
-                        folding.fold(&run, &records, false);
-                        // What comes within a moment of the last write is one write a run, not as many as there were syncs.
+                        let mut over = folding.fold(&run, &records, false);
+                        // What comes within a moment of the last write is one write a run, not as many as there were syncs. Only of an end
+                        // everybody learns at once.
                         next = loop {
+                            if over {
+                                break None;
+                            }
                             let left = BEHIND.saturating_sub(clock.now().since(&written));
                             match fed.recv_timeout(left).ok() {
-                                Some(Fed::Records(run, records)) => folding.fold(&run, &records, false),
+                                Some(Fed::Records(run, records)) => over = folding.fold(&run, &records, false),
                                 other => break other,
                             }
                         };
