@@ -53,7 +53,7 @@ pub fn believe(
 /// How many ran before, and how many of these are now said to be stopped or terminated.
 fn before_and_ended(last: &[Host], now: &[Host]) -> (usize, usize) {
     let ended: std::collections::BTreeSet<&HostId> =
-        now.iter().filter(|host| !host.state.is_running()).map(|host| &host.id).collect();
+        now.iter().filter(|host| host.state.has_ended()).map(|host| &host.id).collect();
     let before = last.iter().filter(|host| host.state.is_running());
     let (mut count, mut over) = (0, 0);
     for host in before {
@@ -296,6 +296,9 @@ mod tests {
         let mut ended = hosts(40);
         ended.iter_mut().skip(10).for_each(|host| host.state = Presence::Terminated);
         assert_eq!(code(Some(&forty), &ended), Ok(()));
+        // One that is coming again is not here.
+        ended.iter_mut().skip(10).for_each(|host| host.state = Presence::Starting);
+        assert_eq!(code(Some(&forty), &ended), Err("max_shrink".to_owned()));
         let strict = SourceLimits { max_shrink: Some(Budget::Percent(0)), ..SourceLimits::default() };
         let refused = believe("ec2", Some(&forty), &hosts(39), &strict, usual).unwrap_err();
         assert!(refused.message.contains("had 40 hosts and finds 39 now: 1 are missing"), "{refused}");

@@ -75,6 +75,12 @@ impl Presence {
         *self == Presence::Running
     }
 
+    /// Whether its source says that it is off or gone, as against not here yet.
+    #[must_use]
+    pub fn has_ended(self) -> bool {
+        matches!(self, Presence::Stopped | Presence::Terminated)
+    }
+
     /// Its word.
     #[must_use]
     pub fn as_str(self) -> &'static str {
