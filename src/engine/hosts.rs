@@ -285,7 +285,7 @@ impl Fleet {
             })
             .collect();
         let said: Vec<Said<'_>> = lists.iter().map(|(source, hosts)| Said { source, hosts }).collect();
-        discovery::merge(&said)
+        discovery::merge(&said, &environment.ssh)
     }
 }
 

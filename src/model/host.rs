@@ -49,8 +49,8 @@ impl Host {
     }
 }
 
-/// `state` of a host, as its source says it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+/// `state` of a host, as its source says it; a worse one is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Presence {
     /// It is there; what a source that says nothing means.

@@ -280,10 +280,14 @@ fn a_list_found_with_other_options_does_not_stand_in() {
     let plan = daemon.api.get("/v1/projects/shop/plan").json();
     assert_eq!(plan["environments"][0]["cause"]["code"], "discovery_failed", "{plan}");
     assert!(ids(&fleet(&daemon, true)).is_empty());
+    let inventory = daemon.api.get("/v1/inventory").is(503).json();
+    assert_eq!(inventory["code"], "discovery_failed", "{inventory}");
+    let refused = daemon.cli(&["hosts", "shop", "production", "--accept"]);
+    assert!(refused.code != 0 && refused.stderr.contains("nothing is accepted"), "{refused:?}");
 
     // Back again, and how it is asked is no other source.
     web.gives("/db", 503, "down");
-    reload(&source("/db", ", max_shrink = 1"));
+    reload(&source("/db", ", max_shrink = \"100%\""));
     let stale = fleet(&daemon, true);
     assert_eq!(ids(&stale), ["10.0.0.1", "10.0.0.2"], "{stale}");
     assert!(error(&stale).1.contains("answered 503"), "{stale}");
