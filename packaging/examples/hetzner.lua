@@ -2,7 +2,11 @@
 --
 --   hosts = require "discovery.hetzner" { token = phased.secret "hetzner", selector = "role=web" }
 
-local STATES = { running = "running", starting = "starting", initializing = "starting" }
+-- A host that has ended is no loss, so nothing may become one by a guess: what is not here is an error.
+local STATES = {
+  running = "running", starting = "starting", initializing = "starting", rebuilding = "starting",
+  stopping = "stopped", off = "stopped", migrating = "stopped", deleting = "terminated",
+}
 
 return phased.discovery {
   name = "hetzner",
@@ -25,14 +29,18 @@ return phased.discovery {
 
       local list = phased.json.decode(answer.body)
       for _, server in ipairs(list.servers) do
-        local private = server.private_net[1] and server.private_net[1].ip
+        local state = STATES[server.status]
+        if not state then error(("Hetzner: server %s is in the state %s, which is not known here"):format(server.name, tostring(server.status)), 0) end
+        local public = server.public_net.ipv4                         -- one with IPv6 alone has none
+        local address = server.private_net[1] and server.private_net[1].ip or public and public.ip
+        if not address then error(("Hetzner: server %s has neither a private nor a public IPv4 address; give it one, or filter it out"):format(server.name), 0) end
         found[#found + 1] = {
           id = tostring(server.id),                                   -- what stays the same, whatever becomes of name and address
           name = server.name,
-          address = private or server.public_net.ipv4.ip,
+          address = address,
           zone = server.location and server.location.name or nil,
           labels = server.labels,
-          state = STATES[server.status] or "stopped",                 -- only running hosts are deployed to
+          state = state,                                              -- only running hosts are deployed to
           reason = server.status ~= "running" and server.status or nil,
         }
       end

@@ -10,8 +10,14 @@
 
 local SCRIPTS = { py = true, sh = true, rb = true, pl = true }
 
+-- What may be said aloud of where: a URL may hold a password or a token.
+local function shown(where)
+  if not where:match "^%w+://" then return where end
+  return (where:gsub("^(%w+://)[^/?#]*@", "%1"):gsub("[?#].*$", ""))
+end
+
 local function fail(where, text, ...)
-  error(("%s: " .. text):format(where, ...), 0)
+  error(("%s: " .. text):format(shown(where), ...), 0)
 end
 
 local function format_of(options)
@@ -97,6 +103,8 @@ local function read_ini(where, text)
   local inventory = new_inventory()
   local group, kind = "ungrouped", "hosts"
   local n = 0
+  -- Ansible refuses groups that are only spoken of, so a slip in a name is not a group without hosts.
+  local defined, spoken_of = { all = true, ungrouped = true }, {}
   for line in (text .. "\n"):gmatch "([^\n]*)\n" do
     n = n + 1
     line = line:gsub("\r$", ""):match "^%s*(.-)%s*$"
@@ -110,6 +118,7 @@ local function read_ini(where, text)
         fail(where, "line %d: a section is [group], [group:children] or [group:vars], not [%s]", n, section)
       end
       group_of(inventory, group)
+      if kind == "vars" then spoken_of[group] = spoken_of[group] or n else defined[group] = true end
     elseif line:match "^%[" and (kind ~= "hosts" or not line:find("]", 1, true)) then
       fail(where, "line %d: %s is no section", n, line)
     elseif kind == "vars" then
@@ -118,6 +127,7 @@ local function read_ini(where, text)
       group_of(inventory, group).vars[name] = value:match '^"(.*)"$' or value:match "^'(.*)'$" or value
     elseif kind == "children" then
       local child = line:match "^([^%s#;]+)"
+      spoken_of[child] = spoken_of[child] or n
       group_of(inventory, child)
       group_of(inventory, group).children[child] = true
     else
@@ -137,6 +147,16 @@ local function read_ini(where, text)
       end
     end
   end
+  local missing = {}
+  for name, line in pairs(spoken_of) do
+    if not defined[name] then missing[#missing + 1] = { line = line, name = name } end
+  end
+  table.sort(missing, function(a, b) return a.line < b.line end)
+  if missing[1] then
+    local words = {}
+    for i, one in ipairs(missing) do words[i] = ("line %d: there is no group %s"):format(one.line, one.name) end
+    fail(where, "%s: no [%s] in this inventory; write it, or mend the name", table.concat(words, "; "), missing[1].name)
+  end
   return inventory
 end
 
@@ -148,6 +168,17 @@ local function as_table(where, value, what)
   return value
 end
 
+-- The YAML plugin's form has objects in these places; read as lists they would be empty.
+local function is_yamls(where, what)
+  fail(where, "%s is an object, as Ansible's YAML plugin has it, and a script's --list has a list there; format = \"ansible-inventory\" reads such a file", what)
+end
+
+local function as_list(where, value, what)
+  local list = as_table(where, value, what)
+  if list[1] == nil and next(list) ~= nil then is_yamls(where, what) end
+  return list
+end
+
 -- The form of an inventory script's --list; host_vars asks for one host's variables where _meta has none.
 local function read_json(where, text, host_vars)
   local ok, data = pcall(phased.json.decode, text)
@@ -155,18 +186,20 @@ local function read_json(where, text, host_vars)
   if type(data) ~= "table" or data[1] ~= nil then
     fail(where, "must hold an object of groups, as an inventory script prints for --list")
   end
+  -- A host without variables is null there, and nothing is left of it here.
+  if text:find '"hosts"%s*:%s*{%s*"[^"]*"%s*:%s*null' then is_yamls(where, "hosts of a group") end
   local inventory = new_inventory()
   for name, content in pairs(data) do
     if name ~= "_meta" then
       content = as_table(where, content, "the group " .. name)
       if content[1] ~= nil then content = { hosts = content } end
       local group = group_of(inventory, name)
-      for _, host in ipairs(as_table(where, content.hosts, "hosts of " .. name)) do
+      for _, host in ipairs(as_list(where, content.hosts, "hosts of " .. name)) do
         if type(host) ~= "string" then fail(where, "a host of the group %s is no text", name) end
         group.hosts[host] = true
         inventory.hostvars[host] = inventory.hostvars[host] or {}
       end
-      for _, child in ipairs(as_table(where, content.children, "children of " .. name)) do
+      for _, child in ipairs(as_list(where, content.children, "children of " .. name)) do
         if type(child) ~= "string" then fail(where, "a child of the group %s is no text", name) end
         group_of(inventory, child)
         group.children[child] = true

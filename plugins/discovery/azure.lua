@@ -114,7 +114,11 @@ local function query(options)
 end
 
 local function host(row, options)
-  local state = STATES[row.power] or "stopped"
+  -- One that is being made has none yet. What it is with a state that is not known here must not be guessed.
+  local state = (row.power == nil or row.power == "") and "starting" or STATES[row.power]
+  if not state then
+    error(("Azure: machine %s is in the state %s, which phased does not know; filter it out with where, or upgrade phased"):format(row.name, tostring(row.power)), 0)
+  end
   local at = row[options.address .. "_ip"]
   if not at or at == "" then
     if state == "running" then
@@ -135,7 +139,7 @@ local function host(row, options)
     user = options.user,
     labels = labels,
     state = state,
-    reason = state ~= "running" and (row.power ~= "" and row.power or "no power state") or nil,
+    reason = state ~= "running" and (row.power and row.power ~= "" and row.power or "no power state") or nil,
   }
 end
 

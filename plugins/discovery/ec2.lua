@@ -51,7 +51,10 @@ local function host(instance, options)
   for _, fact in ipairs(FACTS) do
     labels[fact] = labels[fact] or instance[fact]
   end
-  local state = STATES[instance.state] or "stopped"
+  local state = STATES[instance.state]
+  if not state then
+    error(("EC2: instance %s in %s is in the state %s, which phased does not know; filter it out, or upgrade phased"):format(instance.id, instance.region, tostring(instance.state)), 0)
+  end
   local address = instance[ADDRESSES[options.address]]
   if not address then
     -- What has ended has no address any more, and needs none.

@@ -12,6 +12,7 @@ local STATES = {
   PENDING_STOP = "running", DEPROVISIONING = "terminated",
 }
 
+local KIND = "compute#instanceAggregatedList"
 local SCOPE = "https://www.googleapis.com/auth/compute.readonly"
 
 local function decoded(body)
@@ -87,7 +88,10 @@ local function address(instance, options)
 end
 
 local function host(instance, options)
-  local state = STATES[instance.status] or "stopped"
+  local state = STATES[instance.status]
+  if not state then
+    error(("Google: instance %s is in the state %s, which phased does not know; filter it out, or upgrade phased"):format(instance.name, tostring(instance.status)), 0)
+  end
   local at = address(instance, options)
   if not at then
     if state == "running" then
@@ -126,11 +130,15 @@ local function hosts(options)
     if answer.status ~= 200 then
       error(("Google instances.aggregatedList of project %s: %s; %s"):format(options.project, words(answer), remedy(answer.status, options)), 0)
     end
+    -- Nothing found is a list without items. Anything else, such as a proxy's own page, says nothing of the instances.
     local list = decoded(answer.body)
-    if answer.truncated or type(list.items or {}) ~= "table" then
-      error(("Google instances.aggregatedList of project %s: the answer is not what it should be"):format(options.project), 0)
+    if answer.truncated or list.kind ~= KIND or type(list.items or {}) ~= "table" then
+      error(("Google instances.aggregatedList of project %s: the answer is not what it should be; look at endpoint, and at proxies on the way: %s"):format(options.project, answer.body:sub(1, 200)), 0)
     end
     for where, scope in pairs(list.items or {}) do
+      if type(scope) ~= "table" or type(scope.instances or {}) ~= "table" then
+        error(("Google instances.aggregatedList of project %s: what it says of %s is not what it should be"):format(options.project, tostring(where)), 0)
+      end
       -- A zone that did not answer would look as if its instances were gone.
       if type(scope.warning) == "table" and scope.warning.code == "UNREACHABLE" then
         error(("Google instances.aggregatedList of project %s: %s cannot be reached; look at Google's status page"):format(options.project, where), 0)

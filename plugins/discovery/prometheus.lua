@@ -6,8 +6,14 @@
 -- Both hold [{"targets": ["10.0.0.1:9100"], "labels": {"env": "prod"}}, ...]. The port of a target is that of its metrics, so it is not
 -- used; port_from = "target" takes it as that of sshd. Another phased serves this form at /v1/inventory.
 
+-- What may be said aloud of where: a URL may hold a password or a token.
+local function shown(where)
+  if not where:match "^%w+://" then return where end
+  return (where:gsub("^(%w+://)[^/?#]*@", "%1"):gsub("[?#].*$", ""))
+end
+
 local function fail(where, text, ...)
-  error(("%s: " .. text):format(where, ...), 0)
+  error(("%s: " .. text):format(shown(where), ...), 0)
 end
 
 local function fetch(options)

@@ -5,8 +5,9 @@ use hickory_resolver::{
     config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig},
     net::{DnsError, NetError, runtime::TokioRuntimeProvider},
     proto::{
+        ProtoError,
         op::ResponseCode,
-        rr::{RData, RecordType},
+        rr::{Name, RData, RecordType},
     },
 };
 use serde_json::{Value, json};
@@ -44,6 +45,14 @@ fn resolver(query: &DnsQuery) -> Result<TokioResolver, NetError> {
     builder.build()
 }
 
+/// The name as it is written. The search list of the machine is not for it: with that, `web` or a name that its own zone does not answer for
+/// would be looked up below another zone, and found there.
+fn whole(name: &str) -> Result<Name, ProtoError> {
+    let mut name = Name::from_utf8(name)?;
+    name.set_fqdn(true);
+    Ok(name)
+}
+
 pub(super) async fn lookup(query: DnsQuery) -> Result<Vec<Value>, Cause> {
     let records = record_type(query.records);
     let whom = query.server.map_or("the machine's resolvers".to_owned(), |server| server.to_string());
@@ -65,7 +74,11 @@ pub(super) async fn lookup(query: DnsQuery) -> Result<Vec<Value>, Cause> {
         Ok(resolver) => resolver,
         Err(error) => return failed(error),
     };
-    let found = match resolver.lookup(query.name.as_str(), records).await {
+    let name = match whole(&query.name) {
+        Ok(name) => name,
+        Err(why) => return Err(Cause::new("dns_name", format!("{:?} is no name of DNS: {why}", query.name))),
+    };
+    let found = match resolver.lookup(name, records).await {
         Ok(found) => found,
         Err(error) => return failed(error),
     };
@@ -88,5 +101,46 @@ fn value(data: &RData) -> Option<Value> {
             "target": srv.target.to_ascii().trim_end_matches('.'), "port": srv.port, "priority": srv.priority, "weight": srv.weight,
         })),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_search_list_is_not_for_names_of_hosts() {
+        use tokio::net::UdpSocket;
+        // A server that has nothing: every name it is asked for is kept, and the answer is SERVFAIL.
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let at = server.local_addr().unwrap();
+        let (told, mut asked) = tokio::sync::mpsc::unbounded_channel();
+        let serving = tokio::spawn(async move {
+            let mut query = [0; 512];
+            while let Ok((n, from)) = server.recv_from(&mut query).await {
+                let labels = query[12..n].split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
+                let _nobody_listens = told.send(labels);
+                query[2..4].copy_from_slice(&[0x81, 0x82]);
+                let _gone = server.send_to(&query[..n], from).await;
+            }
+        });
+        let connections = [ConnectionConfig::udp()].map(|mut connection| {
+            connection.port = at.port();
+            connection
+        });
+        let servers = vec![NameServerConfig::new(at.ip(), true, connections.into())];
+        let search = vec![Name::from_utf8("corp.example.").unwrap()];
+        let config = ResolverConfig::from_parts(None, search, servers);
+        let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        builder.options_mut().use_hosts_file = ResolveHosts::Never;
+        let resolver = builder.build().unwrap();
+        assert!(resolver.lookup(whole("web.test").unwrap(), RecordType::A).await.is_err());
+        serving.abort();
+        let _ended = serving.await;
+        let mut names = Vec::new();
+        while let Some(name) = asked.recv().await {
+            names.push(name);
+        }
+        assert!(!names.is_empty() && names.iter().all(|name| name == b"\x03web\x04test"), "{names:?}");
     }
 }

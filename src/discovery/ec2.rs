@@ -165,6 +165,11 @@ async fn explained(query: &Ec2Query, shared: &SdkConfig, region: &str, error: &F
     Cause::new(our, message).with("aws_code", code).with("region", region)
 }
 
+/// Whether it was a role that could not be assumed. Only the word itself: requests and hosts have it in them too.
+fn is_of_sts(lower: &str) -> bool {
+    lower.contains("assume") || lower.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == "sts")
+}
+
 /// Nobody answered, or nothing could be asked.
 fn unserved(call: &str, region: &str, who: &Who, error: &Failed) -> Cause {
     let words = DisplayErrorContext(error).to_string();
@@ -172,7 +177,7 @@ fn unserved(call: &str, region: &str, who: &Who, error: &Failed) -> Cause {
     let words = words.split(" (").next().unwrap_or(&words).to_owned();
     let chain = chain(error);
     let lower = format!("{words} {chain}").to_lowercase();
-    let (code, remedy) = if lower.contains("sts") || lower.contains("assume") {
+    let (code, remedy) = if is_of_sts(&lower) {
         (
             "ec2_credentials",
             "the role cannot be assumed: look at its trust policy, the external id, and that the credentials may call sts:AssumeRole",
@@ -233,4 +238,16 @@ impl Who {
 async fn caller(shared: &SdkConfig) -> Option<String> {
     let identity = aws_sdk_sts::Client::new(shared).get_caller_identity().send().await.ok()?;
     Some(format!("{} ({})", identity.account()?, identity.arn().unwrap_or("?")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_word_sts_is_sts() {
+        assert!(is_of_sts("dispatch failure: sts.eu-west-1.amazonaws.com"));
+        assert!(is_of_sts("assumerole was refused"));
+        assert!(!is_of_sts("too many requests; no such hosts"));
+    }
 }

@@ -548,7 +548,8 @@ impl Engine for Conductor {
         let world = &self.inner.world;
         let ticket = hosts::accept(world, &loaded.name, &loaded.code, environment)
             .await
-            .map_err(|error| self.refused(&error))?;
+            .map_err(|error| self.refused(&error))?
+            .map_err(Refusal::Unchangeable)?;
         self.synced(&ticket).await?;
         tracing::info!(project = %loaded.name, environment = %environment.name, by, "the hosts that are found now are accepted");
         Ok(hosts::show::view(world, &loaded, environment, false).await)

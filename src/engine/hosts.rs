@@ -32,7 +32,7 @@ pub(super) mod watch;
 
 pub(super) use fleet::Fleet;
 pub use fleet::Fleets;
-use fleet::Told;
+use fleet::{Good, Origin, Told};
 
 /// What hosts are wanted for, and with it what will do for a source that fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,8 +130,7 @@ fn usable(
 pub(super) struct Source<'e> {
     /// What people call it: the plugin's name, numbered where it is not the only one of its kind.
     pub(super) label: String,
-    name: &'e str,
-    function: &'e str,
+    origin: Origin,
     limits: &'e SourceLimits,
 }
 
@@ -140,19 +139,21 @@ fn sources(environment: &Environment) -> Vec<Source<'_>> {
     let plugins = || {
         environment.hosts.iter().filter_map(|source| match source {
             HostSource::Static(_) => None,
-            HostSource::Plugin { name, function, limits } => Some((name.as_str(), function.as_str(), limits)),
+            HostSource::Plugin { name, function, limits, options } => {
+                Some((Origin { function: function.clone(), name: name.clone(), options: options.clone() }, limits))
+            }
         })
     };
-    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     let label = |name: &str, n: usize| {
-        let alone = plugins().filter(|(other, ..)| *other == name).count() == 1;
+        let alone = plugins().filter(|(other, _)| other.name == name).count() == 1;
         if alone { name.to_owned() } else { format!("{name} {n}") }
     };
     plugins()
-        .map(|(name, function, limits)| {
-            let n = seen.entry(name).or_default();
+        .map(|(origin, limits)| {
+            let n = seen.entry(origin.name.clone()).or_default();
             *n += 1;
-            Source { label: label(name, *n), name, function, limits }
+            Source { label: label(&origin.name, *n), origin, limits }
         })
         .collect()
 }
@@ -200,22 +201,34 @@ async fn ask(
 }
 
 /// Asks again and believes whatever is answered: a person says that the rest is gone for good. What is noted of hosts that no source
-/// names any more is forgotten.
+/// names any more is forgotten; one that only does not run is still there.
+///
+/// # Errors
+/// A source does not answer: nobody can say yet what is gone. And what a commit may say.
 pub(super) async fn accept(
     world: &World,
     project: &ProjectName,
     code: &Digest,
     environment: &Environment,
-) -> Result<Ticket, CommitError> {
+) -> Result<Result<Ticket, Cause>, CommitError> {
     let turn = world.fleets.turn(project, &environment.name);
     let _one_at_a_time = turn.lock().await;
     let known = kept::fleet(world, project, &environment.name).await;
     let asked = sources(environment);
     let asking = asked.iter().map(|source| answer(world, project, code, environment, source, &known));
     let told = join_all(asking).await;
-    let fleet = kept::take_in(world, project, environment, told, true).await;
-    let there = fleet.merged(environment).hosts;
-    ledger::forget_hosts(&*world.control, project, &environment.name, |id| there.contains_key(id))
+    let failed = told.iter().find_map(|told| Some((told.label.clone(), told.answer.as_ref().err()?.clone())));
+    let fleet = kept::take_in(world, project, environment, told, failed.is_none()).await;
+    if let Some((label, cause)) = failed {
+        let message = format!(
+            "nothing is accepted, because discovery {label} of {} failed: {}; mend it, or take it out of the project's file, then accept again",
+            environment.name, cause.message
+        );
+        return Ok(Err(Cause { code: "discovery_failed".to_owned(), message, facts: cause.facts }));
+    }
+    let there = fleet.merged(environment);
+    let stays = |id: &HostId| there.hosts.contains_key(id) || there.out.contains_key(id);
+    ledger::forget_hosts(&*world.control, project, &environment.name, stays).map(Ok)
 }
 
 /// What one source answers now.
@@ -228,29 +241,36 @@ async fn answer(
     known: &Fleet,
 ) -> Told {
     let asked = world.clock.now();
-    let good = known.source(source).and_then(|known| known.good.as_ref());
+    let last = known.last(&source.origin);
     let ids: Vec<&HostId> =
-        good.iter().flat_map(|good| good.hosts.iter()).filter(|h| h.state.is_running()).map(|h| &h.id).collect();
+        last.iter().flat_map(|good| good.hosts.iter()).filter(|h| h.state.is_running()).map(|h| &h.id).collect();
     let input = json!({ "environment": environment.name, "project": project, "known": ids });
     let limit = Duration::from_millis(source.limits.timeout_ms);
-    let answer = plugin::run_within(world, project, code, source.function, input, limit).await;
+    let answer = plugin::run_within(world, project, code, &source.origin.function, input, limit).await;
     let answer = answer.and_then(|hosts| {
         serde_json::from_value::<Vec<Host>>(hosts).map_err(|why| Cause::new("discovery_failed", why.to_string()))
     });
+    // Services give their hosts in any order; another order is no other list.
+    let answer = answer.map(|mut hosts| {
+        hosts.sort_by(|a, b| a.id.cmp(&b.id));
+        hosts
+    });
     let took = world.clock.now().since(&asked);
-    Told {
-        function: source.function.to_owned(),
-        name: source.name.to_owned(),
-        label: source.label.clone(),
-        asked,
-        took,
-        answer,
-    }
+    Told { origin: source.origin.clone(), label: source.label.clone(), asked, took, answer }
 }
 
 impl Fleet {
     /// What all sources come to: the lists in the project's file, and the last good list of each plugin, in the order written.
     pub(super) fn merged(&self, environment: &Environment) -> Merged {
+        self.merged_of(environment, |source| self.source(source)?.good.as_ref())
+    }
+
+    /// The same, and where a source was never asked with these options what it said with others: of what went with them it is told so.
+    pub(super) fn merged_before(&self, environment: &Environment) -> Merged {
+        self.merged_of(environment, |source| self.last(&source.origin))
+    }
+
+    fn merged_of<'f>(&'f self, environment: &'f Environment, good: impl Fn(&Source<'_>) -> Option<&'f Good>) -> Merged {
         let mut plugins = sources(environment).into_iter();
         let lists: Vec<(String, &[Host])> = environment
             .hosts
@@ -259,13 +279,13 @@ impl Fleet {
                 HostSource::Static(hosts) => Some(("the project's list".to_owned(), hosts.as_slice())),
                 HostSource::Plugin { .. } => {
                     let source = plugins.next()?;
-                    let good = self.source(&source)?.good.as_ref()?;
+                    let good = good(&source)?;
                     Some((source.label, good.hosts.as_slice()))
                 }
             })
             .collect();
         let said: Vec<Said<'_>> = lists.iter().map(|(source, hosts)| Said { source, hosts }).collect();
-        discovery::merge(&said)
+        discovery::merge(&said, &environment.ssh)
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
     rules,
     shape::{Definition, Field, Kind, Shape, Text},
 };
+use crate::model::{canonical, ids::Digest};
 
 /// A handle of a secret: its name. Resolved when a step uses it.
 #[derive(Debug, Clone)]
@@ -122,6 +123,8 @@ pub struct Bound {
     pub plugin: String,
     /// Every secret in its options.
     pub secrets: Vec<String>,
+    /// Of the options, secrets by name, but for those that every discovery takes.
+    pub digest: Digest,
     function: Option<Function>,
     options: Table,
 }
@@ -196,6 +199,7 @@ impl Plugin {
         let checked = check::arguments(&what, &self.shape, args, Functions::Omitted, None);
         let secrets = checked.secrets.iter().map(|(_, name)| name.clone()).collect();
         let options = report(lua, &what, checked)?;
+        let digest = self.digest(&options);
         let options = match to_lua(lua, &options)? {
             Value::Table(options) => options,
             _ => lua.create_table()?,
@@ -204,9 +208,20 @@ impl Plugin {
             definition: self.definition,
             plugin: self.name.clone(),
             secrets,
+            digest,
             function: self.function.clone(),
             options,
         })
+    }
+
+    fn digest(&self, options: &Json) -> Digest {
+        let mut own = options.clone();
+        if let (Definition::Discovery, Some(own)) = (self.definition, own.as_object_mut()) {
+            for field in source_options() {
+                own.remove(field.name.as_ref());
+            }
+        }
+        Digest::of(canonical::to_string(&own).as_bytes())
     }
 }
 

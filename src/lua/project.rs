@@ -19,7 +19,7 @@ use crate::{
         freeze::{self, Window, Written},
         health::full_unit,
         host::{Host, Presence, SecretRef, Ssh},
-        ids::{EnvironmentName, HostId, StageName},
+        ids::{Digest, EnvironmentName, HostId, StageName},
         pipeline::{
             Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source, SourceLimits, Stage,
             Version, VersionFrom, When,
@@ -318,6 +318,8 @@ enum RawHost {
     Discovery {
         #[serde(rename = "$discovery")]
         name: String,
+        #[serde(rename = "$options")]
+        options: Digest,
         #[serde(flatten)]
         limits: RawSourceLimits,
     },
@@ -588,9 +590,9 @@ fn host_sources(environment: &EnvironmentName, raw: OneOrMany<RawHost>) -> Resul
     let mut sources = Vec::new();
     for (i, host) in OneOrMany::all(Some(raw)).into_iter().enumerate() {
         let host = match host {
-            RawHost::Discovery { name, limits } => {
+            RawHost::Discovery { name, options, limits } => {
                 let function = format!("discovery/{environment}/{}", i + 1);
-                sources.push(HostSource::Plugin { name, function, limits: limits.into() });
+                sources.push(HostSource::Plugin { name, function, limits: limits.into(), options: Some(options) });
                 continue;
             }
             RawHost::Address(address) => host_at(address)?,

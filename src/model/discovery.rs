@@ -53,7 +53,7 @@ pub fn believe(
 /// How many ran before, and how many of these are now said to be stopped or terminated.
 fn before_and_ended(last: &[Host], now: &[Host]) -> (usize, usize) {
     let ended: std::collections::BTreeSet<&HostId> =
-        now.iter().filter(|host| !host.state.is_running()).map(|host| &host.id).collect();
+        now.iter().filter(|host| host.state.has_ended()).map(|host| &host.id).collect();
     let before = last.iter().filter(|host| host.state.is_running());
     let (mut count, mut over) = (0, 0);
     for host in before {
@@ -121,8 +121,9 @@ pub struct Merged {
 
 /// Brings the sources together: one host for each id. The first source that says something of a host counts, later ones add what it does
 /// not say, and a host that anyone says has ended is out. One machine that two sources know by two ids is deployed to once, as the first one's.
+/// `usual`: what is under every host's own `ssh` values.
 #[must_use]
-pub fn merge(said: &[Said<'_>]) -> Merged {
+pub fn merge(said: &[Said<'_>], usual: &Ssh) -> Merged {
     let mut merged = Merged::default();
     for Said { source, hosts } in said {
         for host in *hosts {
@@ -147,16 +148,20 @@ pub fn merge(said: &[Said<'_>]) -> Merged {
             }
         }
     }
-    leave_out(&mut merged, said);
+    leave_out(&mut merged, said, usual);
     merged
 }
 
-fn leave_out(merged: &mut Merged, said: &[Said<'_>]) {
+fn leave_out(merged: &mut Merged, said: &[Said<'_>], usual: &Ssh) {
     // The state that counts is the worst that anyone reports: a list that says nothing means no more than "I know of it".
     let mut worst: BTreeMap<&HostId, (Presence, &str, Option<&str>)> = BTreeMap::new();
     for Said { source, hosts } in said {
         for host in hosts.iter().filter(|host| !host.state.is_running()) {
-            worst.entry(&host.id).or_insert((host.state, source, host.reason.as_deref()));
+            let this = (host.state, *source, host.reason.as_deref());
+            let worst = worst.entry(&host.id).or_insert(this);
+            if this.0 > worst.0 {
+                *worst = this;
+            }
         }
     }
     for (id, (state, source, reason)) in worst {
@@ -169,7 +174,7 @@ fn leave_out(merged: &mut Merged, said: &[Said<'_>]) {
     let mut doubles = Vec::new();
     for Said { source, hosts } in said {
         for host in hosts.iter().filter(|host| merged.hosts.contains_key(&host.id)) {
-            let (first, by) = places.entry(place(host)).or_insert((&host.id, source));
+            let (first, by) = places.entry(place(host, usual)).or_insert((&host.id, source));
             // Two names of one machine within one source are written so on purpose.
             if *first != &host.id && *by != *source && merged.named_by.get(&host.id).is_some_and(|by| by[0] == *source)
             {
@@ -185,10 +190,13 @@ fn leave_out(merged: &mut Merged, said: &[Said<'_>]) {
 }
 
 /// One sshd, and one place for the command protocol behind it.
-type Place<'a> = (&'a str, Option<u16>, Option<&'a str>, Option<&'a str>);
+type Place<'a> = (&'a str, u16, Option<&'a str>, Option<&'a str>);
 
-fn place(host: &Host) -> Place<'_> {
-    (&host.address, host.ssh.port, host.ssh.jump.as_deref(), host.ssh.base.as_deref())
+fn place<'a>(host: &'a Host, usual: &'a Ssh) -> Place<'a> {
+    let own = &host.ssh;
+    let port = own.port.or(usual.port).unwrap_or(22);
+    let either = |own: &'a Option<String>, usual: &'a Option<String>| own.as_deref().or(usual.as_deref());
+    (&host.address, port, either(&own.jump, &usual.jump), either(&own.base, &usual.base))
 }
 
 fn out(host: &Host, source: &str, code: &str, message: String) -> Out {
@@ -296,6 +304,9 @@ mod tests {
         let mut ended = hosts(40);
         ended.iter_mut().skip(10).for_each(|host| host.state = Presence::Terminated);
         assert_eq!(code(Some(&forty), &ended), Ok(()));
+        // One that is coming again is not here.
+        ended.iter_mut().skip(10).for_each(|host| host.state = Presence::Starting);
+        assert_eq!(code(Some(&forty), &ended), Err("max_shrink".to_owned()));
         let strict = SourceLimits { max_shrink: Some(Budget::Percent(0)), ..SourceLimits::default() };
         let refused = believe("ec2", Some(&forty), &hosts(39), &strict, usual).unwrap_err();
         assert!(refused.message.contains("had 40 hosts and finds 39 now: 1 are missing"), "{refused}");
@@ -310,7 +321,10 @@ mod tests {
         clouds.zone = Some("a".into());
         clouds.labels.extend([("role".into(), "db".into()), ("type".into(), "t3".into())]);
         clouds.ssh.port = Some(2222);
-        let merged = merge(&[Said { source: "static", hosts: &[ours] }, Said { source: "ec2", hosts: &[clouds] }]);
+        let merged = merge(
+            &[Said { source: "static", hosts: &[ours] }, Said { source: "ec2", hosts: &[clouds] }],
+            &Ssh::default(),
+        );
         let one = &merged.hosts["i-1"];
         assert_eq!((one.name.as_str(), one.address.as_str(), one.zone.as_deref()), ("web-1", "10.0.0.1", Some("a")));
         assert_eq!((one.labels["role"].as_str(), one.labels["type"].as_str(), one.ssh.port), ("web", "t3", Some(2222)));
@@ -328,7 +342,8 @@ mod tests {
         let cloud = [host("i-1", "10.0.0.1"), dead];
         let list =
             [host("i-2", "10.0.0.2"), host("web1", "10.0.0.1"), host("web9", "10.0.0.9"), host("db9", "10.0.0.9")];
-        let merged = merge(&[Said { source: "ec2", hosts: &cloud }, Said { source: "static", hosts: &list }]);
+        let merged =
+            merge(&[Said { source: "ec2", hosts: &cloud }, Said { source: "static", hosts: &list }], &Ssh::default());
         let ids: Vec<&str> = merged.hosts.keys().map(HostId::as_str).collect();
         assert_eq!(ids, ["db9", "i-1", "web9"], "two names of one machine in one source are meant");
         let why = |id: &str| merged.out[id].clone();
@@ -338,10 +353,33 @@ mod tests {
     }
 
     #[test]
+    fn one_machine_is_found_where_one_source_says_the_port_that_the_other_leaves_out() {
+        let (cloud, mut listed) = ([host("i-1", "10.0.0.1")], host("web1", "10.0.0.1"));
+        let ids = |port: Option<u16>, usual: Option<u16>, listed: &mut Host| {
+            listed.ssh.port = port;
+            let list = std::slice::from_ref(&*listed);
+            let said = [Said { source: "ec2", hosts: &cloud }, Said { source: "static", hosts: list }];
+            merge(&said, &Ssh { port: usual, ..Ssh::default() }).hosts.len()
+        };
+        assert_eq!(ids(Some(22), None, &mut listed), 1);
+        assert_eq!(ids(Some(2222), Some(2222), &mut listed), 1);
+        assert_eq!(ids(Some(22), Some(2222), &mut listed), 2, "another sshd");
+    }
+
+    #[test]
+    fn the_worst_that_anyone_says_of_a_host_counts() {
+        let state = |state| [Host { state, ..host("i-1", "10.0.0.1") }];
+        let (off, gone) = (state(Presence::Stopped), state(Presence::Terminated));
+        let said = [Said { source: "a", hosts: &off }, Said { source: "b", hosts: &gone }];
+        let out = merge(&said, &Ssh::default()).out["i-1"].clone();
+        assert_eq!((out.code.as_str(), out.source.as_str()), ("terminated", "b"));
+    }
+
+    #[test]
     fn many_disagreements_are_counted() {
         let (a, mut b) = (hosts(300), hosts(300));
         b.iter_mut().for_each(|host| host.address.push('9'));
-        let merged = merge(&[Said { source: "a", hosts: &a }, Said { source: "b", hosts: &b }]);
+        let merged = merge(&[Said { source: "a", hosts: &a }, Said { source: "b", hosts: &b }], &Ssh::default());
         assert_eq!((merged.conflicts.len(), merged.disagreements, merged.hosts.len()), (100, 300, 300));
     }
 }

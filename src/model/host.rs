@@ -49,8 +49,8 @@ impl Host {
     }
 }
 
-/// `state` of a host, as its source says it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+/// `state` of a host, as its source says it; a worse one is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Presence {
     /// It is there; what a source that says nothing means.
@@ -73,6 +73,12 @@ impl Presence {
     #[allow(clippy::trivially_copy_pass_by_ref)] // serde calls it so
     pub fn is_running(&self) -> bool {
         *self == Presence::Running
+    }
+
+    /// Whether its source says that it is off or gone, as against not here yet.
+    #[must_use]
+    pub fn has_ended(self) -> bool {
+        matches!(self, Presence::Stopped | Presence::Terminated)
     }
 
     /// Its word.

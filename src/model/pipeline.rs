@@ -9,7 +9,7 @@ use super::{
     analysis::Analysis,
     freeze::Window,
     host::{Host, SecretRef, Ssh},
-    ids::{EnvironmentName, StageName},
+    ids::{Digest, EnvironmentName, StageName},
     rollout::{Budget, Rollout},
 };
 
@@ -197,6 +197,9 @@ pub enum HostSource {
         /// How it is asked, and which of its answers are believed.
         #[serde(default)]
         limits: SourceLimits,
+        /// Of its own options, secrets by name: a source with other options is another source. Journals of before have none.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        options: Option<Digest>,
     },
 }
 

@@ -267,6 +267,7 @@ fn environment(random: &mut Random, hosts: u32) -> Environment {
                 name: "sim".to_owned(),
                 function: "discovery/production/1".to_owned(),
                 limits: SourceLimits::default(),
+                options: None,
             }
         } else {
             HostSource::Static((0..hosts).map(host).collect())

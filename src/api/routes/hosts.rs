@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::{
     Extension, Json,
     extract::{Path, State},
-    http::{HeaderMap, Uri},
+    http::{HeaderMap, StatusCode, Uri},
     response::Response,
 };
 use serde::{Deserialize, Serialize};
@@ -65,8 +65,9 @@ pub(super) async fn list(
 #[utoipa::path(post, path = "/v1/projects/{project}/environments/{environment}/accept", tag = "hosts",
     params(("project" = String, Path, description = "Its name."), ("environment" = String, Path, description = "Its name.")),
     responses(
-        (status = 200, description = "The hosts as they are now; it is on disk. A source that cannot be asked has its `error`.", body = FleetView),
-        (status = 404, description = "`project_unknown`, `environment_unknown`.", body = Problem, content_type = "application/problem+json")))]
+        (status = 200, description = "The hosts as they are now; it is on disk.", body = FleetView),
+        (status = 404, description = "`project_unknown`, `environment_unknown`.", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`discovery_failed`: a source does not answer, and nothing is accepted.", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn accept(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
@@ -99,7 +100,8 @@ pub struct TargetGroup {
     responses(
         (status = 200, description = "One group of one target for each host of each environment.", body = Vec<TargetGroup>),
         (status = 404, description = "`project_unknown`, `environment_unknown`.", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "`bad_value`.", body = Problem, content_type = "application/problem+json")))]
+        (status = 422, description = "`bad_value`.", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "`discovery_failed`: a source fails and has no good list yet. Prometheus keeps the targets it has.", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn inventory(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
@@ -115,6 +117,17 @@ pub(super) async fn inventory(
         })?,
     };
     let fleets = fleets(&app, &caller, project.as_deref(), environment.as_deref(), false).await?;
+    // An inventory without them would say that there are none.
+    for fleet in &fleets {
+        let failed = fleet.sources.iter().find(|source| source.good_at.is_none() && source.error.is_some());
+        if let Some((source, error)) = failed.and_then(|source| Some((source, source.error.as_ref()?))) {
+            let detail = format!(
+                "the hosts of {} {} are not known: discovery {} failed: {}",
+                fleet.project, fleet.environment, source.name, error.message
+            );
+            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "discovery_failed", detail));
+        }
+    }
     let groups = fleets.iter().flat_map(|fleet| fleet.hosts.iter().map(|host| group(fleet, host, port)));
     Ok(Json(groups.collect()))
 }

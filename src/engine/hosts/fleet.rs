@@ -26,6 +26,10 @@ use crate::{
 const NAMED: usize = 20;
 /// So many of those that are gone are remembered, the last ones.
 const REMEMBERED: usize = 100;
+/// Sources that the project's file does not have any more, or not yet for whoever asks, are remembered for so long after they were asked last.
+const OTHERS_FOR_MS: i64 = 24 * 3_600_000;
+/// And so many of them.
+const OTHERS: usize = 8;
 
 /// The fleets of all environments, as they were found last. What outlives the daemon is in control, see [`super::kept`].
 #[derive(Debug, Default)]
@@ -69,11 +73,30 @@ pub(in crate::engine) struct Fleet {
     pub(super) gone: Vec<Gone>,
 }
 
+/// Which source. While a run goes on with the code it began with, the project's file may say something else by now: both are asked, and
+/// neither has anything to do with what the other is told.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Origin {
+    /// Its place in the project's file.
+    pub(super) function: String,
+    /// The plugin's name.
+    pub(super) name: String,
+    /// Of its options.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(super) options: Option<Digest>,
+}
+
+impl Origin {
+    /// The same but for its options.
+    fn is_akin(&self, other: &Origin) -> bool {
+        self.function == other.function && self.name == other.name
+    }
+}
+
 /// What one source said.
 #[derive(Debug, Clone)]
 pub(super) struct KnownSource {
-    pub(super) function: String,
-    pub(super) name: String,
+    pub(super) origin: Origin,
     /// When it was asked last; `None` = not since the daemon started.
     pub(super) asked: Option<Stamp>,
     pub(super) took: Duration,
@@ -137,8 +160,7 @@ pub(in crate::engine) struct Gone {
 
 /// One answer of one source.
 pub(super) struct Told {
-    pub(super) function: String,
-    pub(super) name: String,
+    pub(super) origin: Origin,
     pub(super) label: String,
     pub(super) asked: Stamp,
     pub(super) took: Duration,
@@ -146,19 +168,47 @@ pub(super) struct Told {
 }
 
 impl Fleet {
-    /// What is known of a source; one that has another plugin in its place now is unknown.
+    /// What is known of a source; one that has another plugin or other options now is unknown.
     pub(super) fn source(&self, source: &Source<'_>) -> Option<&KnownSource> {
-        self.sources.iter().find(|known| known.function == source.function && known.name == source.name)
+        self.known(&source.origin)
+    }
+
+    pub(super) fn known(&self, origin: &Origin) -> Option<&KnownSource> {
+        self.sources.iter().find(|known| known.origin == *origin)
+    }
+
+    /// What a new answer is measured against: the last good list, or where there is none the newest one with other options. That one
+    /// never stands in for an answer.
+    pub(super) fn last(&self, origin: &Origin) -> Option<&Good> {
+        let akin = || self.sources.iter().filter(|known| known.origin.is_akin(origin)).filter_map(|k| k.good.as_ref());
+        self.known(origin).and_then(|known| known.good.as_ref()).or_else(|| akin().max_by_key(|good| good.at_ms))
+    }
+
+    /// Keeps what is in use: `used`, and for a while what others, runs with older code, may still ask for.
+    pub(super) fn prune(&mut self, used: &BTreeSet<&Origin>, now_ms: i64) {
+        let age = |known: &KnownSource| {
+            let asked = known.asked.as_ref().map_or(0, |asked| asked.wall_ms);
+            now_ms.saturating_sub(asked.max(known.good.as_ref().map_or(0, |good| good.at_ms)))
+        };
+        let mut others: Vec<(i64, Origin)> = self
+            .sources
+            .iter()
+            .filter(|known| !used.contains(&known.origin))
+            .map(|known| (age(known), known.origin.clone()))
+            .filter(|(age, _)| *age < OTHERS_FOR_MS)
+            .collect();
+        others.sort();
+        others.truncate(OTHERS);
+        self.sources
+            .retain(|known| used.contains(&known.origin) || others.iter().any(|(_, other)| *other == known.origin));
     }
 
     /// Takes an answer in. `accept`: whatever it says.
     pub(super) fn hear(&mut self, told: Told, limits: &SourceLimits, usual_shrink: Budget, accept: bool) {
-        let same = |known: &KnownSource| known.function == told.function && known.name == told.name;
-        let at = self.sources.iter().position(same).unwrap_or_else(|| {
-            self.sources.retain(|known| known.function != told.function);
+        let last = self.last(&told.origin).map(|good| Arc::clone(&good.hosts));
+        let at = self.sources.iter().position(|known| known.origin == told.origin).unwrap_or_else(|| {
             self.sources.push(KnownSource {
-                function: told.function.clone(),
-                name: told.name.clone(),
+                origin: told.origin.clone(),
                 asked: None,
                 took: Duration::ZERO,
                 good: None,
@@ -175,7 +225,7 @@ impl Fleet {
         }
         let now_ms = told.asked.wall_ms;
         let believed = told.answer.and_then(|hosts| {
-            let last = known.good.as_ref().map(|good| good.hosts.as_slice());
+            let last = last.as_ref().map(|last| last.as_slice());
             match accept {
                 true => Ok(hosts),
                 false => believe(&told.label, last, &hosts, limits, usual_shrink).map(|()| hosts),
@@ -191,8 +241,8 @@ impl Fleet {
                 known.error = None;
                 known.good = Some(match known.good.take() {
                     Some(good) if *good.hosts == hosts => Good { at_ms: now_ms, ..good },
-                    last => {
-                        let before = last.as_ref().map(|last| last.hosts.as_slice());
+                    _ => {
+                        let before = last.as_ref().map(|last| last.as_slice());
                         known.change = Some(Change::between(before, &hosts, now_ms));
                         Good { hosts: Arc::new(hosts), at_ms: now_ms, blob: None }
                     }
@@ -237,5 +287,69 @@ impl Change {
         let came: Vec<&HostId> = now.difference(&before).copied().collect();
         let went: Vec<&HostId> = before.difference(&now).copied().collect();
         Change { at_ms, came: came.len(), came_ids: some(&came), went: went.len(), went_ids: some(&went) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(options: &str) -> Origin {
+        let function = "discovery/production/1".to_owned();
+        Origin { function, name: "ec2".to_owned(), options: Some(Digest::of(options.as_bytes())) }
+    }
+
+    fn told(options: &str, at: u64, answer: Result<&[&str], &str>) -> Told {
+        let host = |id: &&str| Host::at(id.parse().unwrap(), (*id).to_owned());
+        Told {
+            origin: origin(options),
+            label: "ec2".to_owned(),
+            asked: Stamp { wall_ms: i64::try_from(at).unwrap(), boot_ms: at, boot: "boot".into() },
+            took: Duration::ZERO,
+            answer: answer
+                .map(|ids| ids.iter().map(host).collect())
+                .map_err(|why| Cause::new("ec2_throttled", why.to_owned())),
+        }
+    }
+
+    fn hear(fleet: &mut Fleet, told: Told) {
+        fleet.hear(told, &SourceLimits::default(), Budget::Percent(30), false);
+    }
+
+    fn good(fleet: &Fleet, options: &str) -> Option<Vec<String>> {
+        let good = fleet.known(&origin(options))?.good.as_ref()?;
+        Some(good.hosts.iter().map(|host| host.id.to_string()).collect())
+    }
+
+    #[test]
+    fn a_list_found_with_other_options_never_stands_in_but_is_what_a_new_one_is_measured_against() {
+        let mut fleet = Fleet::default();
+        hear(&mut fleet, told("role=db", 1, Ok(&["db1", "db2", "db3", "db4"])));
+        hear(&mut fleet, told("role=web", 2, Err("slow down")));
+        assert_eq!(good(&fleet, "role=web"), None);
+        assert!(fleet.known(&origin("role=web")).unwrap().error.is_some());
+        hear(&mut fleet, told("role=web", 3, Ok(&["web1"])));
+        let refused = fleet.known(&origin("role=web")).unwrap().error.clone().unwrap();
+        assert!(refused.is_refusal() && good(&fleet, "role=web").is_none(), "{refused:?}");
+        hear(&mut fleet, told("role=web", 4, Ok(&["web1", "web2", "web3"])));
+        assert_eq!(good(&fleet, "role=web").unwrap().len(), 3);
+        // A run that began with the other options asks and is told on its own.
+        hear(&mut fleet, told("role=db", 5, Ok(&["db1", "db2", "db3"])));
+        assert_eq!(good(&fleet, "role=db").unwrap(), ["db1", "db2", "db3"]);
+        assert_eq!(good(&fleet, "role=web").unwrap(), ["web1", "web2", "web3"]);
+    }
+
+    #[test]
+    fn what_nobody_asks_any_more_is_forgotten() {
+        let mut fleet = Fleet::default();
+        for n in 0..20 {
+            hear(&mut fleet, told(&n.to_string(), n + 1, Ok(&["web1"])));
+        }
+        let used = origin("0");
+        fleet.prune(&BTreeSet::from([&used]), 30);
+        assert_eq!(fleet.sources.len(), 1 + OTHERS);
+        assert!(good(&fleet, "0").is_some() && good(&fleet, "19").is_some() && good(&fleet, "5").is_none());
+        fleet.prune(&BTreeSet::from([&used]), 30 + OTHERS_FOR_MS);
+        assert_eq!(fleet.sources.len(), 1);
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{
     Told,
-    fleet::{Change, Failed, Fleet, Gone, Good, KnownSource},
+    fleet::{Change, Failed, Fleet, Gone, Good, KnownSource, Origin},
     sources,
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         cause::Cause,
         host::Host,
         ids::{Digest, EnvironmentName, ProjectName},
-        pipeline::Environment,
+        pipeline::{Environment, SourceLimits},
     },
     ports::control::Commit,
     time::within,
@@ -37,8 +37,8 @@ struct Kept {
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct KeptSource {
-    function: String,
-    name: String,
+    #[serde(flatten)]
+    origin: Origin,
     /// The blob with the last good list, and when it was good.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     hosts: Option<Digest>,
@@ -70,8 +70,7 @@ pub(super) async fn fleet(world: &World, project: &ProjectName, environment: &En
                 let hosts = Arc::new(list(blob)?);
                 Some(Good { hosts, at_ms: source.at_ms, blob: Some(blob.clone()) })
             }),
-            function: source.function,
-            name: source.name,
+            origin: source.origin,
             asked: None,
             took: Duration::ZERO,
             error: source.error,
@@ -97,27 +96,24 @@ pub(super) async fn take_in(
     told: Vec<Told>,
     accept: bool,
 ) -> Arc<Fleet> {
-    let limits: BTreeMap<String, _> =
-        sources(environment).into_iter().map(|source| (source.function.to_owned(), source.limits.clone())).collect();
+    let limits: BTreeMap<Origin, &SourceLimits> =
+        sources(environment).into_iter().map(|source| (source.origin, source.limits)).collect();
     let usual = environment.rollout.max_shrink;
     let now_ms = world.clock.now().wall_ms;
     let fleet = world.fleets.change(project, &environment.name, |known| {
         let mut fleet = known.clone();
-        // A source that is not in the project's file any more says nothing.
-        fleet.sources.retain(|source| limits.contains_key(&source.function));
-        let before = fleet.merged(environment);
+        fleet.prune(&limits.keys().collect(), now_ms);
+        let before = fleet.merged_before(environment);
         for told in told {
+            let (label, origin) = (told.label.clone(), told.origin.clone());
             let failed = |fleet: &Fleet| {
-                let known = fleet.sources.iter().find(|known| known.function == told.function);
-                known.and_then(|known| known.error.as_ref()).map(|error| error.cause.clone())
+                fleet.known(&origin).and_then(|known| known.error.as_ref()).map(|error| error.cause.clone())
             };
-            let (was, label, function) = (failed(&fleet), told.label.clone(), told.function.clone());
-            if let Some(limits) = limits.get(&function) {
+            let was = failed(&fleet);
+            if let Some(limits) = limits.get(&origin) {
                 fleet.hear(told, limits, usual, accept);
             }
-            let is =
-                fleet.sources.iter().find(|known| known.function == function).and_then(|known| known.error.as_ref());
-            say(project, environment, &label, was.as_ref(), is.map(|error| &error.cause));
+            say(project, environment, &label, was.as_ref(), failed(&fleet).as_ref());
         }
         let now = fleet.merged(environment);
         fleet.compare(&before, &now, now_ms);
@@ -143,22 +139,22 @@ fn say(project: &ProjectName, environment: &Environment, source: &str, was: Opti
 /// Puts down what is worth it. That it cannot be written takes nothing away: it is only not known after a restart.
 async fn keep(world: &World, project: &ProjectName, environment: &Environment, fleet: Arc<Fleet>) -> Arc<Fleet> {
     let hold = world.blobs.hold();
-    let fresh: Vec<(String, Arc<Vec<Host>>)> = fleet
+    let fresh: Vec<(Origin, Arc<Vec<Host>>)> = fleet
         .sources
         .iter()
         .filter_map(|source| source.good.as_ref().filter(|good| good.blob.is_none()).map(|good| (source, good)))
-        .map(|(source, good)| (source.function.clone(), Arc::clone(&good.hosts)))
+        .map(|(source, good)| (source.origin.clone(), Arc::clone(&good.hosts)))
         .collect();
     let blobs = Arc::clone(&world.blobs);
     let put = world.tasks.blocking(move || {
         let put = |hosts: &[Host]| serde_json::to_vec(hosts).ok().and_then(|bytes| blobs.put(&bytes).ok());
-        fresh.into_iter().map(|(function, hosts)| (function, put(&hosts), hosts)).collect::<Vec<_>>()
+        fresh.into_iter().map(|(origin, hosts)| (origin, put(&hosts), hosts)).collect::<Vec<_>>()
     });
     let put = put.await.unwrap_or_default();
     let fleet = world.fleets.change(project, &environment.name, |known| {
         let mut fleet = known.clone();
-        for (function, blob, hosts) in put {
-            let good = fleet.sources.iter_mut().find(|s| s.function == function).and_then(|s| s.good.as_mut());
+        for (origin, blob, hosts) in put {
+            let good = fleet.sources.iter_mut().find(|s| s.origin == origin).and_then(|s| s.good.as_mut());
             // Unless another answer has come meanwhile: whoever brought it keeps it.
             if let Some(good) = good.filter(|good| Arc::ptr_eq(&good.hosts, &hosts)) {
                 good.blob = blob;
@@ -171,8 +167,7 @@ async fn keep(world: &World, project: &ProjectName, environment: &Environment, f
             .sources
             .iter()
             .map(|source| KeptSource {
-                function: source.function.clone(),
-                name: source.name.clone(),
+                origin: source.origin.clone(),
                 hosts: source.good.as_ref().and_then(|good| good.blob.clone()),
                 at_ms: source.good.as_ref().map_or(0, |good| good.at_ms),
                 error: source
@@ -212,8 +207,7 @@ impl Kept {
     fn says(&self, now: &Kept) -> bool {
         let same = |before: &KeptSource, now: &KeptSource| {
             let error = |of: &KeptSource| of.error.as_ref().map(|error| (error.cause.code.clone(), error.since_ms));
-            before.function == now.function
-                && before.name == now.name
+            before.origin == now.origin
                 && before.hosts == now.hosts
                 && now.at_ms - before.at_ms < REFRESH_MS
                 && error(before) == error(now)

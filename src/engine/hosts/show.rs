@@ -1,8 +1,12 @@
 //! The fleet of an environment as people see it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use super::{Fleet, Which, ask, fleet::KnownSource, sources};
+use super::{
+    Fleet, Which, ask,
+    fleet::{self, KnownSource},
+    sources,
+};
 use crate::{
     engine::{
         ledger,
@@ -33,6 +37,9 @@ fn shown(world: &World, loaded: &Loaded, environment: &Environment, fleet: &Arc<
     let mut merged = fleet.merged(environment);
     let notes = ledger::hosts(&*world.control, &loaded.name, &environment.name);
     let text = |id: &HostId| id.to_string();
+    // Runs with older code may have other options: what is gone for them need not be for this.
+    let there: BTreeSet<HostId> = merged.hosts.keys().chain(merged.out.keys()).cloned().collect();
+    let is_gone = |gone: &&fleet::Gone| !there.contains(&gone.id);
     let mut hosts: Vec<FoundHost> = merged
         .hosts
         .into_values()
@@ -66,7 +73,7 @@ fn shown(world: &World, loaded: &Loaded, environment: &Environment, fleet: &Arc<
         since: gone(id).map(|gone| rfc3339(gone.since_ms)),
     };
     let mut out: Vec<OutHost> = merged.out.iter().map(|(id, out)| of(id, out)).collect();
-    out.extend(fleet.gone.iter().filter(|gone| !merged.out.contains_key(&gone.id)).map(|gone| of(&gone.id, &gone.out)));
+    out.extend(fleet.gone.iter().filter(is_gone).map(|gone| of(&gone.id, &gone.out)));
     FleetView {
         project: loaded.name.to_string(),
         environment: environment.name.to_string(),

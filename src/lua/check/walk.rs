@@ -13,7 +13,7 @@ use super::{
 use crate::{
     lua::{
         definitions::Bound,
-        shape::{Field, Kind, Receiver, Shape, Text, join, nearest},
+        shape::{Definition, Field, Kind, Receiver, Shape, Text, join, nearest},
     },
     time::Span,
 };
@@ -394,6 +394,9 @@ impl Check {
                     }
                     let mut found = bound.limits();
                     found.insert(format!("${}", definition.word()), Json::String(bound.plugin.clone()));
+                    if bound.definition == Definition::Discovery {
+                        found.insert("$options".to_owned(), Json::String(bound.digest.to_string()));
+                    }
                     Some(Json::Object(found))
                 }
                 _ => self.wrong(kind, value),

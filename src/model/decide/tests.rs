@@ -154,6 +154,7 @@ fn pipeline(random: &mut Random) -> Pipeline {
                 name: "file".to_owned(),
                 function: "discovery/e/1".to_owned(),
                 limits: Default::default(),
+                options: None,
             }
         } else {
             HostSource::Static(Vec::new())

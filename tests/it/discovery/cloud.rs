@@ -32,7 +32,8 @@ fn gce_page(names: &[&str], next: Option<&str>) -> String {
                 "networkInterfaces": [{"networkIP": format!("10.0.0.{name}")}]})
         })
         .collect();
-    json!({"items": {"zones/europe-west1-b": {"instances": instances}}, "nextPageToken": next}).to_string()
+    json!({"kind": "compute#instanceAggregatedList", "items": {"zones/europe-west1-b": {"instances": instances}}, "nextPageToken": next})
+        .to_string()
 }
 
 #[test]

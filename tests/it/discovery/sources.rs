@@ -260,3 +260,35 @@ fn what_dns_does_not_know_is_an_error_and_what_it_does_not_have_is_none() {
     let plan = daemon.api.get("/v1/projects/shop/plan").json();
     assert_eq!(plan["environments"][0]["cause"]["code"], "discovery_failed", "{plan}");
 }
+
+#[test]
+fn a_list_found_with_other_options_does_not_stand_in() {
+    let web = Web::start();
+    web.gives("/db", 200, &targets(&["10.0.0.1", "10.0.0.2"]));
+    web.gives("/web", 429, "slow down");
+    let source = |path: &str, more: &str| {
+        format!("require \"discovery.prometheus\" {{ \"{}\", interval = \"1h\"{more} }}", web.url(path))
+    };
+    let (world, daemon) = with(&[&source("/db", "")]);
+    assert_eq!(ids(&fleet(&daemon, true)).len(), 2);
+
+    let reload = |source: &str| {
+        world.project(&Project::new("shop").rollout("max_parallel = 1").hosts(&[source]));
+        daemon.api.post("/v1/reload", &json!({})).is(200);
+    };
+    reload(&source("/web", ""));
+    let plan = daemon.api.get("/v1/projects/shop/plan").json();
+    assert_eq!(plan["environments"][0]["cause"]["code"], "discovery_failed", "{plan}");
+    assert!(ids(&fleet(&daemon, true)).is_empty());
+    let inventory = daemon.api.get("/v1/inventory").is(503).json();
+    assert_eq!(inventory["code"], "discovery_failed", "{inventory}");
+    let refused = daemon.cli(&["hosts", "shop", "production", "--accept"]);
+    assert!(refused.code != 0 && refused.stderr.contains("nothing is accepted"), "{refused:?}");
+
+    // Back again, and how it is asked is no other source.
+    web.gives("/db", 503, "down");
+    reload(&source("/db", ", max_shrink = \"100%\""));
+    let stale = fleet(&daemon, true);
+    assert_eq!(ids(&stale), ["10.0.0.1", "10.0.0.2"], "{stale}");
+    assert!(error(&stale).1.contains("answered 503"), "{stale}");
+}

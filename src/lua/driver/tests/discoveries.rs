@@ -142,6 +142,12 @@ fn a_service_of_targets_is_asked_with_its_token() {
         ("http", &json!("https://sd.example.com/x"), &json!({"$secret": "sd"}))
     );
     assert_eq!(found.all().len(), 1);
+    // What is secret in an address is not said again.
+    let secret = "require 'discovery.prometheus' { 'https://me:p%40ss@sd.example.com/x?token=t0p' }";
+    let said = discover(secret, &[], vec![http(200, &json!({"a": 1}))]);
+    said.fails(&["https://sd.example.com/x: must hold a list"]);
+    let said = discover(&secret.replace("prometheus", "ansible"), &[], vec![http(200, &json!(["a"]))]);
+    said.fails(&["https://sd.example.com/x: must hold an object of groups"]);
 }
 
 const INI: &str = "
@@ -212,6 +218,8 @@ fn what_is_wrong_in_an_inventory_is_said_with_its_line() {
         ("web1 ansible_host=\"{{ ip }}\"", "ansible_host of web1 is the template {{ ip }}"),
         ("web1 ansible_host='10.0.0.1", "is not name=value"),
         ("[a:children]\nb\n[b:children]\na\n[a]\nx", "is its own descendant"),
+        ("[a:children]\nb\n[b]\nx\n[a:children]\nwbe\n", "line 6: there is no group wbe: no [wbe] in this inventory"),
+        ("[web]\nx\n\n[wbe:vars]\na=1", "line 4: there is no group wbe"),
     ] {
         discover("require 'discovery.ansible' { '/hosts' }", &[], text(bad)).fails(&["/hosts: ", why]);
     }
@@ -235,6 +243,9 @@ fn the_json_of_an_inventory_is_read_with_its_groups_and_variables() {
         (r#"{"web": "a"}"#, "the group web must be a list or an object"),
         (r#"{"web": {"hosts": [1]}}"#, "a host of the group web is no text"),
         (r#"{"web": {"hosts": "a"}}"#, "hosts of web must be a list"),
+        (r#"{"all": {"hosts": {"web1": {}}}}"#, "hosts of all is an object, as Ansible's YAML plugin has it"),
+        (r#"{"all": {"hosts": {"web1": null}}}"#, "hosts of a group is an object"),
+        (r#"{"all": {"children": {"web": {"hosts": {"web1": null}}}}}"#, "format = \"ansible-inventory\""),
         (r#"{"_meta": {"hostvars": {"a": 1}}, "web": ["a"]}"#, "the variables of a"),
     ] {
         discover(lua, &[], text(bad)).fails(&["/inventory.json: ", why]);
@@ -425,7 +436,18 @@ fn google_is_asked_page_by_page_with_the_token_of_the_machine() {
     unreachable["items"]["zones/us-central1-a"]["warning"]["code"] = json!("UNREACHABLE");
     discover(lua, &[], vec![token.clone(), http(200, &unreachable)]).fails(&["zones/us-central1-a cannot be reached"]);
     let again = http(200, &gce_page(&["a"], Some("p")));
-    discover(lua, &[], vec![token, again.clone(), again]).fails(&["the same page again"]);
+    discover(lua, &[], vec![token.clone(), again.clone(), again]).fails(&["the same page again"]);
+    // Google leaves `items` out where there is nothing; what is no list of its at all is no empty list.
+    let empty = json!({"kind": "compute#instanceAggregatedList", "id": "projects/acme/aggregated/instances"});
+    assert!(discover(lua, &[], vec![token.clone(), http(200, &empty)]).all().is_empty());
+    for not_a_list in
+        [json!({}), json!("<html>sign in</html>"), json!({"kind": "compute#instanceAggregatedList", "items": "x"})]
+    {
+        discover(lua, &[], vec![token.clone(), http(200, &not_a_list)]).fails(&["is not what it should be"]);
+    }
+    let mut unknown = gce_page(&["a"], None);
+    unknown["items"]["zones/europe-west1-b"]["instances"][0]["status"] = json!("DREAMING");
+    discover(lua, &[], vec![token, http(200, &unknown)]).fails(&["instance a is in the state DREAMING"]);
     let nowhere = Outcome::failed(Cause::new("http_connect", "failed to look up metadata.google.internal"));
     discover(lua, &[], vec![nowhere]).fails(&["metadata server", "outside of Google give key"]);
 }
@@ -512,6 +534,10 @@ fn azure_is_asked_page_by_page_with_the_identity_of_the_machine() {
     );
 
     let denied = json!({"error": {"code": "Forbidden", "message": "Access denied", "details": [{"code": "x", "message": "no access to s-1"}]}});
+    let unknown = page(vec![azure_row("a", "PowerState/unknown")], None);
+    discover(lua, &[], vec![token.clone(), unknown]).fails(&["machine a is in the state PowerState/unknown"]);
+    let new = discover(lua, &[], vec![token.clone(), page(vec![azure_row("n", "")], None)]).all();
+    assert_eq!((new["vm-n"].state.as_str(), new["vm-n"].reason.as_deref()), ("starting", Some("no power state")));
     discover(lua, &[], vec![token, http(403, &denied)]).fails(&[
         "Azure Resource Graph of subscription s-1",
         "Access denied: no access to s-1 (Forbidden)",
@@ -574,5 +600,9 @@ fn the_example_of_another_cloud_works() {
     let all = found.all();
     assert_eq!((all["1"].address.as_str(), all["1"].zone.as_deref()), ("203.0.113.1", Some("fsn1")));
     assert_eq!((all["2"].state.as_str(), all["2"].reason.as_deref()), ("stopped", Some("off")));
+    discover(lua, &[], vec![page(vec![server(3, "unknown")], Json::Null)]).fails(&["web-3 is in the state unknown"]);
+    let mut six = server(4, "running");
+    six["public_net"]["ipv4"] = Json::Null;
+    discover(lua, &[], vec![page(vec![six], Json::Null)]).fails(&["web-4 has neither a private nor a public IPv4"]);
     discover(lua, &[], vec![http(401, &json!({"error": {"code": "unauthorized"}}))]).fails(&["make a new one"]);
 }
