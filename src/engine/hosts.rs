@@ -227,8 +227,7 @@ pub(super) async fn accept(
         return Ok(Err(Cause { code: "discovery_failed".to_owned(), message, facts: cause.facts }));
     }
     let there = fleet.merged(environment);
-    let stays = |id: &HostId| there.hosts.contains_key(id) || there.out.contains_key(id);
-    ledger::forget_hosts(&*world.control, project, &environment.name, stays).map(Ok)
+    ledger::forget_hosts(&*world.control, project, &environment.name, |id| there.names(id)).map(Ok)
 }
 
 /// What one source answers now.

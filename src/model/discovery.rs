@@ -119,6 +119,14 @@ pub struct Merged {
     pub disagreements: usize,
 }
 
+impl Merged {
+    /// Whether any source names it, running or not.
+    #[must_use]
+    pub fn names(&self, id: &HostId) -> bool {
+        self.hosts.contains_key(id) || self.out.contains_key(id)
+    }
+}
+
 /// Brings the sources together: one host for each id. The first source that says something of a host counts, later ones add what it does
 /// not say, and a host that anyone says has ended is out. One machine that two sources know by two ids is deployed to once, as the first one's.
 /// `usual`: what is under every host's own `ssh` values.
@@ -346,6 +354,8 @@ mod tests {
             merge(&[Said { source: "ec2", hosts: &cloud }, Said { source: "static", hosts: &list }], &Ssh::default());
         let ids: Vec<&str> = merged.hosts.keys().map(HostId::as_str).collect();
         assert_eq!(ids, ["db9", "i-1", "web9"], "two names of one machine in one source are meant");
+        let names = |id: &str| merged.names(&id.parse().unwrap());
+        assert!(names("i-1") && names("i-2") && names("web1") && !names("web2"), "who is out is still there");
         let why = |id: &str| merged.out[id].clone();
         assert_eq!(why("i-2").message, "ec2 says it is terminated: User initiated");
         assert_eq!((why("web1").code.as_str(), why("web1").source.as_str()), ("same_address", "static"));

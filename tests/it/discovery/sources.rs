@@ -44,6 +44,9 @@ fn a_service_is_asked_and_what_changed_is_told() {
     assert_eq!(out(&changed), ["10.0.0.3:not_found"]);
     assert_eq!(changed["out"][0]["message"], "prometheus does not name it any more");
 
+    web.gives("/sd", 200, &targets(&["10.0.0.5:9100", "10.0.0.4:9100", "10.0.0.2:9100", "10.0.0.1:9100"]));
+    assert_eq!(&fleet(&daemon, true)["sources"][0]["change"], change, "another order is no change");
+
     // For people, and for Prometheus.
     let told = daemon.cli(&["hosts", "shop", "production"]);
     assert!(
