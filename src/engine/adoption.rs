@@ -23,6 +23,7 @@ use crate::{
         plan::Target,
         release::Release,
     },
+    ports::program::Loaded,
     time::{Span, within},
 };
 
@@ -38,14 +39,20 @@ pub(super) struct Asking<'a> {
     pub(super) environment: &'a Environment,
     /// What is adopted is deployed by this code from then on.
     pub(super) code: &'a Digest,
-    pub(super) run: &'a RunId,
+    pub(super) run: RunId,
 }
 
 impl<'a> Asking<'a> {
     /// For a run's environment.
     pub(super) fn of(header: &'a Header, environment: &'a Environment) -> Self {
         let Header { project, code, run, pipeline, .. } = header;
-        Asking { project, source: &pipeline.source, environment, code, run }
+        Asking { project, source: &pipeline.source, environment, code, run: run.clone() }
+    }
+
+    /// For somebody who only wants to know: no run adopts it.
+    pub(super) fn now(world: &World, loaded: &'a Loaded, environment: &'a Environment) -> Self {
+        let run = RunId::new(world.clock.now().wall_ms, world.random_u128());
+        Asking { project: &loaded.name, source: &loaded.pipeline.source, environment, code: &loaded.code, run }
     }
 }
 
@@ -152,9 +159,8 @@ pub(super) async fn adopted(
         commit: found.commit,
     };
     tracing::info!(%project, environment = %environment.name, release = %release.id, hosts = reports.len(), "what all hosts report is adopted");
-    // Which hosts there are is asked of the project as it is then.
-    let environment = Environment { hosts: Vec::new(), ..environment.clone() };
-    let target = Target { release, code: asking.code.clone(), environment, run: asking.run.clone() };
+    let (code, run) = (asking.code.clone(), asking.run.clone());
+    let target = Target { release, code, environment: environment.without_hosts(), run };
     Ok(Adopted { target, adoption: Adoption { reports } })
 }
 

@@ -135,8 +135,7 @@ impl Conductor {
         let found = hosts::of(world, &loaded.name, &loaded.code, environment, Need::New).await;
         let asked =
             actions::Asked { project: &loaded.name, environment, ships: None, target: None, purpose: &Purpose::Deploy };
-        let (source, run) = (&loaded.pipeline.source, RunId::new(world.clock.now().wall_ms, world.random_u128()));
-        let asking = adoption::Asking { project: &loaded.name, source, environment, code: &loaded.code, run: &run };
+        let asking = adoption::Asking::now(world, loaded, environment);
         // While something is being deployed they would report what nobody has found to be good yet.
         let quiet = doors::leases(&loaded.name, environment).iter().all(|lease| world.leases.holder(lease).is_none());
         let adopted = match &found {

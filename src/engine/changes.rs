@@ -86,8 +86,7 @@ async fn adoptable(conductor: &Conductor, loaded: &Loaded, name: &EnvironmentNam
     let world = &conductor.inner.world;
     let found = loaded.pipeline.environments.iter().find(|environment| environment.name == *name);
     let Some(environment) = found else { return Err(Cause::new("environment_unknown", format!("there is no {name}"))) };
-    let (source, run) = (&loaded.pipeline.source, RunId::new(world.clock.now().wall_ms, world.random_u128()));
-    let asking = Asking { project: &loaded.name, source, environment, code: &loaded.code, run: &run };
+    let asking = Asking::now(world, loaded, environment);
     let hosts = hosts::of(world, &loaded.name, &loaded.code, environment, hosts::Need::New).await?;
     adoption::adopted(world, &asking, &hosts, None).await.map(drop).map_err(|why| {
         let message = format!("nothing can be adopted in {name}: {}", why.message);

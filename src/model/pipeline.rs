@@ -129,6 +129,14 @@ pub enum When {
     Tag(Vec<String>),
 }
 
+impl Environment {
+    /// As a target keeps it: which hosts there are is asked of the project as it is then.
+    #[must_use]
+    pub fn without_hosts(&self) -> Self {
+        Environment { hosts: Vec::new(), ..self.clone() }
+    }
+}
+
 impl std::fmt::Display for When {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -12,7 +12,6 @@ use crate::{
         deployment::{Back, Deployment, DeploymentState, HostState},
         event::Purpose,
         ids::{EnvironmentName, HostId, ProjectName, ReleaseId, RunId, Sha},
-        pipeline::Environment,
         plan::Target,
         release::{Commit, Release},
         run::{Run, RunState},
@@ -219,8 +218,7 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
     // What it found there is good whatever became of it, and comes before it.
     let mut targets: Vec<(Target, u64)> = adopted.into_iter().collect();
     if let (DeploymentState::Succeeded, Some(spec)) = (state, deployment.spec(run)) {
-        // Which hosts there are is asked of the project as it is then.
-        let environment = Environment { hosts: Vec::new(), ..spec.clone() };
+        let environment = spec.without_hosts();
         let (release, code) = (kept(release), deployment.code(run).clone());
         let took = u64::try_from(at.wall_ms.saturating_sub(deployment.created_at.wall_ms)).unwrap_or(0);
         targets.push((Target { release, code, environment, run: run.header.run.clone() }, took));

@@ -162,11 +162,7 @@ fn what_a_run_has_left_whose_journal_is_damaged_is_not_adopted() {
     let run = daemon.press();
     run.until("its bake", |run| run["deployments"][0]["state"] == "baking");
     daemon.kill();
-    let journal = world.path(&format!("data/journal/runs/{}/journal", run.id));
-    let mut bytes = std::fs::read(&journal).unwrap();
-    let second = bytes.iter().position(|b| *b == b'\n').unwrap() + 40;
-    bytes[second] ^= 1;
-    std::fs::write(&journal, bytes).unwrap();
+    world.damage(&run.id);
     let daemon = world.start();
     daemon.run(&run.id).wait().is("damaged");
     // All hosts report it, and nobody can tell whether it is good.
