@@ -288,7 +288,11 @@ fn kept(release: &Release) -> Release {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{host::Ssh, pipeline::Hooks, rollout::Rollout};
+    use crate::model::{
+        host::Ssh,
+        pipeline::{Environment, Hooks},
+        rollout::Rollout,
+    };
 
     fn target(n: u8, run: i64) -> (Target, u64) {
         let sha: Sha = format!("{n:02x}").repeat(20).parse().unwrap();
