@@ -458,6 +458,15 @@ impl Purpose {
     }
 }
 
+impl Event {
+    /// Whether nobody waits for it to be on disk: what comes of it in the run is another event, and that takes it along. Lost with the
+    /// power, a call is begun again and a step's host is asked again.
+    #[must_use]
+    pub fn may_rest(&self) -> bool {
+        matches!(self, Event::Call { .. } | Event::Done { .. } | Event::Return { .. })
+    }
+}
+
 /// What a run was asked to take.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
