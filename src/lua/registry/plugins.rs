@@ -67,6 +67,8 @@ pub(super) fn source() -> Shape {
             "\"1h\"",
             "How old the last good answer may be that stands in for a source that fails, where something new begins.",
         )
+        .optional("port_label", text("a label's name", rules::label), "The label that holds the port of a host's sshd, where the source does not say it.")
+        .optional("user_label", text("a label's name", rules::label), "The label that holds the user to log in as, where the source does not say it.")
 }
 
 fn option_name(text: &str) -> Result<(), String> {
