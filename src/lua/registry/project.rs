@@ -548,6 +548,11 @@ pub(super) const OBJECTS: &[Object] = &[
                 "string[]",
                 "The ids of the running hosts of its last good answer: what became of those that are missing now may be told.",
             ),
+            (
+                "host_keys",
+                "table<string, string|string[]>",
+                "The host_keys that its last good answer gave, by id: what was found out with some trouble need not be found out again.",
+            ),
         ],
     },
     Object {
