@@ -594,6 +594,7 @@ async fn scopes_say_what_a_token_may() {
         } else if path.starts_with("/v1/tokens")
             || ["/v1/reload", "/v1/alerts/test"].contains(&path.as_str())
             || (method == "POST" && path == "/v1/maintenance")
+            || path.ends_with("/forget_key")
         {
             "admin"
         } else if method != "GET" {

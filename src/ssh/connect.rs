@@ -236,7 +236,7 @@ impl SshLinks {
         let valve = Valve::new(turns);
         // Dropped before the login is done (time-out, cancelled): russh's task would wait for the server for ever.
         let cut = CutOnDrop(Some(valve.clone()));
-        let stream = Guarded::new(Box::new(stream), &valve);
+        let stream = Guarded::new(Box::new(stream), &valve, held);
         let new = New::default();
         let handle = within(&*self.clock, left, self.login(stream, to, &place, &trust, &new, &key)).await;
         let handle = handle.ok_or_else(|| timed_out("did not let us in"))??;
@@ -248,7 +248,7 @@ impl SshLinks {
         };
         valve.unbounded();
         cut.keep();
-        Ok(Arc::new(SshLink::new(handle, valve, place, base, through, held, learnt, self.tasks.clone())))
+        Ok(Arc::new(SshLink::new(handle, valve, place, base, through, learnt, self.tasks.clone())))
     }
 
     async fn login(

@@ -16,6 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::room::Held;
 use crate::ports::link::Duplex;
 
 /// A server that says more than this before it lets us in wants something else.
@@ -54,11 +55,13 @@ pub(super) struct Guarded {
     inner: Box<dyn Duplex>,
     valve: Valve,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Its place among those there may be, given back once `inner` is closed: whoever comes next is not one too many.
+    _held: Option<Held>,
 }
 
 impl Guarded {
-    pub(super) fn new(inner: Box<dyn Duplex>, valve: &Valve) -> Self {
-        Guarded { inner, valve: valve.clone(), cut: Box::pin(valve.cut.clone().cancelled_owned()) }
+    pub(super) fn new(inner: Box<dyn Duplex>, valve: &Valve, held: Option<Held>) -> Self {
+        Guarded { inner, valve: valve.clone(), cut: Box::pin(valve.cut.clone().cancelled_owned()), _held: held }
     }
 
     fn is_cut(&mut self, cx: &mut Context<'_>) -> bool {

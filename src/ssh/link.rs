@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
-use super::{connect::Checker, guard::Valve, room::Held};
+use super::{connect::Checker, guard::Valve};
 use crate::{
     lifecycle::Tasks,
     ports::link::{Channel, Duplex, Exit, Link, LinkError},
@@ -37,8 +37,6 @@ pub(super) struct SshLink {
     closed: std::sync::atomic::AtomicBool,
     /// The session this one goes through.
     _through: Option<Arc<SshLink>>,
-    /// Its place among those there may be.
-    _held: Option<Held>,
     /// The host's key, where this was the first time it was seen.
     learnt: Option<String>,
 }
@@ -51,14 +49,12 @@ impl Drop for SshLink {
 }
 
 impl SshLink {
-    #[allow(clippy::too_many_arguments)] // called once, with what a session is made of
     pub(super) fn new(
         handle: client::Handle<Checker>,
         valve: Valve,
         place: String,
         base: Option<String>,
         through: Option<Arc<SshLink>>,
-        held: Option<Held>,
         learnt: Option<String>,
         tasks: Tasks,
     ) -> Self {
@@ -70,7 +66,6 @@ impl SshLink {
             tasks,
             closed: std::sync::atomic::AtomicBool::new(false),
             _through: through,
-            _held: held,
             learnt,
         }
     }

@@ -84,7 +84,7 @@ fn a_token_that_may_only_deploy_forgets_no_key() {
     let (world, daemon) = World::with(&Project::new("shop").hosts(&["h1"]));
     world.repo.push("x");
     let token = daemon.api.post("/v1/tokens", &json!({ "name": "ci", "scopes": ["deploy"] })).is(201).json();
-    let api = daemon.tcp().bearer(token["token"].as_str().unwrap());
+    let api = daemon.tcp().bearer(token["text"].as_str().unwrap());
     let path = "/v1/projects/shop/environments/production/forget_key";
     api.post(path, &json!({ "host": "h1" })).is(403);
     assert_eq!(daemon.api.post(path, &json!({ "host": "h1" })).is(404).json()["code"], "host_key_none");

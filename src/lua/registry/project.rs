@@ -244,7 +244,7 @@ fn ssh() -> Shape {
         .optional(
             "max_sessions",
             Kind::Integer(1, 10_000),
-            "Sessions to these hosts at the same moment, whatever they are for; further ones wait. Without it only [limits] sessions of phased.toml counts.",
+            "Sessions to these hosts at the same moment, whatever they are for; further ones wait. Without it only [limits] sessions of the daemon counts.",
         )
 }
 
