@@ -146,7 +146,7 @@ impl Drop for InLine<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::SystemClock;
+    use crate::{lifecycle::Tasks, time::SystemClock};
 
     fn realm(environment: &str) -> Realm {
         Realm { project: "shop".parse().unwrap(), environment: environment.parse().unwrap() }
@@ -155,11 +155,11 @@ mod tests {
     #[tokio::test]
     async fn there_are_never_more_sessions_than_there_may_be() {
         let (room, clock) = (Arc::new(Room::new(SshLimits { sessions: 3, handshakes: 1 })), SystemClock::new());
-        let (staging, production) = (realm("staging"), realm("production"));
+        let (staging, production, tasks) = (realm("staging"), realm("production"), Tasks::new());
         let first = room.session(&clock, &staging, Some(1)).await.unwrap();
         let waits = |of: &Realm, most| {
             let (room, of, clock) = (Arc::clone(&room), of.clone(), SystemClock::new());
-            tokio::spawn(async move { room.session(&clock, &of, most).await.unwrap() })
+            tasks.spawn("waits", async move { room.session(&clock, &of, most).await.unwrap() })
         };
         // One environment's line is no other's, and who stands in it takes no place of the daemon's.
         let second = waits(&staging, Some(1));

@@ -1,6 +1,7 @@
 //! How hosts are reached: through bastions, at ports that labels say, as another user, and not too many at once.
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{
         Arc,
@@ -142,9 +143,13 @@ impl Peak {
         let (over, port, most) = (Arc::new(AtomicBool::new(false)), world.sshd.port, Arc::new(AtomicUsize::new(0)));
         let ended = Arc::clone(&over);
         let counting = std::thread::spawn(move || {
+            let mut before = BTreeSet::new();
             while !ended.load(Ordering::SeqCst) {
-                most.fetch_max(established(port), Ordering::SeqCst);
-                std::thread::sleep(Duration::from_millis(5));
+                let now = established(port);
+                // One look at the table takes a while; who is in two of them was there between them.
+                most.fetch_max(now.intersection(&before).count(), Ordering::SeqCst);
+                before = now;
+                std::thread::sleep(Duration::from_millis(2));
             }
             most.load(Ordering::SeqCst)
         });
@@ -157,14 +162,15 @@ impl Peak {
     }
 }
 
-/// Connections to a port that its server has and that are not closing.
-fn established(port: u16) -> usize {
+/// Connections to a port that its server has and that are not closing, by their other ends.
+fn established(port: u16) -> BTreeSet<String> {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let is_one = |line: &&str| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        words.get(1).is_some_and(|local| local.ends_with(&format!(":{port:04X}"))) && words.get(3) == Some(&"01")
+    let other_end = |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        let (local, remote, state) = (words.next()?, words.next()?, words.next()?);
+        (local.ends_with(&format!(":{port:04X}")) && state == "01").then(|| remote.to_owned())
     };
-    table.lines().filter(is_one).count()
+    table.lines().filter_map(other_end).collect()
 }
 
 #[test]

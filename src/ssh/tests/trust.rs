@@ -264,7 +264,7 @@ async fn a_host_is_pinned_by_the_keys_in_its_record() {
     }
     // What the file revokes is revoked, whatever the record says.
     sshd.write_known(&[format!("@revoked * {}", sshd.public("hostkey"))]);
-    let error = refused(sshd.links().connect(&realm(), &given(&[hash.clone()])).await, "revoked");
+    let error = refused(sshd.links().connect(&realm(), &given(std::slice::from_ref(&hash))).await, "revoked");
     assert_eq!(error.cause.code, "host_key_revoked", "{error}");
     assert!(sshd.nobody_tried(), "{}", sshd.text("log"));
     for keys in [vec![wrong, hash.clone()], vec![sshd.public("hostkey") + " root@web-1"], vec![format!("{hash}=")]] {

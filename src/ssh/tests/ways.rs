@@ -12,6 +12,7 @@ use tokio::{io::AsyncWriteExt as _, net::TcpListener, task::JoinSet};
 
 use super::{Learning, Sshd, bare, exec, realm, refused_port};
 use crate::{
+    lifecycle::Tasks,
     model::{
         host::{Host, SecretRef},
         host_key::{HostKeys, Policy},
@@ -192,12 +193,12 @@ async fn greeter() -> (u16, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let peak = Arc::clone(&most);
-    tokio::spawn(async move {
+    let (peak, tasks) = (Arc::clone(&most), Tasks::new());
+    tasks.clone().spawn("greeter", async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
             let (now, peak) = (Arc::clone(&now), Arc::clone(&peak));
-            tokio::spawn(async move {
+            tasks.spawn("greeted", async move {
                 stream.write_all(b"SSH-2.0-slow\r\n").await.unwrap();
                 let mut byte = [0];
                 // A client that has begun has said something.
