@@ -17,6 +17,7 @@ use crate::{
         deployment::HostState,
         event::{Purpose, Wanted},
         host::Host,
+        host_key::Realm,
         ids::{HostId, ReleaseId},
         pipeline::Environment,
         run::Trigger,
@@ -74,13 +75,15 @@ async fn look(conductor: &Conductor, loaded: &Loaded, environment: &Environment)
         }
     };
     let late = late(conductor, loaded, environment, found, &live);
-    let looks = late.into_iter().map(|host| async move { world.links.host(&host).await.ok().map(|link| (host, link)) });
-    let answering: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(WIDE).collect().await;
-    let mut there = BTreeSet::new();
-    for (host, link) in answering.into_iter().flatten() {
+    let realm = Realm::new(project, &environment.name);
+    let looks = late.into_iter().map(|host| async {
+        let link = world.links.host(&realm, &host).await.ok()?;
+        // At once: others may be waiting for its place.
         link.close().await;
-        there.insert(host.id);
-    }
+        Some(host.id)
+    });
+    let answering: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(WIDE).collect().await;
+    let there: BTreeSet<HostId> = answering.into_iter().flatten().collect();
     // Somebody may have pressed the button meanwhile: what it deploys comes to them as well.
     if there.is_empty() || !conductor.active(project).is_empty() {
         return;

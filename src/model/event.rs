@@ -279,6 +279,9 @@ pub enum Event {
         host: HostId,
         /// `<base>/id` there.
         machine: String,
+        /// Its host key, where it was learnt just now: `ssh-ed25519 SHA256:...`.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        key: Option<String>,
     },
     /// A host's health is being watched.
     HealthBegan {
