@@ -5,11 +5,13 @@ use std::{
     io::{self, Read},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use serde_json::Value;
 
+use super::outside::Outside;
 use crate::{
     lifecycle::watch,
     model::{
@@ -26,6 +28,7 @@ use crate::{
         mail::{self, Mail},
         outputs::{Frame, Outputs, Position, Stored, Stream},
         secrets::{Secret, SecretError, Secrets},
+        storage::{Condition, Storage},
     },
 };
 
@@ -140,6 +143,43 @@ impl Index for MemoryIndex {
     fn clear(&self) -> Result<(), IndexError> {
         *locked(&self.0) = Documents::default();
         Ok(())
+    }
+}
+
+/// The room on the daemon's disk, for one life of it.
+pub(super) struct Room {
+    outside: Option<Outside>,
+    condition: watch::Sender<Condition>,
+}
+
+impl Room {
+    pub(super) fn of(outside: Option<Outside>) -> Arc<Self> {
+        Arc::new(Room { outside, condition: watch::Sender::new(Condition::Well) })
+    }
+
+    /// Until when there is none.
+    pub(super) fn full(&self) -> Option<Duration> {
+        self.outside.as_ref()?.full()
+    }
+}
+
+impl Storage for Room {
+    fn condition(&self) -> watch::Receiver<Condition> {
+        self.condition.subscribe()
+    }
+
+    fn lacked(&self) {
+        self.condition.send_replace(Condition::Full);
+    }
+
+    fn look(&self) {
+        if self.full().is_none() {
+            self.condition.send_replace(Condition::Well);
+        }
+    }
+
+    fn used(&self) -> io::Result<u64> {
+        Ok(0)
     }
 }
 

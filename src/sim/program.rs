@@ -57,11 +57,12 @@ impl Programs for SimulatedPrograms {
     fn plugin(
         &self,
         _code: &Digest,
-        _project: &ProjectName,
+        project: &ProjectName,
         function: &str,
         input: Value,
     ) -> Result<Box<dyn Plugin>, Cause> {
-        Ok(Box::new(RustPlugin { outside: self.outside.clone(), function: function.to_owned(), input }))
+        let (project, function) = (project.clone(), function.to_owned());
+        Ok(Box::new(RustPlugin { outside: self.outside.clone(), project, function, input }))
     }
 }
 
@@ -199,6 +200,7 @@ impl Program for RustProgram {
 
 struct RustPlugin {
     outside: Outside,
+    project: ProjectName,
     function: String,
     input: Value,
 }
@@ -207,7 +209,7 @@ impl Plugin for RustPlugin {
     fn start(&mut self) -> PluginTurn {
         let parts: Vec<&str> = self.function.split('/').collect();
         let done = match parts.as_slice() {
-            ["discovery", ..] => self.outside.discover(),
+            ["discovery", environment, ..] => self.outside.discover(&self.project, environment),
             ["alarms", _, _, "cause"] => self.outside.measure(&self.input),
             ["alarms" | "notify", ..] => self.outside.letter(&self.function, &self.input["message"]),
             _ => Err(Cause::new("lua_error", format!("there is no {}", self.function))),
