@@ -332,6 +332,7 @@ struct RawSourceLimits {
     timeout: Option<Span>,
     min_hosts: Option<u32>,
     max_shrink: Option<RawBudget>,
+    max_growth: Option<u32>,
     max_age: Option<Span>,
 }
 
@@ -343,6 +344,7 @@ impl From<RawSourceLimits> for SourceLimits {
             timeout_ms: raw.timeout.map_or(usual.timeout_ms, ms),
             min_hosts: raw.min_hosts.unwrap_or(usual.min_hosts),
             max_shrink: raw.max_shrink.map(Budget::from),
+            max_growth: raw.max_growth,
             max_age_ms: raw.max_age.map_or(usual.max_age_ms, ms),
         }
     }

@@ -211,7 +211,7 @@ pub enum HostSource {
     },
 }
 
-/// `interval`, `timeout`, `min_hosts`, `max_shrink` and `max_age` of a source.
+/// `interval`, `timeout`, `min_hosts`, `max_shrink`, `max_growth` and `max_age` of a source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceLimits {
     /// How often it is asked while nothing is deployed; 1 m by default.
@@ -222,13 +222,23 @@ pub struct SourceLimits {
     pub min_hosts: u32,
     /// Nor one that has lost more than this since the last good one; that of the rollout when absent.
     pub max_shrink: Option<Budget>,
+    /// Nor one with so many more than the last good one; five times as many when absent, and at least 50.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_growth: Option<u32>,
     /// How old the last good answer may be that stands in for a source that fails, where something new begins; 1 h by default.
     pub max_age_ms: u64,
 }
 
 impl Default for SourceLimits {
     fn default() -> Self {
-        SourceLimits { interval_ms: 60_000, timeout_ms: 120_000, min_hosts: 0, max_shrink: None, max_age_ms: 3_600_000 }
+        SourceLimits {
+            interval_ms: 60_000,
+            timeout_ms: 120_000,
+            min_hosts: 0,
+            max_shrink: None,
+            max_growth: None,
+            max_age_ms: 3_600_000,
+        }
     }
 }
 

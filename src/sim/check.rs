@@ -11,7 +11,7 @@ use super::{
     scenario::{self, Behaviour, Place},
 };
 use crate::model::{
-    deployment::{Deployment, DeploymentState, HostState},
+    deployment::{Deployment, DeploymentState, HostRun, HostState},
     event::{Event, Record},
     ids::{EnvironmentName, HostId, ReleaseId, RunId, Seq, Sha},
     pipeline::HostSource,
@@ -134,8 +134,10 @@ fn before(state: &mut State, now: Duration, id: &RunId, record: &Record) {
     let run = &followed.run;
     let wrong = match &record.event {
         Event::Call { key, .. } => turn(run, key).and_then(|(n, host)| {
-            let of = run.deployment(n).filter(|of| of.rollback_of.is_none())?;
-            over_budget(run, of, &host).map(|why| format!("{host} is taken although {why}"))
+            let of = run.deployment(n)?;
+            let forward = Some(of).filter(|of| of.rollback_of.is_none());
+            let why = two_zones(run, of, &host).or_else(|| over_budget(run, forward?, &host));
+            why.map(|why| format!("{host} is taken although {why}"))
         }),
         Event::Resolved { release, target: None, .. } => {
             let verdicts = state.verdicts.get(&run.header.project);
@@ -163,6 +165,17 @@ fn takes_bad(known: &Verdicts, run: &Run, tree: &Sha, at_ms: i64) -> Option<Stri
         .then(|| format!("it starts by itself after {count} bad releases in a row"))
 }
 
+/// Hosts of two zones are not taken at once; on the way back, one that did not serve is taken from none.
+fn two_zones(run: &Run, of: &Deployment, host: &HostId) -> Option<String> {
+    let environment = run.environment(&of.environment)?;
+    let counts = |host: &HostRun| of.target.is_none() || host.ill.is_none();
+    let own = of.host(host).filter(|own| environment.rollout.zones && counts(own))?;
+    let elsewhere =
+        |other: &&HostRun| other.in_flight() && counts(other) && other.host.zone != own.host.zone;
+    let other = of.hosts.iter().find(elsewhere)?;
+    Some(format!("{} of another zone is under way", other.host.id))
+}
+
 /// Why a deployment may not take another host.
 fn over_budget(run: &Run, of: &Deployment, host: &HostId) -> Option<String> {
     let Some(budgets) = &of.budgets else { return Some("nothing is planned".to_owned()) };
@@ -184,9 +197,6 @@ fn over_budget(run: &Run, of: &Deployment, host: &HostId) -> Option<String> {
         return Some(format!("{} are under way and max_parallel is {most}", flying.len()));
     }
     let own = of.host(host)?;
-    if spec.rollout.zones && run.target.is_none() && flying.iter().any(|h| h.host.zone != own.host.zone) {
-        return Some("a host of another zone is under way".to_owned());
-    }
     let left = of.healthy() - usize::from(own.is_healthy());
     if own.is_healthy() && left < of.phases.min_healthy as usize {
         return Some(format!("{left} healthy ones would be left and min_healthy is {}", of.phases.min_healthy));
@@ -240,7 +250,11 @@ pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, to
     let alone = of.alone;
     let watched = of.spec(&followed.run).is_some_and(|spec| spec.health.is_some());
     let forward = watched && of.rollback_of.is_none() && followed.run.target.is_none();
-    let of_floor = forward.then_some(of.phases.min_healthy as usize);
+    // The hosts that must serve in such a number: on the way back those of what is taken back.
+    let within = of.rollback_of.and_then(|back| followed.run.deployment(back)).unwrap_or(of);
+    let within: BTreeSet<HostId> = within.hosts.iter().map(|host| host.host.id.clone()).collect();
+    let floor = Floor { hosts: within, least: of.phases.min_healthy as usize };
+    let floor = Some(floor).filter(|_| watched && !alone && (forward || of.rollback_of.is_some()));
     // Somebody else's hands on the host.
     let other = state
         .machines
@@ -262,7 +276,7 @@ pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, to
     if let Some(other) = state.runs.values().find(holds).map(|followed| followed.run.header.run.clone()) {
         return state.breaks(now, &format!("{line} begins on {id} while run {other} deploys"));
     }
-    if let Some(why) = below_floor(state, now, (id, place), of_floor, command) {
+    if let Some(why) = below_floor(state, now, id, floor, command) {
         return state.breaks(now, &format!("{line} begins on {id}: {why}"));
     }
     if switches(&command.command) && !alone {
@@ -301,19 +315,20 @@ fn shut(state: &State, followed: &Followed, of: &Deployment, place: Place, now: 
     earlier.find(|name| !good(name)).map(|name| format!("and {name} before it is not good"))
 }
 
+/// How many of these hosts have to serve.
+struct Floor {
+    hosts: BTreeSet<HostId>,
+    least: usize,
+}
+
 /// Whether fewer hosts would serve than must, where nothing but the deployment itself has made hosts ill: what else does so nobody can
 /// know in time.
-fn below_floor(
-    state: &State,
-    now: Duration,
-    (id, place): (&str, Place),
-    floor: Option<usize>,
-    command: &Command,
-) -> Option<String> {
-    let floor = floor.filter(|_| switches(&command.command) && state.disturbed.is_empty())?;
+fn below_floor(state: &State, now: Duration, id: &str, floor: Option<Floor>, command: &Command) -> Option<String> {
+    let Floor { hosts, least } =
+        floor.filter(|_| switches(&command.command) && state.disturbed.is_empty())?;
     let fickle =
         |serves: &String| matches!(state.behaviour(serves), Some(Behaviour::SickensAfter(_) | Behaviour::Flaps(_)));
-    let all = || state.hosts_of(place).filter_map(|host| Some((host.id.as_str(), state.machines.get(host.id.as_str())?)));
+    let all = || hosts.iter().filter_map(|host| Some((host.as_str(), state.machines.get(host.as_str())?)));
     if all().any(|(_, machine)| !machine.served || machine.serves.as_ref().is_some_and(fickle)) {
         return None;
     }
@@ -322,7 +337,7 @@ fn below_floor(
     };
     let taken = all().any(|(host, machine)| host == id && serves(host, machine));
     let left = all().filter(|(host, machine)| *host != id && serves(host, machine)).count();
-    (taken && left < floor).then(|| format!("{left} hosts serve then, and min_healthy is {floor}"))
+    (taken && left < least).then(|| format!("{left} hosts serve then, and min_healthy is {least}"))
 }
 
 /// What must hold once a fact is one.

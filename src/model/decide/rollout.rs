@@ -7,7 +7,7 @@ use super::{
     Action, Decision, back,
     calls::{call, undo},
     environments::{cut, enter},
-    host::{self, whose_turn},
+    host::{self, of_one_zone, whose_turn},
     judge,
 };
 use crate::{
@@ -306,13 +306,9 @@ impl Scene<'_> {
     /// Begins hosts of a wave, as many as may be.
     fn start<'h>(&self, hosts: impl Iterator<Item = &'h HostRun>, in_flight: usize, decision: &mut Decision) {
         let (d, rollout) = (self.deployment, &self.spec.rollout);
-        let zone = d.hosts.iter().find(|host| host.in_flight()).map(|host| host.host.zone.clone());
-        let mut zone = zone.filter(|_| rollout.zones);
         let ready = |host: &&HostRun| {
             host.begun.is_none() && host.cause().is_none() && host.prepare == Progress::Ended(CallEnd::Returned)
         };
-        let in_zone =
-            |host: &&HostRun| !rollout.zones || zone.get_or_insert_with(|| host.host.zone.clone()) == &host.host.zone;
         let mut parallel = rollout.max_parallel.max(1) as usize;
         let stagger = Duration::from_millis(rollout.stagger_ms);
         let last = d.hosts.iter().filter_map(|host| host.begun.as_ref()).max_by_key(|at| at.wall_ms);
@@ -324,7 +320,8 @@ impl Scene<'_> {
             parallel = parallel.min(in_flight + 1);
         }
         let floor = d.phases.min_healthy as usize;
-        let hosts: Vec<&HostRun> = hosts.filter(ready).filter(in_zone).collect();
+        let ready: Vec<&HostRun> = hosts.filter(ready).collect();
+        let hosts = if rollout.zones { of_one_zone(d, ready, |_| true) } else { ready };
         let turn = whose_turn(hosts.iter().copied(), in_flight, parallel, d.healthy(), floor);
         if turn.is_empty() && in_flight == 0 {
             decision.actions.extend(judge::stuck(self, &hosts).map(Action::Append));

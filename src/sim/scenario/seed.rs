@@ -161,10 +161,12 @@ fn commits(random: &mut Random, fleets: &[Range<u32>], prepare: bool) -> Vec<Pus
     let first = if random.one_in(10) { behaviour(random, fleets, prepare) } else { Behaviour::Good };
     let mut commits = vec![Push { at: Duration::ZERO, is: first, again: None }];
     let mut at = secs(random, 60, 200);
-    let many = if random.one_in(10) { 4 } else { 1 + random.below(2) };
-    for _ in 0..many {
-        commits.push(Push { at, is: behaviour(random, fleets, prepare), again: None });
-        at += if random.one_in(2) { secs(random, 0, 30) } else { secs(random, 60, 200) };
+    let plague = random.one_in(12);
+    for _ in 0..if plague { 4 } else { 1 + random.below(2) } {
+        // One bad release after the other, each with time for its verdict.
+        let is = if plague { Behaviour::Unhealthy(None) } else { behaviour(random, fleets, prepare) };
+        commits.push(Push { at, is, again: None });
+        at += if !plague && random.one_in(2) { secs(random, 0, 30) } else { secs(random, 60, 200) };
     }
     if random.one_in(3) {
         let before = usize::try_from(random.below(commits.len() as u64)).unwrap_or(0);
