@@ -12,7 +12,7 @@ use super::{
 };
 use crate::model::{
     deployment::{Deployment, DeploymentState, HostRun, HostState},
-    event::{Event, Record},
+    event::{Event, Purpose, Record},
     ids::{EnvironmentName, HostId, ReleaseId, RunId, Seq, Sha},
     pipeline::HostSource,
     run::{Run, RunState, Trigger},
@@ -34,8 +34,8 @@ pub(super) struct Followed {
     last: Seq,
     /// Tokens of steps that were begun.
     begun: BTreeSet<String>,
-    /// When each of its deployments had its environment.
-    entered: BTreeMap<u32, Duration>,
+    /// When each of its deployments had its environment, and how often the daemon had died by then.
+    entered: BTreeMap<u32, (Duration, u32)>,
 }
 
 /// What the runs of a project have come to, as people were told.
@@ -50,6 +50,8 @@ pub(super) struct Verdicts {
 /// What was decided a moment before something was known goes by what was known then.
 const MOMENT: Duration = Duration::from_secs(1);
 const MOMENT_MS: i64 = 1_000;
+/// Whoever wants to go back does not wait longer for a list of hosts that are known.
+const PLANNED_BACK: Duration = Duration::from_secs(12);
 /// So many bad releases in a row, and nothing starts by itself.
 const RESTS_AFTER: u32 = 3;
 
@@ -70,6 +72,7 @@ fn switches(command: &str) -> bool {
 
 /// Records of a run have reached the disk.
 pub(super) fn heard(state: &mut State, now: Duration, id: &RunId, records: &[(Seq, u32, Record)]) {
+    let deaths = state.deaths;
     for (seq, _, record) in records {
         let known = state.runs.get(id).map_or(Seq(0), |followed| followed.last);
         if *seq <= known {
@@ -97,7 +100,7 @@ pub(super) fn heard(state: &mut State, now: Duration, id: &RunId, records: &[(Se
         followed.last = *seq;
         match &record.event {
             Event::Begin { token, .. } => drop(followed.begun.insert(token.to_string())),
-            Event::LeaseGranted { deployment, .. } => drop(followed.entered.insert(*deployment, now)),
+            Event::LeaseGranted { deployment, .. } => drop(followed.entered.insert(*deployment, (now, deaths))),
             _ => {}
         }
         if let Err(illegal) = followed.run.next(record) {
@@ -139,6 +142,11 @@ fn before(state: &mut State, now: Duration, id: &RunId, record: &Record) {
             let why = two_zones(run, of, &host).or_else(|| over_budget(run, forward?, &host));
             why.map(|why| format!("{host} is taken although {why}"))
         }),
+        Event::Planned { deployment, .. } if matches!(run.header.request.purpose, Purpose::Rollback { .. }) => {
+            let entered = followed.entered.get(deployment).filter(|(_, deaths)| *deaths == state.deaths);
+            let waited = entered.map(|(at, _)| now.saturating_sub(*at)).filter(|waited| *waited > PLANNED_BACK);
+            waited.filter(|_| state.scenario.full.is_empty()).map(|waited| format!("its way back was planned after {waited:?}"))
+        }
         Event::Resolved { release, target: None, .. } => {
             let verdicts = state.verdicts.get(&run.header.project);
             verdicts.and_then(|known| takes_bad(known, run, &release.commit.tree, record.at.wall_ms))
@@ -303,7 +311,7 @@ fn shut(state: &State, followed: &Followed, of: &Deployment, place: Place, now: 
     if !run.header.request.purpose.is_deploy() || of.rollback_of.is_some() {
         return None;
     }
-    let entered = followed.entered.get(&of.n).copied().unwrap_or_default();
+    let (entered, _) = followed.entered.get(&of.n).copied().unwrap_or_default();
     if state.frozen.iter().any(|frozen| frozen.place == place && (frozen.from + MOMENT..frozen.until).contains(&entered)) {
         return Some("which entered while it was frozen".to_owned());
     }

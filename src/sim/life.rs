@@ -18,7 +18,7 @@ use super::{
     clock::DiskTime,
     forge::Repository,
     outside::{Life, Outside},
-    ports::{MemoryBlobs, MemoryIndex, MemoryOutputs, Nowhere, Room, locked},
+    ports::{Lookups, MemoryBlobs, MemoryIndex, MemoryOutputs, Nowhere, Room, locked},
     program,
     random::Random,
     scenario::{Crash, Does, Person, Scenario},
@@ -310,7 +310,7 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
         http: Arc::new(Nowhere),
         mail: Arc::new(Nowhere),
         probe: Arc::new(Looks(outside.clone())),
-        discovery: Arc::new(Nowhere),
+        discovery: Arc::new(Lookups(outside.clone())),
         fleets: Fleets::default(),
         secrets: Arc::new(Nowhere),
         limits: Limits {

@@ -198,6 +198,12 @@ impl Outside {
         (state.random.between(2_000, 300_000), !state.random.one_in(40))
     }
 
+    /// How long it takes to look up hosts.
+    pub(super) fn lookup(&self) -> Duration {
+        let random = &mut self.state().random;
+        Duration::from_millis(if random.one_in(12) { random.between(5_000, 100_000) } else { random.between(2, 300) })
+    }
+
     /// How long a word takes to a machine.
     pub(super) fn latency(&self) -> Duration {
         Duration::from_micros(self.state().random.between(150, 3_000))

@@ -23,7 +23,7 @@ use crate::{
         ids::{Digest, ProjectName},
         step::{Branch, CallKey, Outcome, Request, Target, Verb},
     },
-    ports::program::{Diagnostic, Loaded, Opening, Past, Plugin, PluginTurn, Program, Programs, Sink, Turn},
+    ports::program::{Diagnostic, Loaded, Opening, Past, Plugin, PluginRequest, PluginTurn, Program, Programs, Sink, Turn},
 };
 
 /// The projects of a simulation.
@@ -205,23 +205,32 @@ struct RustPlugin {
     input: Value,
 }
 
+fn turn(done: Result<Value, Cause>) -> PluginTurn {
+    match done {
+        Ok(value) => PluginTurn::Return(value),
+        Err(cause) => PluginTurn::Raised(cause),
+    }
+}
+
 impl Plugin for RustPlugin {
     fn start(&mut self) -> PluginTurn {
         let parts: Vec<&str> = self.function.split('/').collect();
         let done = match parts.as_slice() {
-            ["discovery", environment, ..] => self.outside.discover(&self.project, environment),
+            // It takes a while, see `Lookups`.
+            ["discovery", ..] => {
+                let args = json!({ "name": "hosts", "type": "A" });
+                return PluginTurn::Request(PluginRequest { what: "dns".to_owned(), args });
+            }
             ["alarms", _, _, "cause"] => self.outside.measure(&self.input),
             ["alarms" | "notify", ..] => self.outside.letter(&self.function, &self.input["message"]),
             _ => Err(Cause::new("lua_error", format!("there is no {}", self.function))),
         };
-        match done {
-            Ok(value) => PluginTurn::Return(value),
-            Err(cause) => PluginTurn::Raised(cause),
-        }
+        turn(done)
     }
 
     fn resume(&mut self, _outcome: &Outcome) -> PluginTurn {
-        PluginTurn::Return(Value::Null)
+        let environment = self.function.split('/').nth(1).unwrap_or_default();
+        turn(self.outside.discover(&self.project, environment))
     }
 }
 
