@@ -84,7 +84,7 @@ function phased.secret(name) end
 ---@field pause_timeout? string A pause that nobody ends is halted after so long. Default: "24h".
 ---@field rollback_parallel? integer Hosts that go back at the same moment; max_parallel when absent.
 ---@field max_shrink? string A list of hosts that has lost more than this since the last deployment stops it. Default: "30%".
----@field zones? boolean Hosts of two zones are never updated at the same moment. Default: false.
+---@field zones? boolean Hosts of two zones are never updated at the same moment, forwards or back. Default: false.
 ---@field on_failure? "rollback"|"halt"|"pause" What happens when it fails after a host was touched. Default: "rollback".
 ---@field on_inconclusive? "rollback"|"halt"|"promote" What happens when a bake ends without a verdict. Default: "rollback".
 

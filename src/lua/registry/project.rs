@@ -282,7 +282,7 @@ fn rollout() -> Shape {
         .with_default("pause_timeout", Kind::Limit, "\"24h\"", "A pause that nobody ends is halted after so long.")
         .optional("rollback_parallel", Kind::Integer(1, 10_000), "Hosts that go back at the same moment; max_parallel when absent.")
         .with_default("max_shrink", Kind::Percentage, "\"30%\"", "A list of hosts that has lost more than this since the last deployment stops it.")
-        .with_default("zones", Kind::Boolean, "false", "Hosts of two zones are never updated at the same moment.")
+        .with_default("zones", Kind::Boolean, "false", "Hosts of two zones are never updated at the same moment, forwards or back.")
         .with_default("on_failure", Kind::words(&["rollback", "halt", "pause"]), "\"rollback\"", "What happens when it fails after a host was touched.")
         .with_default("on_inconclusive", Kind::words(&["rollback", "halt", "promote"]), "\"rollback\"", "What happens when a bake ends without a verdict.")
 }

@@ -68,7 +68,7 @@ pub(super) fn rollout(run: &Run, deployment: &Deployment, now: &Stamp, decision:
         }
     }
     // Hosts in flight finish, and so do those on their way back.
-    let back = run.deployments.iter().any(|d| d.rollback_of == Some(deployment.n) && d.end.is_none());
+    let back = is_going_back(run, deployment);
     if let Some(ending) = scene.ending() {
         if in_flight == 0 && !back && !scene.is_open() {
             scene.end(ending, decision);
@@ -93,6 +93,11 @@ pub(super) fn rollout(run: &Run, deployment: &Deployment, now: &Stamp, decision:
     if scene.phases(in_flight, decision) == Part::Done && !back {
         decision.act(ended(DeploymentState::Succeeded, None));
     }
+}
+
+/// Whether hosts of a deployment are on their way back.
+fn is_going_back(run: &Run, deployment: &Deployment) -> bool {
+    run.deployments.iter().any(|d| d.rollback_of == Some(deployment.n) && d.end.is_none())
 }
 
 /// Why and how a deployment ends.
@@ -219,7 +224,10 @@ impl Scene<'_> {
     fn done(&self, there: bool, hook: &str, of: &str, progress: &Progress, decision: &mut Decision) -> Part {
         match progress {
             Progress::Due if there => {
-                decision.act(self.hook(hook, of));
+                // It may do something on any host, also on one that goes back alone just now.
+                if !is_going_back(self.run, self.deployment) {
+                    decision.act(self.hook(hook, of));
+                }
                 Part::Open
             }
             Progress::Due | Progress::Ended(CallEnd::Returned) => Part::Done,

@@ -411,6 +411,10 @@ impl Sim {
             _ => false,
         };
         assert!(cleaning || finishes || !ending, "seed {seed}: {key} begins though the run is to end");
+        if let Some(Place::Deployment { deployment, .. }) = key.place() {
+            let back = self.run.deployments.iter().find(|d| d.rollback_of == Some(deployment) && d.end.is_none());
+            assert!(back.is_none(), "seed {seed}: {key} begins while hosts go back");
+        }
         let Some(Place::Host { deployment, host, function }) = key.place() else { return };
         if self.run.target.is_none() {
             self.no_stage_failed();
