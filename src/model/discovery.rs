@@ -43,7 +43,10 @@ pub fn believe(
             "{source} had {before} hosts and finds {running} now: {came} have come at once, and max_growth allows {most}. If all of them are \
              to have this, accept what it finds with `phased hosts PROJECT ENVIRONMENT --accept`; else mend the source"
         );
-        return Err(Cause::new("max_growth", message).with("before", before).with("found", running).with("max_growth", most));
+        return Err(Cause::new("max_growth", message)
+            .with("before", before)
+            .with("found", running)
+            .with("max_growth", most));
     }
     // A host that another took the place of is not lost.
     let lost = before.saturating_sub(running + ended);
@@ -343,7 +346,10 @@ mod tests {
             believe("ec2", before.as_deref(), &hosts(now), &limits, Budget::Percent(30)).err().map(|c| c.message)
         };
         let told = refused(Some(40), 400, None).unwrap();
-        assert!(told.contains("had 40 hosts and finds 400 now: 360 have come at once, and max_growth allows 200"), "{told}");
+        assert!(
+            told.contains("had 40 hosts and finds 400 now: 360 have come at once, and max_growth allows 200"),
+            "{told}"
+        );
         // What scales by itself, and what begins.
         for (before, now) in [(Some(40), 240), (Some(3), 53), (Some(1), 50), (Some(0), 900), (None, 900)] {
             assert_eq!(refused(before, now, None), None, "{before:?} {now}");

@@ -145,7 +145,9 @@ fn before(state: &mut State, now: Duration, id: &RunId, record: &Record) {
         Event::Planned { deployment, .. } if matches!(run.header.request.purpose, Purpose::Rollback { .. }) => {
             let entered = followed.entered.get(deployment).filter(|(_, deaths)| *deaths == state.deaths);
             let waited = entered.map(|(at, _)| now.saturating_sub(*at)).filter(|waited| *waited > PLANNED_BACK);
-            waited.filter(|_| state.scenario.full.is_empty()).map(|waited| format!("its way back was planned after {waited:?}"))
+            waited
+                .filter(|_| state.scenario.full.is_empty())
+                .map(|waited| format!("its way back was planned after {waited:?}"))
         }
         Event::Resolved { release, target: None, .. } => {
             let verdicts = state.verdicts.get(&run.header.project);
@@ -178,8 +180,7 @@ fn two_zones(run: &Run, of: &Deployment, host: &HostId) -> Option<String> {
     let environment = run.environment(&of.environment)?;
     let counts = |host: &HostRun| of.target.is_none() || host.ill.is_none();
     let own = of.host(host).filter(|own| environment.rollout.zones && counts(own))?;
-    let elsewhere =
-        |other: &&HostRun| other.in_flight() && counts(other) && other.host.zone != own.host.zone;
+    let elsewhere = |other: &&HostRun| other.in_flight() && counts(other) && other.host.zone != own.host.zone;
     let other = of.hosts.iter().find(elsewhere)?;
     Some(format!("{} of another zone is under way", other.host.id))
 }
@@ -312,7 +313,11 @@ fn shut(state: &State, followed: &Followed, of: &Deployment, place: Place, now: 
         return None;
     }
     let (entered, _) = followed.entered.get(&of.n).copied().unwrap_or_default();
-    if state.frozen.iter().any(|frozen| frozen.place == place && (frozen.from + MOMENT..frozen.until).contains(&entered)) {
+    if state
+        .frozen
+        .iter()
+        .any(|frozen| frozen.place == place && (frozen.from + MOMENT..frozen.until).contains(&entered))
+    {
         return Some("which entered while it was frozen".to_owned());
     }
     let good = |name: &EnvironmentName| {
@@ -332,8 +337,7 @@ struct Floor {
 /// Whether fewer hosts would serve than must, where nothing but the deployment itself has made hosts ill: what else does so nobody can
 /// know in time.
 fn below_floor(state: &State, now: Duration, id: &str, floor: Option<Floor>, command: &Command) -> Option<String> {
-    let Floor { hosts, least } =
-        floor.filter(|_| switches(&command.command) && state.disturbed.is_empty())?;
+    let Floor { hosts, least } = floor.filter(|_| switches(&command.command) && state.disturbed.is_empty())?;
     let fickle =
         |serves: &String| matches!(state.behaviour(serves), Some(Behaviour::SickensAfter(_) | Behaviour::Flaps(_)));
     let all = || hosts.iter().filter_map(|host| Some((host.as_str(), state.machines.get(host.as_str())?)));

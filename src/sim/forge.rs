@@ -34,7 +34,11 @@ impl Repository {
 impl Forge for Repository {
     async fn head(&self, project: &ProjectName, _source: &Source) -> Result<Sha, Cause> {
         self.wait().await?;
-        self.0.commits(project).pop().map(|commit| commit.sha).ok_or_else(|| Cause::new("ref_unknown", "there is no commit"))
+        self.0
+            .commits(project)
+            .pop()
+            .map(|commit| commit.sha)
+            .ok_or_else(|| Cause::new("ref_unknown", "there is no commit"))
     }
 
     async fn tags(&self, _project: &ProjectName, _source: &Source) -> Result<Vec<(String, Sha)>, Cause> {

@@ -23,7 +23,9 @@ use crate::{
         ids::{Digest, ProjectName},
         step::{Branch, CallKey, Outcome, Request, Target, Verb},
     },
-    ports::program::{Diagnostic, Loaded, Opening, Past, Plugin, PluginRequest, PluginTurn, Program, Programs, Sink, Turn},
+    ports::program::{
+        Diagnostic, Loaded, Opening, Past, Plugin, PluginRequest, PluginTurn, Program, Programs, Sink, Turn,
+    },
 };
 
 /// The projects of a simulation.

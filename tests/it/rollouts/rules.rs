@@ -58,5 +58,8 @@ fn the_plan_says_what_the_floor_comes_to() {
     world.project(&project(4, r#"canary = 1, max_parallel = 2, max_failures = "25%", bake_time = "0s""#));
     let daemon = world.start();
     let plan = daemon.api.get("/v1/projects/shop/plan").json();
-    assert_eq!(plan["environments"][0]["min_healthy"], json!("4 healthy now less max_parallel 2 less max_failures 1 = 1"));
+    assert_eq!(
+        plan["environments"][0]["min_healthy"],
+        json!("4 healthy now less max_parallel 2 less max_failures 1 = 1")
+    );
 }

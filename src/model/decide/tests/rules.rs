@@ -153,8 +153,7 @@ fn hosts_of_two_zones_are_not_put_back_or_converged_at_the_same_moment() {
 
 #[test]
 fn a_way_back_by_itself_keeps_to_one_zone_of_those_that_serve() {
-    let rollout =
-        Rollout { zones: true, max_parallel: 4, on_failure: OnFailure::Rollback, ..Rollout::default() };
+    let rollout = Rollout { zones: true, max_parallel: 4, on_failure: OnFailure::Rollback, ..Rollout::default() };
     let mut tale = Tale::planned(&rollout, Purpose::Deploy, fleet(5, &[]));
     let mut back = Vec::new();
     while let Some(key) = tale.begins().into_iter().next() {
