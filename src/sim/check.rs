@@ -276,16 +276,22 @@ pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, to
     if let Some(other) = other {
         return state.breaks(now, &format!("{line} begins on {id} while {other} runs there"));
     }
-    let near = |run: &Run, of: &Deployment| {
-        let other = state.scenario.place_of(run.header.project.as_str(), of.environment.as_str());
-        other.is_some_and(|other| state.scenario.share(place, other))
+    let holding = |state: &State| -> Option<RunId> {
+        let near = |other: &Run, of: &Deployment| {
+            let other = state.scenario.place_of(other.header.project.as_str(), of.environment.as_str());
+            other.is_some_and(|other| state.scenario.share(place, other))
+        };
+        let holds = |other: &&Run| {
+            Some(&other.header.run) != run.as_ref()
+                && other.deployments.iter().any(|of| of.end.is_none() && of.touched() && near(other, of))
+        };
+        state.runs.values().map(|followed| &followed.run).find(holds).map(|other| other.header.run.clone())
     };
-    let holds = |followed: &&Followed| {
-        let other = &followed.run;
-        Some(&other.header.run) != run.as_ref()
-            && other.deployments.iter().any(|of| of.end.is_none() && of.touched() && near(other, of))
-    };
-    if let Some(other) = state.runs.values().find(holds).map(|followed| followed.run.header.run.clone()) {
+    if let Some(other) = holding(state) {
+        // A life that was killed may have ended it, and nobody was told.
+        state.catch_up(now, &other);
+    }
+    if let Some(other) = holding(state) {
         return state.breaks(now, &format!("{line} begins on {id} while run {other} deploys"));
     }
     if let Some(why) = below_floor(state, now, id, floor, command) {
