@@ -92,12 +92,12 @@ function phased.secret(name) end
 ---@field max_failures? integer|string Failed hosts that do not stop the rollout; it stops when this is exceeded. Default: 0.
 ---@field max_failures_per_wave? integer|string The same within one wave.
 ---@field max_unreachable? integer|string Unreachable hosts that do not stop the rollout; it stops when this is exceeded. Default: 0.
----@field min_healthy? integer|string No host is taken if fewer than these would serve then; those healthy at plan time less max_parallel when absent.
+---@field min_healthy? integer|string No host is taken if fewer than these would serve then; those healthy at plan time less max_parallel, max_failures and max_unreachable when absent.
 ---@field progress_deadline? string Nobody newly healthy for so long is a failure; when absent the limits of each call and of health are all.
 ---@field pause_timeout? string A pause that nobody ends is halted after so long. Default: "24h".
 ---@field rollback_parallel? integer Hosts that go back at the same moment; max_parallel when absent.
 ---@field max_shrink? string A list of hosts that has lost more than this since the last deployment stops it. Default: "30%".
----@field zones? boolean Hosts of two zones are never updated at the same moment. Default: false.
+---@field zones? boolean Hosts of two zones are never updated at the same moment, forwards or back. Default: false.
 ---@field on_failure? "rollback"|"halt"|"pause" What happens when it fails after a host was touched. Default: "rollback".
 ---@field on_inconclusive? "rollback"|"halt"|"promote" What happens when a bake ends without a verdict. Default: "rollback".
 

@@ -31,7 +31,7 @@ use crate::{
         host_key::Realm,
         ids::{EnvironmentName, ProjectName, RunId},
         pipeline::Environment,
-        plan::Phases,
+        plan::{self, Phases},
         rollout::Budget,
         run::Trigger,
     },
@@ -182,7 +182,11 @@ impl Conductor {
             min_healthy: match rollout.min_healthy {
                 Some(Budget::Percent(p)) => format!("{p}% of {count} hosts = {}", phases.min_healthy),
                 Some(Budget::Count(n)) => n.to_string(),
-                None => format!("healthy now less {} = {}", rollout.max_parallel, phases.min_healthy),
+                None => {
+                    let missing = plan::missing(rollout, count).into_iter().filter(|(_, hosts)| *hosts > 0);
+                    let less: String = missing.map(|(key, hosts)| format!(" less {key} {hosts}")).collect();
+                    format!("{} healthy now{less} = {}", count - phases.ill.len(), phases.min_healthy)
+                }
             },
             bake_time: time(rollout.bake_time_ms),
             rollback: phases.target.as_ref().map(|target| (&target.release).into()),

@@ -68,7 +68,7 @@ async fn look(conductor: &Conductor, loaded: &Loaded, environment: &Environment)
     if !ledger::known_good(control, project, &environment.name).iter().any(|good| good.target.release.id == live) {
         return;
     }
-    let found = match hosts::recent(world, project, &loaded.code, environment, Need::New).await {
+    let found = match hosts::of(world, project, &loaded.code, environment, Need::Late).await {
         Ok(found) => found,
         Err(cause) => {
             return tracing::warn!(%project, environment = %environment.name, %cause, "late hosts cannot be looked for");

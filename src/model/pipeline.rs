@@ -211,7 +211,7 @@ pub enum HostSource {
     },
 }
 
-/// What phased itself reads of a source's options: `interval timeout min_hosts max_shrink max_age port_label user_label`.
+/// What phased itself reads of a source's options: `interval timeout min_hosts max_shrink max_growth max_age port_label user_label`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceLimits {
     /// How often it is asked while nothing is deployed; 1 m by default.
@@ -222,6 +222,9 @@ pub struct SourceLimits {
     pub min_hosts: u32,
     /// Nor one that has lost more than this since the last good one; that of the rollout when absent.
     pub max_shrink: Option<Budget>,
+    /// Nor one with so many more than the last good one; five times as many when absent, and at least 50.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_growth: Option<u32>,
     /// How old the last good answer may be that stands in for a source that fails, where something new begins; 1 h by default.
     pub max_age_ms: u64,
     /// The label that holds the port of a host's sshd, where the source does not say it.
@@ -239,6 +242,7 @@ impl Default for SourceLimits {
             timeout_ms: 120_000,
             min_hosts: 0,
             max_shrink: None,
+            max_growth: None,
             max_age_ms: 3_600_000,
             port_label: None,
             user_label: None,

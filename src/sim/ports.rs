@@ -5,11 +5,13 @@ use std::{
     io::{self, Read},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use serde_json::Value;
 
+use super::outside::Outside;
 use crate::{
     lifecycle::watch,
     model::{
@@ -26,7 +28,9 @@ use crate::{
         mail::{self, Mail},
         outputs::{Frame, Outputs, Position, Stored, Stream},
         secrets::{Secret, SecretError, Secrets},
+        storage::{Condition, Storage},
     },
+    time::Clock as _,
 };
 
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -143,6 +147,43 @@ impl Index for MemoryIndex {
     }
 }
 
+/// The room on the daemon's disk, for one life of it.
+pub(super) struct Room {
+    outside: Option<Outside>,
+    condition: watch::Sender<Condition>,
+}
+
+impl Room {
+    pub(super) fn of(outside: Option<Outside>) -> Arc<Self> {
+        Arc::new(Room { outside, condition: watch::Sender::new(Condition::Well) })
+    }
+
+    /// Until when there is none.
+    pub(super) fn full(&self) -> Option<Duration> {
+        self.outside.as_ref()?.full()
+    }
+}
+
+impl Storage for Room {
+    fn condition(&self) -> watch::Receiver<Condition> {
+        self.condition.subscribe()
+    }
+
+    fn lacked(&self) {
+        self.condition.send_replace(Condition::Full);
+    }
+
+    fn look(&self) {
+        if self.full().is_none() {
+            self.condition.send_replace(Condition::Well);
+        }
+    }
+
+    fn used(&self) -> io::Result<u64> {
+        Ok(0)
+    }
+}
+
 /// Frames of each call of each run.
 type Printed = BTreeMap<(RunId, CallKey), Vec<Frame>>;
 
@@ -240,10 +281,15 @@ impl Mail for Nowhere {
     }
 }
 
+/// Where hosts are looked up. What it answers is of no interest, only when: mostly soon, now and then not for a long time.
+pub(super) struct Lookups(pub(super) Outside);
+
 #[async_trait]
-impl Discovery for Nowhere {
+impl Discovery for Lookups {
     async fn dns(&self, _query: DnsQuery) -> Result<Vec<Value>, Cause> {
-        Err(Cause::new("dns_failed", "lookups are not simulated"))
+        let takes = self.0.lookup();
+        self.0.clock().sleep(takes).await;
+        Ok(Vec::new())
     }
 
     async fn ec2_instances(&self, _query: Ec2Query) -> Result<Vec<Value>, Cause> {

@@ -174,7 +174,7 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
     for host in &deployment.hosts {
         let id = &host.host.id;
         let note = |release: Option<ReleaseId>, state| {
-            let why = host.cause().map(|cause| brief(cause).message).filter(|_| state != HostState::Healthy);
+            let why = host.why().map(|cause| brief(cause).message).filter(|_| state != HostState::Healthy);
             Some(Note { release, state, why, run: run.header.run.clone() })
         };
         let note = match (host.back, host.state(true)) {

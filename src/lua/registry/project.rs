@@ -319,12 +319,12 @@ fn rollout() -> Shape {
             "0",
             "Unreachable hosts that do not stop the rollout; it stops when this is exceeded.",
         )
-        .optional("min_healthy", budget(), "No host is taken if fewer than these would serve then; those healthy at plan time less max_parallel when absent.")
+        .optional("min_healthy", budget(), "No host is taken if fewer than these would serve then; those healthy at plan time less max_parallel, max_failures and max_unreachable when absent.")
         .optional("progress_deadline", Kind::Limit, "Nobody newly healthy for so long is a failure; when absent the limits of each call and of health are all.")
         .with_default("pause_timeout", Kind::Limit, "\"24h\"", "A pause that nobody ends is halted after so long.")
         .optional("rollback_parallel", Kind::Integer(1, 10_000), "Hosts that go back at the same moment; max_parallel when absent.")
         .with_default("max_shrink", Kind::Percentage, "\"30%\"", "A list of hosts that has lost more than this since the last deployment stops it.")
-        .with_default("zones", Kind::Boolean, "false", "Hosts of two zones are never updated at the same moment.")
+        .with_default("zones", Kind::Boolean, "false", "Hosts of two zones are never updated at the same moment, forwards or back.")
         .with_default("on_failure", Kind::words(&["rollback", "halt", "pause"]), "\"rollback\"", "What happens when it fails after a host was touched.")
         .with_default("on_inconclusive", Kind::words(&["rollback", "halt", "promote"]), "\"rollback\"", "What happens when a bake ends without a verdict.")
 }
