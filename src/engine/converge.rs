@@ -58,7 +58,7 @@ pub(super) async fn converge(conductor: Conductor) {
 async fn look(conductor: &Conductor, loaded: &Loaded, environment: &Environment) {
     let world = &conductor.inner.world;
     let (control, project) = (&*world.control, &loaded.name);
-    let rests = ledger::last(control, project, &environment.name).is_some_and(|last| last.state.is_mixture());
+    let rests = ledger::last(control, project, &environment.name).is_some_and(|last| last.is_mixture());
     let busy = !conductor.active(project).is_empty() || conductor.held(project, environment).is_some();
     if rests || busy || conductor.inner.maintenance.is_on() || conductor.writable().is_err() {
         return;

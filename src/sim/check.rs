@@ -14,6 +14,7 @@ use crate::model::{
     deployment::{Deployment, DeploymentState, HostRun, HostState},
     event::{Event, Purpose, Record},
     ids::{EnvironmentName, HostId, ReleaseId, RunId, Seq, Sha},
+    rollout::Rollout,
     run::{Run, RunState, Trigger},
     step::{self, CallKey},
 };
@@ -188,6 +189,13 @@ fn two_zones(run: &Run, of: &Deployment, host: &HostId) -> Option<String> {
     Some(format!("{} of another zone is under way", other.host.id))
 }
 
+/// How many hosts of a deployment may be taken at the same moment: what converges goes as a deployment does, what goes back as a rollback.
+fn at_once(run: &Run, of: &Deployment, rollout: &Rollout) -> usize {
+    let converges = matches!(run.header.request.purpose, Purpose::Converge { .. });
+    let back = of.rollback_of.is_some() || (run.target.is_some() && !converges);
+    rollout.rollback_parallel.filter(|_| back).unwrap_or(rollout.max_parallel).max(1) as usize
+}
+
 /// Why a deployment may not take another host.
 fn over_budget(run: &Run, of: &Deployment, host: &HostId) -> Option<String> {
     let Some(budgets) = &of.budgets else { return Some("nothing is planned".to_owned()) };
@@ -202,9 +210,7 @@ fn over_budget(run: &Run, of: &Deployment, host: &HostId) -> Option<String> {
         return Some(format!("{shut} hosts are unreachable and max_unreachable is {}", budgets.max_unreachable));
     }
     let flying: Vec<_> = of.hosts.iter().filter(|h| h.in_flight() && h.host.id != *host).collect();
-    // What puts back something known goes as a rollback does.
-    let back = spec.rollout.rollback_parallel.filter(|_| run.target.is_some());
-    let most = back.unwrap_or(spec.rollout.max_parallel).max(1) as usize;
+    let most = at_once(run, of, &spec.rollout);
     if flying.len() >= most {
         return Some(format!("{} are under way and max_parallel is {most}", flying.len()));
     }
@@ -254,11 +260,7 @@ pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, to
         .run
         .deployment(of.n)
         .and_then(|of| of.spec(&followed.run))
-        .map_or(1, |spec| match of.rollback_of {
-            None if followed.run.target.is_none() => spec.rollout.max_parallel,
-            _ => spec.rollout.rollback_parallel.unwrap_or(spec.rollout.max_parallel),
-        })
-        .max(1) as usize;
+        .map_or(1, |spec| at_once(&followed.run, of, &spec.rollout));
     let alone = of.alone;
     let watched = of.spec(&followed.run).is_some_and(|spec| spec.health.is_some());
     let forward = watched && of.rollback_of.is_none() && followed.run.target.is_none();

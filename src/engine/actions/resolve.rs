@@ -102,7 +102,7 @@ pub(super) fn target(world: &World, run: &Run) -> Result<Target, Cause> {
     let known_good = ledger::some_good(control, project, environment)?;
     let live = ledger::live(control, project, environment).map(|live| live.release.id);
     let at = known_good.iter().position(|good| Some(&good.target.release.id) == live.as_ref());
-    let mixed = ledger::last(control, project, environment).is_some_and(|last| last.state.is_mixture());
+    let mixed = ledger::last(control, project, environment).is_some_and(|last| last.is_mixture());
     let (to, back) = match &run.header.request.purpose {
         Purpose::Rollback { to } => (to.as_deref(), true),
         Purpose::Deploy | Purpose::Converge { .. } | Purpose::Adopt => (None, false),

@@ -76,7 +76,12 @@ fn not_converged(state: &State, place: Place) -> Option<String> {
     let own = || deployments().filter(|(_, of)| here(of) && of.rollback_of.is_none() && of.budgets.is_some());
     let (run, last) = own().max_by_key(|(_, of)| of.created_at.wall_ms)?;
     let (DeploymentState::Succeeded, ..) = last.end.as_ref()? else { return None };
-    let live = last.release(run)?.id.to_string();
+    let release = last.release(run)?;
+    // What was found bad since, elsewhere, is put on no host by itself.
+    if state.verdicts.get(project).is_some_and(|known| known.bad.contains_key(&release.commit.tree)) {
+        return None;
+    }
+    let live = release.id.to_string();
     for host in state.hosts_of(place) {
         let id = host.id.as_str();
         // A list in a file knows of no newcomers.
