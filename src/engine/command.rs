@@ -60,7 +60,7 @@ pub use transfer::{Download, Source, Upload, UploadVerdict, Write};
 use crate::{
     model::{
         cause::Cause,
-        host::Host,
+        host::{Host, Transport},
         ids::{Digest, EnvironmentName, Epoch, ProjectName},
     },
     ports::{
@@ -380,6 +380,14 @@ pub struct ToHost {
 #[async_trait]
 impl Connect for ToHost {
     async fn connect(&self) -> Result<Arc<dyn Link>, LinkError> {
+        if let Transport::Signal(_) = &self.host.transport {
+            let message = format!(
+                "{} is reached by signals, so there is no shell on it for this: what is to be done there belongs into the project file of \
+                 its own daemon",
+                self.host.name
+            );
+            return Err(LinkError::new("no_shell", message));
+        }
         self.links.host(&self.host).await
     }
 }

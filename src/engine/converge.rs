@@ -3,22 +3,23 @@
 //! It only asks for runs; what they do, and that nothing else is under way meanwhile, is for them and their leases to see to. A host that has
 //! failed is not tried again before the next deployment, and where a mixture was left on purpose nothing is done at all.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures_util::StreamExt as _;
 
 use super::{
     conductor::{Ask, Conductor},
     hosts::{self, Need},
-    ledger,
+    ledger, signals,
+    world::World,
 };
 use crate::{
     model::{
         deployment::HostState,
         event::{Purpose, Wanted},
-        host::Host,
+        host::{Host, Transport},
         ids::{HostId, ReleaseId},
-        pipeline::Environment,
+        pipeline::{AskedAfter, Environment},
         run::Trigger,
     },
     ports::program::Loaded,
@@ -62,7 +63,8 @@ async fn look(conductor: &Conductor, loaded: &Loaded, environment: &Environment)
     if rests || busy || conductor.inner.maintenance.is_on() || conductor.writable().is_err() {
         return;
     }
-    let Some(live) = ledger::live(control, project, &environment.name).map(|live| live.release.id) else { return };
+    let Some(release) = ledger::live(control, project, &environment.name).map(|live| live.release) else { return };
+    let live = release.id.clone();
     // Only what was good here is put on a host by itself.
     if !ledger::known_good(control, project, &environment.name).iter().any(|good| good.target.release.id == live) {
         return;
@@ -74,13 +76,15 @@ async fn look(conductor: &Conductor, loaded: &Loaded, environment: &Environment)
         }
     };
     let late = late(conductor, loaded, environment, found, &live);
-    let looks = late.into_iter().map(|host| async move { world.links.host(&host).await.ok().map(|link| (host, link)) });
+    let after = &AskedAfter {
+        project: project.clone(),
+        environment: environment.name.clone(),
+        release: release.id,
+        revision: release.commit.sha,
+    };
+    let looks = late.into_iter().map(|host| async move { answers(world, after, &host).await.then_some(host.id) });
     let answering: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(WIDE).collect().await;
-    let mut there = BTreeSet::new();
-    for (host, link) in answering.into_iter().flatten() {
-        link.close().await;
-        there.insert(host.id);
-    }
+    let there: BTreeSet<HostId> = answering.into_iter().flatten().collect();
     // Somebody may have pressed the button meanwhile: what it deploys comes to them as well.
     if there.is_empty() || !conductor.active(project).is_empty() {
         return;
@@ -98,6 +102,16 @@ async fn look(conductor: &Conductor, loaded: &Loaded, environment: &Environment)
     if let Err(refusal) = asked {
         tracing::warn!(%project, %refusal, "hosts that lack what is live do not get it yet");
     }
+}
+
+/// Whether something can be done on a host now: it lets us in, or its own daemon would take a signal.
+async fn answers(world: &Arc<World>, after: &AskedAfter, host: &Host) -> bool {
+    if let Transport::Signal(_) = &host.transport {
+        return signals::send::would_take(world, host, after).await;
+    }
+    let Ok(link) = world.links.host(host).await else { return false };
+    link.close().await;
+    true
 }
 
 /// Those of `found` that do not have what is live, and of which nothing bad is known.

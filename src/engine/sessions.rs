@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    command::{Acquaintance, Fleeting, Session, ToHost, ToLocal},
+    command::{Acquaintance, Connect, Fleeting, Session, ToHost, ToLocal},
     conductor::locked,
     owner::Message,
     redact::Redactor,
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     model::{
         cause::Cause,
-        host::Host,
+        host::{Host, Transport},
         ids::{HostId, ProjectName},
         run::Run,
     },
@@ -60,6 +60,7 @@ impl Acquaintance for Met {
 /// The sessions of one run.
 pub(super) struct Sessions {
     world: Arc<World>,
+    project: ProjectName,
     machines: Arc<Machines>,
     hosts: Mutex<BTreeMap<HostId, Arc<Session>>>,
     local: Arc<Session>,
@@ -70,10 +71,10 @@ pub(super) struct Sessions {
 impl Sessions {
     /// For the run whose owner hears of new machines.
     pub(super) fn new(world: Arc<World>, project: ProjectName, owner: mpsc::Sender<Message>) -> Self {
-        let connect = Arc::new(ToLocal { links: Arc::clone(&world.links), project });
+        let connect = Arc::new(ToLocal { links: Arc::clone(&world.links), project: project.clone() });
         let local = Arc::new(Session::new(connect, Arc::clone(&world.clock), Arc::new(Fleeting)));
         let machines = Arc::new(Machines { known: Mutex::default(), owner });
-        Sessions { world, machines, hosts: Mutex::default(), local, redactor: Mutex::default() }
+        Sessions { world, project, machines, hosts: Mutex::default(), local, redactor: Mutex::default() }
     }
 
     /// What the journal says of the machines of an unfinished run.
@@ -97,7 +98,11 @@ impl Sessions {
     pub(super) fn host(&self, deployment: u32, host: &Host) -> Arc<Session> {
         let mut hosts = locked(&self.hosts);
         let made = || {
-            let connect = Arc::new(ToHost { links: Arc::clone(&self.world.links), host: host.clone() });
+            let links = Arc::clone(&self.world.links);
+            let connect: Arc<dyn Connect> = match &host.transport {
+                Transport::Local => Arc::new(ToLocal { links, project: self.project.clone() }),
+                Transport::Ssh | Transport::Signal(_) => Arc::new(ToHost { links, host: host.clone() }),
+            };
             let met = Met { machines: Arc::clone(&self.machines), deployment, host: host.id.clone() };
             Arc::new(Session::new(connect, Arc::clone(&self.world.clock), Arc::new(met)))
         };

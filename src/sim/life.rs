@@ -41,6 +41,7 @@ use crate::{
         control::Control,
         journal::{Feed, Journals as _},
         program::Loaded,
+        signals::Listening,
     },
     time::Clock,
 };
@@ -306,6 +307,8 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
         http: Arc::new(Nowhere),
         mail: Arc::new(Nowhere),
         probe: Arc::new(Looks(outside.clone())),
+        signer: Arc::new(crate::signal::Ed25519),
+        listening: Listening::default(),
         discovery: Arc::new(Nowhere),
         fleets: Fleets::default(),
         secrets: Arc::new(Nowhere),

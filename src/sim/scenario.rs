@@ -273,6 +273,7 @@ fn environment(random: &mut Random, hosts: u32) -> Environment {
             HostSource::Static((0..hosts).map(host).collect())
         }],
         ssh: Ssh::default(),
+        signal: None,
         rollout: rollout(random),
         health: health.then(|| Health {
             checks: checks.into_iter().flatten().collect(),

@@ -31,6 +31,7 @@ mod queue;
 mod retention;
 mod rollouts;
 mod secrets;
+mod signals;
 mod stages;
 mod steps;
 mod tokens;

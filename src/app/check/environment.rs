@@ -180,6 +180,7 @@ fn doors(environment: &Environment) -> Vec<(&'static str, String)> {
     let mut doors = vec![match &environment.when {
         When::Push => ("entered", "by every push that gets so far".to_owned()),
         When::Manual => ("entered", "only when somebody says so".to_owned()),
+        When::Signal => ("entered", "by signals of another daemon, and when somebody says so".to_owned()),
         When::Tag(tags) => ("entered", format!("by runs of tags {}", tags.join(", "))),
     }];
     doors.extend(
