@@ -86,7 +86,7 @@ fn what_is_not_right_is_refused_counted_and_visible() {
     let mut forger = Forger { key, fingerprint, revision: revision.clone(), nonce: 0 };
     let epoch = u64::MAX >> 12;
     let other = Secret::new(generate("somebody").unwrap().0.as_bytes());
-    let mut dice = Dice::new();
+    let mut dice = Dice::new("signals");
     let mut expected = BTreeMap::<String, u64>::new();
     // One that is right, of a newer deployment than the real one's: from here on that is the newest. Then it comes again.
     let right = written(&forger.signal(epoch));
@@ -105,7 +105,7 @@ fn what_is_not_right_is_refused_counted_and_visible() {
         let (document, signature, wanted) = match case % 7 {
             0 => {
                 let (mut document, signature) = sign(&whole);
-                let at = dice.below(document.len());
+                let at = usize::try_from(dice.below(document.len() as u64)).unwrap();
                 document[at] ^= 1 << dice.below(8);
                 (document, signature, "signal_signature")
             }
@@ -124,7 +124,7 @@ fn what_is_not_right_is_refused_counted_and_visible() {
                 (document, signature, "signal_expired")
             }
             4 => {
-                let old = forger.signal(epoch - 1 - dice.below(1000) as u64);
+                let old = forger.signal(epoch - 1 - dice.below(1000));
                 let document = written(&old);
                 let signature = forger.signature(&document);
                 (document, signature, "signal_epoch")
