@@ -242,8 +242,11 @@ pub(super) async fn perform(job: Job) -> Outcome {
 
 /// Why a command that an earlier life began can no longer be asked about: its machine has thrown its files away.
 fn forgotten(job: &Job) -> Option<Cause> {
-    let begun = job.resumed.as_ref().filter(|_| job.may_have_begun())?;
-    let asked = matches!(job.request.verb, Verb::Sh | Verb::Exec | Verb::Service | Verb::Write | Verb::Upload);
+    // A signal needs no session: nobody has met the machine.
+    let signal = job.request.verb == Verb::Signal;
+    let begun = job.resumed.as_ref().filter(|_| signal || job.may_have_begun())?;
+    let asked =
+        signal || matches!(job.request.verb, Verb::Sh | Verb::Exec | Verb::Service | Verb::Write | Verb::Upload);
     let age = job.world.clock.now().since(begun);
     (asked && age > FORGOTTEN).then(|| {
         let (days, host) = (age.as_secs() / 86_400, job.place.name());

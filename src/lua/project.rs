@@ -71,7 +71,7 @@ pub fn findings(data: &Json, known: &[Finding]) -> Vec<Finding> {
         if !known.iter().any(|finding| finding.path.starts_with(&below)) {
             health(&environment["health"], &at, &mut found);
         }
-        signals(environment, &at, &mut found);
+        signals(environment, &at, known, &mut found);
         alarms::findings(&environment["alarms"], &at, known, &mut found);
     }
     found
@@ -122,9 +122,14 @@ fn hosts(hosts: &Json, at: &[Part], found: &mut Vec<Finding>) {
 }
 
 /// What goes with `transport = "signal"`, and what does not.
-fn signals(environment: &Json, at: &[Part], found: &mut Vec<Finding>) {
+fn signals(environment: &Json, at: &[Part], known: &[Finding], found: &mut Vec<Finding>) {
     let here = check::dotted(at);
     let below = |key: &str| [at, &[definitions::key(key)]].concat();
+    let is_wrong = |path: &[Part]| known.iter().any(|finding| finding.path.starts_with(path));
+    if is_wrong(&below("transport")) {
+        // Nobody can tell which was meant.
+        return;
+    }
     let is = |key: &str| !environment[key].is_null();
     if environment["transport"].as_str() != Some("signal") {
         if is("signal") {
@@ -157,7 +162,12 @@ fn signals(environment: &Json, at: &[Part], found: &mut Vec<Finding>) {
         if host["transport"].as_str() == Some("local") {
             let message = format!("{here}.hosts[{i}] is this server itself, which is sent no signals");
             found.push(finding(path, message, Some("deploy to it in an environment of its own, without transport")));
-        } else if listed && host["receiver_key"].is_null() && environment["signal"]["receivers"].is_null() {
+        } else if listed
+            && host["receiver_key"].is_null()
+            && environment["signal"]["receivers"].is_null()
+            && !is_wrong(&path)
+            && !is_wrong(&below("signal"))
+        {
             let message = format!(
                 "{here}.hosts[{i}] has no receiver_key: nobody could tell the answers of its daemon from somebody else's"
             );

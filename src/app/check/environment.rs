@@ -26,6 +26,10 @@ pub(super) fn lines(environment: &Environment) -> Vec<(&'static str, String)> {
         })
         .collect();
     let mut lines = vec![("hosts", hosts.join(" and "))];
+    lines.extend(environment.signal.as_ref().map(|signal| {
+        let receivers = signal.receivers.as_ref().map_or_else(String::new, |file| format!(", known by {file}"));
+        ("reached", format!("by signals to daemons of their own, signed by the secret {}{receivers}", signal.key.name))
+    }));
     lines.extend(rollout(environment));
     lines.push(("health", environment.health.as_ref().map_or("not checked, on purpose".to_owned(), health)));
     lines.push(("calls", calls(environment)));

@@ -26,6 +26,14 @@ pub struct KeyError {
     why: String,
 }
 
+impl KeyError {
+    /// Why, without the text.
+    #[must_use]
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+}
+
 impl PublicKey {
     /// Of its 32 bytes.
     #[must_use]

@@ -205,23 +205,28 @@ shop:9:7+6 bad_value: environments[1].health does not go with transport = "signa
     (
         r##"    { "production","##,
         r##"    { "production", transport = "pigeon", signal = { key = "x", prot = 1 },"##,
-        r##"shop"##,
+        r##"shop:6:33+8 bad_value: environments[1].transport must be "ssh" or "signal", not "pigeon"
+shop:6:60+3 wrong_type: environments[1].signal.key must be a phased.secret, not "x"; write phased.secret "name" and put the value into the secrets directory
+shop:6:65+4 unknown_key: unknown key "prot" in environments[1].signal; did you mean "port"?"##,
     ),
     (
         r##"    { "production","##,
-        r##"    { "production", signal = { key = phased.secret "deploy_key" },"##,
-        r##"shop"##,
+        r##"    { "production", signal = { key = phased.secret "good" },"##,
+        r##"shop:6:21+6 bad_value: environments[1].signal is for transport = "signal", and its hosts are reached by SSH; add transport = "signal", or take it out"##,
     ),
     (
         r##""##,
         r##"return phased.project {
   source = { git = "https://example.com/shop.git", branch = "main" },
   test = { { "unit", run = function(run) end } },
-  environments = { { "production", transport = "signal", ssh = {}, signal = { key = phased.secret "deploy_key" },
+  environments = { { "production", transport = "signal", ssh = {}, signal = { key = phased.secret "good" },
     hosts = { "10.0.0.1", phased.localhost, { address = "10.0.0.2", receiver_key = "ssh-rsa AAAA" } } } },
   notify = require "alerts.log" {},
 }"##,
-        r##"shop"##,
+        r##"shop:4:58+3 bad_value: environments[1].ssh does not go with transport = "signal"; nothing is reached by SSH there: its daemons are sent signals
+shop:5:15+10 bad_value: environments[1].hosts[1] has no receiver_key: nobody could tell the answers of its daemon from somebody else's; give it receiver_key = "ssh-ed25519 ...", which phased keys show prints there, or name a file of all by signal.receivers
+shop:5:27+16 bad_value: environments[1].hosts[2] is this server itself, which is sent no signals; deploy to it in an environment of its own, without transport
+shop:5:84+14 bad_value: environments[1].hosts[3].receiver_key: "ssh-rsa AAAA" is no public key: it is of the type ssh-rsa, and signals use ssh-ed25519 only"##,
     ),
     (
         r##""##,
@@ -231,7 +236,7 @@ shop:9:7+6 bad_value: environments[1].health does not go with transport = "signa
     { "staging", hosts = { phased.localhost }, deploy = function(host) end, health = "none" } },
   notify = require "alerts.log" {},
 }"##,
-        r##"shop"##,
+        r##"shop:1:8+14 missing_key: phased.project has no "test"; stages of tests on this server, in order; the first failure ends the run and nothing is deployed"##,
     ),
     (
         r##"    { "production","##,
