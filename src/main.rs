@@ -9,9 +9,6 @@ use phased::{
     daemon, telemetry,
 };
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = cli::parse();
     match cli.command {
