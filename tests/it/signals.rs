@@ -24,7 +24,7 @@ fn a_release_goes_to_every_receiver_by_its_own_project_file_and_nobody_logs_in_a
     assert_eq!(ended.hosts(), ["r1:healthy", "r2:healthy", "r3:healthy"]);
     assert!(fleet.sender.untouched(), "nobody has a shell");
     for receiver in &fleet.receivers {
-        assert_eq!(receiver.deployed(), [first.clone()], "once");
+        assert_eq!(receiver.deployed(), std::slice::from_ref(&first), "once");
         let run = newest(receiver.daemon());
         assert_eq!((&run["trigger"], &run["state"]), (&json!("signal"), &json!("succeeded")), "{run}");
         assert!(run["by"].as_str().unwrap().contains(&format!("signal of integration, run {}", ended.id)), "{run}");
@@ -68,7 +68,7 @@ fn a_receiver_whose_health_fails_takes_the_release_back_everywhere() {
     // The release is bad: nothing automatic starts it again, and a button needs to say so.
     let again = fleet.daemon().deploy().is("failed");
     assert_eq!(again.code(), "bad_release", "{}", again.message());
-    assert_eq!(fleet.receivers[2].deployed(), [good.clone()], "r3 was never asked for the bad one");
+    assert_eq!(fleet.receivers[2].deployed(), std::slice::from_ref(&good), "r3 was never asked for the bad one");
     assert_eq!(fleet.receivers[0].deployed().last(), Some(&good));
 }
 
@@ -139,7 +139,7 @@ fn the_sender_is_killed_in_the_middle_and_nothing_is_deployed_twice() {
     fleet.daemon().run(&run.id).wait().is("succeeded");
     assert!(fleet.everywhere(&revision));
     for receiver in &fleet.receivers {
-        assert_eq!(receiver.deployed(), [revision.clone()], "{} once", receiver.id);
+        assert_eq!(receiver.deployed(), std::slice::from_ref(&revision), "{} once", receiver.id);
         assert_eq!(receiver.daemon().runs().len(), 1, "one run of one token");
     }
 }
@@ -208,7 +208,7 @@ fn a_receivers_own_rules_refuse_a_signal_and_everybody_can_see_why() {
     let cause = &ended.host("r1")["cause"];
     assert_eq!(cause["code"], "signal_frozen");
     assert!(cause["message"].as_str().unwrap().contains("audit"), "{cause}");
-    assert_eq!(fleet.receivers[0].deployed(), [first.clone()]);
+    assert_eq!(fleet.receivers[0].deployed(), std::slice::from_ref(&first));
     let signals = fleet.receivers[0].signals();
     assert_eq!(signals["refused"]["signal_frozen"], 1, "{signals}");
     assert_eq!(signals["recent"][0]["code"], "signal_frozen");
