@@ -39,6 +39,16 @@ phased.localhost = {}
 ---@field cleanup? fun(run: phased.Run) Always called in the end: pass, fail, stop or crash.
 ---@field timeout? string The limit of each of these calls as a whole. Default: "1h".
 
+---A bastion. All hosts behind it share one session to it.
+---@class phased.jump
+---@field address string Where its sshd listens.
+---@field port? integer The port of its sshd. Default: 22.
+---@field user? string The user to log in as; that of the hosts when absent.
+---@field key? phased.Secret The private key to log in with; that of the hosts when absent.
+---@field known_hosts? string The known_hosts file its key is held against; that of the hosts when absent.
+---@field host_keys? "pin"|"ca"|"tofu"|string[] By what it is known to be itself, as for a host; the policy of the hosts when absent.
+---@field max_handshakes? integer Hosts that are connected to through it at the same moment, until they have let us in; further ones wait. Default: 8.
+
 ---A deploy target, as a project writes it and a discovery returns it.
 ---@class phased.host
 ---@field address string Where its sshd listens.
@@ -54,7 +64,8 @@ phased.localhost = {}
 ---@field receiver_key? string Of its own daemon, where that is sent signals: what phased keys show prints there.
 ---@field key? phased.Secret The private key to log in with.
 ---@field known_hosts? string The known_hosts file its key is held against.
----@field jump? string A bastion on the way.
+---@field host_keys? "pin"|"ca"|"tofu"|string[] By what it is known to be itself, as in ssh; or its keys: { "SHA256:..." } or { "ssh-ed25519 AAAA..." }, any of them.
+---@field jump? string|(string|phased.jump)[]|phased.jump The bastion on the way, or several in their order; "none" where that of ssh is not meant.
 ---@field connect_timeout? string Connecting, key exchange and login together.
 ---@field path? string PATH of its commands.
 ---@field base? string Where phased keeps its files on the host.
@@ -65,10 +76,12 @@ phased.localhost = {}
 ---@field port? integer The port of sshd. Default: 22.
 ---@field key? phased.Secret The private key to log in with.
 ---@field known_hosts? string The known_hosts file that host keys are held against.
----@field jump? string A bastion on the way; its key is held against the same file.
+---@field host_keys? "pin"|"ca"|"tofu" By what a host is known to be itself: pin: its key is in known_hosts; ca: it has a certificate of an authority in known_hosts (@cert-authority); tofu: the first key that its id shows is kept, and every other one refused. Default: "pin".
+---@field jump? string|(string|phased.jump)[]|phased.jump The bastion on the way, "[user@]host[:port]", or several in their order; what a bastion's table does not say is as for the hosts.
 ---@field connect_timeout? string Connecting, key exchange and login together. Default: "10s".
 ---@field path? string PATH of commands on the hosts.
 ---@field base? string Where phased keeps its files on a host. Default: /var/tmp/phased-<uid>.
+---@field max_sessions? integer Sessions to these hosts at the same moment, whatever they are for; further ones wait. Without it only [limits] sessions of the daemon counts.
 
 ---Which hosts come first.
 ---@class phased.canary
@@ -332,16 +345,16 @@ function phased.dns(what) end
 
 ---Lists instances of Amazon EC2, in whatever state, all pages of all regions.
 ---@class phased.ec2_instances
----@field regions string|string[] Which regions, asked side by side.
----@field filters? table<string, string|string[]> As DescribeInstances takes them: { ["tag:role"] = "web" }.
 ---@field access_key_id? string|phased.Secret With secret_access_key; else credentials are found as Amazon's tools find them.
 ---@field secret_access_key? phased.Secret With access_key_id.
 ---@field session_token? phased.Secret Of temporary keys.
 ---@field profile? string A profile of the shared files.
 ---@field role? string A role to assume.
 ---@field external_id? string What the role's owner asks for.
----@field page_size? integer Reservations in one answer. Default: 1000.
 ---@field endpoint? string Another endpoint than Amazon's; AWS_ENDPOINT_URL says the same.
+---@field regions string|string[] Which regions, asked side by side.
+---@field filters? table<string, string|string[]> As DescribeInstances takes them: { ["tag:role"] = "web" }.
+---@field page_size? integer Reservations in one answer. Default: 1000.
 ---@field timeout? string The limit of all of it. Default: "2m".
 
 ---Lists instances of Amazon EC2, in whatever state, all pages of all regions.
@@ -349,6 +362,24 @@ function phased.dns(what) end
 ---@param what phased.ec2_instances
 ---@return phased.Instance[]
 function phased.ec2_instances(what) end
+
+---Reads the host keys that instances of Amazon EC2 have printed on their consoles (cloud-init does, at the first boot): id to keys, without those that have printed none yet.
+---@class phased.ec2_host_keys
+---@field access_key_id? string|phased.Secret With secret_access_key; else credentials are found as Amazon's tools find them.
+---@field secret_access_key? phased.Secret With access_key_id.
+---@field session_token? phased.Secret Of temporary keys.
+---@field profile? string A profile of the shared files.
+---@field role? string A role to assume.
+---@field external_id? string What the role's owner asks for.
+---@field endpoint? string Another endpoint than Amazon's; AWS_ENDPOINT_URL says the same.
+---@field instances table<string, string> Which: id to region. One call of GetConsoleOutput each, four at a time.
+---@field timeout? string The limit of all of it. Default: "2m".
+
+---Reads the host keys that instances of Amazon EC2 have printed on their consoles (cloud-init does, at the first boot): id to keys, without those that have printed none yet.
+---local keys = phased.ec2_host_keys { instances = { ["i-0ab1"] = "eu-west-1" } }
+---@param what phased.ec2_host_keys
+---@return table<string, string[]>
+function phased.ec2_host_keys(what) end
 
 ---Signs a JSON Web Token (RS256) with a key that stays outside Lua.
 ---@class phased.jwt
@@ -786,6 +817,7 @@ function Host:undo(what) end
 ---@field project string The project's name.
 ---@field environment string The environment's name.
 ---@field known string[] The ids of the running hosts of its last good answer: what became of those that are missing now may be told.
+---@field host_keys table<string, string|string[]> The host_keys that its last good answer gave, by id: what was found out with some trouble need not be found out again.
 
 ---What a probe's measure gets: whose alarm it is.
 ---@class phased.About

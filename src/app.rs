@@ -35,10 +35,12 @@ use crate::{
     exec::Local,
     forge::{Git, GitHub},
     http::Client,
-    journal::{ControlLeases, ControlLog, DataDisk, DataLock, FileOutputs, Kills, Layout, RunJournals},
-    lifecycle::Tasks,
+    journal::{
+        ControlHostKeys, ControlLeases, ControlLog, DataDisk, DataLock, FileOutputs, Kills, Layout, RunJournals,
+    },
+    lifecycle::{Tasks, watch},
     lua::{diagnostics, loader, sandbox},
-    model::{cause::Cause, host::Host, ids::ProjectName},
+    model::{cause::Cause, host::Host, host_key::Realm, ids::ProjectName},
     ports::{
         control::Control,
         forge::Hooks,
@@ -48,7 +50,7 @@ use crate::{
     },
     probe::Probes,
     signal::Ed25519,
-    ssh::SshLinks,
+    ssh::{SshLimits, SshLinks},
     store::SledIndex,
     time::{Clock, SystemClock},
 };
@@ -115,7 +117,13 @@ impl App {
 
         let users = uids::job_users(&config.exec, &control)?;
         let local = Local::new(layout.jobs.clone(), users.clone());
-        let ssh = SshLinks::new(Arc::clone(&secrets), Arc::clone(&clock), tasks.clone());
+        let ssh = SshLinks::new(
+            Arc::clone(&secrets),
+            Arc::new(ControlHostKeys::new(Arc::clone(&control))),
+            Arc::clone(&clock),
+            tasks.clone(),
+            SshLimits { sessions: config.limits.sessions, handshakes: config.limits.handshakes },
+        );
         let http = Arc::new(Client::new(Arc::clone(&clock)));
         let mut hooks: BTreeMap<String, Arc<dyn Hooks>> = BTreeMap::new();
         hooks.insert("github".to_owned(), Arc::new(GitHub));
@@ -289,8 +297,12 @@ impl Links for Ways {
         self.local.link(project)
     }
 
-    async fn host(&self, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
-        self.ssh.connect(host).await
+    async fn host(&self, realm: &Realm, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
+        self.ssh.connect(realm, host).await
+    }
+
+    fn waiting(&self) -> Option<watch::Receiver<usize>> {
+        Some(self.ssh.waiting())
     }
 }
 

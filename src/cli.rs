@@ -211,6 +211,9 @@ pub enum ClientCommand {
         /// Take what the sources say now as all there is, although hosts are missing: for those that are gone for good
         #[arg(long, requires = "environment", conflicts_with = "refresh")]
         accept: bool,
+        /// Forget the learnt key of this host, by its id: the next one it shows is learnt. Compare that with the host's own first
+        #[arg(long, requires = "environment", conflicts_with_all = ["refresh", "accept"], value_name = "ID")]
+        forget_key: Option<String>,
     },
     /// Runs, newest first
     Runs {

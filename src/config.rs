@@ -132,6 +132,10 @@ pub struct Limits {
     pub converge: Span,
     /// How long a host that is gone in the middle of a command is tried again beyond the step's own time-out.
     pub reconnect: Span,
+    /// SSH sessions to hosts at the same moment, of all projects; further ones wait.
+    pub sessions: usize,
+    /// Of these, handshakes that are under way.
+    pub handshakes: usize,
 }
 
 /// `[retention]`: a finished run is kept if one of these keeps it, and the quota allows it.
@@ -215,6 +219,9 @@ impl Default for Limits {
             max_queued: 100,
             converge: Span::minutes(5),
             reconnect: Span(Duration::from_secs(300)),
+            // A session is a file descriptor and some 100 KiB; a handshake some milliseconds of a processor on each side.
+            sessions: 500,
+            handshakes: 16,
         }
     }
 }
@@ -327,6 +334,9 @@ impl Retention {
     }
 }
 
+/// More sessions than this need more file descriptors than a process may usually have.
+const MOST_SESSIONS: usize = 100_000;
+
 impl Limits {
     fn check(&self) -> Result<(), String> {
         // Below these nothing works at all, and the message at run time would not name the cause.
@@ -341,6 +351,13 @@ impl Limits {
         }
         if self.max_artifact < Size::mib(1) {
             return Err("`max_artifact` is below 1MiB".to_owned());
+        }
+        for (name, value, most) in
+            [("sessions", self.sessions, MOST_SESSIONS), ("handshakes", self.handshakes, MOST_SESSIONS)]
+        {
+            if value == 0 || value > most {
+                return Err(format!("`{name}` must be from 1 to {most}, and is {value}"));
+            }
         }
         if self.max_queued == 0 {
             return Err("`max_queued` is 0: nothing could ever start".to_owned());

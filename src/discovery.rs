@@ -1,6 +1,6 @@
 //! What discovery plugins cannot do in Lua: DNS, the API of EC2, and signatures. Everything else of discovery is in `plugins/discovery`.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -56,6 +56,29 @@ impl Discovery for Lookups {
     async fn ec2_instances(&self, _: Ec2Query) -> Result<Vec<Value>, Cause> {
         let message = "this phased was built without EC2: build it with the feature ec2, or use discovery.ansible or discovery.prometheus";
         Err(Cause::new("ec2_missing", message))
+    }
+
+    #[cfg(feature = "ec2")]
+    async fn ec2_host_keys(
+        &self,
+        query: Ec2Query,
+        of: BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, Vec<String>>, Cause> {
+        let (limit, many) = (query.timeout, of.len());
+        let done = within(&*self.clock, limit, ec2::host_keys(query, of)).await;
+        done.unwrap_or_else(|| {
+            let message = format!("EC2 did not give the console output of {many} instances within {}", Span(limit));
+            Err(Cause::new("timeout", message))
+        })
+    }
+
+    #[cfg(not(feature = "ec2"))]
+    async fn ec2_host_keys(
+        &self,
+        query: Ec2Query,
+        _: BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, Vec<String>>, Cause> {
+        self.ec2_instances(query).await.map(|_| BTreeMap::new())
     }
 
     fn jwt(&self, ask: JwtAsk) -> Result<String, Cause> {

@@ -83,6 +83,9 @@
 //!
 //! Architecture invariant: nothing begins on a machine before its own id is on disk, so that none is ever taken for another.
 //!
+//! Architecture invariant: nothing of ours is sent to a server before its host key is known to be that of the host's id: from a file, from the
+//! host's record, by an authority, or, where the project says so, because it was the first one. No key is ever learnt over another.
+//!
 //! Architecture invariant: no Lua value crosses a thread or a call. A call gets plain data and gives plain data; Lua reaches neither
 //! files nor the network but by asking for a step.
 //!
@@ -97,7 +100,7 @@
 //!
 //! Architecture invariant: no request reaches a route but through `api/gate.rs`, and what is not known there to need less needs `admin`.
 //!
-//! Not there at all: a database server, an agent on hosts, SFTP, a learnt host key, async Lua, `unsafe`, a state kept as a boolean.
+//! Not there at all: a database server, an agent on hosts, SFTP, a host key that belongs to an address, async Lua, `unsafe`, a state kept as a boolean.
 //!
 //! # Glossary
 //!
@@ -115,6 +118,8 @@
 //! | deployment | one attempt to put a release on one environment; its id is `<run>.<n>` |
 //! | rollout | how a deployment goes over its hosts: `max_parallel`, `max_failures`, `max_unreachable` |
 //! | host | a deploy target, identified by its id, never by its address |
+//! | realm | an environment of a project, as what a host's id is one host in |
+//! | bastion, hop | an SSH server on the way to hosts; its place on that way |
 //! | call | one Lua function called for one purpose, `production#1/web1/deploy`, in a VM of its own; `....undo` undoes it |
 //! | replay | bringing a fresh VM to where its call's journal ends |
 //! | diverge | to ask, in a replay, for something else than the journal holds |

@@ -4,7 +4,7 @@
 --
 -- Credentials are found as Amazon's own tools find them: the daemon's environment, the shared files (profile), web identity, the container,
 -- the instance profile; or given as access_key_id and secret_access_key. role is assumed with these. What is needed is
--- ec2:DescribeInstances, nothing else. An instance's id is the host's; its tags are its labels, and so are region, type, image, vpc, subnet,
+-- ec2:DescribeInstances, nothing else (and ec2:GetConsoleOutput for console_keys). An instance's id is the host's; its tags are its labels, and so are region, type, image, vpc, subnet,
 -- account and autoscaling_group. AWS_ENDPOINT_URL in the daemon's environment is honoured.
 
 -- EC2's words for what phased calls state.
@@ -26,6 +26,9 @@ local ADDRESSES = {
 }
 
 local FACTS = { "region", "type", "image", "vpc", "subnet", "account", "autoscaling_group" }
+
+-- Consoles that are read at one asking; the others' turn comes at the next one.
+local CONSOLES = 100
 
 local function ask(options, filters)
   return phased.ec2_instances {
@@ -76,6 +79,37 @@ local function host(instance, options)
   }
 end
 
+-- Gives hosts the keys that their instances printed at their first boot. An id is one machine, so what was found once is kept. A new one that
+-- has not printed any yet is still starting: nobody could tell it from another.
+local function console_keys(options, about, instances, found)
+  local unread, n, known = {}, 0, {}
+  for _, id in ipairs(about.known) do known[id] = true end
+  for _, one in ipairs(found) do
+    one.host_keys = about.host_keys[one.id]
+    if one.state == "running" and not one.host_keys and n < CONSOLES then
+      unread[one.id], n = instances[one.id].region, n + 1
+    end
+  end
+  if n == 0 then return end
+  local read = phased.ec2_host_keys {
+    instances = unread,
+    access_key_id = options.access_key_id,
+    secret_access_key = options.secret_access_key,
+    session_token = options.session_token,
+    profile = options.profile,
+    role = options.role,
+    external_id = options.external_id,
+    endpoint = options.endpoint,
+    timeout = options.timeout or "2m",
+  }
+  for _, one in ipairs(found) do
+    one.host_keys = one.host_keys or read[one.id]
+    if one.state == "running" and not one.host_keys and not known[one.id] then
+      one.state, one.reason = "starting", "its console does not show its host keys (yet)"
+    end
+  end
+end
+
 local function hosts(options, about)
   if (options.region == nil) == (options.regions == nil) then
     error("EC2: give region or regions", 0)
@@ -87,7 +121,7 @@ local function hosts(options, about)
 
   local found, there = {}, {}
   for _, instance in ipairs(ask(options, filters)) do
-    there[instance.id] = true
+    there[instance.id] = instance
     found[#found + 1] = host(instance, options)
   end
 
@@ -103,6 +137,7 @@ local function hosts(options, about)
       if gone.state ~= "running" then found[#found + 1] = gone end
     end
   end
+  if options.console_keys then console_keys(options, about, there, found) end
   return found
 end
 
@@ -120,6 +155,10 @@ return phased.discovery {
     },
     name_tag = { "text", default = "Name", doc = "The tag that holds what people call it." },
     user = { "text", doc = "The user to log in as; that of ssh when absent." },
+    console_keys = {
+      "boolean", default = false,
+      doc = "Hosts are known by the keys that their instances printed on their consoles; needs ec2:GetConsoleOutput.",
+    },
     profile = { "text", doc = "A profile of the shared files of Amazon's tools." },
     role = { "text", doc = "The ARN of a role to assume." },
     external_id = { "text", doc = "What the role's owner asks for." },

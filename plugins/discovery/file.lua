@@ -3,13 +3,14 @@
 --   hosts = require "discovery.file" { "/etc/phased/hosts.json" }
 --
 -- JSON: a list of addresses or host tables: [{"id": "web1", "address": "10.0.0.1", "labels": {"role": "web"}}, ...].
--- CSV: the first line names the columns: id,name,address,port,user,zone,labels.role,...; empty cells count as absent.
+-- CSV: the first line names the columns: id,name,address,port,user,zone,labels.role,...; empty cells count as absent; several
+-- host_keys in one cell have a semicolon between them.
 -- A host whose state is stopped or terminated is out, and its reason is shown.
 -- The file is read whenever the hosts are asked for, so it may change between deployments.
 
 local COLUMNS = {
-  id = true, name = true, address = true, port = true, user = true, zone = true, known_hosts = true, jump = true,
-  connect_timeout = true, path = true, base = true, state = true, reason = true,
+  id = true, name = true, address = true, port = true, user = true, zone = true, known_hosts = true, host_keys = true,
+  jump = true, connect_timeout = true, path = true, base = true, state = true, reason = true,
 }
 
 local function fail(path, row, what)
@@ -27,9 +28,14 @@ local function host(path, n, row)
       found.labels = found.labels or {}
       found.labels[label] = cell
     elseif not COLUMNS[column] then
-      error(("%s: unknown column %q; known are id, name, address, port, user, zone, state, reason, known_hosts, jump, connect_timeout, path, base and labels.<name>"):format(path, column), 0)
+      error(("%s: unknown column %q; known are id, name, address, port, user, zone, state, reason, known_hosts, host_keys, jump, connect_timeout, path, base and labels.<name>"):format(path, column), 0)
     elseif column == "port" then
       found.port = math.tointeger(tonumber(cell)) or fail(path, n, ("has the port %q, which is no number"):format(cell))
+    elseif column == "host_keys" and not (cell == "pin" or cell == "ca" or cell == "tofu") then
+      found.host_keys = {}
+      for key in cell:gmatch "[^;]+" do
+        found.host_keys[#found.host_keys + 1] = key:match "^%s*(.-)%s*$"
+      end
     else
       found[column] = cell
     end

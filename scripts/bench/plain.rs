@@ -7,12 +7,17 @@ use std::{error::Error, path::PathBuf, sync::Arc};
 
 use phased::{
     lifecycle::Tasks,
-    model::host::{Host, SecretRef, Ssh},
+    model::{
+        cause::Cause,
+        host::{Host, SecretRef, Ssh},
+        host_key::{Learnt, Realm},
+    },
     ports::{
+        host_keys::HostKeys,
         link::Exit,
         secrets::{Secret, SecretError, Secrets},
     },
-    ssh::SshLinks,
+    ssh::{SshLimits, SshLinks},
     time::SystemClock,
 };
 use tokio::{io::AsyncReadExt, sync::Semaphore};
@@ -26,11 +31,25 @@ impl Secrets for Key {
     }
 }
 
+/// Every key is in known_hosts.
+struct Nothing;
+
+#[async_trait::async_trait]
+impl HostKeys for Nothing {
+    fn known(&self, _: &Realm, _: &str) -> Result<Option<Learnt>, Cause> {
+        Ok(None)
+    }
+    async fn learn(&self, _: &Realm, id: &str, _: Learnt) -> Result<Learnt, Cause> {
+        Err(Cause::new("host_key_unknown", format!("{id} is not in known_hosts")))
+    }
+}
+
 type Failure = Box<dyn Error + Send + Sync>;
 
 async fn commands(links: SshLinks, host: Host, commands: [String; 3], turns: Arc<Semaphore>) -> Result<(), Failure> {
     let _turn = turns.acquire().await?;
-    let link = links.connect(&host).await?;
+    let realm = Realm { project: "bench".parse()?, environment: "plain".parse()? };
+    let link = links.connect(&realm, &host).await?;
     for command in &commands {
         let mut channel = link.open(command).await?;
         let mut out = Vec::new();
@@ -66,7 +85,13 @@ fn main() -> Result<(), Failure> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let tasks = Tasks::new();
         let secrets = Arc::new(Key(PathBuf::from(format!("{dir}/id"))));
-        let links = SshLinks::new(secrets, Arc::new(SystemClock::new()), tasks.clone());
+        let links = SshLinks::new(
+            secrets,
+            Arc::new(Nothing),
+            Arc::new(SystemClock::new()),
+            tasks.clone(),
+            SshLimits::default(),
+        );
         let turns = Arc::new(Semaphore::new(50));
         let mut running = Vec::new();
         for address in std::fs::read_to_string(hosts)?.split_whitespace() {

@@ -74,7 +74,7 @@ pub(super) fn needed(method: &Method, path: &str) -> Scope {
             Scope::Deploy
         }
         ["v1", "projects", _, "environments", _, change]
-            if *method == Method::POST && !matches!(*change, "freeze" | "lease") =>
+            if *method == Method::POST && !matches!(*change, "freeze" | "lease" | "forget_key") =>
         {
             Scope::Deploy
         }

@@ -150,6 +150,7 @@ impl From<Refusal> for Problem {
             Refusal::RunUnknown(_) => (StatusCode::NOT_FOUND, "run_unknown"),
             Refusal::EnvironmentUnknown { .. } => (StatusCode::NOT_FOUND, "environment_unknown"),
             Refusal::TokenUnknown(_) => (StatusCode::NOT_FOUND, "token_unknown"),
+            Refusal::HostKeyNone { .. } => (StatusCode::NOT_FOUND, "host_key_none"),
             Refusal::HookUnknown => (StatusCode::NOT_FOUND, "hook_unknown"),
             Refusal::HookSignature => (StatusCode::UNAUTHORIZED, "hook_signature"),
             Refusal::HookBody(_) => (StatusCode::BAD_REQUEST, "hook_body"),

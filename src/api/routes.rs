@@ -77,6 +77,7 @@ fn all() -> OpenApiRouter<App> {
         .routes(routes!(projects::status))
         .routes(routes!(projects::plan))
         .routes(routes!(hosts::accept))
+        .routes(routes!(hosts::forget_key))
         .routes(routes!(environments::change))
         .routes(routes!(environments::freeze, environments::set_freeze, environments::lift_freeze))
         .routes(routes!(environments::lease, environments::hold_lease, environments::release_lease))

@@ -268,6 +268,13 @@ impl Engine for Script {
     async fn accept_hosts(&self, project: &str, environment: &str, _: &str) -> Result<FleetView, Refusal> {
         Ok(fleet(project, environment, true))
     }
+    async fn forget_host_key(&self, project: &str, environment: &str, id: &str, _: &str) -> Result<FleetView, Refusal> {
+        if id != "i-1" {
+            let (environment, id) = (environment.to_owned(), id.to_owned());
+            return Err(Refusal::HostKeyNone { project: project.parse().unwrap(), environment, id });
+        }
+        Ok(fleet(project, environment, false))
+    }
     async fn alarms(
         &self,
         _: Option<&str>,
@@ -608,6 +615,7 @@ async fn scopes_say_what_a_token_may() {
         } else if path.starts_with("/v1/tokens")
             || ["/v1/reload", "/v1/alerts/test"].contains(&path.as_str())
             || (method == "POST" && path == "/v1/maintenance")
+            || path.ends_with("/forget_key")
         {
             "admin"
         } else if method != "GET" {
@@ -700,6 +708,7 @@ fn fleet(project: &str, environment: &str, asked: bool) -> FleetView {
             {"name": "dns", "hosts": 0, "asked_at": null, "took_ms": 0, "good_at": null, "interval": "5m", "error": null,
              "error_since": null, "change": null}],
         "conflicts": [{"host": "i-1", "field": "labels.role", "used": "web", "from": "ec2", "other": "db", "other_from": "the project's list"}],
+        "host_keys": [{"id": "i-1", "key": "ssh-ed25519 SHA256:2ymZ", "since": "2026-01-02T02:00:00Z", "address": "10.0.0.9"}],
     }))
     .unwrap()
 }
@@ -719,6 +728,9 @@ shop production: 1 host
 
   out:
     web-2 (i-2): ec2 says it is terminated: User initiated, since 2026-01-02 02:00:00 UTC (1h ago)
+
+  host keys learnt:
+    i-1: ssh-ed25519 SHA256:2ymZ since 2026-01-02 02:00:00 UTC, met at 10.0.0.9
 
   sources disagree (11 cases):
     i-1 labels.role: ec2 says \"web\", which is used; the project's list says \"db\"
@@ -751,6 +763,18 @@ async fn hosts_are_shown_to_those_who_see_their_project_and_to_prometheus() {
     assert_eq!(world.ask(path, "read", "", "").await.status, 403);
     assert_eq!(world.ask(path, "blog", "", "").await.status, 403);
     assert_eq!(world.ask(path, "deploy", "", "").await.json()["environment"], "production");
+}
+
+#[tokio::test]
+async fn a_learnt_host_key_is_forgotten_by_admins_only() {
+    let world = world().await;
+    let path = "POST /v1/projects/shop/environments/production/forget_key";
+    for (token, status) in [("read", 403), ("blog", 403), ("deploy", 403)] {
+        assert_eq!(world.ask(&format!("{path}?host=i-1"), token, "", "").await.status, status, "{token}");
+    }
+    assert_eq!(world.ask(&format!("{path}?host=i-1"), "admin", "", "").await.json()["environment"], "production");
+    assert_eq!(world.ask(&format!("{path}?host=i-2"), "admin", "", "").await.code(), "host_key_none");
+    assert_eq!(world.ask(path, "admin", "", "").await.code(), "bad_value");
 }
 
 #[tokio::test]

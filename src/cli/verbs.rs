@@ -94,7 +94,10 @@ async fn done(asking: &Asking, command: &ClientCommand) -> Result<Code, Failure>
             asking.show(&with_query(&path, &[("environment", environment.clone())])).await?;
         }
         ClientCommand::Hosts { project, environment: Some(environment), accept: true, .. } => {
-            asking.accept_hosts(project, environment).await?;
+            asking.changed_hosts(project, environment, "accept", &json!({})).await?;
+        }
+        ClientCommand::Hosts { project, environment: Some(environment), forget_key: Some(id), .. } => {
+            asking.changed_hosts(project, environment, "forget_key", &json!({ "host": id })).await?;
         }
         ClientCommand::Hosts { project, environment, refresh, .. } => {
             let refresh = refresh.then(|| "true".to_owned());
@@ -279,9 +282,15 @@ impl Asking {
         self.goes_on(&answer, &format!("{verb}, "), args.wait, args.timeout).await
     }
 
-    async fn accept_hosts(&self, project: &str, environment: &str) -> Result<(), Failure> {
-        let path = format!("/v1/projects/{}/environments/{}/accept", encoded(project), encoded(environment));
-        let answer = self.client.post(&path, &json!({})).await?;
+    async fn changed_hosts(
+        &self,
+        project: &str,
+        environment: &str,
+        verb: &str,
+        body: &serde_json::Value,
+    ) -> Result<(), Failure> {
+        let path = format!("/v1/projects/{}/environments/{}/{verb}", encoded(project), encoded(environment));
+        let answer = self.client.post(&path, body).await?;
         if self.json {
             return self.raw(&answer);
         }

@@ -2,7 +2,7 @@
 //!
 //! Errors say what a person needs to mend them: which call, in which region, as whom, and what to do.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use aws_config::{
     BehaviorVersion, Region, SdkConfig, retry::RetryConfig, sts::AssumeRoleProvider, timeout::TimeoutConfig,
@@ -11,13 +11,15 @@ use aws_sdk_ec2::{
     Client,
     config::{Credentials, SharedCredentialsProvider},
     error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
-    operation::describe_instances::DescribeInstancesError,
     types::{Filter, Instance, InstanceStateName},
 };
-use futures_util::future::try_join_all;
+use base64::Engine as _;
+use futures_util::{StreamExt as _, TryStreamExt as _, future::try_join_all};
 use serde_json::{Map, Value, json};
 
 use crate::{model::cause::Cause, ports::discovery::Ec2Query};
+
+mod console;
 
 /// The most that EC2 gives at once.
 const PAGE: i32 = 1000;
@@ -27,12 +29,41 @@ const ATTEMPTS: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(300);
 const CONNECT: Duration = Duration::from_secs(5);
 const ATTEMPT: Duration = Duration::from_secs(30);
+/// Consoles read at the same moment: EC2 allows few such calls in a second.
+const CONSOLES: usize = 4;
+/// Much more than a console keeps (64 KiB), in base64.
+const LONGEST_CONSOLE: usize = 1 << 20;
 
 /// All instances that the filters let through, of all regions.
 pub(super) async fn instances(query: Ec2Query) -> Result<Vec<Value>, Cause> {
     let shared = config(&query).await?;
     let regions = query.regions.iter().map(|region| of_region(&query, &shared, region));
     Ok(try_join_all(regions).await?.into_iter().flatten().collect())
+}
+
+/// What instances (id to region) have printed of their host keys; those that have printed none yet are left out.
+pub(super) async fn host_keys(
+    query: Ec2Query,
+    of: BTreeMap<String, String>,
+) -> Result<BTreeMap<String, Vec<String>>, Cause> {
+    let shared = config(&query).await?;
+    let (query, shared) = (&query, &shared);
+    let asked = of.into_iter().map(|(id, region)| async move {
+        let shared = shared.clone().into_builder().region(Region::new(region.clone())).build();
+        let asked = Client::new(&shared).get_console_output().instance_id(&id).send().await;
+        let output = match asked {
+            Ok(answer) => answer.output.unwrap_or_default(),
+            // It was terminated since it was listed.
+            Err(error) if error.code().is_some_and(|code| code.starts_with("InvalidInstanceID")) => String::new(),
+            Err(error) => return Err(explained(query, &shared, "GetConsoleOutput", &region, &error).await),
+        };
+        let text: Vec<u8> = output.bytes().take(LONGEST_CONSOLE).filter(|b| !b.is_ascii_whitespace()).collect();
+        let text = base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default();
+        Ok((id, console::host_keys(&String::from_utf8_lossy(&text))))
+    });
+    let found: Vec<(String, Vec<String>)> =
+        futures_util::stream::iter(asked).buffer_unordered(CONSOLES).try_collect().await?;
+    Ok(found.into_iter().filter(|(_, keys)| !keys.is_empty()).collect())
 }
 
 async fn config(query: &Ec2Query) -> Result<SdkConfig, Cause> {
@@ -79,7 +110,7 @@ async fn of_region(query: &Ec2Query, shared: &SdkConfig, region: &str) -> Result
     while let Some(page) = pages.next().await {
         let page = match page {
             Ok(page) => page,
-            Err(error) => return Err(explained(query, &shared, region, &error).await),
+            Err(error) => return Err(explained(query, &shared, "DescribeInstances", region, &error).await),
         };
         for reservation in page.reservations() {
             let account = reservation.owner_id();
@@ -126,12 +157,16 @@ fn value(instance: &Instance, region: &str, account: Option<&str>) -> Option<Val
     Some(value)
 }
 
-type Failed = SdkError<DescribeInstancesError>;
-
-/// The error for people.
-async fn explained(query: &Ec2Query, shared: &SdkConfig, region: &str, error: &Failed) -> Cause {
+/// The error of `action` for people.
+async fn explained<E: ProvideErrorMetadata + std::error::Error + 'static>(
+    query: &Ec2Query,
+    shared: &SdkConfig,
+    action: &str,
+    region: &str,
+    error: &SdkError<E>,
+) -> Cause {
     let who = Who::of(query);
-    let call = format!("EC2 DescribeInstances in {region}");
+    let call = format!("EC2 {action} in {region}");
     let Some(service) = error.as_service_error() else { return unserved(&call, region, &who, error) };
     let (code, said) = (service.code().unwrap_or("no code"), service.message().unwrap_or("no message"));
     let (our, remedy) = match code {
@@ -145,7 +180,7 @@ async fn explained(query: &Ec2Query, shared: &SdkConfig, region: &str, error: &F
             format!("check the access key and its secret, that the key is active, and that the region {region} is enabled for the account"),
         ),
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => {
-            ("ec2_denied", "allow it ec2:DescribeInstances (in IAM, and in the service control policies of the organisation)".to_owned())
+            ("ec2_denied", format!("allow it ec2:{action} (in IAM, and in the service control policies of the organisation)"))
         }
         "OptInRequired" | "Blocked" | "PendingVerification" => {
             ("ec2_region", format!("enable the region {region} or EC2 for the account, or ask another region"))
@@ -171,7 +206,7 @@ fn is_of_sts(lower: &str) -> bool {
 }
 
 /// Nobody answered, or nothing could be asked.
-fn unserved(call: &str, region: &str, who: &Who, error: &Failed) -> Cause {
+fn unserved<E: std::error::Error + 'static>(call: &str, region: &str, who: &Who, error: &SdkError<E>) -> Cause {
     let words = DisplayErrorContext(error).to_string();
     // Debug output follows the chain of errors in words.
     let words = words.split(" (").next().unwrap_or(&words).to_owned();

@@ -18,6 +18,7 @@ use crate::{
         event::{Header, Wanted},
         health::Fact,
         host::Host,
+        host_key::Realm,
         ids::{Digest, ProjectName, ReleaseId, RunId},
         pipeline::{Check, Environment, Source},
         plan::Target,
@@ -185,7 +186,11 @@ async fn ask(world: &World, asking: &Asking<'_>, host: &Host, check: &Check, lim
         variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     actions::with_variables(&mut check, &variables);
     let work = async {
-        let link = world.links.host(host).await.map_err(|error| error.cause)?;
+        let link = world
+            .links
+            .host(&Realm::new(asking.project, &asking.environment.name), host)
+            .await
+            .map_err(|error| error.cause)?;
         let sight = world.probe.look(&*link, &check, limit).await;
         link.close().await;
         match sight.fact {

@@ -28,6 +28,7 @@ use crate::{
         cause::Cause,
         doors,
         event::{Purpose, Wanted},
+        host_key::Realm,
         ids::{EnvironmentName, ProjectName, RunId},
         pipeline::Environment,
         plan::Phases,
@@ -561,6 +562,23 @@ impl Engine for Conductor {
             .map_err(Refusal::Unchangeable)?;
         self.synced(&ticket).await?;
         tracing::info!(project = %loaded.name, environment = %environment.name, by, "the hosts that are found now are accepted");
+        Ok(hosts::show::view(world, &loaded, environment, false).await)
+    }
+
+    async fn forget_host_key(&self, project: &str, name: &str, id: &str, by: &str) -> Result<FleetView, Refusal> {
+        self.writable()?;
+        let loaded = self.project(project)?;
+        let environment = environment(&loaded, name)?;
+        let world = &self.inner.world;
+        let realm = Realm::new(&loaded.name, &environment.name);
+        let forgotten = hosts::keys::forget(&*world.control, &realm, id).map_err(|error| self.refused(&error))?;
+        let Some((old, ticket)) = forgotten else {
+            let (project, environment) = (loaded.name.clone(), environment.name.to_string());
+            return Err(Refusal::HostKeyNone { project, environment, id: id.to_owned() });
+        };
+        self.synced(&ticket).await?;
+        tracing::warn!(project = %loaded.name, environment = %environment.name, host = id, by, key = old.fingerprint,
+            "the learnt key of a host is forgotten; the next one it shows is learnt");
         Ok(hosts::show::view(world, &loaded, environment, false).await)
     }
 

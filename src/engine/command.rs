@@ -61,6 +61,7 @@ use crate::{
     model::{
         cause::Cause,
         host::{Host, Transport},
+        host_key::Realm,
         ids::{Digest, EnvironmentName, Epoch, ProjectName},
     },
     ports::{
@@ -347,11 +348,11 @@ pub trait Acquaintance: Send + Sync {
     /// The id the machine must have; `None` = nothing was ever begun on it, for it has not been met.
     fn known(&self) -> Option<String>;
 
-    /// The machine answers as `id`. Nothing begins on it before this returns.
+    /// The machine answers as `id`. Nothing begins on it before this returns. `key`: its host key, where it was learnt just now.
     ///
     /// # Errors
     /// Why it cannot be kept; nothing begins then.
-    async fn met(&self, id: &str) -> Result<(), Cause>;
+    async fn met(&self, id: &str, key: Option<String>) -> Result<(), Cause>;
 }
 
 /// Keeps nothing beyond the session: for this machine, and for commands nobody asks about again.
@@ -364,7 +365,7 @@ impl Acquaintance for Fleeting {
         None
     }
 
-    async fn met(&self, _id: &str) -> Result<(), Cause> {
+    async fn met(&self, _id: &str, _key: Option<String>) -> Result<(), Cause> {
         Ok(())
     }
 }
@@ -373,6 +374,8 @@ impl Acquaintance for Fleeting {
 pub struct ToHost {
     /// Makes links.
     pub links: Arc<dyn Links>,
+    /// Which environment it is of; `None` where that is not known, and then nobody is connected to.
+    pub realm: Option<Realm>,
     /// To what.
     pub host: Host,
 }
@@ -388,7 +391,13 @@ impl Connect for ToHost {
             );
             return Err(LinkError::new("no_shell", message));
         }
-        self.links.host(&self.host).await
+        match &self.realm {
+            Some(realm) => self.links.host(realm, &self.host).await,
+            None => {
+                let message = format!("the environment of {} is not known; this is a bug of phased", self.host.name);
+                Err(LinkError::new("internal", message))
+            }
+        }
     }
 }
 

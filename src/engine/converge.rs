@@ -18,6 +18,7 @@ use crate::{
         deployment::HostState,
         event::{Purpose, Wanted},
         host::{Host, Transport},
+        host_key::Realm,
         ids::{HostId, ReleaseId},
         pipeline::{AskedAfter, Environment},
         run::Trigger,
@@ -109,7 +110,9 @@ async fn answers(world: &Arc<World>, after: &AskedAfter, host: &Host) -> bool {
     if let Transport::Signal(_) = &host.transport {
         return signals::send::would_take(world, host, after).await;
     }
-    let Ok(link) = world.links.host(host).await else { return false };
+    let realm = Realm::new(&after.project, &after.environment);
+    let Ok(link) = world.links.host(&realm, host).await else { return false };
+    // At once: others may be waiting for its place.
     link.close().await;
     true
 }

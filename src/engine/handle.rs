@@ -33,6 +33,18 @@ pub enum Refusal {
     /// 404 `token_unknown`.
     #[error("there is no token {0:?}; see `phased token list`")]
     TokenUnknown(String),
+    /// 404 `host_key_none`.
+    #[error(
+        "no host key of {id:?} was learnt in {environment} of {project}; see `phased hosts {project} {environment}` for those that were"
+    )]
+    HostKeyNone {
+        /// Whose.
+        project: ProjectName,
+        /// Where.
+        environment: String,
+        /// What was asked for.
+        id: String,
+    },
     /// 404 `hook_unknown`: no such project, or it has no webhook secret; the two are not told apart.
     #[error("there is no such hook")]
     HookUnknown,
@@ -372,6 +384,9 @@ pub trait Engine: Send + Sync {
     ) -> Result<Vec<FleetView>, Refusal>;
     /// Asks every source of an environment and believes what it says, whatever is missing; returns once it is on disk.
     async fn accept_hosts(&self, project: &str, environment: &str, by: &str) -> Result<FleetView, Refusal>;
+    /// Forgets the host key that was learnt of one host; the next one it shows is learnt.
+    async fn forget_host_key(&self, project: &str, environment: &str, id: &str, by: &str)
+    -> Result<FleetView, Refusal>;
     /// Whether maintenance is on, and what still works. With `wait` once nothing works any more, it was turned off, or so long has passed.
     /// Cancel safe.
     async fn maintenance(&self, wait: Option<std::time::Duration>) -> MaintenanceView;

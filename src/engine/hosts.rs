@@ -18,6 +18,7 @@ use crate::{
         cause::Cause,
         discovery::{self, Merged, Out, Said},
         host::Host,
+        host_key::HostKeys,
         ids::{Digest, HostId, ProjectName},
         pipeline::{Environment, HostSource, SourceLimits},
     },
@@ -27,6 +28,7 @@ use crate::{
 
 mod fleet;
 mod kept;
+pub(super) mod keys;
 pub(super) mod show;
 pub(super) mod watch;
 
@@ -242,11 +244,21 @@ async fn answer(
     let last = known.last(&source.origin);
     let ids: Vec<&HostId> =
         last.iter().flat_map(|good| good.hosts.iter()).filter(|h| h.state.is_running()).map(|h| &h.id).collect();
-    let input = json!({ "environment": environment.name, "project": project, "known": ids });
+    // Keys that a source found out with some trouble need not be found out again: an id is one machine.
+    let keys: BTreeMap<&HostId, &HostKeys> = last
+        .iter()
+        .flat_map(|good| good.hosts.iter())
+        .filter_map(|h| Some((&h.id, h.ssh.host_keys.as_ref()?)))
+        .collect();
+    let input = json!({ "environment": environment.name, "project": project, "known": ids, "host_keys": keys });
     let limit = Duration::from_millis(source.limits.timeout_ms);
     let answer = plugin::run_within(world, project, code, &source.origin.function, input, limit).await;
     let answer = answer.and_then(|hosts| {
         serde_json::from_value::<Vec<Host>>(hosts).map_err(|why| Cause::new("discovery_failed", why.to_string()))
+    });
+    let answer = answer.and_then(|mut hosts| {
+        let read = source.limits.read_labels(&mut hosts);
+        read.map(|()| hosts).map_err(|why| Cause::new("discovery_failed", why))
     });
     // Services give their hosts in any order; another order is no other list.
     let answer = answer.map(|mut hosts| {

@@ -55,7 +55,13 @@ pub(super) enum Message {
     /// Somebody wants the run to end; answered once that is on disk.
     Stop { by: String, now: bool, reason: Option<String>, reply: oneshot::Sender<Result<(), String>> },
     /// A host answered for the first time, as this machine; answered once that is on disk.
-    HostMet { deployment: u32, host: HostId, machine: String, reply: oneshot::Sender<Result<(), String>> },
+    HostMet {
+        deployment: u32,
+        host: HostId,
+        machine: String,
+        key: Option<String>,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
     /// A call that failed has been read and is to be undone: how it began, and what it did.
     Undo { action: String, key: CallKey, opening: Box<Opening> },
     /// Everything is done: control knows of the end. Or why the run stands still.
@@ -181,17 +187,28 @@ fn further(progress: &crate::lifecycle::watch::Sender<Progress>, to: Progress) {
 }
 
 /// What the log says of a call that did not end well, or a host that did not get well: where people look is where it stands.
-fn told(run: &Run, event: &Event) -> Option<(CallKey, Vec<u8>)> {
+fn told(run: &Run, event: &Event) -> Option<(StepKey, Vec<u8>)> {
+    let on_host = |deployment: u32, host: &HostId| {
+        let environment = &run.deployment(deployment)?.environment;
+        Some(CallKey::host(environment.as_str(), deployment, host.as_str(), "deploy"))
+    };
+    let line = |call: &CallKey, verb: &str| StepKey::new(call, &Branch::top(), verb, 1);
     let (call, what, cause) = match event {
+        Event::HostMet { deployment, host, key: Some(key), .. } => {
+            let name = &run.deployment(*deployment)?.host(host)?.host.name;
+            let text = format!(
+                "{name} was met for the first time, and its host key {key} is kept: compare it with the host's own"
+            );
+            return Some((line(&on_host(*deployment, host)?, "met"), text.into_bytes()));
+        }
         Event::Return { key, result, .. } => (key.clone(), "ended", result.cause()?),
         Event::HealthVerdict { deployment, host, unhealthy: Some(cause), .. } => {
-            let environment = &run.deployment(*deployment)?.environment;
-            (CallKey::host(environment.as_str(), *deployment, host.as_str(), "deploy"), "health", cause)
+            (on_host(*deployment, host)?, "health", cause)
         }
         _ => return None,
     };
     let at = cause.facts.get("at").and_then(Value::as_str).map(|at| format!(" [{at}]")).unwrap_or_default();
-    Some((call, format!("{what}: {} ({}){at}", cause.message, cause.code).into_bytes()))
+    Some((line(&call, "end"), format!("{what}: {} ({}){at}", cause.message, cause.code).into_bytes()))
 }
 
 /// The host that an event may have brought to rest.
@@ -241,9 +258,11 @@ pub(super) struct Begin {
 impl Owner {
     pub(super) fn new(begin: Begin) -> Self {
         let Begin { world, doors, gate, run, seq, epoch, program, channel: (sender, inbox), progress, ticket } = begin;
+        let sessions = Arc::new(Sessions::new(Arc::clone(&world), run.header.project.clone(), sender.clone()));
+        sessions.share(&run.header.run);
         let programs = BTreeMap::from([(run.header.code.clone(), program)]);
         Owner {
-            sessions: Arc::new(Sessions::new(Arc::clone(&world), run.header.project.clone(), sender.clone())),
+            sessions,
             world,
             doors,
             gate,
@@ -477,8 +496,10 @@ impl Owner {
         });
         let tested =
             self.run.passed.is_none() && matches!(&record.event, Event::DeploymentCreated { deployment: 1, .. });
-        if let Some((call, text)) = told(&self.run, &record.event) {
-            let key = StepKey::new(&call, &Branch::top(), "end", 1);
+        if let Event::DeploymentCreated { deployment, environment, .. } = &record.event {
+            self.sessions.expect(*deployment, environment);
+        }
+        if let Some((key, text)) = told(&self.run, &record.event) {
             // An earlier life may have written it and not have got as far as the record.
             if !self.lines.remove(&key) {
                 self.note(&key, text);
@@ -569,9 +590,10 @@ impl Owner {
                 self.let_go();
                 self.acknowledge("stop acknowledged", ticket, reply, (), |why| why);
             }
-            Message::HostMet { deployment, host, machine, reply } => {
+            Message::HostMet { deployment, host, machine, key, reply } => {
                 let over = self.run.end.is_some();
-                let ticket = if over { None } else { self.append(Event::HostMet { deployment, host, machine }) };
+                let met = Event::HostMet { deployment, host, machine, key };
+                let ticket = if over { None } else { self.append(met) };
                 self.acknowledge("host met", ticket, reply, (), |why| why);
             }
             Message::Undo { action, key, opening } => {

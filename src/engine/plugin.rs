@@ -116,6 +116,7 @@ async fn perform(world: &World, project: &ProjectName, request: &PluginRequest, 
             "smtp" => smtp(world, &args).await,
             "dns" => lookups::dns(world, &args).await,
             "ec2_instances" => lookups::ec2_instances(world, &args).await,
+            "ec2_host_keys" => lookups::ec2_host_keys(world, &args).await,
             "jwt" => lookups::jwt(world, &args),
             "log" => {
                 let text = redactor.text(&args.text("text").unwrap_or_default());

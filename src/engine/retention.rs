@@ -108,6 +108,7 @@ fn pass(conductor: &Conductor, sweep_anyway: bool) -> std::io::Result<()> {
     if sweep_anyway || !going.is_empty() || !left.is_empty() {
         sweep(conductor)?;
     }
+    super::hosts::keys::forget_gone(conductor);
     Ok(())
 }
 

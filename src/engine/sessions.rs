@@ -3,10 +3,12 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     command::{Acquaintance, Connect, Fleeting, Session, ToHost, ToLocal},
@@ -19,7 +21,8 @@ use crate::{
     model::{
         cause::Cause,
         host::{Host, Transport},
-        ids::{HostId, ProjectName},
+        host_key::Realm,
+        ids::{EnvironmentName, HostId, ProjectName, RunId},
         run::Run,
     },
     ports::link::{Link, LinkError},
@@ -44,12 +47,12 @@ impl Acquaintance for Met {
         locked(&self.machines.known).get(&self.host).cloned()
     }
 
-    async fn met(&self, id: &str) -> Result<(), Cause> {
+    async fn met(&self, id: &str, key: Option<String>) -> Result<(), Cause> {
         let gone =
             || Cause::new("stopping", format!("nothing was begun on {}: the run is not gone on with", self.host));
         let (reply, kept) = oneshot::channel();
         let (deployment, host, machine) = (self.deployment, self.host.clone(), id.to_owned());
-        let met = Message::HostMet { deployment, host, machine, reply };
+        let met = Message::HostMet { deployment, host, machine, key, reply };
         self.machines.owner.send(met).await.map_err(|_| gone())?;
         kept.await.map_err(|_| gone())?.map_err(|why| Cause::new("degraded", why))?;
         locked(&self.machines.known).insert(self.host.clone(), id.to_owned());
@@ -57,15 +60,24 @@ impl Acquaintance for Met {
     }
 }
 
+/// A session that nobody has asked for within this is given back when others wait for one.
+const UNUSED: Duration = Duration::from_secs(2);
+/// How often, as long as others wait.
+const GIVING: Duration = Duration::from_millis(500);
+
 /// The sessions of one run.
 pub(super) struct Sessions {
     world: Arc<World>,
     project: ProjectName,
+    /// Of each deployment so far.
+    environments: Mutex<BTreeMap<u32, EnvironmentName>>,
     machines: Arc<Machines>,
     hosts: Mutex<BTreeMap<HostId, Arc<Session>>>,
     local: Arc<Session>,
     /// Every secret a step of the run has used so far.
     redactor: Mutex<Redactor>,
+    over: CancellationToken,
+    _over: DropGuard,
 }
 
 impl Sessions {
@@ -74,11 +86,58 @@ impl Sessions {
         let connect = Arc::new(ToLocal { links: Arc::clone(&world.links), project: project.clone() });
         let local = Arc::new(Session::new(connect, Arc::clone(&world.clock), Arc::new(Fleeting)));
         let machines = Arc::new(Machines { known: Mutex::default(), owner });
-        Sessions { world, project, machines, hosts: Mutex::default(), local, redactor: Mutex::default() }
+        let over = CancellationToken::new();
+        Sessions {
+            world,
+            project,
+            environments: Mutex::default(),
+            machines,
+            hosts: Mutex::default(),
+            local,
+            redactor: Mutex::default(),
+            _over: over.clone().drop_guard(),
+            over,
+        }
+    }
+
+    /// Gives sessions that are not in use back as long as others wait for one, until all of them are dropped.
+    pub(super) fn share(self: &Arc<Self>, run: &RunId) {
+        let Some(mut waiting) = self.world.links.waiting() else { return };
+        let (sessions, clock) = (Arc::downgrade(self), Arc::clone(&self.world.clock));
+        let (over, stopping) = (self.over.clone(), self.world.tasks.stopping());
+        self.world.tasks.spawn(format!("sessions of run {run}"), async move {
+            loop {
+                tokio::select! {
+                    biased;
+                    () = over.cancelled() => return,
+                    () = stopping.cancelled() => return,
+                    some = waiting.wait_for(|n| *n > 0) => if some.is_err() { return },
+                }
+                let Some(sessions) = sessions.upgrade() else { return };
+                let all: Vec<Arc<Session>> = locked(&sessions.hosts).values().cloned().collect();
+                drop(sessions);
+                for session in all {
+                    session.give_back(UNUSED).await;
+                }
+                clock.sleep(GIVING).await;
+            }
+        });
+    }
+
+    /// A deployment of the run has begun.
+    pub(super) fn expect(&self, deployment: u32, environment: &EnvironmentName) {
+        locked(&self.environments).insert(deployment, environment.clone());
+    }
+
+    fn realm(&self, deployment: u32) -> Option<Realm> {
+        locked(&self.environments).get(&deployment).map(|environment| Realm::new(&self.project, environment))
     }
 
     /// What the journal says of the machines of an unfinished run.
     pub(super) fn remember(&self, run: &Run) {
+        for deployment in &run.deployments {
+            self.expect(deployment.n, &deployment.environment);
+        }
         let hosts = run.deployments.iter().flat_map(|deployment| &deployment.hosts);
         let met = hosts.filter_map(|host| Some((host.host.id.clone(), host.machine.clone()?)));
         locked(&self.machines.known).extend(met);
@@ -101,7 +160,9 @@ impl Sessions {
             let links = Arc::clone(&self.world.links);
             let connect: Arc<dyn Connect> = match &host.transport {
                 Transport::Local => Arc::new(ToLocal { links, project: self.project.clone() }),
-                Transport::Ssh | Transport::Signal(_) => Arc::new(ToHost { links, host: host.clone() }),
+                Transport::Ssh | Transport::Signal(_) => {
+                    Arc::new(ToHost { links, realm: self.realm(deployment), host: host.clone() })
+                }
             };
             let met = Met { machines: Arc::clone(&self.machines), deployment, host: host.id.clone() };
             Arc::new(Session::new(connect, Arc::clone(&self.world.clock), Arc::new(met)))

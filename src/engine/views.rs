@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError, mpsc},
+    thread::Thread,
     time::Duration,
 };
 
@@ -36,6 +37,8 @@ use crate::{
 
 /// How far views may be behind the disk where much happens: a write of the index costs more than what it writes.
 const BEHIND: Duration = Duration::from_millis(50);
+/// How long the thread lets records come before it looks at them, while more come than it need hear of at once: each sync would wake it.
+const NAP: Duration = Duration::from_millis(25);
 
 /// Events kept for followers that come back.
 const RING: usize = 4096;
@@ -595,6 +598,14 @@ enum Fed {
     Barrier(mpsc::SyncSender<()>),
 }
 
+impl Fed {
+    /// Whether nobody minds that it is looked at after the nap that the thread may be having.
+    fn may_rest(&self) -> bool {
+        matches!(self, Fed::Records(_, records)
+            if !records.iter().any(|(.., record)| matches!(record.event, Event::End { .. })))
+    }
+}
+
 /// The views of one daemon. Cheap to clone.
 #[derive(Clone)]
 pub struct Views {
@@ -606,8 +617,8 @@ pub struct Views {
 /// How what is fed gets to the fold.
 #[derive(Clone)]
 enum Way {
-    /// To a thread of its own.
-    Thread(mpsc::SyncSender<Fed>),
+    /// To a thread of its own, which is woken for whatever cannot wait for a nap's end.
+    Thread(mpsc::SyncSender<Fed>, Thread),
     /// At once.
     Here(Arc<Mutex<Folding>>),
 }
@@ -615,7 +626,14 @@ enum Way {
 impl Way {
     fn send(&self, fed: Fed) -> Result<(), mpsc::SendError<Fed>> {
         match self {
-            Way::Thread(feed) => feed.send(fed),
+            Way::Thread(feed, thread) => {
+                let hurries = !fed.may_rest();
+                feed.send(fed)?;
+                if hurries {
+                    thread.unpark();
+                }
+                Ok(())
+            }
             Way::Here(folding) => {
                 folding.lock().unwrap_or_else(PoisonError::into_inner).take(fed);
                 Ok(())
@@ -640,7 +658,7 @@ impl Views {
         let (feed, fed) = mpsc::sync_channel(4096);
         let mut folding = Folding::new(&index, start);
         let board = Arc::clone(&folding.board);
-        std::thread::Builder::new().name("views".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("views".to_owned()).spawn(move || {
             let mut next: Option<Fed> = None;
             let mut written = clock.now();
             while let Some(now) = next.take().or_else(|| fed.recv().ok()) {
@@ -650,13 +668,15 @@ impl Views {
                         // What comes within a moment of the last write is one write a run, not as many as there were syncs. Only of an end
                         // everybody learns at once.
                         next = loop {
-                            if over {
+                            let left = BEHIND.saturating_sub(clock.now().since(&written));
+                            if over || left.is_zero() {
                                 break None;
                             }
-                            let left = BEHIND.saturating_sub(clock.now().since(&written));
-                            match fed.recv_timeout(left).ok() {
-                                Some(Fed::Records(run, records)) => over = folding.fold(&run, &records, false),
-                                other => break other,
+                            match fed.try_recv() {
+                                Ok(Fed::Records(run, records)) => over = folding.fold(&run, &records, false),
+                                Ok(other) => break Some(other),
+                                Err(mpsc::TryRecvError::Empty) => std::thread::park_timeout(left.min(NAP)),
+                                Err(mpsc::TryRecvError::Disconnected) => break None,
                             }
                         };
                         folding.write();
@@ -666,7 +686,7 @@ impl Views {
                 }
             }
         })?;
-        Ok(Views { feed: Way::Thread(feed), board, index })
+        Ok(Views { feed: Way::Thread(feed, thread.thread().clone()), board, index })
     }
 
     /// Views that are folded where they are fed, without a thread: for a world in which nothing happens beside something else.

@@ -22,7 +22,7 @@ use serde_json::Value;
 use super::{
     data_disk::DataDisk,
     disk::{self, RealDisk, simulated::SimulatedDisk},
-    file::{Later, Log, Means, Pending, Refused, Writer},
+    file::{Haste, Later, Log, Means, Pending, Refused, Writer},
     kill::Kill,
     line::{self, First},
 };
@@ -326,12 +326,14 @@ impl Control for ControlLog {
         }
         // Everybody who commits holds the state, so nobody else can have appended since.
         let last = self.log.last();
-        let ticket = self.writer.append(&self.log, last, vec![Pending { json, record: None }]).map_err(|refused| {
-            CommitError::Broken(match refused {
-                Refused::Broken(why) => why,
-                Refused::Conflict(found) => format!("it stands at {found}, not at {last}"),
-            })
-        })?;
+        let ticket = self.writer.append(&self.log, last, vec![Pending { json, record: None }], Haste::Now).map_err(
+            |refused| {
+                CommitError::Broken(match refused {
+                    Refused::Broken(why) => why,
+                    Refused::Conflict(found) => format!("it stands at {found}, not at {last}"),
+                })
+            },
+        )?;
         state.fold(ticket.seq().0, record.puts);
         self.compact(&mut state);
         drop(state);

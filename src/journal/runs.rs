@@ -13,7 +13,7 @@ use serde::Deserialize;
 use super::{
     data_disk::{self, DataDisk},
     disk::{self, RealDisk, simulated::SimulatedDisk},
-    file::{Later, Log, Means, Pending, Reader, Refused, Writer},
+    file::{Haste, Later, Log, Means, Pending, Reader, Refused, Writer},
     kill::Kill,
     line::{self, First},
 };
@@ -161,13 +161,14 @@ impl RunJournals {
 
 impl Journals for RunJournals {
     fn append(&self, run: &RunId, epoch: Epoch, expected: Seq, records: Vec<Record>) -> Result<Ticket, AppendError> {
+        let haste = if records.iter().all(|record| record.event.may_rest()) { Haste::Rests } else { Haste::Now };
         let pending = records
             .into_iter()
             .map(|record| Ok(Pending { json: serde_json::to_vec(&record)?, record: Some(record) }))
             .collect::<Result<Vec<_>, serde_json::Error>>()
             .map_err(|error| AppendError::Broken { run: run.clone(), why: format!("a record of it: {error}") })?;
         let log = self.log(run, epoch, expected)?;
-        self.writer.append(&log, expected.0, pending).map_err(|refused| match refused {
+        self.writer.append(&log, expected.0, pending, haste).map_err(|refused| match refused {
             Refused::Broken(why) => AppendError::Broken { run: run.clone(), why },
             Refused::Conflict(found) => AppendError::Conflict { run: run.clone(), expected, found: Seq(found) },
         })

@@ -19,7 +19,9 @@ use crate::{
         freeze::{self, Window, Written},
         health::full_unit,
         host::{Host, Presence, SecretRef, Signalling, Ssh, Transport},
+        host_key::HostKeys,
         ids::{Digest, EnvironmentName, HostId, StageName},
+        jump::Jump,
         pipeline::{
             Check, Environment, Health, Hooks, HostSource, Notify, Pipeline, Queue, Source, SourceLimits, Stage,
             Version, VersionFrom, When,
@@ -55,6 +57,7 @@ pub fn findings(data: &Json, known: &[Finding]) -> Vec<Finding> {
         let at = vec![definitions::key("environments"), Part::Index(i)];
         hosts(&environment["hosts"], &at, &mut found);
         waves(&environment["rollout"]["waves"], &at, &mut found);
+        sessions(environment, &at, &mut found);
         windows(&environment["freeze"], &at, known, &mut found);
         if !environment["when"]["tag"].is_null() && data["source"]["tags"].is_null() {
             let mut path = at.clone();
@@ -174,6 +177,21 @@ fn signals(environment: &Json, at: &[Part], known: &[Finding], found: &mut Vec<F
             let help = "give it receiver_key = \"ssh-ed25519 ...\", which phased keys show prints there, or name a file of all by signal.receivers";
             found.push(finding(path, message, Some(help)));
         }
+    }
+}
+
+/// Each host that is updated has a session of its own.
+fn sessions(environment: &Json, at: &[Part], found: &mut Vec<Finding>) {
+    let Some(most) = environment["ssh"]["max_sessions"].as_u64() else { return };
+    for key in ["max_parallel", "rollback_parallel"] {
+        let Some(wide) = environment["rollout"][key].as_u64().filter(|wide| *wide > most) else { continue };
+        let mut path = at.to_vec();
+        path.extend([definitions::key("rollout"), definitions::key(key)]);
+        let message = format!(
+            "{}.rollout.{key} is {wide}, and ssh.max_sessions allows {most}: each host that is updated has a session",
+            check::dotted(at)
+        );
+        found.push(finding(path, message, Some("raise ssh.max_sessions, or update fewer hosts at once")));
     }
 }
 
@@ -419,6 +437,8 @@ struct RawSourceLimits {
     min_hosts: Option<u32>,
     max_shrink: Option<RawBudget>,
     max_age: Option<Span>,
+    port_label: Option<String>,
+    user_label: Option<String>,
 }
 
 impl From<RawSourceLimits> for SourceLimits {
@@ -430,6 +450,8 @@ impl From<RawSourceLimits> for SourceLimits {
             min_hosts: raw.min_hosts.unwrap_or(usual.min_hosts),
             max_shrink: raw.max_shrink.map(Budget::from),
             max_age_ms: raw.max_age.map_or(usual.max_age_ms, ms),
+            port_label: raw.port_label,
+            user_label: raw.user_label,
         }
     }
 }
@@ -458,10 +480,12 @@ struct RawSsh {
     port: Option<u16>,
     key: Option<SecretRef>,
     known_hosts: Option<String>,
-    jump: Option<String>,
+    host_keys: Option<HostKeys>,
+    jump: Option<Jump>,
     connect_timeout: Option<Span>,
     path: Option<String>,
     base: Option<String>,
+    max_sessions: Option<u32>,
 }
 
 #[derive(Deserialize, Default)]
@@ -749,10 +773,12 @@ impl From<RawSsh> for Ssh {
             port: raw.port,
             key: raw.key,
             known_hosts: raw.known_hosts,
+            host_keys: raw.host_keys,
             jump: raw.jump,
             connect_timeout_ms: raw.connect_timeout.map(ms),
             path: raw.path,
             base: raw.base,
+            max_sessions: raw.max_sessions,
         }
     }
 }

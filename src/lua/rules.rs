@@ -111,7 +111,32 @@ pub fn address(text: &str) -> Result<(), String> {
     if fits { Ok(()) } else { Err("is not a host name or address".to_owned()) }
 }
 
-/// `[user@]host[:port]`.
+/// `SHA256:...` as ssh-keygen -l prints it, or `ssh-ed25519 AAAA...` as in a .pub file.
+pub fn host_key(text: &str) -> Result<(), String> {
+    use base64::Engine as _;
+    line(text)?;
+    if let Some(hash) = text.strip_prefix("SHA256:") {
+        let read = base64::engine::general_purpose::STANDARD_NO_PAD.decode(hash.trim_end_matches('='));
+        return match read {
+            Ok(bytes) if bytes.len() == 32 => Ok(()),
+            _ => Err("is no fingerprint as ssh-keygen -l prints it".to_owned()),
+        };
+    }
+    let mut words = text.split_ascii_whitespace();
+    let (algorithm, blob) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    if !matches!(algorithm, "ssh-ed25519" | "ssh-rsa") && !algorithm.starts_with("ecdsa-sha2-nistp") {
+        return Err(
+            "is neither a fingerprint (SHA256:...) nor a public key (ssh-ed25519 AAAA..., ecdsa-sha2-..., ssh-rsa)"
+                .to_owned(),
+        );
+    }
+    // The blob begins with the name of its algorithm, as a length and its letters.
+    let bytes = base64::engine::general_purpose::STANDARD.decode(blob).unwrap_or_default();
+    let named = bytes.get(4..4 + algorithm.len()).is_some_and(|name| name == algorithm.as_bytes());
+    if named && bytes[..3] == [0; 3] { Ok(()) } else { Err("is no whole public key".to_owned()) }
+}
+
+/// `[user@]host[:port]`, or `none`.
 pub fn jump(text: &str) -> Result<(), String> {
     let (login, rest) = text.split_once('@').map_or((None, text), |(login, rest)| (Some(login), rest));
     if let Some(login) = login {

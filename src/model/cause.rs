@@ -33,7 +33,7 @@ impl Cause {
     /// Codes of a host that could not be reached, as against one that was reached and failed. Asking again may help.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
-        matches!(self.code.as_str(), "unreachable" | "connect_timeout" | "connection_lost")
+        matches!(self.code.as_str(), "unreachable" | "connect_timeout" | "connection_lost" | "session_limit")
     }
 
     /// Codes of a host on which nothing was done: it could not be reached, or it is not the one we know, or it did not let us in, or its

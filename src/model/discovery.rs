@@ -8,6 +8,7 @@ use super::{
     cause::Cause,
     host::{Host, Presence, Ssh},
     ids::HostId,
+    jump::Jump,
     pipeline::SourceLimits,
     rollout::Budget,
 };
@@ -198,13 +199,14 @@ fn leave_out(merged: &mut Merged, said: &[Said<'_>], usual: &Ssh) {
 }
 
 /// One sshd, and one place for the command protocol behind it.
-type Place<'a> = (&'a str, u16, Option<&'a str>, Option<&'a str>);
+type Place<'a> = (&'a str, u16, Option<&'a Jump>, Option<&'a str>);
 
 fn place<'a>(host: &'a Host, usual: &'a Ssh) -> Place<'a> {
     let own = &host.ssh;
     let port = own.port.or(usual.port).unwrap_or(22);
-    let either = |own: &'a Option<String>, usual: &'a Option<String>| own.as_deref().or(usual.as_deref());
-    (&host.address, port, either(&own.jump, &usual.jump), either(&own.base, &usual.base))
+    // No bastion is no bastion, however that is said.
+    let jump = own.jump.as_ref().or(usual.jump.as_ref()).filter(|jump| !jump.0.is_empty());
+    (&host.address, port, jump, own.base.as_deref().or(usual.base.as_deref()))
 }
 
 fn out(host: &Host, source: &str, code: &str, message: String) -> Out {
@@ -242,14 +244,19 @@ impl Adding<'_> {
                 }
             }
         }
-        let Ssh { user, port, known_hosts, jump, path, base, .. } = &other.ssh;
+        let Ssh { user, port, known_hosts, host_keys, jump, path, base, .. } = &other.ssh;
         if let (Some(used), Some(other)) = (known.ssh.port, port) {
             self.differ("port", &used.to_string(), &other.to_string());
+        }
+        if let (Some(used), Some(other)) = (&known.ssh.jump, jump) {
+            self.differ("jump", &used.to_string(), &other.to_string());
+        }
+        if let (Some(used), Some(other)) = (&known.ssh.host_keys, host_keys) {
+            self.differ("host_keys", &used.to_string(), &other.to_string());
         }
         for (field, used, other) in [
             ("user", &known.ssh.user, user),
             ("known_hosts", &known.ssh.known_hosts, known_hosts),
-            ("jump", &known.ssh.jump, jump),
             ("path", &known.ssh.path, path),
             ("base", &known.ssh.base, base),
         ] {

@@ -279,6 +279,9 @@ pub enum Event {
         host: HostId,
         /// `<base>/id` there.
         machine: String,
+        /// Its host key, where it was learnt just now: `ssh-ed25519 SHA256:...`.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        key: Option<String>,
     },
     /// A host's health is being watched.
     HealthBegan {
@@ -458,6 +461,15 @@ impl Purpose {
     #[must_use]
     pub fn is_deploy(&self) -> bool {
         *self == Purpose::Deploy
+    }
+}
+
+impl Event {
+    /// Whether nobody waits for it to be on disk: what comes of it in the run is another event, and that takes it along. Lost with the
+    /// power, a call is begun again and a step's host is asked again.
+    #[must_use]
+    pub fn may_rest(&self) -> bool {
+        matches!(self, Event::Call { .. } | Event::Done { .. } | Event::Return { .. })
     }
 }
 

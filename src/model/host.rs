@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ids::HostId, signal::PublicKey};
+use super::{host_key::HostKeys, ids::HostId, jump::Jump, signal::PublicKey};
 
 /// A host as discovery gave it, `ssh` of its environment already merged in (the host's own values win).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,9 +152,12 @@ pub struct Ssh {
     /// The known_hosts file to hold the host against.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub known_hosts: Option<String>,
-    /// A bastion, `[user@]host[:port]`; its key is checked against the same file.
+    /// By what a host is known to be itself; `pin` when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub jump: Option<String>,
+    pub host_keys: Option<HostKeys>,
+    /// Bastions on the way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jump: Option<Jump>,
     /// TCP, key exchange and authentication together; 10 s when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_timeout_ms: Option<u64>,
@@ -164,6 +167,9 @@ pub struct Ssh {
     /// Where the command protocol keeps its files on the host; `/var/tmp/phased-<uid>` when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
+    /// Sessions to hosts of the environment at the same moment; no limit of its own when absent. An environment's, never a host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_sessions: Option<u32>,
 }
 
 impl Ssh {
@@ -176,10 +182,12 @@ impl Ssh {
             port: own.port.or(base.port),
             key: own.key.or(base.key),
             known_hosts: own.known_hosts.or(base.known_hosts),
+            host_keys: own.host_keys.or(base.host_keys),
             jump: own.jump.or(base.jump),
             connect_timeout_ms: own.connect_timeout_ms.or(base.connect_timeout_ms),
             path: own.path.or(base.path),
             base: own.base.or(base.base),
+            max_sessions: own.max_sessions.or(base.max_sessions),
         }
     }
 }

@@ -249,7 +249,7 @@ impl Run {
             Event::PlanFailed { deployment, cause } => {
                 self.deployment_mut("plan_failed", *deployment)?.plan_failed = Some(cause.clone());
             }
-            Event::HostMet { deployment, host, machine } => {
+            Event::HostMet { deployment, host, machine, .. } => {
                 self.host_mut("host_met", *deployment, host)?.machine = Some(machine.clone());
             }
             Event::HealthBegan { deployment, host } => {

@@ -235,7 +235,7 @@ pub enum HostSource {
     },
 }
 
-/// `interval`, `timeout`, `min_hosts`, `max_shrink` and `max_age` of a source.
+/// What phased itself reads of a source's options: `interval timeout min_hosts max_shrink max_age port_label user_label`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceLimits {
     /// How often it is asked while nothing is deployed; 1 m by default.
@@ -248,11 +248,55 @@ pub struct SourceLimits {
     pub max_shrink: Option<Budget>,
     /// How old the last good answer may be that stands in for a source that fails, where something new begins; 1 h by default.
     pub max_age_ms: u64,
+    /// The label that holds the port of a host's sshd, where the source does not say it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub port_label: Option<String>,
+    /// The label that holds the user to log in as, where the source does not say it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub user_label: Option<String>,
 }
 
 impl Default for SourceLimits {
     fn default() -> Self {
-        SourceLimits { interval_ms: 60_000, timeout_ms: 120_000, min_hosts: 0, max_shrink: None, max_age_ms: 3_600_000 }
+        SourceLimits {
+            interval_ms: 60_000,
+            timeout_ms: 120_000,
+            min_hosts: 0,
+            max_shrink: None,
+            max_age_ms: 3_600_000,
+            port_label: None,
+            user_label: None,
+        }
+    }
+}
+
+impl SourceLimits {
+    /// Takes ports and users from labels, as it says.
+    ///
+    /// # Errors
+    /// A label holds no port or no user name: which, of which host.
+    pub fn read_labels(&self, hosts: &mut [Host]) -> Result<(), String> {
+        for host in hosts {
+            let label = |name: &Option<String>| {
+                let name = name.as_ref()?;
+                Some((name.clone(), host.labels.get(name).filter(|value| !value.is_empty())?.clone()))
+            };
+            let (port, user) = (label(&self.port_label), label(&self.user_label));
+            let bad = |what: &str, name: &str, value: &str| {
+                format!("the label {name} of host {} is {value:?}, which is no {what}", host.id)
+            };
+            if let Some((name, value)) = port.filter(|_| host.ssh.port.is_none()) {
+                let read = value.parse::<u16>().ok().filter(|port| *port != 0);
+                host.ssh.port = Some(read.ok_or_else(|| bad("port", &name, &value))?);
+            }
+            if let Some((name, value)) = user.filter(|_| host.ssh.user.is_none()) {
+                let fits = value.len() <= 64
+                    && value.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+                    && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-$@\\".contains(&b));
+                host.ssh.user = Some(fits.then(|| value.clone()).ok_or_else(|| bad("user name", &name, &value))?);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! What discovery plugins need beside HTTP, files and commands: DNS, EC2 and signed tokens.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -97,6 +97,17 @@ pub trait Discovery: Send + Sync {
     /// `ec2_credentials`, `ec2_denied`, `ec2_region`, `ec2_throttled`, `ec2_failed`, `ec2_missing`, `timeout`: each names the call, the
     /// region, whose credentials they were and what to do.
     async fn ec2_instances(&self, query: Ec2Query) -> Result<Vec<Value>, Cause>;
+
+    /// The host keys that instances (id to region) have printed on their consoles, as a host's `host_keys` takes them; those that have printed
+    /// none, or not yet, are left out. Cancel safe.
+    ///
+    /// # Errors
+    /// As [`Discovery::ec2_instances`].
+    async fn ec2_host_keys(
+        &self,
+        query: Ec2Query,
+        of: BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, Vec<String>>, Cause>;
 
     /// The signed token.
     ///

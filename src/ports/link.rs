@@ -6,11 +6,15 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::model::{cause::Cause, host::Host, ids::ProjectName};
+use crate::{
+    lifecycle::watch,
+    model::{cause::Cause, host::Host, host_key::Realm, ids::ProjectName},
+};
 
 /// Why a link or channel could not be had, or broke. `cause.code` is one of `unreachable` (refused, no route, name unknown),
-/// `connect_timeout`, `connection_lost`, `auth_failed`, `host_key_unknown`, `host_key_changed`, `host_key_revoked`,
-/// `host_unsupported`, `channel_refused`, `forwarding_refused`, `job_user` (the local job user cannot be used).
+/// `connect_timeout`, `connection_lost`, `session_limit` (our own, waited for in vain), `auth_failed`, `host_key_unknown`,
+/// `host_key_changed`, `host_key_revoked`, `host_key_certificate` (it is not good), `host_unsupported`, `channel_refused`,
+/// `forwarding_refused`, `job_user` (the local job user cannot be used).
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{cause}")]
 pub struct LinkError {
@@ -76,6 +80,11 @@ pub trait Link: Send + Sync {
 
     /// Where the command protocol keeps its files there; `None` = its default.
     fn base(&self) -> Option<String>;
+
+    /// The host's key, where it was first met, and learnt, in making this link: `ssh-ed25519 SHA256:...`.
+    fn learnt(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Makes links.
@@ -87,9 +96,16 @@ pub trait Links: Send + Sync {
     /// [`LinkError`] `job_user` when commands could only run as the daemon itself.
     async fn local(&self, project: &ProjectName) -> Result<Arc<dyn Link>, LinkError>;
 
-    /// A session to `host`, connected, its key checked, authenticated.
+    /// A session to `host` of `realm`, connected, its key checked, authenticated. While there are as many sessions as there may be it
+    /// waits until one is given back.
     ///
     /// # Errors
-    /// [`LinkError`]. Bounded by the host's connect time-out. Cancel safe.
-    async fn host(&self, host: &Host) -> Result<Arc<dyn Link>, LinkError>;
+    /// [`LinkError`]. Bounded by the connect time-outs on the way, and by what such a wait may take. Cancel safe.
+    async fn host(&self, realm: &Realm, host: &Host) -> Result<Arc<dyn Link>, LinkError>;
+
+    /// How many wait for a session because there are as many as there may be: as long as anybody does, whoever holds one that is not in use
+    /// gives it back. `None` = there is no such limit.
+    fn waiting(&self) -> Option<watch::Receiver<usize>> {
+        None
+    }
 }

@@ -260,6 +260,14 @@ impl Discovery for Nowhere {
         Err(Cause::new("ec2_failed", "lookups are not simulated"))
     }
 
+    async fn ec2_host_keys(
+        &self,
+        _query: Ec2Query,
+        _of: BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, Vec<String>>, Cause> {
+        Err(Cause::new("ec2_failed", "lookups are not simulated"))
+    }
+
     fn jwt(&self, _ask: JwtAsk) -> Result<String, Cause> {
         Err(Cause::new("jwt_key", "tokens are not simulated"))
     }

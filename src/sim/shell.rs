@@ -26,7 +26,7 @@ use super::{
     ports::locked,
 };
 use crate::{
-    model::{health::Sight, host::Host, ids::ProjectName, pipeline::Check},
+    model::{health::Sight, host::Host, host_key::Realm, ids::ProjectName, pipeline::Check},
     ports::{
         link::{Channel, Duplex, Exit, Link, LinkError, Links},
         probe::Probe,
@@ -456,7 +456,7 @@ impl Links for Ways {
         Ok(self.wire(None))
     }
 
-    async fn host(&self, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
+    async fn host(&self, _realm: &Realm, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
         let (id, clock) = (host.id.as_str(), self.outside.clock());
         clock.sleep(self.outside.latency() * 4).await;
         match self.outside.reach(Some(id)) {

@@ -1,6 +1,10 @@
-//! From a host's description to a link: TCP (or a bastion), key exchange, the host's key, login.
+//! From a host's description to a link: TCP (or bastions), key exchange, the host's key, login.
 
-use std::{borrow::Cow, path::Path, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use nix::unistd::{Uid, User};
 use russh::{
@@ -9,17 +13,27 @@ use russh::{
     compression,
     keys::{HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate},
 };
-use tokio::{net::TcpStream, sync::Semaphore};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    net::TcpStream,
+};
 
 use super::{
+    bastions::{Bastions, Through},
     guard::{Guarded, Valve},
-    known_hosts::{self, Known},
+    known_hosts::Who,
     link::SshLink,
+    room::{Held, Room, SshLimits},
+    trust::{Belief, Trust},
 };
 use crate::{
-    lifecycle::Tasks,
-    model::host::{Host, Ssh},
+    lifecycle::{Tasks, watch},
+    model::{
+        host::{Host, SecretRef},
+        host_key::{HostKeys as Said, Learnt, Realm},
+    },
     ports::{
+        host_keys::HostKeys,
         link::{Duplex, Link, LinkError},
         secrets::Secrets,
     },
@@ -28,35 +42,53 @@ use crate::{
 
 /// Connect time-out where the host says nothing.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Handshakes at the same moment: they cost both sides' processors, and bastions drop bursts.
-const HANDSHAKES: usize = 8;
-/// How long a handshake waits for its turn: hosts that hang must not hold up the others.
-const TURN: Duration = Duration::from_secs(1);
 /// Per channel, before the server has to wait for us.
 const WINDOW: u32 = 256 * 1024;
 /// Packets of a channel that wait for their reader; then the connection waits.
 const QUEUE: usize = 16;
+/// What is read of a server before it gets a turn: the beginning of its greeting. Larger reads go past this buffer.
+const GREETING: usize = 256;
 
 /// Opens links to hosts.
 #[derive(Clone)]
 pub struct SshLinks {
     secrets: Arc<dyn Secrets>,
-    clock: Arc<dyn Clock>,
-    tasks: Tasks,
-    turns: Arc<Semaphore>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) tasks: Tasks,
+    /// Keys learnt before.
+    pub(super) kept: Arc<dyn HostKeys>,
+    pub(super) room: Arc<Room>,
+    pub(super) bastions: Arc<Bastions>,
 }
 
 /// Where to go and as whom.
-struct Destination<'a> {
-    user: String,
-    address: &'a str,
-    port: u16,
+#[derive(Clone, Copy)]
+pub(super) struct Destination<'a> {
+    pub(super) user: &'a str,
+    pub(super) address: &'a str,
+    pub(super) port: u16,
 }
 
-/// Checks the server's key; russh asks.
-pub(super) struct Checker {
-    known: Known,
+/// One part of the way: to a host, or to a bastion.
+#[derive(Clone, Copy)]
+pub(super) struct Way<'a> {
+    pub(super) to: Destination<'a>,
+    /// The secret to log in with.
+    pub(super) key: Option<&'a SecretRef>,
+    pub(super) known_hosts: Option<&'a str>,
+    pub(super) host_keys: Option<&'a Said>,
+    pub(super) connect_timeout_ms: Option<u64>,
 }
+
+/// Checks the server's key; russh asks, once the server has proved to hold it.
+pub(super) struct Checker {
+    trust: Trust,
+    clock: Arc<dyn Clock>,
+    /// A key that was never seen before.
+    new: New,
+}
+
+type New = Arc<Mutex<Option<Learnt>>>;
 
 /// What ends a session.
 #[derive(Debug)]
@@ -77,50 +109,64 @@ impl Handler for Checker {
     type Error = Refusal;
 
     async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, Refusal> {
-        match shown {
-            PublicKeyOrCertificate::PublicKey { key, .. } => self.known.check(key).map_err(Refusal::Key).map(|()| true),
-            // None was asked for: a server that shows one all the same is not believed.
-            PublicKeyOrCertificate::Certificate(_) => Err(Refusal::Key(self.known.changed("it shows a certificate"))),
+        match self.trust.check(shown, self.clock.now().wall_ms).map_err(Refusal::Key)? {
+            Belief::Known => {}
+            Belief::New(learnt) => *self.new.lock().unwrap_or_else(PoisonError::into_inner) = Some(learnt),
         }
+        Ok(true)
     }
 }
 
 impl SshLinks {
-    /// `secrets` hold the private keys; sessions and channels run as tasks of `tasks`.
+    /// `secrets` hold the private keys, `kept` the learnt host keys; sessions and channels run as tasks of `tasks`.
     #[must_use]
-    pub fn new(secrets: Arc<dyn Secrets>, clock: Arc<dyn Clock>, tasks: Tasks) -> Self {
-        SshLinks { secrets, clock, tasks, turns: Arc::new(Semaphore::new(HANDSHAKES)) }
+    pub fn new(
+        secrets: Arc<dyn Secrets>,
+        kept: Arc<dyn HostKeys>,
+        clock: Arc<dyn Clock>,
+        tasks: Tasks,
+        limits: SshLimits,
+    ) -> Self {
+        SshLinks { secrets, clock, tasks, kept, room: Arc::new(Room::new(limits)), bastions: Arc::default() }
     }
 
-    /// A session to `host`: connected, its key checked, logged in. Bounded by its connect time-out (twice that through a
-    /// bastion) and the wait for a turn. Cancel safe.
+    /// A session to `host` of `realm`: connected, its key checked, logged in. Bounded by its connect time-out, once more for each bastion,
+    /// and by the waits for room. Cancel safe.
     ///
     /// # Errors
-    /// `unreachable`, `connect_timeout`, `connection_lost`, `host_key_*`, `auth_failed`.
-    pub async fn connect(&self, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
-        let key = self.key(&host.ssh)?;
+    /// `unreachable`, `connect_timeout`, `connection_lost`, `session_limit`, `host_key_*`, `auth_failed`.
+    pub async fn connect(&self, realm: &Realm, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
         let user = match &host.ssh.user {
             Some(user) => user.clone(),
             None => own_name()?,
         };
-        let target = Destination { user, address: &host.address, port: host.ssh.port.unwrap_or(22) };
-        let link = match &host.ssh.jump {
-            None => self.session(&target, &host.ssh, &key, None).await?,
-            Some(jump) => {
-                let bastion = destination(jump, &target.user)?;
-                let through = self.session(&bastion, &host.ssh, &key, None).await.map_err(|mut e| {
-                    e.cause.message = format!("the bastion of {}: {}", host.name, e.cause.message);
-                    e
-                })?;
-                self.session(&target, &host.ssh, &key, Some(through)).await?
-            }
+        let way = Way {
+            to: Destination { user: &user, address: &host.address, port: host.ssh.port.unwrap_or(22) },
+            key: host.ssh.key.as_ref(),
+            known_hosts: host.ssh.known_hosts.as_deref(),
+            host_keys: host.ssh.host_keys.as_ref(),
+            connect_timeout_ms: host.ssh.connect_timeout_ms,
         };
+        let who = Who { id: host.id.as_str(), name: &host.name, address: &host.address, port: way.to.port };
+        let trust = Trust::of(realm, &who, way.host_keys, way.known_hosts, &*self.kept)?;
+        let held = self.room.session(&*self.clock, realm, host.ssh.max_sessions).await?;
+        let through = match &host.ssh.jump {
+            Some(jump) => self.through(realm, host, jump, &user).await?,
+            None => None,
+        };
+        let link = self.session(&way, trust, through, Some(held), host.ssh.base.clone()).await?;
         Ok(link)
     }
 
-    fn key(&self, ssh: &Ssh) -> Result<Arc<PrivateKey>, LinkError> {
+    /// How many wait for room.
+    #[must_use]
+    pub fn waiting(&self) -> watch::Receiver<usize> {
+        self.room.waiting()
+    }
+
+    fn key(&self, key: Option<&SecretRef>) -> Result<Arc<PrivateKey>, LinkError> {
         let failed = |why: String| LinkError::new("auth_failed", why);
-        let name = match &ssh.key {
+        let name = match key {
             Some(key) => &key.name,
             None => {
                 return Err(failed("there is no key to log in with: set ssh.key = phased.secret \"name\"".to_owned()));
@@ -147,49 +193,62 @@ impl SshLinks {
         Ok(Arc::new(key))
     }
 
-    async fn session(
+    /// `held`: its place among the sessions, for as long as it lives.
+    pub(super) async fn session(
         &self,
-        to: &Destination<'_>,
-        ssh: &Ssh,
-        key: &Arc<PrivateKey>,
-        through: Option<Arc<SshLink>>,
+        way: &Way<'_>,
+        trust: Trust,
+        through: Option<Through>,
+        held: Option<Held>,
+        base: Option<String>,
     ) -> Result<Arc<SshLink>, LinkError> {
-        let limit = ssh.connect_timeout_ms.map_or(CONNECT, Duration::from_millis);
+        let to = &way.to;
+        let key = self.key(way.key)?;
+        let limit = way.connect_timeout_ms.map_or(CONNECT, Duration::from_millis);
         let place = format!("{}@{} port {}", to.user, to.address, to.port);
-        let known = match &ssh.known_hosts {
-            Some(file) => known_hosts::read(Path::new(file), to.address, to.port)?,
-            None => {
-                return Err(LinkError::new(
-                    "host_key_unknown",
-                    format!("{place} cannot be trusted: set ssh.known_hosts to the file with its key"),
-                ));
-            }
-        };
         let timed_out = |what: &str| {
             LinkError::new("connect_timeout", format!("{place} {what} within {}", crate::time::Span(limit)))
         };
         let began = self.clock.now();
-        let stream: Box<dyn Duplex> = within(&*self.clock, limit, async {
-            match &through {
-                Some(bastion) => bastion.dial(to.address, to.port).await,
-                None => tcp(to.address, to.port).await,
+        let greeted = within(&*self.clock, limit, async {
+            let stream: Box<dyn Duplex> = match &through {
+                Some(bastion) => bastion.dial(to.address, to.port).await?,
+                None => tcp(to.address, to.port).await?,
+            };
+            // A server speaks first. Before it does it takes nobody's turn: hosts that hang do not hold up the others.
+            let mut stream = BufReader::with_capacity(GREETING, stream);
+            match stream.fill_buf().await {
+                Ok([]) => {
+                    Err(LinkError::new("connection_lost", format!("{place} closed the connection without a word")))
+                }
+                Ok(_) => Ok(stream),
+                Err(e) => Err(LinkError::new("connection_lost", format!("the connection to {place} was lost: {e}"))),
             }
-        })
-        .await
-        .ok_or_else(|| timed_out("did not accept a connection"))??;
+        });
+        let stream = greeted.await.ok_or_else(|| timed_out("did not answer"))??;
         let left = limit.saturating_sub(self.clock.now().since(&began)).max(Duration::from_millis(1));
 
-        let turn = within(&*self.clock, TURN, self.turns.acquire()).await;
-        let valve = Valve::new();
+        let mut turns = vec![self.room.handshake(&*self.clock).await?];
+        let through = through.map(|through| {
+            turns.push(through.turn);
+            through.link
+        });
+        let valve = Valve::new(turns);
         // Dropped before the login is done (time-out, cancelled): russh's task would wait for the server for ever.
         let cut = CutOnDrop(Some(valve.clone()));
-        let stream = Guarded::new(stream, &valve);
-        let handle = within(&*self.clock, left, self.login(stream, to, &place, known, key)).await;
-        drop(turn);
+        let stream = Guarded::new(Box::new(stream), &valve, held);
+        let new = New::default();
+        let handle = within(&*self.clock, left, self.login(stream, to, &place, &trust, &new, &key)).await;
         let handle = handle.ok_or_else(|| timed_out("did not let us in"))??;
+        // Only what has let us in is remembered: a stranger at the address of a host is not taken for it because it has a key too.
+        let new = new.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let learnt = match new {
+            Some(new) => Some(trust.learn(&*self.kept, new).await?),
+            None => None,
+        };
         valve.unbounded();
         cut.keep();
-        Ok(Arc::new(SshLink::new(handle, valve, place, ssh.base.clone(), through, self.tasks.clone())))
+        Ok(Arc::new(SshLink::new(handle, valve, place, base, through, learnt, self.tasks.clone())))
     }
 
     async fn login(
@@ -197,14 +256,14 @@ impl SshLinks {
         stream: Guarded,
         to: &Destination<'_>,
         place: &str,
-        known: Known,
+        trust: &Trust,
+        new: &New,
         key: &Arc<PrivateKey>,
     ) -> Result<Handle<Checker>, LinkError> {
-        let config = Arc::new(config(&known));
-        let again = known.clone();
-        let mut handle =
-            client::connect_stream(config, stream, Checker { known }).await.map_err(|e| failed(place, &again, e))?;
-        let lost = |e: russh::Error| failed(place, &again, Refusal::Ssh(e));
+        let config = Arc::new(config(trust));
+        let checker = Checker { trust: trust.clone(), clock: Arc::clone(&self.clock), new: Arc::clone(new) };
+        let mut handle = client::connect_stream(config, stream, checker).await.map_err(|e| failed(place, trust, e))?;
+        let lost = |e: russh::Error| failed(place, trust, Refusal::Ssh(e));
         let hash = if key.algorithm().is_rsa() {
             match handle.best_supported_rsa_hash().await.map_err(lost)? {
                 Some(Some(hash)) => Some(hash),
@@ -221,7 +280,7 @@ impl SshLinks {
         } else {
             None
         };
-        let asked = handle.authenticate_publickey(&to.user, PrivateKeyWithHashAlg::new(key.clone(), hash)).await;
+        let asked = handle.authenticate_publickey(to.user, PrivateKeyWithHashAlg::new(key.clone(), hash)).await;
         match asked.map_err(lost)? {
             AuthResult::Success => Ok(handle),
             AuthResult::Failure { .. } if handle.is_closed() => {
@@ -259,14 +318,16 @@ impl Drop for CutOnDrop {
     }
 }
 
-fn config(known: &Known) -> client::Config {
+fn config(trust: &Trust) -> client::Config {
+    let (keys, certificates) = trust.algorithms();
     client::Config {
         // Sessions are short; russh's hourly rekey of idle ones has broken connections (its issues 558, 563, 577).
         limits: Limits::new(1 << 30, 1 << 30, Duration::from_secs(7 * 86_400)),
         window_size: WINDOW,
         channel_buffer_size: QUEUE,
         preferred: Preferred {
-            key: Cow::Owned(known.algorithms()),
+            key: Cow::Owned(keys),
+            host_key_certificates: Cow::Owned(certificates),
             compression: Cow::Borrowed(&[compression::NONE]),
             ..Preferred::default()
         },
@@ -286,38 +347,16 @@ async fn tcp(address: &str, port: u16) -> Result<Box<dyn Duplex>, LinkError> {
 }
 
 /// What a handshake failed by.
-fn failed(place: &str, known: &Known, refusal: Refusal) -> LinkError {
+fn failed(place: &str, trust: &Trust, refusal: Refusal) -> LinkError {
     match refusal {
         Refusal::Key(error) => error,
         Refusal::Ssh(russh::Error::NoCommonAlgo { kind: russh::AlgorithmKind::Key, theirs, .. })
-            if !known.is_empty() =>
+            if trust.is_anchored() =>
         {
-            known.changed(&format!("it has only {}", theirs.join(", ")))
+            trust.changed(&format!("it has only {}", theirs.join(", ")))
         }
         Refusal::Ssh(error) => LinkError::new("connection_lost", format!("{place}: the SSH handshake failed: {error}")),
     }
-}
-
-/// `[user@]host[:port]`, `[address]:port` for IPv6.
-fn destination<'a>(text: &'a str, user: &str) -> Result<Destination<'a>, LinkError> {
-    let bad = || LinkError::new("unreachable", format!("ssh.jump = {text:?} is not \"[user@]host[:port]\""));
-    let (user, rest) = text.rsplit_once('@').map_or((user, text), |(user, rest)| (user, rest));
-    let (address, port) = match rest.strip_prefix('[') {
-        Some(rest) => {
-            let (address, port) = rest.split_once(']').ok_or_else(bad)?;
-            (address, port.strip_prefix(':'))
-        }
-        None => match rest.rsplit_once(':') {
-            Some((address, _)) if address.contains(':') => (rest, None),
-            Some((address, port)) => (address, Some(port)),
-            None => (rest, None),
-        },
-    };
-    let port = port.map_or(Ok(22), str::parse).map_err(|_| bad())?;
-    if address.is_empty() || user.is_empty() {
-        return Err(bad());
-    }
-    Ok(Destination { user: user.to_owned(), address, port })
 }
 
 fn own_name() -> Result<String, LinkError> {
@@ -326,24 +365,6 @@ fn own_name() -> Result<String, LinkError> {
         Ok(Some(user)) => Ok(user.name),
         _ => {
             Err(LinkError::new("auth_failed", format!("the daemon's uid {uid} has no name to log in as: set ssh.user")))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bastions() {
-        let read =
-            |text| destination(text, "me").map(|d| (d.user, d.address.to_owned(), d.port)).map_err(|e| e.cause.code);
-        assert_eq!(read("b"), Ok(("me".into(), "b".into(), 22)));
-        assert_eq!(read("x@b:2222"), Ok(("x".into(), "b".into(), 2222)));
-        assert_eq!(read("x@[::1]:2222"), Ok(("x".into(), "::1".into(), 2222)));
-        assert_eq!(read("::1"), Ok(("me".into(), "::1".into(), 22)));
-        for bad in ["", "@b", "b:x", "b:99999", "x@", "[::1"] {
-            assert_eq!(read(bad), Err("unreachable".into()), "{bad:?}");
         }
     }
 }

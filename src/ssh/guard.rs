@@ -4,15 +4,19 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::OwnedSemaphorePermit,
+};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::room::Held;
 use crate::ports::link::Duplex;
 
 /// A server that says more than this before it lets us in wants something else.
@@ -23,11 +27,14 @@ const BEFORE_LOGIN: u64 = 1 << 20;
 pub(super) struct Valve {
     cut: CancellationToken,
     left: Arc<AtomicU64>,
+    /// Turns that end with the login, or with the connection: not before the server knows that it is over.
+    turns: Arc<Mutex<Vec<OwnedSemaphorePermit>>>,
 }
 
 impl Valve {
-    pub(super) fn new() -> Self {
-        Valve { cut: CancellationToken::new(), left: Arc::new(AtomicU64::new(BEFORE_LOGIN)) }
+    pub(super) fn new(turns: Vec<OwnedSemaphorePermit>) -> Self {
+        let left = Arc::new(AtomicU64::new(BEFORE_LOGIN));
+        Valve { cut: CancellationToken::new(), left, turns: Arc::new(Mutex::new(turns)) }
     }
 
     /// Ends the connection for whoever reads or writes it: russh's own task is not to be stopped in any other way while it waits for
@@ -36,8 +43,10 @@ impl Valve {
         self.cut.cancel();
     }
 
+    /// The server has let us in.
     pub(super) fn unbounded(&self) {
         self.left.store(u64::MAX, Ordering::Relaxed);
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
@@ -46,11 +55,13 @@ pub(super) struct Guarded {
     inner: Box<dyn Duplex>,
     valve: Valve,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Its place among those there may be, given back once `inner` is closed: whoever comes next is not one too many.
+    _held: Option<Held>,
 }
 
 impl Guarded {
-    pub(super) fn new(inner: Box<dyn Duplex>, valve: &Valve) -> Self {
-        Guarded { inner, valve: valve.clone(), cut: Box::pin(valve.cut.clone().cancelled_owned()) }
+    pub(super) fn new(inner: Box<dyn Duplex>, valve: &Valve, held: Option<Held>) -> Self {
+        Guarded { inner, valve: valve.clone(), cut: Box::pin(valve.cut.clone().cancelled_owned()), _held: held }
     }
 
     fn is_cut(&mut self, cx: &mut Context<'_>) -> bool {

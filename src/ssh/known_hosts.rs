@@ -2,6 +2,8 @@
 //!
 //! Exact names, hashed names, `*` and `?`, `!`, `[host]:port`, `@revoked` and `@cert-authority`. Anything known for a host and no
 //! exact match is a changed key, whatever its algorithm; a line that cannot be read is an error and not a line less.
+//!
+//! A line may name a host by its id, as ssh's `HostKeyAlias` does: then only such lines count, whatever address it has.
 
 use std::{path::Path, sync::Arc};
 
@@ -14,15 +16,30 @@ use crate::ports::link::LinkError;
 /// More than this is no known_hosts file.
 const MAX_FILE: u64 = 16 << 20;
 
+/// Who a host is: what lines of a file and certificates may call it.
+#[derive(Debug, Clone, Copy)]
+pub struct Who<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// What people call it.
+    pub name: &'a str,
+    /// Where it is.
+    pub address: &'a str,
+    /// The port of its sshd.
+    pub port: u16,
+}
+
 /// What a file knows of one host.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
-    /// For messages: `[127.0.0.1]:2222 in /etc/phased/known_hosts`.
+    /// The file, for messages.
     place: Arc<str>,
+    /// What the host is called there.
     name: Arc<str>,
     keys: Vec<KeyData>,
     revoked: Vec<KeyData>,
-    authority: bool,
+    /// Authorities whose certificates are good for it.
+    authorities: Vec<KeyData>,
 }
 
 /// The name a host has in the file: `host`, or `[host]:port` where the port is not 22. Lower case.
@@ -32,11 +49,11 @@ pub fn name(address: &str, port: u16) -> String {
     if port == 22 { address } else { format!("[{address}]:{port}") }
 }
 
-/// Reads what `path` knows of the host at `address` and `port`. Blocks on the disk.
+/// Reads what `path` knows of the host. Blocks on the disk.
 ///
 /// # Errors
 /// `host_key_unknown` when the file cannot be read or a line of it cannot.
-pub fn read(path: &Path, address: &str, port: u16) -> Result<Known, LinkError> {
+pub fn read(path: &Path, who: &Who<'_>) -> Result<Known, LinkError> {
     let unreadable = |why: String| {
         LinkError::new("host_key_unknown", format!("the known_hosts file {} cannot be used: {why}", path.display()))
     };
@@ -45,19 +62,29 @@ pub fn read(path: &Path, address: &str, port: u16) -> Result<Known, LinkError> {
         return Err(unreadable(format!("it has {size} bytes")));
     }
     let text = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-    let name = name(address, port);
-    let mut known = parse(&String::from_utf8_lossy(&text), &name)
-        .map_err(|(line, why)| unreadable(format!("line {line}: {why}")))?;
+    let mut known =
+        parse(&String::from_utf8_lossy(&text), who).map_err(|(line, why)| unreadable(format!("line {line}: {why}")))?;
     known.place = Arc::from(path.display().to_string());
     Ok(known)
 }
 
-/// What `text` knows of `name`.
+/// What `text` knows of the host.
 ///
 /// # Errors
 /// The first line (from 1) that cannot be read, and why.
-pub fn parse(text: &str, name: &str) -> Result<Known, (usize, &'static str)> {
-    let mut known = Known { name: Arc::from(name), ..Known::default() };
+pub fn parse(text: &str, who: &Who<'_>) -> Result<Known, (usize, &'static str)> {
+    let name = name(who.address, who.port);
+    // An id that is the address says nothing of the port.
+    let id = Some(who.id.to_ascii_lowercase()).filter(|id| *id != who.address.to_ascii_lowercase());
+    let any_name = |patterns: &str| {
+        let names = [Some(name.as_str()), Some(who.address), id.as_deref(), Some(who.name)];
+        names
+            .into_iter()
+            .flatten()
+            .try_fold(false, |found, name| Ok(found || matches(patterns, &name.to_ascii_lowercase())?))
+    };
+    let mut known = Known { name: Arc::from(name.as_str()), ..Known::default() };
+    let mut by_id = Vec::new();
     for (i, line) in text.lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
@@ -69,10 +96,16 @@ pub fn parse(text: &str, name: &str) -> Result<Known, (usize, &'static str)> {
         let (Some(patterns), Some(algorithm), Some(blob)) = (fields.next(), fields.next(), fields.next()) else {
             return Err(bad("it is not \"names algorithm key\""));
         };
-        if !matches!(marker, None | Some("@revoked" | "@cert-authority")) {
-            return Err(bad("its marker is neither @revoked nor @cert-authority"));
-        }
-        if !matches(patterns, name).map_err(bad)? {
+        let (named, names_id) = match marker {
+            None => {
+                let names_id = id.as_deref().map_or(Ok(false), |id| names(patterns, id)).map_err(bad)?;
+                (names_id || matches(patterns, &name).map_err(bad)?, names_id)
+            }
+            // Whatever may be meant by a name: more is revoked, and an authority only counts where certificates are asked for.
+            Some("@revoked" | "@cert-authority") => (any_name(patterns).map_err(bad)?, false),
+            Some(_) => return Err(bad("its marker is neither @revoked nor @cert-authority")),
+        };
+        if !named {
             continue;
         }
         let bytes = base64::engine::general_purpose::STANDARD
@@ -88,11 +121,21 @@ pub fn parse(text: &str, name: &str) -> Result<Known, (usize, &'static str)> {
         };
         match marker {
             Some("@revoked") => known.revoked.push(key),
-            Some(_) => known.authority = true,
+            Some(_) => known.authorities.push(key),
+            None if names_id => by_id.push(key),
             None => known.keys.push(key),
         }
     }
+    if let Some(id) = id.filter(|_| !by_id.is_empty()) {
+        (known.keys, known.name) = (by_id, Arc::from(id));
+    }
     Ok(known)
+}
+
+/// Whether a list of patterns has exactly this name in it, and nothing that takes it out again.
+fn names(patterns: &str, id: &str) -> Result<bool, &'static str> {
+    let exact = patterns.starts_with('|') || patterns.split(',').any(|pattern| pattern.eq_ignore_ascii_case(id));
+    Ok(exact && matches(patterns, id)?)
 }
 
 fn supported(algorithm: &str) -> bool {
@@ -181,23 +224,18 @@ impl Known {
     /// # Errors
     /// `host_key_revoked`, `host_key_changed`, `host_key_unknown`.
     pub fn check(&self, key: &PublicKey) -> Result<(), LinkError> {
-        let (name, place) = (&self.name, &self.place);
-        let shown = format!("{} {}", key.algorithm(), key.fingerprint(HashAlg::Sha256));
-        if self.revoked.contains(key.key_data()) {
-            return Err(LinkError::new(
-                "host_key_revoked",
-                format!(
-                    "{name} shows a key that {place} has revoked ({shown}): do not trust this host before you know why"
-                ),
-            ));
-        }
+        self.not_revoked(key.key_data())?;
         if self.keys.contains(key.key_data()) {
             return Ok(());
         }
+        let (name, place, shown) = (&self.name, &self.place, shown(key));
         if !self.keys.is_empty() {
             return Err(self.changed(&format!("it shows {shown}")));
         }
-        let why = if self.authority { ", and host certificates (@cert-authority) cannot be checked" } else { "" };
+        let why = match self.authorities.is_empty() {
+            true => "",
+            false => ", and its @cert-authority lines are for ssh.host_keys = \"ca\"",
+        };
         let line = key.to_openssh().unwrap_or_default();
         Err(LinkError::new(
             "host_key_unknown",
@@ -205,6 +243,23 @@ impl Known {
                 "{place} knows no key of {name}{why}. It shows {shown}. Compare that with the host's own, then add this line to the \
                  file: {name} {}",
                 line.split(' ').take(2).collect::<Vec<_>>().join(" ")
+            ),
+        ))
+    }
+
+    /// Whether the key is one that nobody may use any more.
+    ///
+    /// # Errors
+    /// `host_key_revoked`.
+    pub fn not_revoked(&self, key: &KeyData) -> Result<(), LinkError> {
+        if !self.revoked.contains(key) {
+            return Ok(());
+        }
+        let (name, place, shown) = (&self.name, &self.place, shown(&PublicKey::from(key.clone())));
+        Err(LinkError::new(
+            "host_key_revoked",
+            format!(
+                "{name} shows a key that {place} has revoked ({shown}): do not trust this host before you know why"
             ),
         ))
     }
@@ -222,11 +277,27 @@ impl Known {
         )
     }
 
-    /// Whether nothing at all is known.
+    /// Whether no key of the host is known.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
+
+    /// Authorities whose certificates are good for the host.
+    #[must_use]
+    pub fn authorities(&self) -> &[KeyData] {
+        &self.authorities
+    }
+}
+
+/// Algorithm and fingerprint, for people.
+pub(super) fn shown(key: &PublicKey) -> String {
+    format!("{} {}", key.algorithm(), key.fingerprint(HashAlg::Sha256))
+}
+
+/// Every algorithm this client can check, the best one first.
+pub(super) fn all_algorithms() -> Vec<Algorithm> {
+    Known::default().algorithms()
 }
 
 #[cfg(test)]
@@ -241,8 +312,39 @@ mod tests {
         PublicKey::from_openssh(text).unwrap()
     }
 
-    fn verdict(file: &str, name: &str, shown: &str) -> Result<(), String> {
-        parse(file, name).unwrap().check(&key(shown)).map_err(|e| e.cause.code)
+    /// A host at `address` or `[address]:port`.
+    fn who(at: &str) -> Who<'_> {
+        let (address, port) = at.strip_prefix('[').and_then(|at| at.split_once("]:")).unwrap_or((at, "22"));
+        Who { id: address, name: address, address, port: port.parse().unwrap() }
+    }
+
+    fn verdict(file: &str, at: &str, shown: &str) -> Result<(), String> {
+        parse(file, &who(at)).unwrap().check(&key(shown)).map_err(|e| e.cause.code)
+    }
+
+    #[test]
+    fn a_line_may_name_a_host_by_its_id_and_then_its_address_says_nothing() {
+        let host = |id| Who { id, name: "web 1", address: "10.0.0.1", port: 22 };
+        let verdict =
+            |file: &str, id, shown| parse(file, &host(id)).unwrap().check(&key(shown)).map_err(|e| e.cause.code);
+        let changed = || Err("host_key_changed".to_owned());
+        // The address was another machine's before.
+        let file = format!("10.0.0.1 {A}\ni-0new {B}");
+        assert_eq!(verdict(&file, "i-0new", B), Ok(()));
+        assert_eq!(verdict(&file, "i-0new", A), changed());
+        assert_eq!(verdict(&file, "i-0old", A), Ok(()));
+        // A pattern names addresses; an id is named exactly.
+        assert_eq!(verdict(&format!("i-* {A}\n10.0.0.1 {B}"), "i-0new", A), changed());
+        assert_eq!(verdict(&format!("I-0NEW,!i-0new {A}\n10.0.0.1 {B}"), "i-0new", B), Ok(()));
+        // What is revoked for it by any name is revoked.
+        for name in ["i-0new", "10.0.0.1", "*"] {
+            let file = format!("i-0new {B}\n@revoked {name} {B}");
+            assert_eq!(verdict(&file, "i-0new", B), Err("host_key_revoked".to_owned()), "{name}");
+        }
+        // The id of a host in a plain list is its address, which has a port.
+        let plain = Who { id: "10.0.0.1", name: "10.0.0.1", address: "10.0.0.1", port: 2222 };
+        let known = parse(&format!("10.0.0.1 {A}"), &plain).unwrap();
+        assert_eq!(known.check(&key(A)).unwrap_err().cause.code, "host_key_unknown");
     }
 
     #[test]
@@ -288,8 +390,8 @@ mod tests {
     fn another_algorithm_is_a_changed_key_and_only_known_ones_are_offered() {
         let file = format!("web-1 {A}");
         assert_eq!(verdict(&file, "web-1", E), Err("host_key_changed".into()));
-        assert_eq!(parse(&file, "web-1").unwrap().algorithms(), [Algorithm::Ed25519]);
-        assert_eq!(parse(&file, "web-2").unwrap().algorithms().len(), 6);
+        assert_eq!(parse(&file, &who("web-1")).unwrap().algorithms(), [Algorithm::Ed25519]);
+        assert_eq!(parse(&file, &who("web-2")).unwrap().algorithms().len(), 6);
     }
 
     #[test]
@@ -301,10 +403,10 @@ mod tests {
 
     #[test]
     fn an_authority_is_no_key() {
-        let error =
-            parse(&format!("@cert-authority *.example.com {A}"), "a.example.com").unwrap().check(&key(A)).unwrap_err();
+        let known = parse(&format!("@cert-authority *.example.com {A}"), &who("a.example.com")).unwrap();
+        let error = known.check(&key(A)).unwrap_err();
         assert_eq!(error.cause.code, "host_key_unknown");
-        assert!(error.cause.message.contains("certificates"), "{error}");
+        assert!(error.cause.message.contains("@cert-authority"), "{error}");
     }
 
     #[test]
@@ -318,10 +420,10 @@ mod tests {
             format!("|1|short {A}"),
             format!("|2|x|y {A}"),
         ] {
-            assert_eq!(parse(&bad, "web-1").unwrap_err().0, 1, "{bad}");
+            assert_eq!(parse(&bad, &who("web-1")).unwrap_err().0, 1, "{bad}");
         }
-        assert!(read(Path::new("/does/not/exist"), "a", 22).is_err());
+        assert!(read(Path::new("/does/not/exist"), &who("a")).is_err());
         // Another kind of key is no error, and no key either.
-        assert!(parse("web-1 sk-ssh-ed25519@openssh.com AAAA", "web-1").unwrap().is_empty());
+        assert!(parse("web-1 sk-ssh-ed25519@openssh.com AAAA", &who("web-1")).unwrap().is_empty());
     }
 }

@@ -37,6 +37,8 @@ pub(super) struct SshLink {
     closed: std::sync::atomic::AtomicBool,
     /// The session this one goes through.
     _through: Option<Arc<SshLink>>,
+    /// The host's key, where this was the first time it was seen.
+    learnt: Option<String>,
 }
 
 impl Drop for SshLink {
@@ -53,6 +55,7 @@ impl SshLink {
         place: String,
         base: Option<String>,
         through: Option<Arc<SshLink>>,
+        learnt: Option<String>,
         tasks: Tasks,
     ) -> Self {
         SshLink {
@@ -63,6 +66,7 @@ impl SshLink {
             tasks,
             closed: std::sync::atomic::AtomicBool::new(false),
             _through: through,
+            learnt,
         }
     }
 
@@ -168,6 +172,10 @@ impl Link for SshLink {
 
     fn base(&self) -> Option<String> {
         self.base.clone()
+    }
+
+    fn learnt(&self) -> Option<String> {
+        self.learnt.clone()
     }
 }
 

@@ -10,16 +10,48 @@ use std::{
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{SshLinks, known_hosts};
+use super::{SshLimits, SshLinks, known_hosts};
 use crate::{
     lifecycle::Tasks,
-    model::host::{Host, SecretRef, Ssh},
+    model::{
+        cause::Cause,
+        host::{Host, SecretRef, Ssh},
+        host_key::{Learnt, Realm},
+    },
     ports::{
+        host_keys::HostKeys,
         link::{Exit, Link, LinkError},
         secrets::{Secret, SecretError, Secrets},
     },
     time::{Clock, SystemClock},
 };
+
+mod trust;
+mod ways;
+
+/// Keys learnt so far, by environment and id.
+#[derive(Default)]
+pub(crate) struct Learning(std::sync::Mutex<BTreeMap<String, Learnt>>);
+
+impl Learning {
+    fn len(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
+
+#[async_trait::async_trait]
+impl HostKeys for Learning {
+    fn known(&self, realm: &Realm, id: &str) -> Result<Option<Learnt>, Cause> {
+        Ok(self.0.lock().unwrap().get(&realm.host_key(id)).cloned())
+    }
+    async fn learn(&self, realm: &Realm, id: &str, key: Learnt) -> Result<Learnt, Cause> {
+        Ok(self.0.lock().unwrap().entry(realm.host_key(id)).or_insert(key).clone())
+    }
+}
+
+pub(crate) fn realm() -> Realm {
+    Realm { project: "shop".parse().unwrap(), environment: "production".parse().unwrap() }
+}
 
 pub(crate) struct Keys(BTreeMap<String, Vec<u8>>);
 
@@ -36,13 +68,12 @@ impl Secrets for Keys {
 pub(crate) struct Sshd {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) port: u16,
-    child: Child,
+    child: Option<Child>,
 }
 
 impl Drop for Sshd {
     fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _status = self.child.wait();
+        self.end();
     }
 }
 
@@ -66,6 +97,11 @@ fn free_port() -> u16 {
 impl Sshd {
     /// `None`, loudly, where there is no sshd.
     pub(crate) async fn start(extra: &str) -> Option<Sshd> {
+        Sshd::start_prepared(extra, |_| {}).await
+    }
+
+    /// The same, when `prepare` has made further files beside its keys; `@DIR` in `extra` is their directory.
+    async fn start_prepared(extra: &str, prepare: impl Fn(&Sshd)) -> Option<Sshd> {
         if !Path::new("/usr/sbin/sshd").exists() || !nix::unistd::Uid::effective().is_root() {
             eprintln!("SKIPPED: this test needs root and OpenSSH's sshd (Debian: openssh-server)");
             return None;
@@ -77,29 +113,52 @@ impl Sshd {
         keygen(&at("id"), &["-t", "ed25519"]);
         let port = free_port();
         std::fs::copy(at("id.pub"), at("authorized_keys")).unwrap();
+        let here = dir.path().display().to_string();
         let config = format!(
-            "Port {port}\nListenAddress 127.0.0.1\nHostKey {0}/hostkey\nPidFile none\nAuthorizedKeysFile {0}/authorized_keys\n\
-             StrictModes no\nPasswordAuthentication no\nUsePAM no\nPermitRootLogin yes\nMaxStartups 2000\nUseDNS no\nPrintMotd no\n{extra}\n",
-            dir.path().display()
+            "Port {port}\nListenAddress 127.0.0.1\nHostKey {here}/hostkey\nPidFile none\nAuthorizedKeysFile {here}/authorized_keys\n\
+             StrictModes no\nPasswordAuthentication no\nUsePAM no\nPermitRootLogin yes\nMaxStartups 2000\nUseDNS no\nPrintMotd no\n{}\n",
+            extra.replace("@DIR", &here)
         );
         std::fs::write(at("config"), config).unwrap();
-        let child = Command::new("/usr/sbin/sshd")
-            .args(["-D", "-e", "-f"])
-            .arg(at("config"))
-            .stdin(Stdio::null())
-            .stderr(std::fs::File::create(at("log")).unwrap())
-            .spawn()
-            .unwrap();
-        let sshd = Sshd { dir, port, child };
+        let mut sshd = Sshd { dir, port, child: None };
+        prepare(&sshd);
         sshd.known("127.0.0.1", &sshd.text("hostkey.pub"));
+        sshd.restart().await;
+        Some(sshd)
+    }
+
+    /// Ends it and everything it serves, and starts it with a new log; on the first time it only starts.
+    async fn restart(&mut self) {
+        self.end();
+        let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
+        let mut command = Command::new("/usr/sbin/sshd");
+        command.args(["-D", "-e", "-f"]).arg(self.dir.path().join("config"));
+        self.child = Some(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
         let clock = SystemClock::new();
         for _ in 0..200 {
-            if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
-                return Some(sshd);
+            if tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_ok() {
+                return;
             }
             clock.sleep(Duration::from_millis(20)).await;
         }
-        panic!("sshd does not listen: {}", sshd.text("log"));
+        panic!("sshd does not listen: {}", self.text("log"));
+    }
+
+    /// Its sessions die with it.
+    fn end(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        let listener = i32::try_from(child.id()).unwrap();
+        let children = |of: i32| -> Vec<i32> {
+            let text = std::fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
+            text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+        };
+        let sessions: Vec<i32> =
+            children(listener).into_iter().flat_map(|pid| [vec![pid], children(pid)].concat()).collect();
+        let _gone = child.kill();
+        let _status = child.wait();
+        for pid in sessions {
+            let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
     }
 
     fn text(&self, name: &str) -> String {
@@ -134,17 +193,21 @@ impl Sshd {
     }
 
     pub(crate) fn links(&self) -> SshLinks {
+        self.links_with(Arc::default(), SshLimits::default())
+    }
+
+    fn links_with(&self, learning: Arc<Learning>, limits: SshLimits) -> SshLinks {
         let mut keys = BTreeMap::new();
         for entry in std::fs::read_dir(self.dir.path()).unwrap().flatten() {
             if entry.path().is_file() {
                 keys.insert(entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap());
             }
         }
-        SshLinks::new(Arc::new(Keys(keys)), Arc::new(SystemClock::new()), Tasks::new())
+        SshLinks::new(Arc::new(Keys(keys)), learning, Arc::new(SystemClock::new()), Tasks::new(), limits)
     }
 
     async fn connect(&self) -> Result<Arc<dyn Link>, LinkError> {
-        self.links().connect(&self.host()).await
+        self.links().connect(&realm(), &self.host()).await
     }
 
     async fn refused(&self) -> LinkError {
@@ -217,7 +280,7 @@ async fn every_kind_of_key_opens() {
         sshd.allow(name, args);
         let mut host = sshd.host();
         host.ssh.key = Some(SecretRef { name: name.into() });
-        let link = sshd.links().connect(&host).await.unwrap_or_else(|e| panic!("{name}: {e}"));
+        let link = sshd.links().connect(&realm(), &host).await.unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!(exec(&*link, "echo in", b"").await.0, b"in\n", "{name}");
     }
 }
@@ -244,13 +307,13 @@ async fn keys_that_are_none_say_so() {
     ] {
         let mut host = sshd.host();
         host.ssh.key = Some(SecretRef { name: name.into() });
-        let Err(error) = sshd.links().connect(&host).await else { panic!("{name}") };
+        let Err(error) = sshd.links().connect(&realm(), &host).await else { panic!("{name}") };
         assert_eq!(error.cause.code, "auth_failed", "{name}: {error}");
         assert!(error.cause.message.contains(said), "{name}: {error}");
     }
     let mut host = sshd.host();
     host.ssh.key = None;
-    assert!(sshd.links().connect(&host).await.is_err());
+    assert!(sshd.links().connect(&realm(), &host).await.is_err());
 }
 
 #[tokio::test]
@@ -308,8 +371,10 @@ async fn servers_that_are_none_end_in_their_own_error_in_time() {
     std::fs::write(&known, format!("* {}", std::fs::read_to_string(dir.path().join("id.pub")).unwrap())).unwrap();
     let links = SshLinks::new(
         Arc::new(Keys(BTreeMap::from([("id".to_owned(), key)]))),
+        Arc::new(Learning::default()),
         Arc::new(SystemClock::new()),
         tasks.clone(),
+        SshLimits::default(),
     );
     let servers: [(&str, &'static [u8], bool, &str); 6] = [
         ("says nothing", b"", true, "connect_timeout"),
@@ -339,7 +404,7 @@ async fn servers_that_are_none_end_in_their_own_error_in_time() {
                 let _gone = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
             }
         });
-        let error = links.connect(&bare(port, &known, 700)).await.err().unwrap_or_else(|| panic!("{name}"));
+        let error = links.connect(&realm(), &bare(port, &known, 700)).await.err().unwrap_or_else(|| panic!("{name}"));
         assert_eq!(error.cause.code, code, "{name}: {error}");
     }
     // Endless chatter before the login ends by its bound and not by our memory.
@@ -351,11 +416,11 @@ async fn servers_that_are_none_end_in_their_own_error_in_time() {
             while stream.write_all(flood).await.is_ok() {}
         });
         let began = clock.now();
-        assert!(links.connect(&bare(port, &known, 2000)).await.is_err());
+        assert!(links.connect(&realm(), &bare(port, &known, 2000)).await.is_err());
         assert!(clock.now().since(&began) < Duration::from_secs(3));
     }
     let (_taken, port) = refused_port();
-    let nobody = links.connect(&bare(port, &known, 700)).await.err().unwrap();
+    let nobody = links.connect(&realm(), &bare(port, &known, 700)).await.err().unwrap();
     assert_eq!(nobody.cause.code, "unreachable");
     // Nothing of all this is still at work.
     assert_eq!(tasks.shut_down(Duration::from_secs(5)).await, Vec::<Arc<str>>::new());
@@ -389,23 +454,6 @@ async fn ports_of_the_host_are_dialled_through_the_session() {
     let error = closed.connect().await.unwrap().dial("127.0.0.1", closed.port).await.err().unwrap();
     assert_eq!(error.cause.code, "forwarding_refused");
     assert!(error.cause.message.contains("AllowTcpForwarding"), "{error}");
-}
-
-#[tokio::test]
-async fn a_bastion_and_the_host_behind_it_are_both_checked() {
-    let Some(sshd) = Sshd::start("").await else { return };
-    let Some(inner) = Sshd::start("").await else { return };
-    let mut host = inner.host();
-    host.ssh.jump = Some(format!("127.0.0.1:{}", sshd.port));
-    std::fs::copy(sshd.dir.path().join("id"), inner.dir.path().join("id")).unwrap();
-    std::fs::copy(sshd.dir.path().join("id.pub"), inner.dir.path().join("authorized_keys")).unwrap();
-    // The same file is asked for both; the bastion is not in it yet.
-    let error = inner.links().connect(&host).await.err().unwrap();
-    assert!(error.cause.code == "host_key_unknown" && error.cause.message.contains("bastion"), "{error}");
-    let both = inner.text("known_hosts") + &sshd.text("known_hosts");
-    std::fs::write(inner.dir.path().join("known_hosts"), both).unwrap();
-    let link = inner.links().connect(&host).await.unwrap();
-    assert_eq!(exec(&*link, "echo through", b"").await.0, b"through\n");
 }
 
 #[tokio::test]

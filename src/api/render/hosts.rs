@@ -55,6 +55,17 @@ fn fleet(fleet: &FleetView, now_ms: i64) -> String {
             line(&mut out, &format!("    {}", gone(host, now_ms)));
         }
     }
+    if !fleet.host_keys.is_empty() {
+        line(&mut out, "");
+        line(&mut out, "  host keys learnt:");
+        for key in &fleet.host_keys {
+            let (since, at) = (super::moment(&key.since), name(&key.address));
+            line(
+                &mut out,
+                &format!("    {}: {} since {since}, met at {at}", one_line(&key.id, 300), one_line(&key.key, 100)),
+            );
+        }
+    }
     if fleet.disagreements > 0 {
         line(&mut out, "");
         line(&mut out, &format!("  sources disagree ({}):", count(fleet.disagreements, "case")));

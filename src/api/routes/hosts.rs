@@ -82,6 +82,39 @@ pub(super) async fn accept(
     Ok(in_form(&headers, &fleet, |fleet| render::hosts::fleets(std::slice::from_ref(fleet), now_ms)))
 }
 
+/// Forgets the host key that was learnt of one host of an environment: the next one that it shows is learnt. For a host that was installed
+/// anew under its old id, once its new key has been compared by another way.
+#[utoipa::path(post, path = "/v1/projects/{project}/environments/{environment}/forget_key", tag = "hosts",
+    params(
+        ("project" = String, Path, description = "Its name."),
+        ("environment" = String, Path, description = "Its name."),
+        ("host" = String, Query, description = "The id, as `GET /v1/hosts` has it under `host_keys`; or in the body.")),
+    responses(
+        (status = 200, description = "The hosts, and the keys that are known now; it is on disk. Needs the scope `admin`.", body = FleetView),
+        (status = 404, description = "`project_unknown`, `environment_unknown`, `host_key_none`: no key of that id is known.", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "`bad_value`.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn forget_key(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path((project, environment)): Path<(String, String)>,
+    headers: HeaderMap,
+    mut fields: Fields,
+) -> Result<Response, Problem> {
+    caller.project(&project)?;
+    let host = fields.text("host");
+    fields.finish()?;
+    let host = host.ok_or_else(|| {
+        Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "bad_value",
+            "host must be the id of a host whose key was learnt",
+        )
+    })?;
+    let fleet = app.engine.forget_host_key(&project, &environment, &host, &caller.actor()).await?;
+    let now_ms = app.clock.now().wall_ms;
+    Ok(in_form(&headers, &fleet, |fleet| render::hosts::fleets(std::slice::from_ref(fleet), now_ms)))
+}
+
 /// A group of targets, as Prometheus reads it from `http_sd` and `file_sd`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TargetGroup {
@@ -182,6 +215,7 @@ mod tests {
             sources: vec![],
             conflicts: vec![],
             disagreements: 0,
+            host_keys: vec![],
         };
         let group = group(&fleet, &fleet.hosts[0], 9100);
         assert_eq!(group.targets, ["[fd00::1]:9100"]);

@@ -118,7 +118,9 @@ pub(super) async fn guard(context: &Context, deployment: u32, mut guarded: Vec<G
     let between = Duration::from_millis(first.health.interval_ms);
     let usual = (bake / 10).clamp(between, ROUND.max(between));
     loop {
-        let wide = guarded.len() > WIDE;
+        let most = guarded.iter().filter_map(|guarded| guarded.host.ssh.max_sessions).min();
+        let most = most.map_or(WIDE, |most| WIDE.min(most.max(1) as usize));
+        let wide = guarded.len() > most;
         let looks = guarded.into_iter().map(|mut guarded| async move {
             let round = look(context, deployment, &guarded.host, &guarded.health).await;
             if wide {
@@ -137,7 +139,7 @@ pub(super) async fn guard(context: &Context, deployment: u32, mut guarded: Vec<G
             let bad = bad.filter(|(_, hopeless)| *hopeless || guarded.bad >= IN_A_ROW);
             (guarded, bad.map(|(why, _)| (why, "unhealthy".to_owned())))
         });
-        let seen: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(WIDE).collect().await;
+        let seen: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(most).collect().await;
         let mut well = Vec::new();
         for (guarded, bad) in seen {
             match bad {

@@ -43,6 +43,8 @@ struct State {
     /// The machine this session is with, once that is known and kept.
     host_id: Option<String>,
     user: Option<String>,
+    /// When the link was asked for last.
+    used: Option<Stamp>,
 }
 
 /// One machine, for as long as a run needs it: any number of commands side by side over one link.
@@ -91,7 +93,8 @@ impl Session {
             return Ok(Some(id));
         }
         if known.is_none() {
-            self.acquaintance.met(&id).await?;
+            let learnt = self.state.lock().await.link.as_ref().and_then(|link| link.learnt());
+            self.acquaintance.met(&id, learnt).await?;
         }
         let mut state = self.state.lock().await;
         state.host_id = Some(id);
@@ -121,6 +124,7 @@ impl Session {
     pub async fn link(&self) -> Result<Arc<dyn Link>, LinkError> {
         // Held while connecting: whoever else needs the link waits for this one.
         let mut state = self.state.lock().await;
+        state.used = Some(self.clock.now());
         if let Some(link) = state.link.as_ref().filter(|link| !link.is_closed()) {
             return Ok(link.clone());
         }
@@ -138,6 +142,23 @@ impl Session {
             state.link.take()
         };
         if let Some(link) = link {
+            link.close().await;
+        }
+    }
+
+    /// Gives the link back if nobody uses it, nor has asked for it within `span`: somebody else waits for its place.
+    pub async fn give_back(&self, span: Duration) {
+        let idle = {
+            // Whoever holds this is about to use it.
+            let Ok(mut state) = self.state.try_lock() else { return };
+            let recent = state.used.as_ref().is_some_and(|used| self.clock.now().since(used) < span);
+            if recent || state.link.as_ref().is_none_or(|link| Arc::strong_count(link) > 1) {
+                return;
+            }
+            state.idle.clear();
+            state.link.take()
+        };
+        if let Some(link) = idle {
             link.close().await;
         }
     }
@@ -182,7 +203,13 @@ impl Session {
             if stop.is_cancelled() && !sent {
                 return Verdict::Stopped { duration_ms: 0 };
             }
-            let error = match self.link().await {
+            let linked = tokio::select! {
+                biased;
+                // There may be a line of others before it.
+                () = waits.cancelled(), if !sent => return Verdict::Stopped { duration_ms: 0 },
+                linked = self.link() => linked,
+            };
+            let error = match linked {
                 Err(error) => error,
                 Ok(link) => {
                     let mut tee = Tee { sink: &mut *sink, head: &mut stderr };

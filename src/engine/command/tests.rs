@@ -164,7 +164,7 @@ impl Acquaintance for Known {
     fn known(&self) -> Option<String> {
         self.0.clone()
     }
-    async fn met(&self, _: &str) -> Result<(), Cause> {
+    async fn met(&self, _: &str, _: Option<String>) -> Result<(), Cause> {
         Ok(())
     }
 }

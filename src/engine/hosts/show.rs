@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use super::{
     Fleet, Which, ask,
     fleet::{self, KnownSource},
-    sources,
+    keys, sources,
 };
 use crate::{
     engine::{
@@ -16,7 +16,7 @@ use crate::{
         },
         world::World,
     },
-    model::{ids::HostId, pipeline::Environment},
+    model::{host_key::Realm, ids::HostId, pipeline::Environment},
     ports::program::Loaded,
     time::{Span, rfc3339},
 };
@@ -99,6 +99,7 @@ fn shown(world: &World, loaded: &Loaded, environment: &Environment, fleet: &Arc<
             })
             .collect(),
         disagreements: merged.disagreements,
+        host_keys: keys::view(&*world.control, &Realm::new(&loaded.name, &environment.name)),
     }
 }
 

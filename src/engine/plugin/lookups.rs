@@ -1,4 +1,4 @@
-//! `phased.dns`, `phased.ec2_instances` and `phased.jwt`.
+//! `phased.dns`, `phased.ec2_instances`, `phased.ec2_host_keys` and `phased.jwt`.
 
 use std::time::Duration;
 
@@ -34,6 +34,17 @@ pub(super) async fn dns(world: &World, args: &Resolved) -> Result<Value, Cause> 
 }
 
 pub(super) async fn ec2_instances(world: &World, args: &Resolved) -> Result<Value, Cause> {
+    Ok(Value::Array(world.discovery.ec2_instances(ec2(args)?).await?))
+}
+
+pub(super) async fn ec2_host_keys(world: &World, args: &Resolved) -> Result<Value, Cause> {
+    let of = args.map("instances").into_iter().map(|(id, region)| (id, String::from_utf8_lossy(&region).into_owned()));
+    let keys = world.discovery.ec2_host_keys(ec2(args)?, of.collect()).await?;
+    serde_json::to_value(keys).map_err(|error| Cause::new("ec2_failed", error.to_string()))
+}
+
+/// As whom, where and what to ask.
+fn ec2(args: &Resolved) -> Result<Ec2Query, Cause> {
     let secret = |key: &str| args.bytes(key).map(|bytes| Secret::new(&bytes));
     let keys = match (args.text("access_key_id"), secret("secret_access_key")) {
         (Some(id), Some(key)) => Some(AwsKeys { id, secret: key, session: secret("session_token") }),
@@ -58,7 +69,7 @@ pub(super) async fn ec2_instances(world: &World, args: &Resolved) -> Result<Valu
             .collect(),
         _ => Vec::new(),
     };
-    let query = Ec2Query {
+    Ok(Ec2Query {
         regions: args.texts("regions"),
         filters,
         keys,
@@ -68,8 +79,7 @@ pub(super) async fn ec2_instances(world: &World, args: &Resolved) -> Result<Valu
         page_size: args.numbers("page_size").first().and_then(|n| i32::try_from(*n).ok()),
         endpoint: args.text("endpoint"),
         timeout: args.span("timeout").unwrap_or(Duration::from_secs(120)),
-    };
-    Ok(Value::Array(world.discovery.ec2_instances(query).await?))
+    })
 }
 
 pub(super) fn jwt(world: &World, args: &Resolved) -> Result<Value, Cause> {

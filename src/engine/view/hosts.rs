@@ -25,6 +25,23 @@ pub struct FleetView {
     pub conflicts: Vec<ConflictView>,
     /// How many cases there are.
     pub disagreements: usize,
+    /// Host keys that were learnt (`ssh.host_keys = "tofu"`), of hosts and bastions.
+    #[serde(default)]
+    pub host_keys: Vec<HostKeyView>,
+}
+
+/// A host key that was learnt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HostKeyView {
+    /// The host's id, or `bastion <address>:<port>`.
+    pub id: String,
+    /// Its algorithm and fingerprint.
+    #[schema(example = "ssh-ed25519 SHA256:2ymZ...")]
+    pub key: String,
+    /// When it was met.
+    pub since: String,
+    /// Where it was met.
+    pub address: String,
 }
 
 /// A host that is deployed to.

@@ -87,6 +87,27 @@ async fn what_is_acknowledged_is_read_back_and_was_heard_in_order() {
     assert_eq!(journals.runs().unwrap(), vec![run(1)]);
 }
 
+/// It rests, and yet gets to the disk when nothing follows it.
+#[tokio::test]
+async fn what_nobody_hurries_gets_to_the_disk_by_itself_and_in_its_place() {
+    let fixture = Fixture::new();
+    let journals = fixture.real();
+    let key = crate::model::step::CallKey::stage("unit", "run");
+    let event =
+        Event::Return { key, result: crate::model::event::CallResult::Returned(serde_json::Value::Null), undos: 0 };
+    let rests = Record { event, ..record("") };
+    let ticket = journals.append(&run(1), E, Seq(0), vec![rests.clone()]).unwrap();
+    ticket.synced().await.unwrap();
+    let ticket = journals.append(&run(1), E, Seq(1), vec![rests.clone()]).unwrap();
+    journals.append(&run(1), E, Seq(2), vec![record("at once")]).unwrap().synced().await.unwrap();
+    ticket.synced().await.unwrap();
+    let ticket = journals.append(&run(1), E, Seq(3), vec![rests]).unwrap();
+    drop(journals);
+    ticket.synced().await.unwrap();
+    let found: Vec<_> = fixture.heard().into_iter().map(|(seq, _, record)| (seq.0, record.event.may_rest())).collect();
+    assert_eq!(found, [(1, true), (2, true), (3, false), (4, true)]);
+}
+
 #[tokio::test]
 async fn the_first_line_is_golden() {
     let fixture = Fixture::new();

@@ -67,6 +67,8 @@ pub(super) fn source() -> Shape {
             "\"1h\"",
             "How old the last good answer may be that stands in for a source that fails, where something new begins.",
         )
+        .optional("port_label", text("a label's name", rules::label), "The label that holds the port of a host's sshd, where the source does not say it.")
+        .optional("user_label", text("a label's name", rules::label), "The label that holds the user to log in as, where the source does not say it.")
 }
 
 fn option_name(text: &str) -> Result<(), String> {
@@ -206,24 +208,29 @@ pub(super) fn functions() -> Vec<PluginFunction> {
         ),
         function(
             "ec2_instances",
-            Shape::new("ec2_instances", "Lists instances of Amazon EC2, in whatever state, all pages of all regions.")
+            as_whom(Shape::new("ec2_instances", "Lists instances of Amazon EC2, in whatever state, all pages of all regions."))
                 .required("regions", text("a region", rules::line).or_list(), "Which regions, asked side by side.")
                 .optional(
                     "filters",
                     Kind::Map(Text::new("a filter's name", rules::line), Arc::new(text("a text", rules::value).or_list())),
                     "As DescribeInstances takes them: { [\"tag:role\"] = \"web\" }.",
                 )
-                .optional("access_key_id", Kind::Text(Text::new("a text", rules::line).or_secret()), "With secret_access_key; else credentials are found as Amazon's tools find them.")
-                .optional("secret_access_key", Kind::Secret, "With access_key_id.")
-                .optional("session_token", Kind::Secret, "Of temporary keys.")
-                .optional("profile", text("a name", rules::line), "A profile of the shared files.")
-                .optional("role", text("the ARN of a role", rules::line), "A role to assume.")
-                .optional("external_id", text("a text", rules::line), "What the role's owner asks for.")
                 .with_default("page_size", Kind::Integer(5, 1000), "1000", "Reservations in one answer.")
-                .optional("endpoint", text("a URL", rules::url), "Another endpoint than Amazon's; AWS_ENDPOINT_URL says the same.")
                 .with_default("timeout", Kind::Limit, "\"2m\"", "The limit of all of it."),
             "phased.Instance[]",
             "for _, instance in ipairs(phased.ec2_instances { regions = \"eu-west-1\" }) do end",
+        ),
+        function(
+            "ec2_host_keys",
+            as_whom(Shape::new("ec2_host_keys", "Reads the host keys that instances of Amazon EC2 have printed on their consoles (cloud-init does, at the first boot): id to keys, without those that have printed none yet."))
+                .required(
+                    "instances",
+                    Kind::Map(Text::new("an instance's id", rules::line), Arc::new(text("a region", rules::line))),
+                    "Which: id to region. One call of GetConsoleOutput each, four at a time.",
+                )
+                .with_default("timeout", Kind::Limit, "\"2m\"", "The limit of all of it."),
+            "table<string, string[]>",
+            "local keys = phased.ec2_host_keys { instances = { [\"i-0ab1\"] = \"eu-west-1\" } }",
         ),
         function(
             "jwt",
@@ -262,4 +269,24 @@ pub(super) fn functions() -> Vec<PluginFunction> {
             "phased.smtp { host = \"localhost\", from = \"phased@example.com\", to = \"ops@example.com\", subject = \"...\", body = \"...\" }",
         ),
     ]
+}
+
+/// With which credentials EC2 is asked.
+fn as_whom(shape: Shape) -> Shape {
+    shape
+        .optional(
+            "access_key_id",
+            Kind::Text(Text::new("a text", rules::line).or_secret()),
+            "With secret_access_key; else credentials are found as Amazon's tools find them.",
+        )
+        .optional("secret_access_key", Kind::Secret, "With access_key_id.")
+        .optional("session_token", Kind::Secret, "Of temporary keys.")
+        .optional("profile", text("a name", rules::line), "A profile of the shared files.")
+        .optional("role", text("the ARN of a role", rules::line), "A role to assume.")
+        .optional("external_id", text("a text", rules::line), "What the role's owner asks for.")
+        .optional(
+            "endpoint",
+            text("a URL", rules::url),
+            "Another endpoint than Amazon's; AWS_ENDPOINT_URL says the same.",
+        )
 }

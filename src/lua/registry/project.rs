@@ -8,7 +8,7 @@ use crate::{
         rules,
         shape::{Definition, Kind, Shape, Text},
     },
-    model::host::Presence,
+    model::{host::Presence, host_key::Policy},
 };
 
 fn text(what: &'static str, rule: crate::lua::shape::Rule) -> Kind {
@@ -240,7 +240,12 @@ pub(super) fn host() -> Shape {
             text("an absolute path", rules::absolute_path),
             "The known_hosts file its key is held against.",
         )
-        .optional("jump", text("[user@]host[:port]", rules::jump), "A bastion on the way.")
+        .optional(
+            "host_keys",
+            Kind::Union(vec![Kind::words(Policy::WORDS), text("a host key", rules::host_key).some()]),
+            "By what it is known to be itself, as in ssh; or its keys: { \"SHA256:...\" } or { \"ssh-ed25519 AAAA...\" }, any of them.",
+        )
+        .optional("jump", way(), "The bastion on the way, or several in their order; \"none\" where that of ssh is not meant.")
         .optional("connect_timeout", Kind::Limit, "Connecting, key exchange and login together.")
         .optional("path", text("a PATH", rules::line), "PATH of its commands.")
         .optional("base", text("an absolute path", rules::absolute_path), "Where phased keeps its files on the host.")
@@ -260,11 +265,13 @@ fn ssh() -> Shape {
             text("an absolute path", rules::absolute_path),
             "The known_hosts file that host keys are held against.",
         )
-        .optional(
-            "jump",
-            text("[user@]host[:port]", rules::jump),
-            "A bastion on the way; its key is held against the same file.",
+        .with_default(
+            "host_keys",
+            Kind::words(Policy::WORDS),
+            "\"pin\"",
+            "By what a host is known to be itself: pin: its key is in known_hosts; ca: it has a certificate of an authority in known_hosts (@cert-authority); tofu: the first key that its id shows is kept, and every other one refused.",
         )
+        .optional("jump", way(), "The bastion on the way, \"[user@]host[:port]\", or several in their order; what a bastion's table does not say is as for the hosts.")
         .with_default("connect_timeout", Kind::Limit, "\"10s\"", "Connecting, key exchange and login together.")
         .optional("path", text("a PATH", rules::line), "PATH of commands on the hosts.")
         .with_default(
@@ -272,6 +279,41 @@ fn ssh() -> Shape {
             text("an absolute path", rules::absolute_path),
             "/var/tmp/phased-<uid>",
             "Where phased keeps its files on a host.",
+        )
+        .optional(
+            "max_sessions",
+            Kind::Integer(1, 10_000),
+            "Sessions to these hosts at the same moment, whatever they are for; further ones wait. Without it only [limits] sessions of the daemon counts.",
+        )
+}
+
+/// `ssh.jump`.
+fn way() -> Kind {
+    let hop = || Kind::Union(vec![text("[user@]host[:port]", rules::jump), jump().table()]);
+    Kind::Union(vec![text("[user@]host[:port]", rules::jump), hop().some(), jump().table()])
+}
+
+fn jump() -> Shape {
+    Shape::new("jump", "A bastion. All hosts behind it share one session to it.")
+        .required("address", text("a host name or address", rules::address), "Where its sshd listens.")
+        .with_default("port", Kind::Integer(1, 65535), "22", "The port of its sshd.")
+        .optional("user", text("a user name", rules::user), "The user to log in as; that of the hosts when absent.")
+        .optional("key", Kind::Secret, "The private key to log in with; that of the hosts when absent.")
+        .optional(
+            "known_hosts",
+            text("an absolute path", rules::absolute_path),
+            "The known_hosts file its key is held against; that of the hosts when absent.",
+        )
+        .optional(
+            "host_keys",
+            Kind::Union(vec![Kind::words(Policy::WORDS), text("a host key", rules::host_key).some()]),
+            "By what it is known to be itself, as for a host; the policy of the hosts when absent.",
+        )
+        .with_default(
+            "max_handshakes",
+            Kind::Integer(1, 1000),
+            "8",
+            "Hosts that are connected to through it at the same moment, until they have let us in; further ones wait.",
         )
 }
 
@@ -544,6 +586,11 @@ pub(super) const OBJECTS: &[Object] = &[
                 "known",
                 "string[]",
                 "The ids of the running hosts of its last good answer: what became of those that are missing now may be told.",
+            ),
+            (
+                "host_keys",
+                "table<string, string|string[]>",
+                "The host_keys that its last good answer gave, by id: what was found out with some trouble need not be found out again.",
             ),
         ],
     },

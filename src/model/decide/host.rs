@@ -71,10 +71,11 @@ fn next(run: &Run, deployment: &Deployment, spec: &Environment, host: &HostRun) 
 }
 
 /// Prepares hosts ahead of their turn; true while some are not prepared.
-pub(super) fn prepare(run: &Run, deployment: &Deployment, decision: &mut Decision) -> bool {
+pub(super) fn prepare(run: &Run, deployment: &Deployment, spec: &Environment, decision: &mut Decision) -> bool {
+    let most = spec.ssh.max_sessions.map_or(PREPARED, |most| PREPARED.min(most.max(1) as usize));
     let open = deployment.hosts.iter().filter(|host| host.prepare.is_open()).count();
     let mut due = deployment.hosts.iter().filter(|host| host.prepare == Progress::Due && !host.gone);
-    for host in due.by_ref().take(PREPARED.saturating_sub(open)) {
+    for host in due.by_ref().take(most.saturating_sub(open)) {
         decision.act(calls(run, deployment, host, "prepare"));
     }
     deployment.hosts.iter().any(|host| !host.gone && matches!(host.prepare, Progress::Due | Progress::Open))

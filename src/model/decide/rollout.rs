@@ -233,7 +233,7 @@ impl Scene<'_> {
         if self.done(hooks.rollback_safe, "rollback_safe", "", &d.rollback_safe, decision) == Part::Open {
             return Part::Open;
         }
-        let unprepared = hooks.prepare && host::prepare(self.run, d, decision);
+        let unprepared = hooks.prepare && host::prepare(self.run, d, self.spec, decision);
         if unprepared || self.done(hooks.before, "before", "", &d.before, decision) == Part::Open {
             return Part::Open;
         }

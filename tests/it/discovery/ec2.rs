@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::{error, ids, out};
-use crate::fixture::{Daemon, Moto, Project, Web, World, eventually, fleet, refused_port};
+use crate::fixture::{Daemon, Moto, Project, Sshd, Web, World, eventually, fleet, refused_port};
 
 const REGION: &str = "eu-west-1";
 
@@ -295,4 +295,106 @@ fn the_credentials_of_an_instance_profile_are_found_at_the_metadata_service() {
     let asked = web.asked();
     let call = asked.iter().find(|asked| asked.body.contains("Action=DescribeInstances")).unwrap();
     assert!(call.headers["authorization"].contains("Credential=ASIAFROMTHEPROFILE/"), "{call:?}");
+}
+
+#[test]
+fn an_instance_whose_console_shows_no_keys_is_still_starting() {
+    let moto = Moto::start(&[]);
+    let ids_of = moto.launch(REGION, 2, "t3.micro", &[]);
+    let world = World::new();
+    let daemon = start(&world, &ec2("region = \"eu-west-1\", console_keys = true"), &moto.env());
+    // What moto's consoles show is the boot of a kernel.
+    let found = fleet(&daemon, false);
+    assert!(ids(&found).is_empty() && found["sources"][0]["error"].is_null(), "{found}");
+    assert_eq!(found["out"].as_array().unwrap().len(), ids_of.len());
+    let message = found["out"][0]["message"].as_str().unwrap();
+    assert!(message.contains("starting") && message.contains("its console does not show its host keys"), "{message}");
+}
+
+fn instances(id: &str) -> String {
+    format!(
+        "<DescribeInstancesResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\"><requestId>0</requestId><reservationSet><item>\
+         <reservationId>r-1</reservationId><ownerId>123456789012</ownerId><instancesSet><item><instanceId>{id}</instanceId>\
+         <instanceState><code>16</code><name>running</name></instanceState><privateIpAddress>127.0.0.1</privateIpAddress>\
+         <placement><availabilityZone>eu-west-1a</availabilityZone></placement></item></instancesSet></item></reservationSet>\
+         </DescribeInstancesResponse>"
+    )
+}
+
+/// The answer of GetConsoleOutput as Amazon documents it: base64 in lines.
+fn console(id: &str, output: &str) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(output);
+    let lines: Vec<String> =
+        text.as_bytes().chunks(76).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
+    format!(
+        "<GetConsoleOutputResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\"><requestId>0</requestId><instanceId>{id}</instanceId>\
+         <timestamp>2026-11-26T07:00:00.000Z</timestamp><output>{}</output></GetConsoleOutputResponse>",
+        lines.join("\n")
+    )
+}
+
+#[test]
+fn an_instance_is_known_by_the_keys_on_its_console_which_is_read_once() {
+    let world = World::new();
+    let key = std::fs::read_to_string(world.path("sshd/hostkey.pub")).unwrap();
+    let printed = format!(
+        "[    1.0] Linux\r\nci-info: no keys\r\n-----BEGIN SSH HOST KEY KEYS-----\r\n{}\r\n-----END SSH HOST KEY KEYS-----\r\nlogin: ",
+        key.trim()
+    );
+    let web = Web::start();
+    web.gives("/", 200, &instances("i-0abc"));
+    web.then_gives("/", 200, &console("i-0abc", &printed));
+    web.then_gives("/", 200, &instances("i-0abc"));
+    let env = [
+        ("AWS_ENDPOINT_URL", web.url("")),
+        ("AWS_ACCESS_KEY_ID", "AKIATESTTESTTESTTEST".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMItestkey".to_owned()),
+    ];
+    let source = ec2("region = \"eu-west-1\", console_keys = true");
+    // No file knows the host.
+    std::fs::write(world.path("empty"), "").unwrap();
+    let ssh = format!("known_hosts = \"{}\"", world.path("empty").display());
+    let deploy = "host:sh \"true\"";
+    world.project(&Project::new("shop").hosts(&[&source]).ssh(&ssh).deploy(deploy));
+    let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let daemon = world.start_with(&env);
+    assert_eq!(ids(&fleet(&daemon, false)), ["i-0abc"]);
+    let consoles = || web.asked().iter().filter(|asked| asked.body.contains("Action=GetConsoleOutput")).count();
+    assert_eq!(consoles(), 1);
+    world.repo.push("by its console");
+    assert_eq!(daemon.deploy().is("succeeded").hosts(), ["i-0abc:healthy"]);
+    // Kept with the list, also over a restart; the console may show something else by then.
+    daemon.kill();
+    let daemon = world.start_with(&env);
+    assert_eq!(ids(&fleet(&daemon, true)), ["i-0abc"]);
+    assert_eq!(consoles(), 1);
+    // Another machine with another key at its address is refused.
+    let other = Sshd::start(&world.path("other"), &std::fs::read_to_string(world.path("id.pub")).unwrap(), "");
+    world.project(&Project::new("shop").hosts(&[&source]).ssh(&format!("{ssh}, port = {}", other.port)).deploy(deploy));
+    assert_eq!(daemon.cli(&["reload"]).code, 0);
+    world.repo.push("somebody else");
+    let run = daemon.deploy().is("failed");
+    let cause = &run.host("i-0abc")["cause"];
+    assert!(
+        cause["code"] == "host_key_changed" && cause["message"].as_str().unwrap().contains("its host_keys"),
+        "{cause}"
+    );
+}
+
+#[test]
+fn a_console_that_may_not_be_read_names_the_call_to_allow() {
+    let web = Web::start();
+    web.gives("/", 200, &instances("i-0abc"));
+    web.then_gives("/", 403, &ec2_error("UnauthorizedOperation", "You are not authorized to perform this operation."));
+    let world = World::new();
+    let env = [
+        ("AWS_ENDPOINT_URL", web.url("")),
+        ("AWS_ACCESS_KEY_ID", "AKIATESTTESTTESTTEST".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMItestkey".to_owned()),
+    ];
+    let daemon = start(&world, &ec2("region = \"eu-west-1\", console_keys = true"), &env);
+    let (code, message) = error(&fleet(&daemon, false));
+    assert!(code == "ec2_denied" && message.contains("EC2 GetConsoleOutput in eu-west-1"), "{message}");
+    assert!(message.contains("allow it ec2:GetConsoleOutput"), "{message}");
 }

@@ -20,7 +20,7 @@ impl Acquaintance for Disk {
     fn known(&self) -> Option<String> {
         None
     }
-    async fn met(&self, id: &str) -> Result<(), Cause> {
+    async fn met(&self, id: &str, _: Option<String>) -> Result<(), Cause> {
         assert!(!id.is_empty());
         self.met.fetch_add(1, Ordering::SeqCst);
         self.free.acquire().await.unwrap().forget();

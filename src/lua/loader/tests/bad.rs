@@ -376,7 +376,7 @@ shop:7:33+1 wrong_type: environments[1].hosts[3] must be an address, a discovery
     (
         r##"hosts = { "web1", "web2" },"##,
         r##"hosts = require "discovery.file" { "/hosts.json", format = "json" },"##,
-        r##"shop:7:57+6 unknown_key: unknown key "format" in discovery file; it knows path, interval, timeout, min_hosts, max_shrink, max_age"##,
+        r##"shop:7:57+6 unknown_key: unknown key "format" in discovery file; it knows path, interval, timeout, min_hosts, max_shrink, max_age, port_label, user_label"##,
     ),
     (
         r##"hosts = { "web1", "web2" },"##,
