@@ -129,8 +129,7 @@ fn usable(
         }
     }
     let merged = fleet.merged(environment);
-    let mut hosts: Vec<Host> =
-        merged.hosts.into_values().map(|host| Host { ssh: environment.ssh.overlaid(&host.ssh), ..host }).collect();
+    let mut hosts: Vec<Host> = merged.hosts.into_values().map(|host| environment.reaching(host)).collect();
     if hosts.is_empty() {
         let out = match merged.out.len() {
             0 => String::new(),

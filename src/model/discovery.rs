@@ -283,6 +283,9 @@ impl Adding<'_> {
             }
         }
         known.ssh = other.ssh.overlaid(&known.ssh);
+        if known.receiver_key.is_none() {
+            known.receiver_key.clone_from(&other.receiver_key);
+        }
     }
 
     fn value(&mut self, field: &str, known: &mut Option<String>, other: Option<&String>) {

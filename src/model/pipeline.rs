@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::{
     analysis::Analysis,
     freeze::Window,
-    host::{Host, SecretRef, Ssh},
-    ids::{Digest, EnvironmentName, StageName},
+    host::{Host, SecretRef, Signalling, Ssh, Transport},
+    ids::{Digest, EnvironmentName, ProjectName, ReleaseId, Sha, StageName},
     rollout::{Budget, Rollout},
 };
 
@@ -91,6 +91,9 @@ pub struct Environment {
     pub hosts: Vec<HostSource>,
     /// Merged under every host's own values.
     pub ssh: Ssh,
+    /// `transport = "signal"`: its hosts have daemons of their own, which are sent signals.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub signal: Option<Signalling>,
     /// How it is rolled out.
     pub rollout: Rollout,
     /// When a host is healthy; `None` = `health = "none"`, on purpose.
@@ -116,7 +119,7 @@ pub struct Environment {
     pub when: When,
 }
 
-/// `when = "push" | "manual" | { tag = ... }`.
+/// `when = "push" | "manual" | "signal" | { tag = ... }`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum When {
@@ -125,8 +128,18 @@ pub enum When {
     Push,
     /// Those that a person starts for it.
     Manual,
+    /// Those that another daemon asks for by a signal, and those that a person starts for it.
+    Signal,
     /// Those, and runs of tags that match one of these patterns.
     Tag(Vec<String>),
+}
+
+impl Pipeline {
+    /// Whether nothing begins here but by a signal or a person: nobody asks for the head of its branch.
+    #[must_use]
+    pub fn only_listens(&self) -> bool {
+        self.stages.is_empty()
+    }
 }
 
 impl Environment {
@@ -135,6 +148,16 @@ impl Environment {
     pub fn without_hosts(&self) -> Self {
         Environment { hosts: Vec::new(), ..self.clone() }
     }
+
+    /// `host` with what all hosts of this environment have; its own values win.
+    #[must_use]
+    pub fn reaching(&self, host: Host) -> Host {
+        let transport = match (&host.transport, &self.signal) {
+            (Transport::Ssh, Some(signal)) => Transport::Signal(Box::new(signal.clone())),
+            (own, _) => own.clone(),
+        };
+        Host { ssh: self.ssh.overlaid(&host.ssh), transport, ..host }
+    }
 }
 
 impl std::fmt::Display for When {
@@ -142,6 +165,7 @@ impl std::fmt::Display for When {
         match self {
             When::Push => f.write_str("push"),
             When::Manual => f.write_str("manual"),
+            When::Signal => f.write_str("signal"),
             When::Tag(patterns) => write!(f, "tag {}", patterns.join(", ")),
         }
     }
@@ -311,6 +335,21 @@ pub enum Check {
     Container(String),
     /// What the host says it runs: good is the release that was deployed.
     Version(Version),
+    /// What the host's own daemon says: good is that this release is live there, and well. Which one is filled in when it is asked.
+    Signal(#[serde(default)] Option<Box<AskedAfter>>),
+}
+
+/// What another daemon is asked after.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskedAfter {
+    /// Of what.
+    pub project: ProjectName,
+    /// Where.
+    pub environment: EnvironmentName,
+    /// The release that should be live.
+    pub release: ReleaseId,
+    /// Its commit.
+    pub revision: Sha,
 }
 
 /// Where a host tells the version it runs.
@@ -345,6 +384,7 @@ impl Check {
             Check::Container(name) => format!("container {name}"),
             Check::Version(Version { from: VersionFrom::Http(url), .. }) => format!("version {url}"),
             Check::Version(Version { from: VersionFrom::Command(_), .. }) => "version".to_owned(),
+            Check::Signal(_) => "its own daemon".to_owned(),
         }
     }
 }

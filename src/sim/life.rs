@@ -42,6 +42,7 @@ use crate::{
         control::Control,
         journal::{Feed, Journals as _},
         program::Loaded,
+        signals::Listening,
     },
     time::Clock,
 };
@@ -311,6 +312,8 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
         mail: Arc::new(Nowhere),
         probe: Arc::new(Looks(outside.clone())),
         discovery: Arc::new(Lookups(outside.clone())),
+        signer: Arc::new(crate::signal::Ed25519),
+        listening: Listening::default(),
         fleets: Fleets::default(),
         secrets: Arc::new(Nowhere),
         limits: Limits {

@@ -5,11 +5,12 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 
 use super::{Context, Since};
+use crate::engine::signals;
 use crate::model::{
     cause::Cause,
     event::Event,
     health::{Deployed, Fact, Sight, Verdict, Watch},
-    host::Host,
+    host::{Host, Transport},
     pipeline::{Check, Health, Version, VersionFrom},
 };
 use crate::time::Stamp;
@@ -69,6 +70,9 @@ fn on_host(cause: Cause, host: &Host) -> Cause {
 /// One round over every check: what each saw, or why none could look. A check may print what a step of this run has used.
 async fn look(context: &Context, deployment: u32, host: &Host, health: &Health) -> Result<Vec<Sight>, Cause> {
     let limit = Duration::from_millis(health.timeout_ms);
+    if let Transport::Signal(_) = &host.transport {
+        return signals::send::well(&context.world, host, health, limit).await;
+    }
     let link = context.sessions.link(deployment, host).await;
     let link = link.map_err(|error| {
         let message = format!("the host cannot be reached: {}", error.cause.message);
@@ -80,7 +84,7 @@ async fn look(context: &Context, deployment: u32, host: &Host, health: &Health) 
         let redactor = context.sessions.redactor();
         let fact = sight.fact.map(|fact| match fact {
             Fact::Version(reported) => Fact::Version(redactor.text(&reported)),
-            fact @ Fact::Process(_) => fact,
+            fact @ (Fact::Process(_) | Fact::Hopeless) => fact,
         });
         sights.push(Sight { good: sight.good, seen: redactor.text(&sight.seen), fact });
     }

@@ -162,6 +162,7 @@ fn pipeline(random: &mut Random) -> Pipeline {
             HostSource::Static(Vec::new())
         }],
         ssh: Ssh::default(),
+        signal: None,
         rollout: rollout(random),
         health: random.one_in(2).then(|| Health {
             checks: vec![Check::Tcp(":1".to_owned())],
@@ -251,6 +252,7 @@ impl Sim {
                 retry_bad: false,
                 redeploy: random.one_in(4),
                 retest: random.one_in(4),
+                signal: None,
                 after: None,
                 requested_at_ms: now.wall_ms,
             },

@@ -109,6 +109,7 @@ fn environment(random: &mut Random, name: &str, hosts: Range<u32>) -> Environmen
             HostSource::Static(hosts.map(host).collect())
         }],
         ssh: Ssh::default(),
+        signal: None,
         rollout: rollout(random),
         health: health.then(|| Health {
             checks: checks.into_iter().flatten().collect(),

@@ -13,6 +13,7 @@ fn environment(rollout: Rollout) -> Environment {
         name: "e0".parse().unwrap(),
         hosts: vec![HostSource::Static(Vec::new())],
         ssh: Ssh::default(),
+        signal: None,
         rollout,
         health: None,
         verify: false,
