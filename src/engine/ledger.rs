@@ -299,15 +299,16 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
     puts
 }
 
-/// The hosts within the budgets that do not have what is live: a success that names them.
+/// The hosts within the budgets that do not have what is live: a success that names them. One that is no more lacks nothing.
 fn left_out(deployment: &Deployment) -> Option<Cause> {
-    let hosts: Vec<_> = deployment.hosts.iter().filter(|h| h.state(true) != HostState::Healthy).collect();
+    let there = || deployment.hosts.iter().filter(|host| !host.gone);
+    let hosts: Vec<_> = there().filter(|h| h.state(true) != HostState::Healthy).collect();
     let first = hosts.first()?;
     let why = first.cause().map_or("it was skipped", |cause| cause.message.as_str());
     let message = format!(
         "{} of {} hosts do not have it, which the budgets allow; first {}: {why}",
         hosts.len(),
-        deployment.hosts.len(),
+        there().count(),
         first.host.name
     );
     let ids: Vec<&str> = hosts.iter().take(20).map(|h| h.host.id.as_str()).collect();

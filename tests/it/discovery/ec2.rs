@@ -258,6 +258,9 @@ fn one_that_is_terminated_during_a_rollout_is_gone_and_one_that_is_launched_gets
     assert_eq!(ended.host(&web[3])["state"], "gone", "{}", ended.deployment("production"));
     let why = ended.host(&web[3])["cause"]["message"].as_str().unwrap().to_owned();
     assert!(why.starts_with("mapped says it is terminated: "), "{why}");
+    // Who is no more lacks nothing.
+    let status = daemon.status();
+    assert!(!status.to_string().contains("hosts_left_out"), "{status}");
     let there = [web[0].as_str(), &web[1], &web[2], &late];
     assert!(world.hosts_have(&there, &world.repo.head()), "{}", ended.deployment("production"));
     assert_eq!(world.revision(&web[3]), None);
