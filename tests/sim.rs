@@ -7,7 +7,7 @@ use std::{
 
 use phased::sim::{Language, Scenario, play};
 
-/// A minute and a half of two processors in a plain debug build. `scripts/crash worlds` plays 10,000 in two minutes, with the profile `worlds`.
+/// As many as a plain debug build has time for. `scripts/crash worlds` plays 10,000, with the profile `worlds`.
 const USUAL: u64 = 800;
 
 fn number(name: &str) -> Option<u64> {
