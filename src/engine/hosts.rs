@@ -111,7 +111,7 @@ fn usable(
     }
     let merged = fleet.merged(environment);
     let mut hosts: Vec<Host> =
-        merged.hosts.into_values().map(|host| Host { ssh: environment.ssh.overlaid(&host.ssh), ..host }).collect();
+        merged.hosts.into_values().map(|host| Host { ssh: environment.ssh.of_host(&host.ssh), ..host }).collect();
     if hosts.is_empty() {
         let out = match merged.out.len() {
             0 => String::new(),

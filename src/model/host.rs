@@ -147,6 +147,17 @@ impl Ssh {
             max_sessions: own.max_sessions.or(base.max_sessions),
         }
     }
+
+    /// `self`, an environment's, under a host's `own`. Keys of the host are not its bastions': how those are known is as for the environment.
+    #[must_use]
+    pub fn of_host(&self, own: &Ssh) -> Ssh {
+        let mut ssh = self.overlaid(own);
+        let hops = ssh.jump.iter_mut().flat_map(|jump| &mut jump.0);
+        if let (Some(HostKeys::Given(_)), Some(usual @ HostKeys::Policy(_))) = (&ssh.host_keys, &self.host_keys) {
+            hops.for_each(|hop| hop.host_keys = hop.host_keys.take().or_else(|| Some(usual.clone())));
+        }
+        ssh
+    }
 }
 
 /// A secret by name, never by value: `{"$secret": "deploy_key"}`.

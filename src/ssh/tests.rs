@@ -41,7 +41,7 @@ impl Learning {
 
 #[async_trait::async_trait]
 impl HostKeys for Learning {
-    fn known(&self, realm: &Realm, id: &str) -> Result<Option<Learnt>, Cause> {
+    async fn known(&self, realm: &Realm, id: &str) -> Result<Option<Learnt>, Cause> {
         Ok(self.0.lock().unwrap().get(&realm.host_key(id)).cloned())
     }
     async fn learn(&self, realm: &Realm, id: &str, key: Learnt) -> Result<Learnt, Cause> {
