@@ -290,6 +290,15 @@ pub enum HealthRun {
 }
 
 impl Deployment {
+    /// Only watched time counts: so much of what bakes was not.
+    pub(super) fn not_watched(&mut self, span: std::time::Duration) {
+        for wave in &mut self.waves {
+            if let Bake::Baking { away, .. } = &mut wave.bake {
+                *away += span;
+            }
+        }
+    }
+
     /// One that has only been created.
     #[must_use]
     pub fn created(n: u32, environment: EnvironmentName, at: &Stamp) -> Self {

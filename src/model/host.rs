@@ -168,3 +168,25 @@ pub struct SecretRef {
     #[serde(rename = "$secret")]
     pub name: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{host_key::Policy, jump::Hop};
+
+    #[test]
+    fn keys_of_a_host_do_not_take_the_policy_of_its_environment_from_its_bastions() {
+        let (tofu, given) = (HostKeys::Policy(Policy::Tofu), HostKeys::Given(vec!["SHA256:x".to_owned()]));
+        let hop = |keys: Option<&HostKeys>| Hop { host_keys: keys.cloned(), ..Hop::parse("b").unwrap() };
+        let jump = Some(Jump(vec![hop(None), hop(Some(&given))]));
+        let environment = Ssh { host_keys: Some(tofu.clone()), jump, ..Ssh::default() };
+        let console = Ssh { host_keys: Some(given.clone()), ..Ssh::default() };
+        let ssh = environment.of_host(&console);
+        assert_eq!(
+            (ssh.host_keys, ssh.jump),
+            (Some(given.clone()), Some(Jump(vec![hop(Some(&tofu)), hop(Some(&given))])))
+        );
+        // Without keys of its own there is nothing to fill in.
+        assert_eq!(environment.of_host(&Ssh::default()).jump, environment.jump);
+    }
+}

@@ -56,8 +56,12 @@ async fn pump(
                     Some(Ok(())) => {}
                     Some(Err(_)) => break,
                     None => {
-                        tracing::warn!(bastion = place, host = to, bytes = AHEAD,
-                            "a host says more than anybody reads: its connection through the bastion is cut");
+                        tracing::warn!(
+                            bastion = place,
+                            host = to,
+                            bytes = AHEAD,
+                            "a host says more than anybody reads: its connection through the bastion is cut"
+                        );
                         break;
                     }
                 }

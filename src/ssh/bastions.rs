@@ -51,6 +51,8 @@ struct Bastion {
     state: tokio::sync::Mutex<State>,
     turns: Arc<Semaphore>,
     most: u32,
+    /// [`Hop::id`].
+    id: String,
 }
 
 #[derive(Default)]
@@ -91,10 +93,20 @@ impl SshLinks {
         let hops = jump.0.iter().map(|hop| {
             let spec = Spec::of(realm, host, hop, user);
             way.push_str(&spec.key());
-            Step { bastion: self.bastions.of(&way, spec.most, &now), spec }
+            Step { bastion: self.bastions.of(&way, &spec, &now), spec }
         });
         let steps: Vec<Step<'_>> = hops.collect();
         self.behind(&steps).await
+    }
+
+    /// Ends the sessions to the bastion called `id`; all that goes through them ends with them.
+    pub async fn let_go(&self, id: &str) {
+        for bastion in self.bastions.called(id) {
+            let link = bastion.state.lock().await.link.take();
+            if let Some(link) = link {
+                link.close().await;
+            }
+        }
     }
 
     /// A session to the last of `steps`, and a turn on it. Those before it are only asked where it has no session yet: who finds one takes
@@ -214,11 +226,18 @@ impl<'a> Spec<'a> {
 }
 
 impl Bastions {
-    fn of(&self, key: &str, most: u32, now: &Stamp) -> Arc<Bastion> {
+    fn called(&self, id: &str) -> Vec<Arc<Bastion>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.values().filter(|bastion| bastion.id == id).cloned().collect()
+    }
+
+    fn of(&self, key: &str, spec: &Spec<'_>, now: &Stamp) -> Arc<Bastion> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Those that nobody uses and of which nothing is to be known are forgotten.
         all.retain(|_, bastion| Arc::strong_count(bastion) > 1 || bastion.is_known(now));
-        let made = || Bastion { state: Default::default(), turns: Arc::new(Semaphore::new(most as usize)), most };
+        let most = spec.most;
+        let turns = || Arc::new(Semaphore::new(most as usize));
+        let made = || Bastion { state: Default::default(), turns: turns(), most, id: spec.hop.id() };
         Arc::clone(all.entry(key.to_owned()).or_insert_with(|| Arc::new(made())))
     }
 }

@@ -97,8 +97,9 @@ impl Room {
     /// `session_limit`: there was none for too long.
     pub(super) async fn handshake(&self, clock: &dyn Clock) -> Result<OwnedSemaphorePermit, LinkError> {
         let turn = within(clock, GREETED, Arc::clone(&self.handshakes).acquire_owned()).await;
-        turn.and_then(Result::ok)
-            .ok_or_else(|| in_vain(&format!("[limits] handshakes = {}, and all of them are", self.limits.handshakes), GREETED))
+        turn.and_then(Result::ok).ok_or_else(|| {
+            in_vain(&format!("[limits] handshakes = {}, and all of them are", self.limits.handshakes), GREETED)
+        })
     }
 
     fn line(&self, realm: &Realm, most: u32) -> Arc<Semaphore> {

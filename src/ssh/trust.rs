@@ -216,7 +216,9 @@ impl Trust {
             Anchor::Authorities => format!("{at} has no certificate of a kind that is known ({how})"),
             Anchor::Given(_) => format!(
                 "the key of {at} is none of those that its host_keys give ({how}): somebody may be listening in, or the record is of another \
-                 machine. If the host was installed anew, correct its record"
+                 machine. If the host was installed anew, correct its record; where its source found the keys out (console_keys), let it look \
+                 again: phased hosts {} --forget-key '{}'",
+                self.realm, self.id
             ),
             Anchor::First(Some(learnt)) => {
                 let (algorithm, since) = (learnt.key.split(' ').next().unwrap_or_default(), rfc3339(learnt.at_ms));

@@ -128,6 +128,10 @@ fn write(world: &World, key: &str, revision: Revision, next: Option<Learnt>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{
+        host::Host,
+        pipeline::{HostSource, SourceLimits},
+    };
 
     const DAY: i64 = 24 * 3_600_000;
 
@@ -148,5 +152,30 @@ mod tests {
         for since in [None, Some(DAY)] {
             assert_eq!(next(since, Standing::Unsure, 400 * DAY), None);
         }
+    }
+
+    #[test]
+    fn only_who_has_been_asked_can_say_that_a_host_is_not_named() {
+        let environment = |hosts: serde_json::Value| {
+            let environment = json!({
+                "name": "production", "hosts": hosts, "ssh": {}, "rollout": crate::model::rollout::Rollout::default(), "health": null,
+                "verify": false, "timeout_ms": 1,
+            });
+            serde_json::from_value::<Environment>(environment).unwrap()
+        };
+        let fleet = Fleet::default();
+        let listed = HostSource::Static(vec![Host::at("web1".parse().unwrap(), "10.0.0.1".to_owned())]);
+        let (name, function) = ("ec2".to_owned(), "discovery/production/2".to_owned());
+        let asked = HostSource::Plugin { name, function, options: None, limits: SourceLimits::default() };
+        // One that was taken out of the project's list, and an environment that was.
+        let list = environment(json!([listed]));
+        assert_eq!(stands(Some(&list), &fleet, "web1"), Standing::Named);
+        assert_eq!(stands(Some(&list), &fleet, "web2"), Standing::Unnamed);
+        assert_eq!(stands(Some(&list), &fleet, "bastion b:22"), Standing::Named);
+        assert_eq!(stands(None, &fleet, "web1"), Standing::Unnamed);
+        // A source that has not answered yet.
+        let both = environment(json!([listed, asked]));
+        assert_eq!(stands(Some(&both), &fleet, "web1"), Standing::Named);
+        assert_eq!(stands(Some(&both), &fleet, "web2"), Standing::Unsure);
     }
 }
