@@ -103,6 +103,12 @@ async fn hosts_behind_a_bastion_share_its_session_which_is_made_anew_when_it_is_
     let again = links.connect(&realm(), &host).await.unwrap();
     assert_eq!(exec(&*again, "echo again", b"").await.0, b"again\n");
     assert_eq!(bastion.logins(), 1, "the log began anew with it");
+    // Its key is to be met anew: nobody goes on through the session that was made with the old one.
+    links.let_go("bastion other:22").await;
+    assert_eq!(exec(&*again, "echo still", b"").await.0, b"still\n");
+    links.let_go(&format!("bastion 127.0.0.1:{}", bastion.port)).await;
+    links.connect(&realm(), &host).await.unwrap();
+    assert_eq!(bastion.logins(), 2);
 }
 
 #[tokio::test]
