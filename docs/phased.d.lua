@@ -15,6 +15,10 @@ phased = {}
 ---@return phased.Secret
 function phased.secret(name) end
 
+---This server itself as a host: its commands run as the project's own user.
+---@type phased.host
+phased.localhost = {}
+
 ---The repository that is deployed.
 ---@class phased.source
 ---@field git string The URL as git takes it: https://, ssh://, user@host:path or file:///.
@@ -55,7 +59,9 @@ function phased.secret(name) end
 ---@field reason? string Why it is in that state.
 ---@field labels? table<string, string|integer> Free facts, for the pipeline to read.
 ---@field user? string The user to log in as.
----@field port? integer The port of its sshd.
+---@field port? integer The port of its sshd, or of its own daemon.
+---@field transport? "ssh"|"local" local: it is this server itself, and its commands run as the project's own user; phased.localhost is such a host. Default: "ssh".
+---@field receiver_key? string Of its own daemon, where that is sent signals: what phased keys show prints there.
 ---@field key? phased.Secret The private key to log in with.
 ---@field known_hosts? string The known_hosts file its key is held against.
 ---@field host_keys? "pin"|"ca"|"tofu"|string[] By what it is known to be itself, as in ssh; or its keys: { "SHA256:..." } or { "ssh-ed25519 AAAA..." }, any of them.
@@ -87,17 +93,17 @@ function phased.secret(name) end
 ---@field waves? integer|string|(integer|string)[] A list is how many hosts have it after each wave, the canary included, and ends in "100%"; a single value is the size of every wave. Default: { "100%" }.
 ---@field max_parallel? integer Hosts updated at the same moment. Default: 1.
 ---@field stagger? string At least so long between the beginnings of two hosts. Default: "0s".
----@field bake_time? string How long it is watched after the canary and after every wave; only watched time counts. Default: "2m".
+---@field bake_time? string How long it is watched after the canary and after every wave; only watched time counts. With when = "signal" it is "0s": whoever sends the signal watches. Default: "2m".
 ---@field max_bake? string A bake from which nothing can be concluded is given up after so long; three times bake_time when absent.
 ---@field max_failures? integer|string Failed hosts that do not stop the rollout; it stops when this is exceeded. Default: 0.
 ---@field max_failures_per_wave? integer|string The same within one wave.
 ---@field max_unreachable? integer|string Unreachable hosts that do not stop the rollout; it stops when this is exceeded. Default: 0.
----@field min_healthy? integer|string No host is taken if fewer than these would serve then; those healthy at plan time less max_parallel when absent.
+---@field min_healthy? integer|string No host is taken if fewer than these would serve then; those healthy at plan time less max_parallel, max_failures and max_unreachable when absent.
 ---@field progress_deadline? string Nobody newly healthy for so long is a failure; when absent the limits of each call and of health are all.
 ---@field pause_timeout? string A pause that nobody ends is halted after so long. Default: "24h".
 ---@field rollback_parallel? integer Hosts that go back at the same moment; max_parallel when absent.
 ---@field max_shrink? string A list of hosts that has lost more than this since the last deployment stops it. Default: "30%".
----@field zones? boolean Hosts of two zones are never updated at the same moment. Default: false.
+---@field zones? boolean Hosts of two zones are never updated at the same moment, forwards or back. Default: false.
 ---@field on_failure? "rollback"|"halt"|"pause" What happens when it fails after a host was touched. Default: "rollback".
 ---@field on_inconclusive? "rollback"|"halt"|"promote" What happens when a bake ends without a verdict. Default: "rollback".
 
@@ -165,6 +171,13 @@ function phased.secret(name) end
 ---@field zone string Whose clock: "Europe/Berlin", "UTC".
 ---@field reason? string Why, for those who wait.
 
+---How the daemons of an environment's hosts are spoken to.
+---@class phased.signal
+---@field key phased.Secret The private key that signs; phased keys make makes one. Receivers accept its public half in [signals] of their configuration.
+---@field receivers? string A file with the public keys of the receivers, HOST-ID ssh-ed25519 AAAA... a line; a host's own receiver_key wins.
+---@field port? integer Where the daemons listen; a host's own port wins. Default: 7427.
+---@field tls? boolean true: by https, where a proxy in front of them speaks it. Signals and answers are signed either way. Default: false.
+
 ---A named set of hosts with its own rules.
 ---@class phased.environment
 ---@field [1] string What the environment is called.
@@ -176,7 +189,7 @@ function phased.secret(name) end
 ---@field verify? fun(run: phased.Run, deployment: phased.Deployment) Tests in production, after the last host; an error is a bad deployment.
 ---@field alarms? phased.alarm[] What is watched while a deployment goes on; each with cause, alert and action.
 ---@field timeout? string The limit of each of its calls as a whole. Default: "1h".
----@field when? "push"|"manual"|phased.when Which runs enter it by themselves: all, none, or those of tags. A run stops at the first environment that nothing opens for it; `phased start PROJECT ENVIRONMENT` opens it. Default: "push".
+---@field when? "push"|"manual"|"signal"|phased.when Which runs enter it by themselves: all, none, those that another daemon asks for by a signal, or those of tags. Where every environment says "signal" the project may have no test: what comes was tested by its sender. A run stops at the first environment that nothing opens for it; `phased start PROJECT ENVIRONMENT` opens it. Default: "push".
 ---@field freeze? phased.freeze[] Times in which nothing new is deployed there; rollbacks and late hosts are.
 ---@field group? string Environments of one group, also of other projects, are deployed to one at a time.
 ---@field prepare? fun(host: phased.Host, release: phased.Release) Every host, 64 at a time, before anything is switched; it must not touch what serves. Also on the way back.
@@ -187,6 +200,8 @@ function phased.secret(name) end
 ---@field after_wave? fun(wave: phased.Wave) After each wave.
 ---@field after? fun(deployment: phased.Deployment) Once, when every host has it and it is verified.
 ---@field rollback_safe? fun(release: phased.Release): boolean, string? Asked before anything is touched: whether a failure may go back to the known-good release, and if not, why.
+---@field transport? "ssh"|"signal" How its hosts are reached: by SSH, or by signals to a daemon of each host's own, which deploys by its own project file. Then there is no ssh and no health (each receiver looks at what it deploys, and is asked), and deploy is host:signal() when absent. Default: "ssh".
+---@field signal? phased.signal With transport = "signal": how the daemons of its hosts are spoken to.
 
 ---Who is told, bad and good ends apart.
 ---@class phased.notify
@@ -669,6 +684,20 @@ function Host:now(what) end
 ---@param unit string
 ---@return phased.Service
 function Host:service(unit) end
+
+---Sends the release to the host's own daemon by a signed signal and follows the run that this one makes of it, until it has ended; it fails if that did not succeed. What deploy is with transport = "signal" when it is absent.
+---@class phased.step.signal
+---@field name? string Shown instead of the verb and its number.
+---@field timeout? string The limit of one attempt; reaching it is a failure with the code timeout. Default: "30m".
+---@field retries? integer Further attempts after a failure. Default: 0.
+---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
+---@field on_unknown? "fail"|"retry"|(fun(on: phased.Run|phased.Host, failure: table): boolean?) When nobody can tell whether it happened: fail, try again, or a function that finds out and returns true (it happened: the step succeeds without output), false (it did not: it is done again) or nothing (it fails). Default: "fail".
+
+---Sends the release to the host's own daemon by a signed signal and follows the run that this one makes of it, until it has ended; it fails if that did not succeed. What deploy is with transport = "signal" when it is absent.
+---host:signal { timeout = "1h" }
+---@param what? phased.step.signal
+---@return {run: string, state: string}
+function Host:signal(what) end
 
 ---Adds a line to the run's log.
 ---run:log "assets are built"

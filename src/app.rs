@@ -6,6 +6,7 @@ pub mod check;
 mod guard;
 pub mod init;
 pub mod rebuild;
+pub mod signals;
 mod uids;
 
 use std::{
@@ -48,6 +49,7 @@ use crate::{
         secrets::Secrets,
     },
     probe::Probes,
+    signal::Ed25519,
     ssh::{SshLimits, SshLinks},
     store::SledIndex,
     time::{Clock, SystemClock},
@@ -91,6 +93,8 @@ impl App {
         let _none_there = std::fs::remove_dir_all(layout.root.join("tmp"));
 
         let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(config.secret_dirs(options.credentials.as_deref())));
+        // The daemon's own, and no project's: code under test is kept from it as from all secrets.
+        let own_key = signals::own_key(&config.signals, &*secrets)?;
         let guard = guard::Guard::new(&config.exec);
         let programs: Arc<dyn Programs> = Arc::new(guard.programs(projects(&config, &secrets)));
         // Loading only asks which secrets exist; whatever uses them gets those that may be used here.
@@ -141,6 +145,8 @@ impl App {
             probe: Arc::new(Probes::new(http.clone(), Arc::clone(&clock))),
             http,
             mail: Arc::new(Smtp::new(Arc::clone(&clock))),
+            signer: Arc::new(Ed25519),
+            listening: signals::listening(&config.signals, own_key.as_ref())?,
             discovery: Arc::new(Lookups::new(Arc::clone(&clock))),
             fleets: Fleets::default(),
             secrets,

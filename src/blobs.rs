@@ -1,6 +1,7 @@
 //! Blobs on disk: `blobs/<sha256>`.
 
 mod archive;
+mod parts;
 mod stream;
 
 use std::{
@@ -16,7 +17,7 @@ use std::{
 };
 
 use crate::{
-    model::ids::Digest,
+    model::{ids::Digest, signal::Part},
     ports::blobs::{Blobs, Form, Hold, Stored},
 };
 
@@ -62,7 +63,9 @@ impl FileBlobs {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         for entry in fs::read_dir(&dir)? {
             let entry = entry?;
-            if entry.file_name().as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
+            let name = entry.file_name();
+            let half = [TEMPORARY, parts::PART].iter().any(|of| name.as_encoded_bytes().starts_with(of.as_bytes()));
+            if half {
                 fs::remove_file(entry.path())?;
             }
         }
@@ -155,6 +158,14 @@ impl Blobs for FileBlobs {
 
     fn check(&self, blob: &Digest) -> io::Result<()> {
         if stream::digest(&mut File::open(self.path(blob))?)? == *blob { Ok(()) } else { Err(self.damaged(blob)) }
+    }
+
+    fn part(&self, blob: &Digest) -> io::Result<Part> {
+        parts::part(self, blob)
+    }
+
+    fn append(&self, blob: &Digest, size: u64, offset: u64, bytes: &[u8]) -> io::Result<Part> {
+        parts::append(self, blob, size, offset, bytes)
     }
 
     fn hold(&self) -> Hold {

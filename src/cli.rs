@@ -65,6 +65,9 @@ pub enum Command {
     Demo(DemoArgs),
     /// Rebuild the index from the journals, offline
     Rebuild(RebuildArgs),
+    /// Keys for signals between daemons: make one, list them, show the public half
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// What the daemon has job users do: reads a request on standard input and packs what it names
     #[command(hide = true)]
     Pack,
@@ -130,6 +133,41 @@ pub struct DemoArgs {
     /// One good commit, and the daemon is killed ten times on the way; exit code 0 only if nothing was lost or done twice
     #[arg(long)]
     pub crash: bool,
+    /// Production listens to signals: an integration daemon without a shell anywhere, and five daemons of production
+    #[arg(long, conflicts_with = "crash")]
+    pub signals: bool,
+}
+
+/// Of `keys`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum KeysCommand {
+    /// Make a key: its private half is a secret of this machine, its public half is printed
+    Make {
+        /// What the secret is called: `signal = { key = phased.secret "NAME" }` in a project, or key = "NAME" in [signals]
+        #[arg(default_value = "signals")]
+        name: String,
+        /// Whose it is, for people; it goes with the public half [default: this machine's name]
+        #[arg(long)]
+        comment: Option<String>,
+        /// The configuration file: it says where secrets are
+        #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Print the public half of a key: what the other side is given
+    Show {
+        /// What the secret is called
+        #[arg(default_value = "signals")]
+        name: String,
+        /// The configuration file: it says where secrets are
+        #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Every key among the secrets of this machine, with its public half
+    List {
+        /// The configuration file: it says where secrets are
+        #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
+        config: PathBuf,
+    },
 }
 
 /// Of `rebuild`.
@@ -229,6 +267,8 @@ pub enum ClientCommand {
         #[command(subcommand)]
         switch: Option<MaintenanceCommand>,
     },
+    /// To which other daemons this one listens, what came of them, and what of it was refused
+    Signals,
     /// Whether bad news would arrive
     #[command(subcommand)]
     Alert(AlertCommand),

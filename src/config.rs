@@ -10,7 +10,14 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{telemetry, time::Span};
+use crate::{
+    model::{
+        ids::{EnvironmentName, HostId, ProjectName},
+        signal::PublicKey,
+    },
+    telemetry,
+    time::Span,
+};
 
 mod error;
 mod secrets;
@@ -36,6 +43,8 @@ pub struct Config {
     pub secrets: Secrets,
     /// As whom code under test runs.
     pub exec: Exec,
+    /// To which other daemons this one listens.
+    pub signals: Signals,
     /// What one call, step or project may use.
     pub limits: Limits,
     /// How long what has happened is kept.
@@ -79,6 +88,30 @@ pub struct Exec {
     pub same_user: bool,
     /// `PATH` of local commands.
     pub path: String,
+}
+
+/// `[signals]`: another daemon may ask this one to deploy. Without a key it listens to nobody.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Signals {
+    /// The secret with this daemon's own private key, which signs its answers; `phased keys make` makes one.
+    pub key: Option<String>,
+    /// Who it is to senders: the id of its host in their list of hosts; the machine's name when absent.
+    pub host: Option<HostId>,
+    /// An older signal is refused.
+    pub max_age: Span,
+    /// Who may signal what.
+    pub accept: Vec<Accept>,
+}
+
+/// One of `accept`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Accept {
+    /// The sender's public key, as `phased keys show` prints it there.
+    pub key: PublicKey,
+    /// `"shop"`, `"shop/production"`, or `"*"`.
+    pub projects: Vec<String>,
 }
 
 /// `[limits]`
@@ -138,6 +171,7 @@ impl Default for Config {
             api: Api::default(),
             secrets: Secrets::default(),
             exec: Exec::default(),
+            signals: Signals::default(),
             limits: Limits::default(),
             retention: Retention::default(),
             log: Log::default(),
@@ -165,6 +199,12 @@ impl Default for Exec {
     fn default() -> Self {
         let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned();
         Exec { user: None, uids: None, same_user: false, path }
+    }
+}
+
+impl Default for Signals {
+    fn default() -> Self {
+        Signals { key: None, host: None, max_age: Span::minutes(5), accept: Vec::new() }
     }
 }
 
@@ -217,6 +257,7 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         let config: Config = toml::from_str(text).map_err(|error| ConfigError::at(path, text, &error))?;
         config.exec.check().map_err(|message| ConfigError::section(path, text, "exec", message))?;
+        config.signals.check().map_err(|message| ConfigError::section(path, text, "signals", message))?;
         config.limits.check().map_err(|message| ConfigError::section(path, text, "limits", message))?;
         config.retention.check().map_err(|message| ConfigError::section(path, text, "retention", message))?;
         Ok(config)
@@ -246,6 +287,41 @@ impl Exec {
         }
         Ok(())
     }
+}
+
+impl Signals {
+    fn check(&self) -> Result<(), String> {
+        if self.key.is_none() && !self.accept.is_empty() {
+            return Err(
+                "`accept` names senders and `key` is missing, so that nothing they are answered could be believed: \
+                        `phased keys make signals` makes one, key = \"signals\""
+                    .to_owned(),
+            );
+        }
+        if self.max_age < Span::secs(10) {
+            return Err("`max_age` is below 10s: no two clocks agree so well".to_owned());
+        }
+        for (n, accept) in self.accept.iter().enumerate().map(|(n, accept)| (n + 1, accept)) {
+            if accept.projects.is_empty() {
+                return Err(format!("accept {n} has no `projects`: name those that this key may signal, or \"*\""));
+            }
+            if let Some(wrong) = accept.projects.iter().find(|name| !is_right(name)) {
+                return Err(format!(
+                    "accept {n}: {wrong:?} is no project: write \"shop\", \"shop/production\" or \"*\""
+                ));
+            }
+            if self.accept.iter().take(n - 1).any(|other| other.key.bytes() == accept.key.bytes()) {
+                return Err(format!("accept {n} has the key of an earlier one: put all of its projects into one"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_right(text: &str) -> bool {
+    let (project, environment) = text.split_once('/').map_or((text, None), |(of, only)| (of, Some(only)));
+    text == "*"
+        || (project.parse::<ProjectName>().is_ok() && environment.is_none_or(|e| e.parse::<EnvironmentName>().is_ok()))
 }
 
 impl Retention {

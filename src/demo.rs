@@ -10,6 +10,7 @@
 //! repository  the shop in plain sh (shop/), its tests, the four commits
 //! daemon      the daemon in this process
 //! story       presses the button three times and asks the hosts what became of it
+//! signals     `--signals`: an integration daemon, and daemons of production that it sends signals
 //! crash       `--crash`: the first commit, and the daemon is killed ten times on the way
 //! process     the daemon as a process of its own, for that
 //! ask         HTTP, over TCP and the socket
@@ -33,6 +34,7 @@ mod daemon;
 mod host;
 mod process;
 mod repository;
+mod signals;
 mod site;
 mod story;
 mod terminal;
@@ -43,6 +45,7 @@ use ask::Place;
 use crash::Crash;
 use daemon::Daemon;
 use process::Process;
+use signals::{Signals, Town};
 use site::Site;
 use story::{Differences, Story};
 use terminal::{Terminal, Tone};
@@ -76,6 +79,9 @@ pub async fn run(args: &DemoArgs) -> ExitCode {
     {
         tracing::warn!(%error, "the daemon is left behind");
     }
+    if let Some(mut town) = up.town {
+        town.end().await;
+    }
     for name in tasks.shut_down(END).await {
         tracing::warn!(task = %name, "still works though the demo has ended");
     }
@@ -94,6 +100,7 @@ struct Up {
     site: Option<Site>,
     daemon: Option<Daemon>,
     process: Option<Process>,
+    town: Option<Town>,
     /// What the daemon's TCP listener asks for.
     token: String,
     /// The exit code, once the story has been told.
@@ -101,11 +108,11 @@ struct Up {
 }
 
 async fn show(args: &DemoArgs, terminal: &mut Terminal, tasks: &Tasks, clock: &Arc<dyn Clock>, up: &mut Up) -> u8 {
-    let (told, well) = match args.crash {
-        true => {
-            (crash(terminal, tasks, clock, up).await, "Killed ten times: nothing was lost, and nothing was done twice.")
-        }
-        false => (tell(terminal, tasks, clock, up).await, "All four went as described."),
+    const KILLED: &str = "Killed ten times: nothing was lost, and nothing was done twice.";
+    let (told, well) = match (args.crash, args.signals) {
+        (true, _) => (crash(terminal, tasks, clock, up).await, KILLED),
+        (false, true) => (signals(terminal, clock, up).await, "All four went as described."),
+        (false, false) => (tell(terminal, tasks, clock, up).await, "All four went as described."),
     };
     let code = match told {
         Ok(Differences(differences)) if differences.is_empty() => {
@@ -160,11 +167,20 @@ async fn crash(
 ) -> anyhow::Result<Differences> {
     let site = up.site.insert(Site::build(site::SHOP_CRASH, tasks, clock).await?);
     introduce(terminal, site);
-    let process = up.process.insert(Process::start(site, clock).await?);
+    let process = up.process.insert(Process::start(site.root(), clock).await?);
     let told = format!("   {:<12}{}, a process of its own (`phased serve`)", "daemon", site.socket());
     terminal.line(Tone::Plain, &told);
     let story = Story::new(site, site.socket(), None, clock, terminal);
     Crash { story, process }.tell().await
+}
+
+/// Builds everything and tells the story of signals.
+async fn signals(terminal: &mut Terminal, clock: &Arc<dyn Clock>, up: &mut Up) -> anyhow::Result<Differences> {
+    let site = up.site.insert(Site::bare()?);
+    signals::introduce(terminal, site);
+    let town = up.town.insert(Town::build(site, clock).await?);
+    let story = Story::new(site, town.socket(), None, clock, terminal);
+    Signals { story, town }.tell().await
 }
 
 /// What there is.

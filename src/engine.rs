@@ -36,6 +36,7 @@ mod recovery;
 pub mod redact;
 mod retention;
 mod sessions;
+mod signals;
 mod steps;
 mod storage;
 mod sweep;

@@ -27,6 +27,9 @@ pub struct Client {
     asking: OnceCell<reqwest::Client>,
 }
 
+/// Nobody who is there takes longer to take a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+
 impl Client {
     /// A client whose time-outs run on `clock`.
     #[must_use]
@@ -41,6 +44,7 @@ impl Client {
                     .redirect(reqwest::redirect::Policy::none())
                     .retry(reqwest::retry::never())
                     .pool_max_idle_per_host(0)
+                    .connect_timeout(CONNECT)
                     .user_agent(concat!("phased/", env!("CARGO_PKG_VERSION")))
                     .build()
             })
@@ -124,7 +128,9 @@ fn asking_failed(shown: &str, error: reqwest::Error) -> Cause {
     let tls = ["certificate", "tls", "handshake", "corrupt message", "invalidcontenttype"]
         .iter()
         .any(|word| lower.contains(word));
-    if error.is_timeout() {
+    if error.is_timeout() && error.is_connect() {
+        Cause::new("http_connect", format!("{shown}: cannot connect (nobody answered within {})", Span(CONNECT)))
+    } else if error.is_timeout() {
         Cause::new("timeout", format!("{shown} did not answer in time"))
     } else if error.is_builder() {
         Cause::new("http_url", format!("{shown} cannot be asked: {said}"))

@@ -49,6 +49,7 @@
 //! | [`lua`] | the registry of everything Lua may write, the loader and its errors, the boxed VM, the driver of calls and their replay |
 //! | [`exec`], [`ssh`] | links: a channel to `sh`, here or on a host |
 //! | [`forge`], [`http`], [`probe`], [`alert`] | git and webhooks; requests; looks at a host's health; mail (the probes of alarms are Lua: `plugins/`) |
+//! | [`signal`] | Ed25519: keys, signatures of signals and answers |
 //! | [`discovery`] | what discovery needs that is not Lua: DNS, EC2, signed tokens; the rest is in `plugins/discovery` |
 //! | [`engine`] | the conductor, the owner of a run, actions, steps, the command protocol, recovery, maintenance, retention, views |
 //! | [`api`] | the HTTP API; one file per noun under `routes/` |
@@ -63,7 +64,7 @@
 //!
 //! Architecture invariant: a layer imports only from those above it in the table; adapters never import each other, and the engine
 //! imports no adapter. `tests/layers.rs` enforces it, and that a library is named in one place only: `sled` in `store`, `russh` in
-//! `ssh`, `mlua` in `lua`, `axum` in `api`, `reqwest` in `http`, `lettre` in `alert`, `aws_*` and `hickory_resolver` in `discovery`.
+//! `ssh`, `mlua` in `lua`, `axum` in `api`, `reqwest` in `http`, `lettre` in `alert`, `aws_*` and `hickory_resolver` in `discovery` (but for the cryptography of `aws_lc_rs`, also in `signal`).
 //!
 //! Architecture invariant: nothing reads a clock outside [`time`] and nothing spawns outside [`lifecycle`]. [`model`] does no IO and
 //! never awaits. [`engine`] has no statics. Together they let the same engine run in a simulation.
@@ -131,6 +132,7 @@
 //! | freeze | a time in which nothing new is deployed to an environment |
 //! | door | where a run waits for an environment: for its lease, or for the end of a freeze |
 //! | view | a document for people, folded from synced events, kept in the index |
+//! | signal, receiver | a signed order of one daemon to another, which deploys by rules of its own; that other daemon |
 //! | link | a way to open channels to a machine, local or SSH |
 //! | cause | why something ended or waits: `{code, message, ...}` |
 //! | alarm | cause (a probe), alert (a channel) and action, all three; watched while a deployment goes on |
@@ -158,6 +160,7 @@ pub mod lua;
 pub mod model;
 pub mod ports;
 pub mod probe;
+pub mod signal;
 pub mod sim;
 pub mod ssh;
 pub mod store;

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Command::Init(args) => said(init(&args.directory)),
         Command::Rebuild(args) => said(rebuild(&args.config)),
         Command::Demo(args) => demo(&args),
+        Command::Keys(command) => said(app::signals::keys(&command)),
         Command::Pack => said(pack()),
     }
 }

@@ -25,4 +25,5 @@ pub mod plan;
 pub mod release;
 pub mod rollout;
 pub mod run;
+pub mod signal;
 pub mod step;

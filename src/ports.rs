@@ -18,4 +18,5 @@ pub mod outputs;
 pub mod probe;
 pub mod program;
 pub mod secrets;
+pub mod signals;
 pub mod storage;

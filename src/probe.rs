@@ -225,6 +225,7 @@ impl Probe for Probes {
                 Check::Service(unit) => self.service(link, unit).await,
                 Check::Container(name) => self.container(link, name).await,
                 Check::Version(version) => self.version(link, version, limit).await,
+                Check::Signal(_) => Ok(sight(false, "a daemon is asked by signals, not through a session".to_owned())),
             }
         };
         let found = match within(&*self.clock, limit, look).await {

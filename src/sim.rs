@@ -1,15 +1,15 @@
 //! The engine in a simulated world: the same code, other adapters, and everything that can go wrong, from a seed.
 //!
 //! # What is simulated
-//! Time, the machines and their connections, discovery, the repository, probes, people and their letters, and the disk under the
-//! journals, which loses what was not synced. A project is Rust behind the port `Program` ([`program`]),
-//! or Lua in the daemon's own driver.
+//! Time, the machines and their connections, discovery, repositories, probes, people and their letters, and the disk under the
+//! journals, which loses what was not synced and is full at times. One project or two, with an environment or two each, alone or in a
+//! group. A project is Rust behind the port `Program` ([`program`]), or Lua in the daemon's own driver.
 //!
 //! # What is not
 //! Everything in `engine/`, `model/` and `journal/` is the daemon's own: the conductor, the owner, sessions and their resending,
 //! journals and their recovery, control, leases, the outbox. The shell text of the command protocol is not run: [`shell`] reads what is
-//! asked and answers in frames. Artifacts, files, requests and mail are not simulated, nor is a disk that is full or failing, several
-//! projects, groups, or freezes.
+//! asked and answers in frames. Artifacts, files, requests and mail are not simulated, nor is a disk that fails. On one that is full for a
+//! time whoever writes waits; that half a line is left behind there is tested with the journals.
 //!
 //! # Reading order
 //! `scenario` (what happens, from a seed), `life` (how it is played), `outside` and `fleet` (the world), `check` (what must hold).

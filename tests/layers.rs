@@ -12,7 +12,7 @@ const LEVELS: &[&[&str]] = &[
     &["model"],
     &["ports"],
     &["config"],
-    &["journal", "store", "blobs", "exec", "ssh", "http", "lua", "discovery", "forge", "alert", "probe"],
+    &["journal", "store", "blobs", "exec", "ssh", "http", "lua", "discovery", "forge", "alert", "probe", "signal"],
     &["engine"],
     &["api"],
     &["daemon", "cli", "app", "demo", "sim", "lib", "main"],
@@ -49,7 +49,7 @@ const QUARANTINE: &[(&str, &[&str])] = &[
     ("aws_config", &["discovery"]),
     ("aws_sdk_ec2", &["discovery"]),
     ("aws_sdk_sts", &["discovery"]),
-    ("aws_lc_rs", &["discovery"]),
+    ("aws_lc_rs", &["discovery", "signal"]),
     ("hickory_resolver", &["discovery"]),
 ];
 

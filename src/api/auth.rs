@@ -223,6 +223,8 @@ mod tests {
             (Method::POST, "/v1/projects/shop/start/", Scope::Admin),
             (Method::POST, "/v1/reload", Scope::Admin),
             (Method::GET, "/v1/maintenance", Scope::Read),
+            (Method::GET, "/v1/signals", Scope::Read),
+            (Method::PUT, "/v1/signals", Scope::Admin),
             (Method::POST, "/v1/maintenance", Scope::Admin),
             (Method::POST, "/anything", Scope::Admin),
         ] {

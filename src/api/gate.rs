@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     engine::handle::{Claim, KeptAnswer},
-    model::ids::Digest,
+    model::{ids::Digest, signal::MOST_BYTES},
     time::within,
 };
 
@@ -37,7 +37,17 @@ const LONGEST_KEPT: usize = 1 << 20;
 /// Answers nobody has to ask for permission: exactly these.
 fn is_public(method: &Method, path: &str) -> bool {
     let reads = matches!(*method, Method::GET | Method::HEAD);
-    (reads && matches!(path, "/healthz" | "/readyz" | "/openapi.json")) || path.starts_with("/hooks/")
+    (reads && matches!(path, "/healthz" | "/readyz" | "/openapi.json")) || is_signed(method, path)
+}
+
+/// What a signature of its own lets in.
+fn is_signed(method: &Method, path: &str) -> bool {
+    path.starts_with("/hooks/") || is_signal(method, path)
+}
+
+/// What another daemon asks for.
+fn is_signal(method: &Method, path: &str) -> bool {
+    *method == Method::POST && matches!(path, "/v1/signals" | "/v1/signals/pieces")
 }
 
 impl Server {
@@ -75,9 +85,9 @@ impl Server {
         let (parts, incoming) = request.into_parts();
         let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
         check_target(&parts.uri)?;
-        let hook = path.starts_with("/hooks/");
+        let (hook, signed) = (path.starts_with("/hooks/"), is_signed(&method, &path));
         if let Peer::Tcp { local } = &peer
-            && !hook
+            && !signed
         {
             check_host(&parts.headers, &parts.uri, parts.version, local.ip(), &self.auth.host_names)?;
         }
@@ -96,10 +106,14 @@ impl Server {
             return Ok(self.route(Request::from_parts(parts, Body::empty()), caller).await);
         }
 
-        let limit = if hook { self.limits.hook_body } else { self.limits.other_body };
+        let limit = match path.as_str() {
+            _ if hook => self.limits.hook_body,
+            "/v1/signals" => MOST_BYTES,
+            _ => self.limits.other_body,
+        };
         let (body, held) = self.body(incoming, limit, &parts.headers).await?;
         let key = match &caller {
-            Some(caller) if method == Method::POST && !hook => {
+            Some(caller) if method == Method::POST && !signed => {
                 idempotency_key(&parts.headers)?.map(|key| claim(key, caller, &parts.uri, &body))
             }
             _ => None,
@@ -114,7 +128,12 @@ impl Server {
                 Some(key) => server.once(request, caller, key, &path, &id).await,
             };
             let status = answer.as_ref().map_or_else(|p| p.status, |r| r.status().as_u16());
-            tracing::info!(request_id = id, by = actor, %method, path, status, "a request to change something was answered");
+            if is_signal(&method, &path) {
+                // Most of them only ask how a run stands; what they change is told by what takes them.
+                tracing::debug!(request_id = id, %method, path, status, "a signal was answered");
+            } else {
+                tracing::info!(request_id = id, by = actor, %method, path, status, "a request to change something was answered");
+            }
             drop(held);
             answer
         });

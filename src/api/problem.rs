@@ -7,7 +7,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::engine::handle::Refusal;
+use crate::{engine::handle::Refusal, model::cause::Cause};
 
 /// An error answer. Boxed, because every handler's `Result` has room for one.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -96,6 +96,12 @@ impl Problem {
             run: None,
             headers: Vec::new(),
         }))
+    }
+
+    /// What a cause says.
+    #[must_use]
+    pub fn from_cause(status: StatusCode, cause: &Cause) -> Self {
+        Problem::new(status, &cause.code, cause.message.clone())
     }
 
     /// 400.

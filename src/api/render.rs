@@ -4,10 +4,11 @@
 
 mod dry_run;
 pub mod hosts;
+mod signals;
 
 use std::fmt::Write as _;
 
-pub use self::dry_run::dry_run;
+pub use self::{dry_run::dry_run, signals::signals};
 
 use super::{
     routes::projects::ProjectView,

@@ -33,6 +33,7 @@ mod log;
 mod maintenance;
 pub(crate) mod projects;
 mod runs;
+mod signals;
 pub(crate) mod status;
 pub(crate) mod tokens;
 
@@ -89,6 +90,8 @@ fn all() -> OpenApiRouter<App> {
         .routes(routes!(log::log))
         .routes(routes!(events::events))
         .routes(routes!(hooks::hook))
+        .routes(routes!(signals::show, signals::signal))
+        .routes(routes!(signals::piece))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
         .routes(routes!(alerts::test))

@@ -15,7 +15,7 @@ use crate::{
         handle::*,
         view::{
             AlarmView, EventView, FreezeView, LeaseView, LogLine, MaintenanceView, MeasuredView, Page, Plan,
-            ProjectStatus, RunAtWork, RunView, Status, TokenView, hosts::FleetView,
+            ProjectStatus, RunAtWork, RunView, Status, TokenView, hosts::FleetView, signals::SignalsView,
         },
     },
     model::{
@@ -118,6 +118,25 @@ impl Engine for Script {
             return Err(Refusal::HookSignature);
         }
         Ok(Hooked::Accepted(RUN.parse().unwrap()))
+    }
+    async fn signal(&self, document: &[u8], signature: &str, piece: Option<&[u8]>) -> Signalled {
+        self.note(format!("signal {} {:?}", document.len(), piece.map(<[u8]>::len)));
+        match signature {
+            "" => Signalled::Nobody { status: 401, cause: Cause::new("signal_signature", "no") },
+            other => Signalled::Answer { status: 202, body: b"{}".to_vec(), signature: other.to_owned() },
+        }
+    }
+    fn signals(&self) -> SignalsView {
+        SignalsView {
+            listens: false,
+            host: "web1".into(),
+            key: None,
+            accept: Vec::new(),
+            since: "2026-01-01T00:00:00Z".into(),
+            taken: Default::default(),
+            refused: Default::default(),
+            recent: Vec::new(),
+        }
     }
     async fn stop_project(
         &self,
@@ -484,7 +503,9 @@ fn every_route() -> Vec<(String, String)> {
 }
 
 fn public(method: &str, path: &str) -> bool {
-    (method == "GET" && ["/healthz", "/readyz", "/openapi.json"].contains(&path)) || path.starts_with("/hooks/")
+    (method == "GET" && ["/healthz", "/readyz", "/openapi.json"].contains(&path))
+        || path.starts_with("/hooks/")
+        || (method == "POST" && path.starts_with("/v1/signals"))
 }
 
 #[tokio::test]
@@ -615,6 +636,33 @@ async fn scopes_say_what_a_token_may() {
                 );
                 assert!(answer.header("www-authenticate").unwrap().contains(&format!("scope=\"{needed}\"")));
             }
+        }
+    }
+}
+
+#[tokio::test]
+async fn signals_are_let_in_by_their_signature_alone() {
+    let world = world().await;
+    let sign = "Phased-Signature: SHA256:x AAAA\r\n";
+    // Whatever name they ask for, and whoever they say they are: the engine looks at the signature.
+    for head in [sign.to_owned(), format!("{sign}Authorization: Bearer wrong\r\n")] {
+        let answer = world.ask("POST /v1/signals", "", &head, "{}").await;
+        assert_eq!((answer.status, answer.header("phased-signature")), (202, Some("SHA256:x AAAA")), "{answer:?}");
+    }
+    let answer = world.ask("POST /v1/signals", "", "", "{}").await;
+    assert_eq!((answer.status, answer.code().as_str()), (401, "signal_signature"));
+    let answer = world.ask("POST /v1/signals/pieces", "", &format!("{sign}Phased-Signal: e30=\r\n"), "piece").await;
+    assert_eq!(answer.status, 202, "{answer:?}");
+    let answer = world.ask("POST /v1/signals", "", sign, &"x".repeat((64 << 10) + 1)).await;
+    assert_eq!((answer.status, answer.code().as_str()), (413, "body_too_large"));
+    assert_eq!(
+        world.engine.asked(),
+        ["signal 2 None", "signal 2 None", "signal 2 None", "signal 2 Some(5)"],
+        "and nothing of what was too large"
+    );
+    for token in ["", "deploy"] {
+        for request in ["PUT /v1/signals", "DELETE /v1/signals", "POST /v1/signals/", "POST /v1/signals/other"] {
+            assert!(matches!(world.ask(request, token, sign, "").await.status, 401 | 403), "{request}");
         }
     }
 }

@@ -121,6 +121,7 @@ async fn done(asking: &Asking, command: &ClientCommand) -> Result<Code, Failure>
         }
         ClientCommand::Token(command) => asking.token(command).await?,
         ClientCommand::Reload => asking.reload().await?,
+        ClientCommand::Signals => asking.show("/v1/signals").await?,
         ClientCommand::Maintenance { switch: None } => asking.show("/v1/maintenance").await?,
         ClientCommand::Maintenance { switch: Some(switch) } => return asking.maintenance(switch).await,
         ClientCommand::Alert(AlertCommand::Test { project }) => return asking.test_alerts(project.as_deref()).await,

@@ -29,6 +29,11 @@ fn everything_can_be_said() {
         [exec]
         uids = "61000-61999"
         path = "/bin:/usr/bin"
+        [signals]
+        key = "signals"
+        host = "web1"
+        max_age = "2m"
+        accept = [{ key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE1GqVbPJnXxvLkkmNxwLOQ0DwA0nDxG3P7k1d3v2u1H ci", projects = ["shop/production"] }]
         [limits]
         memory = "128MiB"
         instructions = 1000000
@@ -55,6 +60,24 @@ fn slips_are_refused_with_their_place_and_the_right_word() {
         ("[log]\nformat = \"jsom\"", "phased.toml:2:10: ", "did you mean `json`?"),
         ("data_dir = \"x\"", "phased.toml:1:12: ", "must be an absolute path"),
         ("data_dir = 5", "phased.toml:1:12: ", "string"),
+        ("[signals]\nkye = \"x\"", "phased.toml:2:1: ", "did you mean `key`?"),
+        ("[signals]\nmax_age = \"1s\"\nkey = \"x\"", "phased.toml:1:1: ", "no two clocks"),
+        ("[signals]\naccept = [{ key = \"ssh-rsa AAAA\", projects = [\"a\"] }]", "phased.toml:2:", "ssh-ed25519 only"),
+        (
+            "[signals]\naccept = [{ key = \"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE1GqVbPJnXxvLkkmNxwLOQ0DwA0nDxG3P7k1d3v2u1H\", projects = [\"a\"] }]",
+            "phased.toml:1:1: ",
+            "phased keys make signals",
+        ),
+        (
+            "[signals]\nkey = \"x\"\naccept = [{ key = \"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE1GqVbPJnXxvLkkmNxwLOQ0DwA0nDxG3P7k1d3v2u1H\", projects = [] }]",
+            "phased.toml:1:1: ",
+            "no `projects`",
+        ),
+        (
+            "[signals]\nkey = \"x\"\naccept = [{ key = \"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE1GqVbPJnXxvLkkmNxwLOQ0DwA0nDxG3P7k1d3v2u1H\", projects = [\"a/b/c\"] }]",
+            "phased.toml:1:1: ",
+            "is no project",
+        ),
         ("plugins = []", "phased.toml:1:11: ", "empty"),
         ("[api]\nlisten = \"7427\"", "phased.toml:2:10: ", "write \"127.0.0.1:7427\""),
         ("[exec]\nuids = \"0-5\"", "phased.toml:2:8: ", "root"),

@@ -1,14 +1,17 @@
 //! The real daemon as a process of its own, which can be killed.
 
-use std::{fs::File, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use tokio::process::{Child, Command};
 
-use super::{
-    ask::{Place, ask},
-    site::Site,
-};
+use super::ask::{Place, ask};
 use crate::time::Clock;
 
 /// The longest it may take until it answers.
@@ -28,18 +31,17 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Starts it on `site`.
+    /// Starts it on what is in `root`: `phased.toml`, which says that its socket is there, too.
     ///
     /// # Errors
     /// Why it does not answer.
-    pub(super) async fn start(site: &Site, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
-        let root = site.root();
+    pub(super) async fn start(root: &Path, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
         let mut process = Process {
             child: None,
-            config: site.config(),
+            config: root.join("phased.toml"),
             log: root.join("daemon.log"),
             home: root.join("daemon"),
-            socket: site.socket(),
+            socket: Place::Socket(root.join("phased.sock")),
             clock: clock.clone(),
         };
         process.start_again().await?;
@@ -97,7 +99,7 @@ impl Process {
 }
 
 /// The last lines it has logged.
-fn said(log: &std::path::Path) -> String {
+fn said(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines.get(lines.len().saturating_sub(5)..).unwrap_or_default().join("\n")

@@ -40,6 +40,12 @@ pub(super) const UNHEALTHY: Change = Change {
     ],
 };
 
+/// Works as the first one did.
+pub(super) const AGAIN: Change = Change {
+    message: "Sell in EUR again",
+    files: &[("app.sh", include_str!("shop/good/app.sh")), ("tests/run.sh", include_str!("shop/good/run.sh"))],
+};
+
 /// Well as long as one host has it: only watching tells.
 pub(super) const ILL: Change = Change {
     message: "Share the price list between hosts",

@@ -83,6 +83,7 @@ pub(super) struct Site {
     pub(super) hosts: Vec<Host>,
     pub(super) repository: Repository,
     folder: Folder,
+    path: String,
 }
 
 impl Site {
@@ -102,14 +103,30 @@ impl Site {
             hosts.push(host::start(&name, home, USER, &key, &path, tasks, clock).await?);
         }
         let repository = Repository::init(root.join("shop"), &path)?;
-        let site = Site { hosts, repository, folder };
+        let site = Site { hosts, repository, folder, path: path.clone() };
         let known: String = site.hosts.iter().map(|host| format!("{}\n", host.known_hosts)).collect();
         private(&root.join("known_hosts"), &known)?;
         private(&root.join("secrets/deploy_key"), &key.private_file()?)?;
         private(&root.join("announce.sh"), &announcer(&site.alerts()))?;
         private(&root.join("plugins/projects/shop.lua"), &site.project(project))?;
-        private(&site.config(), &configuration(&root, &path))?;
+        private(&site.config(), &configuration(&root, &path, "127.0.0.1:0"))?;
         Ok(site)
+    }
+
+    /// Only a directory with the repository.
+    ///
+    /// # Errors
+    /// What could not be made.
+    pub(super) fn bare() -> anyhow::Result<Self> {
+        let folder = Folder::new()?;
+        let path = search_path(std::env::var("PATH").ok());
+        let repository = Repository::init(folder.0.join("shop"), &path)?;
+        Ok(Site { hosts: Vec::new(), repository, folder, path })
+    }
+
+    /// Where commands are looked for.
+    pub(super) fn path(&self) -> &str {
+        &self.path
     }
 
     /// Where everything is.
@@ -164,7 +181,8 @@ fn announcer(to: &Path) -> String {
     format!("# phased gives the message as JSON on standard input.\n{{ cat; echo; }} >>'{}'\n", to.display())
 }
 
-fn configuration(root: &Path, path: &str) -> String {
+/// A daemon's configuration, of which all is below `root`.
+pub(super) fn configuration(root: &Path, path: &str, listen: &str) -> String {
     let root = root.display();
     format!(
         r#"# The demo's daemon. Everything has a default; a real one needs hardly more than its plugins.
@@ -173,7 +191,7 @@ plugins = ["{root}/plugins"]
 
 [api]
 socket = "{root}/phased.sock"
-listen = "127.0.0.1:0"
+listen = "{listen}"
 
 [secrets]
 dir = "{root}/secrets"
@@ -189,7 +207,7 @@ filter = "warn"
 }
 
 /// Writes a file that is for its owner only, and the directories above it.
-fn private(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(super) fn private(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::io::Write as _;
     let write = || {
         if let Some(above) = path.parent() {

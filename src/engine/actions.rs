@@ -42,7 +42,7 @@ use crate::{
         host::Host,
         ids::RunId,
         input,
-        pipeline::{Environment, Health},
+        pipeline::{AskedAfter, Check, Environment, Health},
         run::Run,
         step::{Branch, CallKey, StepKey},
     },
@@ -164,6 +164,16 @@ fn checks(run: &Run, of: &Deployment, host: &HostRun) -> Option<(Health, Option<
     let call = CallKey::host(of.environment.as_str(), of.n, host.host.id.as_str(), "health");
     let variables = input::variables(run, &StepKey::new(&call, &Branch::top(), "health", 1), None, None);
     health.checks.iter_mut().for_each(|check| with_variables(check, &variables));
+    for check in &mut health.checks {
+        if let (Check::Signal(after), Some(release)) = (check, of.release(run)) {
+            *after = Some(Box::new(AskedAfter {
+                project: run.header.project.clone(),
+                environment: of.environment.clone(),
+                release: release.id.clone(),
+                revision: release.commit.sha.clone(),
+            }));
+        }
+    }
     let deployed = of.release(run).map(|release| Deployed::new(release, of.previous.as_ref()));
     Some((health, deployed))
 }

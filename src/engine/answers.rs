@@ -12,14 +12,14 @@ use super::{
     dry_run, freezes,
     handle::{
         ChangeAsk, Changed, Claim, Engine, EventStream, FreezeAsk, Hooked, KeptAnswer, LeaseAsk, LogQuery, LogStream,
-        NewToken, Refusal, RunsQuery, Start, Started,
+        NewToken, Refusal, RunsQuery, Signalled, Start, Started,
     },
     hooks,
     hosts::{self, Need},
-    idempotency, leases, ledger, log, maintenance, plugin, tokens,
+    idempotency, leases, ledger, log, maintenance, plugin, signals, tokens,
     view::{
         AlarmView, CauseView, EnvironmentPlan, FreezeView, LeaseView, LiveView, MaintenanceView, Page, Plan,
-        PlannedHost, PlannedWave, ProjectStatus, RunView, Status, TokenView, hosts::FleetView,
+        PlannedHost, PlannedWave, ProjectStatus, RunView, Status, TokenView, hosts::FleetView, signals::SignalsView,
     },
     views,
 };
@@ -31,7 +31,7 @@ use crate::{
         host_key::Realm,
         ids::{EnvironmentName, ProjectName, RunId},
         pipeline::Environment,
-        plan::Phases,
+        plan::{self, Phases},
         rollout::Budget,
         run::Trigger,
     },
@@ -182,7 +182,11 @@ impl Conductor {
             min_healthy: match rollout.min_healthy {
                 Some(Budget::Percent(p)) => format!("{p}% of {count} hosts = {}", phases.min_healthy),
                 Some(Budget::Count(n)) => n.to_string(),
-                None => format!("healthy now less {} = {}", rollout.max_parallel, phases.min_healthy),
+                None => {
+                    let missing = plan::missing(rollout, count).into_iter().filter(|(_, hosts)| *hosts > 0);
+                    let less: String = missing.map(|(key, hosts)| format!(" less {key} {hosts}")).collect();
+                    format!("{} healthy now{less} = {}", count - phases.ill.len(), phases.min_healthy)
+                }
             },
             bake_time: time(rollout.bake_time_ms),
             rollback: phases.target.as_ref().map(|target| (&target.release).into()),
@@ -259,6 +263,7 @@ impl Engine for Conductor {
             head: is_head.then_some(sha),
             once: start.once,
             seen: None,
+            signal: None,
         };
         if let Some(found) = found.filter(|_| start.dry_run) {
             let requested = self.asked_for(&loaded.name, Trigger::Api, by, &ask);
@@ -277,6 +282,14 @@ impl Engine for Conductor {
         body: &[u8],
     ) -> Result<Hooked, Refusal> {
         hooks::take(self, provider, project, headers, body).await
+    }
+
+    async fn signal(&self, document: &[u8], signature: &str, piece: Option<&[u8]>) -> Signalled {
+        signals::take(self, document, signature, piece).await
+    }
+
+    fn signals(&self) -> SignalsView {
+        signals::view(self)
     }
 
     async fn stop_project(
@@ -315,11 +328,12 @@ impl Engine for Conductor {
         let projects = self.all().iter().map(|loaded| self.status_of(loaded)).collect::<Result<Vec<_>, _>>()?;
         let trouble = locked(&self.inner.trouble);
         let own = trouble.iter().filter(|(place, _)| !place.starts_with("project "));
+        let refused = self.inner.inbox.trouble(self.inner.world.clock.now().wall_ms);
         Ok(Status {
             version: self.inner.world.version.to_owned(),
             since: self.inner.since.rfc3339(),
             maintenance: self.inner.maintenance.view(),
-            trouble: own.map(|(_, cause)| CauseView::from(cause)).collect(),
+            trouble: own.map(|(_, cause)| cause).chain(&refused).map(CauseView::from).collect(),
             projects,
         })
     }

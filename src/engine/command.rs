@@ -60,7 +60,7 @@ pub use transfer::{Download, Source, Upload, UploadVerdict, Write};
 use crate::{
     model::{
         cause::Cause,
-        host::Host,
+        host::{Host, Transport},
         host_key::Realm,
         ids::{Digest, EnvironmentName, Epoch, ProjectName},
     },
@@ -383,6 +383,14 @@ pub struct ToHost {
 #[async_trait]
 impl Connect for ToHost {
     async fn connect(&self) -> Result<Arc<dyn Link>, LinkError> {
+        if let Transport::Signal(_) = &self.host.transport {
+            let message = format!(
+                "{} is reached by signals, so there is no shell on it for this: what is to be done there belongs into the project file of \
+                 its own daemon",
+                self.host.name
+            );
+            return Err(LinkError::new("no_shell", message));
+        }
         match &self.realm {
             Some(realm) => self.links.host(realm, &self.host).await,
             None => {

@@ -18,7 +18,8 @@ use super::{
     handle::{Claim, Refusal},
     ledger,
     maintenance::Maintenance,
-    owner::{Begin, Left, Message, Owner, Progress, Taken},
+    owner::{self, Begin, Left, Message, Owner, Progress},
+    signals::{Inbox, Taken},
     storage,
     view::RunView,
     views::{self, Views},
@@ -76,6 +77,8 @@ pub(super) struct Inner {
     leaving: Mutex<BTreeSet<RunId>>,
     doors: Arc<Doors>,
     pub(super) maintenance: Arc<Maintenance>,
+    /// What came as signals of other daemons.
+    pub(super) inbox: Inbox,
     /// The queue has something to look at.
     pub(super) nudge: Notify,
     /// What is wrong, by where: `journal`, `index`, `project <name>`.
@@ -112,6 +115,7 @@ impl Conductor {
                 leaving: Mutex::default(),
                 doors: Arc::default(),
                 maintenance,
+                inbox: Inbox::default(),
                 nudge: Notify::new(),
                 trouble: Mutex::default(),
                 since,
@@ -166,7 +170,7 @@ impl Conductor {
     pub(super) fn poll_all(&self) {
         let token = CancellationToken::new();
         std::mem::replace(&mut *locked(&self.inner.polls), token.clone()).cancel();
-        for loaded in self.all() {
+        for loaded in self.all().into_iter().filter(|loaded| !loaded.pipeline.only_listens()) {
             let conductor = self.clone();
             let token = token.clone();
             self.inner.world.tasks.spawn(format!("poll {}", loaded.name), super::poll::poll(conductor, loaded, token));
@@ -322,6 +326,7 @@ impl Conductor {
             puts.push((ledger::head_key(project), Some(json!(ledger::Head { sha, run: Some(id.clone()) }))));
         }
         puts.extend(ask.seen.map(|(key, sha)| (key, Some(json!(ledger::Head { sha, run: Some(id.clone()) })))));
+        puts.extend(ask.signal.iter().flat_map(|taken| taken.puts(&id, now.wall_ms)));
         // Keys that name this run get its id.
         puts.extend(ask.once.map(|once| once.began(&id, now.wall_ms)));
         puts.extend(also.into_iter().map(|key| (key, Some(json!({ "run": id, "at_ms": now.wall_ms })))));
@@ -351,6 +356,7 @@ impl Conductor {
             redeploy: ask.redeploy,
             retry_bad: ask.retry_bad,
             retest: ask.retest,
+            signal: ask.signal.as_ref().map(|taken| Box::new(taken.received.clone())),
             after: ledger::head(&*world.control, project).map(|head| head.sha),
             requested_at_ms: world.clock.now().wall_ms,
         };
@@ -572,7 +578,7 @@ impl Conductor {
     }
 
     /// Takes up a run that an earlier life left unfinished.
-    pub(super) fn resume(&self, run: Run, seq: Seq, epoch: Epoch, taken: Taken) {
+    pub(super) fn resume(&self, run: Run, seq: Seq, epoch: Epoch, taken: owner::Taken) {
         let deploys = run.header.request.purpose.is_deploy();
         if let Some(seat) = self.seat(&run.header.run, &run.header.project, deploys, false) {
             self.sit(seat, run, seq, epoch, None, Some(taken));
@@ -580,7 +586,7 @@ impl Conductor {
     }
 
     /// Gives a run an owner; `taken` = it was cut off by the end of an earlier life.
-    fn sit(&self, seat: Seat, run: Run, seq: Seq, epoch: Epoch, ticket: Option<Ticket>, taken: Option<Taken>) {
+    fn sit(&self, seat: Seat, run: Run, seq: Seq, epoch: Epoch, ticket: Option<Ticket>, taken: Option<owner::Taken>) {
         let world = Arc::clone(&self.inner.world);
         let id = run.header.run.clone();
         let Seat { channel, progress } = seat;
@@ -765,4 +771,6 @@ pub(super) struct Ask {
     pub(super) once: Option<Claim>,
     /// The key of a tag that is taken care of by this request, and where the tag points.
     pub(super) seen: Option<(String, Sha)>,
+    /// The signal that asks for it.
+    pub(super) signal: Option<Box<Taken>>,
 }

@@ -3,23 +3,24 @@
 //! It only asks for runs; what they do, and that nothing else is under way meanwhile, is for them and their leases to see to. A host that has
 //! failed is not tried again before the next deployment, and where a mixture was left on purpose nothing is done at all.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures_util::StreamExt as _;
 
 use super::{
     conductor::{Ask, Conductor},
     hosts::{self, Need},
-    ledger,
+    ledger, signals,
+    world::World,
 };
 use crate::{
     model::{
         deployment::HostState,
         event::{Purpose, Wanted},
-        host::Host,
+        host::{Host, Transport},
         host_key::Realm,
         ids::{HostId, ReleaseId},
-        pipeline::Environment,
+        pipeline::{AskedAfter, Environment},
         run::Trigger,
     },
     ports::program::Loaded,
@@ -58,30 +59,31 @@ pub(super) async fn converge(conductor: Conductor) {
 async fn look(conductor: &Conductor, loaded: &Loaded, environment: &Environment) {
     let world = &conductor.inner.world;
     let (control, project) = (&*world.control, &loaded.name);
-    let rests = ledger::last(control, project, &environment.name).is_some_and(|last| last.state.is_mixture());
+    let rests = ledger::last(control, project, &environment.name).is_some_and(|last| last.is_mixture());
     let busy = !conductor.active(project).is_empty() || conductor.held(project, environment).is_some();
     if rests || busy || conductor.inner.maintenance.is_on() || conductor.writable().is_err() {
         return;
     }
-    let Some(live) = ledger::live(control, project, &environment.name).map(|live| live.release.id) else { return };
+    let Some(release) = ledger::live(control, project, &environment.name).map(|live| live.release) else { return };
+    let live = release.id.clone();
     // Only what was good here is put on a host by itself.
     if !ledger::known_good(control, project, &environment.name).iter().any(|good| good.target.release.id == live) {
         return;
     }
-    let found = match hosts::recent(world, project, &loaded.code, environment, Need::New).await {
+    let found = match hosts::of(world, project, &loaded.code, environment, Need::Late).await {
         Ok(found) => found,
         Err(cause) => {
             return tracing::warn!(%project, environment = %environment.name, %cause, "late hosts cannot be looked for");
         }
     };
     let late = late(conductor, loaded, environment, found, &live);
-    let realm = Realm::new(project, &environment.name);
-    let looks = late.into_iter().map(|host| async {
-        let link = world.links.host(&realm, &host).await.ok()?;
-        // At once: others may be waiting for its place.
-        link.close().await;
-        Some(host.id)
-    });
+    let after = &AskedAfter {
+        project: project.clone(),
+        environment: environment.name.clone(),
+        release: release.id,
+        revision: release.commit.sha,
+    };
+    let looks = late.into_iter().map(|host| async move { answers(world, after, &host).await.then_some(host.id) });
     let answering: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(WIDE).collect().await;
     let there: BTreeSet<HostId> = answering.into_iter().flatten().collect();
     // Somebody may have pressed the button meanwhile: what it deploys comes to them as well.
@@ -101,6 +103,18 @@ async fn look(conductor: &Conductor, loaded: &Loaded, environment: &Environment)
     if let Err(refusal) = asked {
         tracing::warn!(%project, %refusal, "hosts that lack what is live do not get it yet");
     }
+}
+
+/// Whether something can be done on a host now: it lets us in, or its own daemon would take a signal.
+async fn answers(world: &Arc<World>, after: &AskedAfter, host: &Host) -> bool {
+    if let Transport::Signal(_) = &host.transport {
+        return signals::send::would_take(world, host, after).await;
+    }
+    let realm = Realm::new(&after.project, &after.environment);
+    let Ok(link) = world.links.host(&realm, host).await else { return false };
+    // At once: others may be waiting for its place.
+    link.close().await;
+    true
 }
 
 /// Those of `found` that do not have what is live, and of which nothing bad is known.

@@ -8,7 +8,7 @@ use crate::model::{
 
 use super::view::{
     AlarmView, EventView, FreezeView, LeaseView, LogLine, MaintenanceView, Page, Plan, ProjectStatus, RunView, Status,
-    TokenView, dry_run::DryRun, hosts::FleetView,
+    TokenView, dry_run::DryRun, hosts::FleetView, signals::SignalsView,
 };
 
 /// Why a request was not done. Each has one HTTP status and one stable code.
@@ -200,6 +200,27 @@ pub enum Hooked {
     Ignored(String),
 }
 
+/// The answer to a signal, as it is sent.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Signalled {
+    /// To a sender whose signature is genuine.
+    Answer {
+        /// HTTP status.
+        status: u16,
+        /// The answer's bytes.
+        body: Vec<u8>,
+        /// Their signature.
+        signature: String,
+    },
+    /// Nobody knows who asks, or this daemon cannot sign: nothing is signed.
+    Nobody {
+        /// HTTP status.
+        status: u16,
+        /// Why.
+        cause: Cause,
+    },
+}
+
 /// Which runs.
 #[derive(Debug, Clone, Default)]
 pub struct RunsQuery {
@@ -326,6 +347,11 @@ pub trait Engine: Send + Sync {
         ask: LeaseAsk,
         by: &str,
     ) -> Result<LeaseView, Refusal>;
+    /// Takes a signal of another daemon: its bytes, its signature, and a piece of a blob that came beside it. Returns once what it begins is
+    /// on disk.
+    async fn signal(&self, document: &[u8], signature: &str, piece: Option<&[u8]>) -> Signalled;
+    /// To whom this daemon listens, and what came.
+    fn signals(&self) -> SignalsView;
     /// A page of runs, newest first, without stages, deployments and hosts.
     async fn runs(&self, query: RunsQuery) -> Result<Page<RunView>, Refusal>;
     /// One run, whole.

@@ -23,7 +23,7 @@ use crate::{
         pipeline::{Environment, HostSource, SourceLimits},
     },
     ports::{control::CommitError, journal::Ticket},
-    time::Span,
+    time::{Span, within},
 };
 
 mod fleet;
@@ -41,17 +41,23 @@ use fleet::{Good, Origin, Told};
 pub(super) enum Need {
     /// Something new begins: a list may stand in until it is `max_age` old, and one that cannot be stops it.
     New,
+    /// The same for hosts that lack what is live, which are looked for again and again: from what is known, where that is no older than each
+    /// source's `interval`.
+    Late,
     /// A wave of what is under way: the list as it was is better than none, whoever is gone cannot be reached, and that has a budget. One that
-    /// cannot be stops it.
+    /// cannot be stops it, but for one that is only too long.
     Wave,
-    /// The way back, and looks: whatever is known will do.
+    /// The way back, and looks: whatever is known will do, and is not waited for long.
     Back,
 }
+
+/// For the way back: how long a source is waited for whose hosts are known.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Finds out the hosts of `environment`, by name.
 ///
 /// # Errors
-/// `discovery_failed` (with the plugin's own words), `min_hosts`, `max_shrink`, `no_hosts`.
+/// `discovery_failed` (with the plugin's own words), `min_hosts`, `max_shrink`, `max_growth`, `no_hosts`.
 pub(super) async fn of(
     world: &World,
     project: &ProjectName,
@@ -59,20 +65,32 @@ pub(super) async fn of(
     environment: &Environment,
     need: Need,
 ) -> Result<Vec<Host>, Cause> {
-    let fleet = ask(world, project, code, environment, Which::All).await;
+    let which = if need == Need::Late { Which::Due } else { Which::All };
+    let asked = ask(world, project, code, environment, which);
+    let fleet = if need == Need::Back { soon(world, project, environment, asked).await } else { asked.await };
     usable(world, project, environment, &fleet, need)
 }
 
-/// The same from what is known, where that is no older than each source's `interval`.
-pub(super) async fn recent(
+/// What is known of the fleet after [`PATIENCE`] at the latest, if every source has told of its hosts before. Who does not wait gives up its
+/// place among those who ask; the next look asks again.
+async fn soon(
     world: &World,
     project: &ProjectName,
-    code: &Digest,
     environment: &Environment,
-    need: Need,
-) -> Result<Vec<Host>, Cause> {
-    let fleet = ask(world, project, code, environment, Which::Due).await;
-    usable(world, project, environment, &fleet, need)
+    asked: impl Future<Output = Arc<Fleet>>,
+) -> Arc<Fleet> {
+    let known = kept::fleet(world, project, &environment.name).await;
+    let unknown = |source: &Source<'_>| known.source(source).is_none_or(|known| known.good.is_none());
+    if sources(environment).iter().any(unknown) {
+        return asked.await;
+    }
+    match within(&*world.clock, PATIENCE, asked).await {
+        Some(fleet) => fleet,
+        None => {
+            tracing::warn!(%project, environment = %environment.name, "the hosts are taken as they were: a source takes longer than {}", Span(PATIENCE));
+            known
+        }
+    }
 }
 
 /// The hosts of a fleet, in the order of the rollout, if they will do.
@@ -96,12 +114,13 @@ fn usable(
         let age = Duration::from_millis(u64::try_from(now_ms - good.at_ms).unwrap_or(0));
         let age = Duration::from_secs(age.as_secs());
         match need {
-            Need::New | Need::Wave if failed.is_refusal() => return Err(said("")),
-            Need::New if age > Duration::from_millis(source.limits.max_age_ms) => {
+            Need::Wave if failed.is_refusal() && !failed.is_too_long() => return Err(said("")),
+            Need::New | Need::Late if failed.is_refusal() => return Err(said("")),
+            Need::New | Need::Late if age > Duration::from_millis(source.limits.max_age_ms) => {
                 let max = Span(Duration::from_millis(source.limits.max_age_ms));
                 return Err(said(&format!("; its last good list is {} old, and max_age is {max}", Span(age))));
             }
-            Need::New | Need::Wave | Need::Back => {
+            Need::New | Need::Late | Need::Wave | Need::Back => {
                 tracing::warn!(
                     %project, environment = %environment.name, source = %source.label, age = %Span(age), cause = %failed.cause,
                     "the source's last good list is used"
@@ -110,8 +129,7 @@ fn usable(
         }
     }
     let merged = fleet.merged(environment);
-    let mut hosts: Vec<Host> =
-        merged.hosts.into_values().map(|host| Host { ssh: environment.ssh.of_host(&host.ssh), ..host }).collect();
+    let mut hosts: Vec<Host> = merged.hosts.into_values().map(|host| environment.reaching(host)).collect();
     if hosts.is_empty() {
         let out = match merged.out.len() {
             0 => String::new(),

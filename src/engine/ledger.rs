@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, Serializer, de::DeserializeOwned};
 
 use serde_json::{Value, json};
 
-pub(super) use self::known::{Good, bad, bad_in_a_row, forget_hosts, hosts, known_good, some_good};
+pub(super) use self::known::{Good, bad, bad_in_a_row, bad_release, forget_hosts, hosts, known_good, some_good};
 use super::{actions::lease_names, world::World};
 use crate::{
     model::{
@@ -55,6 +55,16 @@ pub(super) struct Last {
     pub(super) state: DeploymentState,
     #[serde(skip_serializing_if = "Option::is_none", default, serialize_with = "brief_cause")]
     pub(super) cause: Option<Cause>,
+    /// It touched no host, in an environment that was not a mixture before.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub(super) untouched: bool,
+}
+
+impl Last {
+    /// Whether the environment was left with different releases on purpose: nothing is done about that by itself.
+    pub(super) fn is_mixture(&self) -> bool {
+        self.state.is_mixture() && !self.untouched
+    }
 }
 
 /// How the project's last run ended.
@@ -229,7 +239,7 @@ pub(super) fn left(
     run: &RunId,
     cause: &Cause,
 ) -> (String, Option<Value>) {
-    let last = Last { run: run.clone(), state: DeploymentState::Halted, cause: Some(cause.clone()) };
+    let last = Last { run: run.clone(), state: DeploymentState::Halted, cause: Some(cause.clone()), untouched: false };
     (format!("last/{project}/{environment}"), Some(json!(last)))
 }
 
@@ -246,13 +256,13 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
         let environment = &deployment.environment;
         let newer = |run: &RunId| *run > header.run;
         let converges = matches!(header.request.purpose, Purpose::Converge { .. });
+        let before = last(control, project, environment);
         // What takes back is told by what is taken back; what converges says nothing of the release.
-        if deployment.rollback_of.is_none()
-            && !converges
-            && last(control, project, environment).is_none_or(|last| !newer(&last.run))
-        {
+        if deployment.rollback_of.is_none() && !converges && before.as_ref().is_none_or(|last| !newer(&last.run)) {
             let cause = cause.clone().or_else(|| left_out(deployment));
-            let last = Last { run: header.run.clone(), state: *state, cause };
+            let mixed = before.is_some_and(|before| before.is_mixture());
+            let untouched = state.is_mixture() && !deployment.touched() && !mixed;
+            let last = Last { run: header.run.clone(), state: *state, cause, untouched };
             puts.push((format!("last/{project}/{environment}"), Some(json!(last))));
         }
         if *state == DeploymentState::Succeeded

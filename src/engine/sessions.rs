@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    command::{Acquaintance, Fleeting, Session, ToHost, ToLocal},
+    command::{Acquaintance, Connect, Fleeting, Session, ToHost, ToLocal},
     conductor::locked,
     owner::Message,
     redact::Redactor,
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     model::{
         cause::Cause,
-        host::Host,
+        host::{Host, Transport},
         host_key::Realm,
         ids::{EnvironmentName, HostId, ProjectName, RunId},
         run::Run,
@@ -157,11 +157,13 @@ impl Sessions {
     pub(super) fn host(&self, deployment: u32, host: &Host) -> Arc<Session> {
         let mut hosts = locked(&self.hosts);
         let made = || {
-            let connect = Arc::new(ToHost {
-                links: Arc::clone(&self.world.links),
-                realm: self.realm(deployment),
-                host: host.clone(),
-            });
+            let links = Arc::clone(&self.world.links);
+            let connect: Arc<dyn Connect> = match &host.transport {
+                Transport::Local => Arc::new(ToLocal { links, project: self.project.clone() }),
+                Transport::Ssh | Transport::Signal(_) => {
+                    Arc::new(ToHost { links, realm: self.realm(deployment), host: host.clone() })
+                }
+            };
             let met = Met { machines: Arc::clone(&self.machines), deployment, host: host.id.clone() };
             Arc::new(Session::new(connect, Arc::clone(&self.world.clock), Arc::new(met)))
         };

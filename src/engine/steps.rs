@@ -5,6 +5,7 @@ mod command;
 mod http;
 pub(super) mod plain;
 mod reports;
+mod signal;
 mod sink;
 mod transfer;
 pub(super) mod values;
@@ -70,6 +71,8 @@ pub(super) struct Place {
     in_stage: bool,
     /// What the release has, for a step that brings one of them.
     artifacts: Vec<Artifact>,
+    /// For a step that sends a signal: what it orders, but for its token.
+    signal: Option<Box<signal::Errand>>,
     /// For a step that makes one: names that are the release's already, or are being made by other steps.
     taken: Vec<ArtifactName>,
 }
@@ -111,6 +114,11 @@ impl Place {
             variables: input::variables(run, key, name.as_deref(), on),
             epoch,
             in_stage: matches!(place, Some(step::Place::Stage { .. })),
+            signal: if request.verb == Verb::Signal {
+                deployment.and_then(|d| signal::Errand::of(run, d)).map(Box::new)
+            } else {
+                None
+            },
             artifacts: match (request.verb, &run.release) {
                 (Verb::ArtifactPath, Some(release)) => release.artifacts.clone(),
                 _ => Vec::new(),
@@ -226,6 +234,7 @@ pub(super) async fn perform(job: Job) -> Outcome {
             let now = job.world.clock.now();
             Outcome::Ok(json!({ "ms": now.wall_ms, "text": now.rfc3339() }))
         }
+        Verb::Signal => signal::perform(&job, &args).await,
         Verb::Log => Outcome::Ok(Value::Null),
     };
     redacted(&job.sessions.redactor(), outcome)
@@ -233,8 +242,11 @@ pub(super) async fn perform(job: Job) -> Outcome {
 
 /// Why a command that an earlier life began can no longer be asked about: its machine has thrown its files away.
 fn forgotten(job: &Job) -> Option<Cause> {
-    let begun = job.resumed.as_ref().filter(|_| job.may_have_begun())?;
-    let asked = matches!(job.request.verb, Verb::Sh | Verb::Exec | Verb::Service | Verb::Write | Verb::Upload);
+    // A signal needs no session: nobody has met the machine.
+    let signal = job.request.verb == Verb::Signal;
+    let begun = job.resumed.as_ref().filter(|_| signal || job.may_have_begun())?;
+    let asked =
+        signal || matches!(job.request.verb, Verb::Sh | Verb::Exec | Verb::Service | Verb::Write | Verb::Upload);
     let age = job.world.clock.now().since(begun);
     (asked && age > FORGOTTEN).then(|| {
         let (days, host) = (age.as_secs() / 86_400, job.place.name());

@@ -1,4 +1,4 @@
-//! Forgets what control need not know any more: old deliveries, signatures, idempotency keys.
+//! Forgets what control need not know any more: old deliveries, signatures, idempotency keys, signals.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,6 +9,8 @@ use crate::ports::control::{Commit, Entry};
 pub(super) const SEEN_MS: i64 = 8 * 86_400_000;
 /// Answers under an `Idempotency-Key` are kept so long.
 pub(super) const KEPT_MS: i64 = 86_400_000;
+/// Which run a signal's token began is known so long: longer than any sender asks about it (`FORGOTTEN`).
+const SIGNALS_MS: i64 = 10 * 86_400_000;
 
 /// Sweeps hourly until the daemon goes down.
 pub(super) async fn sweep(world: Arc<World>) {
@@ -31,7 +33,7 @@ fn forget(world: &World) -> bool {
     let old = |entry: &Entry, keep: i64| {
         entry.value.get("at_ms").and_then(serde_json::Value::as_i64).is_some_and(|at| now - at > keep)
     };
-    let found = [("delivery/", SEEN_MS), ("signature/", SEEN_MS), ("idem/", KEPT_MS)]
+    let found = [("delivery/", SEEN_MS), ("signature/", SEEN_MS), ("idem/", KEPT_MS), ("signal/", SIGNALS_MS)]
         .into_iter()
         .flat_map(|(prefix, keep)| world.control.scan(prefix).into_iter().filter(move |entry| old(entry, keep)));
     let found: Vec<Entry> = found.take(AT_ONCE).collect();

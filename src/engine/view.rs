@@ -2,6 +2,7 @@
 
 pub mod dry_run;
 pub mod hosts;
+pub mod signals;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -197,7 +197,7 @@ fn host(run: &Run, deployment: &Deployment, host: &HostRun) -> HostView {
         name: host.host.name.clone(),
         address: host.host.address.clone(),
         state: host.state(deployment.end.is_some()),
-        cause: host.gone_why.as_ref().filter(|_| host.gone).or(host.cause()).map(CauseView::from),
+        cause: host.why().map(CauseView::from),
         wave: host.wave + 1,
         release: match (host.back, &deployment.phases.target) {
             (Some(Back::There | Back::Aside), Some(target)) => Some(target.release.id.to_string()),

@@ -21,6 +21,7 @@ use crate::{
         probe::Probe,
         program::Programs,
         secrets::Secrets,
+        signals::{Listening, Signer},
         storage::Storage,
     },
     time::Clock,
@@ -117,6 +118,10 @@ pub struct World {
     pub mail: Arc<dyn Mail>,
     /// Health looks.
     pub probe: Arc<dyn Probe>,
+    /// Signs and verifies signals.
+    pub signer: Arc<dyn Signer>,
+    /// To which signals this daemon listens.
+    pub listening: Listening,
     /// DNS, EC2 and signed tokens, for discovery.
     pub discovery: Arc<dyn Discovery>,
     /// What is known of the hosts of environments.

@@ -276,6 +276,7 @@ pub fn install(lua: &Lua, phased: &Table, loading: bool) -> mlua::Result<()> {
         lua.set_app_data(Collected::default());
     }
     phased.raw_set("secret", lua.create_function(secret)?)?;
+    phased.raw_set("localhost", localhost(lua)?)?;
     phased.raw_set(
         "project",
         lua.create_function(|lua, args: MultiValue| match args.iter().collect::<Vec<_>>().as_slice() {
@@ -290,6 +291,11 @@ pub fn install(lua: &Lua, phased: &Table, loading: bool) -> mlua::Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// This server itself as a host.
+fn localhost(lua: &Lua) -> mlua::Result<Table> {
+    lua.create_table_from([("id", "localhost"), ("address", "localhost"), ("transport", "local")])
 }
 
 /// What was collected while loading; nothing is left of it.

@@ -18,7 +18,7 @@ use crate::{
     model::{
         freeze::{self, Window, Written},
         health::full_unit,
-        host::{Host, Presence, SecretRef, Ssh},
+        host::{Host, Presence, SecretRef, Signalling, Ssh, Transport},
         host_key::HostKeys,
         ids::{Digest, EnvironmentName, HostId, StageName},
         jump::Jump,
@@ -27,6 +27,7 @@ use crate::{
             Version, VersionFrom, When,
         },
         rollout::{Budget, Canary, OnFailure, OnInconclusive, Rollout, Waves},
+        signal::PublicKey,
     },
     time::Span,
 };
@@ -73,6 +74,7 @@ pub fn findings(data: &Json, known: &[Finding]) -> Vec<Finding> {
         if !known.iter().any(|finding| finding.path.starts_with(&below)) {
             health(&environment["health"], &at, &mut found);
         }
+        signals(environment, &at, known, &mut found);
         alarms::findings(&environment["alarms"], &at, known, &mut found);
     }
     found
@@ -118,6 +120,62 @@ fn hosts(hosts: &Json, at: &[Part], found: &mut Vec<Finding>) {
                 format!("the host {} is there twice: hosts[{first}] has the same id", check::quote(id)),
                 Some("a host's id is its address unless it has one of its own"),
             ));
+        }
+    }
+}
+
+/// What goes with `transport = "signal"`, and what does not.
+fn signals(environment: &Json, at: &[Part], known: &[Finding], found: &mut Vec<Finding>) {
+    let here = check::dotted(at);
+    let below = |key: &str| [at, &[definitions::key(key)]].concat();
+    let is_wrong = |path: &[Part]| known.iter().any(|finding| finding.path.starts_with(path));
+    if is_wrong(&below("transport")) {
+        // Nobody can tell which was meant.
+        return;
+    }
+    let is = |key: &str| !environment[key].is_null();
+    if environment["transport"].as_str() != Some("signal") {
+        if is("signal") {
+            let message = format!("{here}.signal is for transport = \"signal\", and its hosts are reached by SSH");
+            let help = Some("add transport = \"signal\", or take it out");
+            found.push(Finding { on: On::Key, ..finding(below("signal"), message, help) });
+        }
+        return;
+    }
+    for (key, help) in [
+        ("ssh", "nothing is reached by SSH there: its daemons are sent signals"),
+        (
+            "health",
+            "each receiver looks at what it deploys, by its own project file, and is asked; tests from here belong into verify",
+        ),
+    ] {
+        if is(key) {
+            let message = format!("{here}.{key} does not go with transport = \"signal\"");
+            found.push(Finding { on: On::Key, ..finding(below(key), message, Some(help)) });
+        }
+    }
+    if !is("signal") {
+        let message = format!("{here} has transport = \"signal\" and no \"signal\"");
+        let help = Some("as in signal = { key = phased.secret \"signals\", receivers = \"/etc/phased/receivers\" }");
+        return found.push(Finding { code: "missing_key", ..finding(at.to_vec(), message, help) });
+    }
+    for (i, host) in items(&environment["hosts"]) {
+        let listed = host.is_string() || host["address"].is_string();
+        let path = [&*below("hosts"), &[Part::Index(i)]].concat();
+        if host["transport"].as_str() == Some("local") {
+            let message = format!("{here}.hosts[{i}] is this server itself, which is sent no signals");
+            found.push(finding(path, message, Some("deploy to it in an environment of its own, without transport")));
+        } else if listed
+            && host["receiver_key"].is_null()
+            && environment["signal"]["receivers"].is_null()
+            && !is_wrong(&path)
+            && !is_wrong(&below("signal"))
+        {
+            let message = format!(
+                "{here}.hosts[{i}] has no receiver_key: nobody could tell the answers of its daemon from somebody else's"
+            );
+            let help = "give it receiver_key = \"ssh-ed25519 ...\", which phased keys show prints there, or name a file of all by signal.receivers";
+            found.push(finding(path, message, Some(help)));
         }
     }
 }
@@ -240,6 +298,12 @@ const HEALTHY_DEADLINE: Span = Span::minutes(2);
 const HEALTH_INTERVAL: Span = Span::secs(1);
 const HEALTH_TIMEOUT: Span = Span::secs(5);
 
+/// Where a daemon listens unless it is told otherwise.
+const PORT: u16 = 7427;
+/// Between looks at what a receiver says of itself, and of one such look.
+const RECEIVER_INTERVAL: Span = Span::secs(2);
+const RECEIVER_TIMEOUT: Span = Span::secs(15);
+
 const BAKE_TIME: Span = Span::minutes(2);
 const PAUSE_TIMEOUT: Span = Span::minutes(24 * 60);
 
@@ -248,6 +312,7 @@ struct RawProject {
     source: RawSource,
     #[serde(default)]
     queue: Queue,
+    #[serde(default)]
     test: Vec<RawStage>,
     environments: Vec<RawEnvironment>,
     notify: RawNotify,
@@ -301,7 +366,9 @@ struct RawEnvironment {
     ssh: RawSsh,
     #[serde(default)]
     rollout: RawRollout,
-    health: RawHealth,
+    health: Option<RawHealth>,
+    transport: Option<TransportWord>,
+    signal: Option<RawSignal>,
     #[serde(default)]
     verify: bool,
     #[serde(flatten)]
@@ -327,6 +394,25 @@ enum RawWhen {
 enum WhenWord {
     Push,
     Manual,
+    Signal,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Default)]
+#[serde(rename_all = "snake_case")]
+enum TransportWord {
+    #[default]
+    Ssh,
+    Local,
+    Signal,
+}
+
+#[derive(Deserialize)]
+struct RawSignal {
+    key: SecretRef,
+    receivers: Option<String>,
+    port: Option<u16>,
+    #[serde(default)]
+    tls: bool,
 }
 
 #[derive(Deserialize)]
@@ -350,6 +436,7 @@ struct RawSourceLimits {
     timeout: Option<Span>,
     min_hosts: Option<u32>,
     max_shrink: Option<RawBudget>,
+    max_growth: Option<u32>,
     max_age: Option<Span>,
     port_label: Option<String>,
     user_label: Option<String>,
@@ -363,6 +450,7 @@ impl From<RawSourceLimits> for SourceLimits {
             timeout_ms: raw.timeout.map_or(usual.timeout_ms, ms),
             min_hosts: raw.min_hosts.unwrap_or(usual.min_hosts),
             max_shrink: raw.max_shrink.map(Budget::from),
+            max_growth: raw.max_growth,
             max_age_ms: raw.max_age.map_or(usual.max_age_ms, ms),
             port_label: raw.port_label,
             user_label: raw.user_label,
@@ -381,6 +469,9 @@ struct RawHostTable {
     #[serde(default)]
     state: Presence,
     reason: Option<String>,
+    #[serde(default)]
+    transport: TransportWord,
+    receiver_key: Option<PublicKey>,
     #[serde(flatten)]
     ssh: RawSsh,
 }
@@ -528,13 +619,23 @@ fn ms(span: Span) -> u64 {
 }
 
 fn environment(raw: RawEnvironment) -> Result<Environment, String> {
+    let signalled = raw.transport == Some(TransportWord::Signal);
+    let listens = matches!(raw.when, Some(RawWhen::Word(WhenWord::Signal)));
     Ok(Environment {
         hosts: host_sources(&raw.name, raw.hosts)?,
         ssh: raw.ssh.into(),
-        rollout: rollout_of(raw.rollout),
+        signal: raw.signal.filter(|_| signalled).map(|signal| Signalling {
+            key: signal.key,
+            receivers: signal.receivers,
+            port: signal.port.unwrap_or(PORT),
+            tls: signal.tls,
+        }),
+        // Whoever sends the signal bakes it.
+        rollout: rollout_of(raw.rollout, if listens { Span::secs(0) } else { BAKE_TIME }),
         health: match raw.health {
-            RawHealth::Word(_) => None,
-            RawHealth::Checks(checks) => Some(health_of(*checks)),
+            None if signalled => Some(receivers_health()),
+            None | Some(RawHealth::Word(_)) => None,
+            Some(RawHealth::Checks(checks)) => Some(health_of(*checks)),
         },
         verify: raw.verify,
         hooks: raw.hooks,
@@ -545,6 +646,7 @@ fn environment(raw: RawEnvironment) -> Result<Environment, String> {
         when: match raw.when {
             None | Some(RawWhen::Word(WhenWord::Push)) => When::Push,
             Some(RawWhen::Word(WhenWord::Manual)) => When::Manual,
+            Some(RawWhen::Word(WhenWord::Signal)) => When::Signal,
             Some(RawWhen::Tag { tag }) => When::Tag(OneOrMany::all(Some(tag))),
         },
         name: raw.name,
@@ -560,9 +662,9 @@ impl From<RawBudget> for Budget {
     }
 }
 
-fn rollout_of(raw: RawRollout) -> Rollout {
+fn rollout_of(raw: RawRollout, bake: Span) -> Rollout {
     let none = Budget::Count(0);
-    let bake_time = ms(raw.bake_time.unwrap_or(BAKE_TIME));
+    let bake_time = ms(raw.bake_time.unwrap_or(bake));
     Rollout {
         canary: match raw.canary {
             None => Canary::Count(Budget::Count(1)),
@@ -589,6 +691,17 @@ fn rollout_of(raw: RawRollout) -> Rollout {
         zones: raw.zones,
         on_failure: raw.on_failure.unwrap_or(OnFailure::Rollback),
         on_inconclusive: raw.on_inconclusive.unwrap_or(OnInconclusive::Rollback),
+    }
+}
+
+/// What a host with a daemon of its own is asked: the run there has waited until it was healthy.
+fn receivers_health() -> Health {
+    Health {
+        checks: vec![Check::Signal(None)],
+        min_healthy_time_ms: 0,
+        healthy_deadline_ms: ms(HEALTHY_DEADLINE),
+        interval_ms: ms(RECEIVER_INTERVAL),
+        timeout_ms: ms(RECEIVER_TIMEOUT),
     }
 }
 
@@ -645,6 +758,11 @@ fn host_of(raw: RawHostTable) -> Result<Host, String> {
         labels: raw.labels,
         zone: raw.zone,
         ssh: raw.ssh.into(),
+        transport: match raw.transport {
+            TransportWord::Local => Transport::Local,
+            TransportWord::Ssh | TransportWord::Signal => Transport::Ssh,
+        },
+        receiver_key: raw.receiver_key,
         state: raw.state,
         reason: raw.reason,
     })
@@ -719,7 +837,16 @@ pub fn function(lua: &Lua, project: &Table, path: &str) -> mlua::Result<Function
     let number = |text: &str| text.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(missing);
     match parts.as_slice() {
         ["test", stage, function] => named(project, "test", stage)?.raw_get(*function),
-        ["environments", environment, function] => named(project, "environments", environment)?.raw_get(*function),
+        ["environments", environment, function] => {
+            let environment = named(project, "environments", environment)?;
+            let transport: Value = environment.raw_get("transport")?;
+            let signalled = transport.as_string().is_some_and(|word| word.as_bytes() == b"signal".as_slice());
+            match environment.raw_get::<Option<Function>>(*function)? {
+                None if *function == "deploy" && signalled => signalling(lua),
+                None => Err(missing()),
+                Some(function) => Ok(function),
+            }
+        }
         ["discovery", environment, n] => {
             let hosts: Value = named(project, "environments", environment)?.raw_get("hosts")?;
             bound(lua, nth(&hosts, number(n)?)?, path)
@@ -740,6 +867,12 @@ pub fn function(lua: &Lua, project: &Table, path: &str) -> mlua::Result<Function
         }
         _ => Err(missing()),
     }
+}
+
+/// What `deploy` is where a daemon of the host's own does it.
+fn signalling(lua: &Lua) -> mlua::Result<Function> {
+    let chunk = lua.load("return function(host) host:signal() end").set_name("=phased");
+    chunk.set_mode(mlua::chunk::ChunkMode::Text).call(())
 }
 
 /// The table called `name` in the list `key`.

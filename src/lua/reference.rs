@@ -128,7 +128,8 @@ mod tests {
             "### health",
             "| `min_healthy_time` | a duration such as \"5m\" | `\"10s\"` |",
             "### phased.smtp",
-            "Not supported by this version: transport",
+            "| `transport` | \"ssh\" or \"signal\" | `\"ssh\"` |",
+            "Not supported by this version: tasks",
         ] {
             assert!(page.contains(words), "{words}\n{page}");
         }

@@ -159,7 +159,9 @@ mod tests {
 
     #[test]
     fn every_verb_has_its_step() {
-        for verb in ["sh", "exec", "upload", "download", "write", "http", "wait", "sleep", "now", "service", "log"] {
+        for verb in
+            ["sh", "exec", "upload", "download", "write", "http", "wait", "sleep", "now", "service", "signal", "log"]
+        {
             assert!(verb.parse::<crate::model::step::Verb>().is_ok() && step(verb).is_some(), "{verb}");
         }
     }

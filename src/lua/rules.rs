@@ -266,6 +266,13 @@ fn valid_port(port: &str) -> Result<(), String> {
     }
 }
 
+/// `ssh-ed25519 AAAA... web1`.
+pub fn public_key(text: &str) -> Result<(), String> {
+    text.parse::<crate::model::signal::PublicKey>()
+        .map(drop)
+        .map_err(|error| format!("is no public key: {}", error.why()))
+}
+
 /// What git clones from, and what it must not be made to run: `ext::` and options are refused.
 pub fn git_url(text: &str) -> Result<(), String> {
     line(text)?;

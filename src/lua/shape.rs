@@ -190,7 +190,12 @@ pub struct Shape {
     pub later: Vec<&'static str>,
     /// Of each group exactly one must be given.
     pub one_of: Vec<Vec<&'static str>>,
+    /// Required keys that may be absent where something else is said.
+    pub excuses: Vec<(&'static str, Excuse)>,
 }
+
+/// Whether a required key may be absent, by the other keys of its table.
+pub type Excuse = fn(&std::collections::BTreeMap<String, mlua::Value>) -> bool;
 
 impl Shape {
     /// An empty table.
@@ -271,6 +276,13 @@ impl Shape {
     #[must_use]
     pub fn one_of(mut self, names: &[&'static str]) -> Self {
         self.one_of.push(names.to_vec());
+        self
+    }
+
+    /// A required key that may be absent where `excuse` says so.
+    #[must_use]
+    pub fn unless(mut self, name: &'static str, excuse: Excuse) -> Self {
+        self.excuses.push((name, excuse));
         self
     }
 

@@ -17,7 +17,9 @@ pub fn meta() -> String {
          ---A handle of a secret: resolved when a step uses it, never text.\n---@class phased.Secret\n\n\
          ---A plugin's value called with its options.\n---@class phased.Bound\n\n\
          ---The name of a secret in the secrets directory.\n---@param name string\n---@return phased.Secret\n\
-         function phased.secret(name) end\n\n",
+         function phased.secret(name) end\n\n\
+         ---This server itself as a host: its commands run as the project's own user.\n\
+         ---@type phased.host\nphased.localhost = {}\n\n",
     );
     let mut classes = Classes::default();
     for (shape, returns) in [

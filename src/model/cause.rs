@@ -36,10 +36,12 @@ impl Cause {
         matches!(self.code.as_str(), "unreachable" | "connect_timeout" | "connection_lost" | "session_limit")
     }
 
-    /// Codes of a host on which nothing was done: it could not be reached, or it is not the one we know, or it did not let us in.
+    /// Codes of a host on which nothing was done: it could not be reached, or it is not the one we know, or it did not let us in, or its
+    /// own daemon has refused a signal (`signal_...`).
     #[must_use]
     pub fn is_shut(&self) -> bool {
-        self.is_unreachable() || self.code == "auth_failed" || self.code.starts_with("host_key_")
+        let refused = ["host_key_", "signal_"].iter().any(|of| self.code.starts_with(of));
+        self.is_unreachable() || self.code == "auth_failed" || refused
     }
 }
 

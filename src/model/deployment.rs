@@ -255,6 +255,8 @@ pub struct HostRun {
     pub gone_why: Option<Cause>,
     /// What a rollback made of it: whether it has the known-good release again.
     pub back: Option<Back>,
+    /// Why it could not be brought back.
+    pub back_why: Option<Cause>,
 }
 
 /// What a rollback made of a host.
@@ -438,6 +440,7 @@ impl HostRun {
             gone: false,
             gone_why: None,
             back: None,
+            back_why: None,
         }
     }
 
@@ -539,6 +542,12 @@ impl HostRun {
             _ if self.begun.is_none() => HostState::Pending,
             _ => HostState::Running,
         }
+    }
+
+    /// Why it is where it stands, for people: one that was well until it was to go back failed because of that.
+    #[must_use]
+    pub fn why(&self) -> Option<&Cause> {
+        self.gone_why.as_ref().filter(|_| self.gone).or_else(|| self.cause()).or(self.back_why.as_ref())
     }
 
     /// Why it is not healthy.

@@ -19,7 +19,7 @@ const LISTED: usize = 100;
 /// Whether an answer may take the place of `last`, the last one that was believed.
 ///
 /// # Errors
-/// `min_hosts`, `max_shrink`: more likely the source is wrong than they are gone.
+/// `min_hosts`, `max_shrink`: more likely the source is wrong than they are gone. `max_growth`: more likely it names what is none of ours.
 pub fn believe(
     source: &str,
     last: Option<&[Host]>,
@@ -37,6 +37,18 @@ pub fn believe(
     }
     let Some(last) = last else { return Ok(()) };
     let (before, ended) = before_and_ended(last, now);
+    let came = running.saturating_sub(before);
+    let most = limits.max_growth.map_or_else(|| usual_growth(before), |most| most as usize);
+    if before > 0 && came > most {
+        let message = format!(
+            "{source} had {before} hosts and finds {running} now: {came} have come at once, and max_growth allows {most}. If all of them are \
+             to have this, accept what it finds with `phased hosts PROJECT ENVIRONMENT --accept`; else mend the source"
+        );
+        return Err(Cause::new("max_growth", message)
+            .with("before", before)
+            .with("found", running)
+            .with("max_growth", most));
+    }
     // A host that another took the place of is not lost.
     let lost = before.saturating_sub(running + ended);
     let allowed = limits.max_shrink.unwrap_or(usual_shrink).of(before);
@@ -49,6 +61,12 @@ pub fn believe(
          gone for good, accept what it finds with `phased hosts PROJECT ENVIRONMENT --accept`"
     );
     Err(Cause::new("max_shrink", message).with("before", before).with("found", running).with("max_shrink", allowed))
+}
+
+/// How many hosts may come at once where nothing is said: what scales by itself begins small, and does not become six times what it was
+/// between two looks; a filter that was lost does.
+fn usual_growth(before: usize) -> usize {
+    before.saturating_mul(5).max(50)
 }
 
 /// How many ran before, and how many of these are now said to be stopped or terminated.
@@ -265,6 +283,9 @@ impl Adding<'_> {
             }
         }
         known.ssh = other.ssh.overlaid(&known.ssh);
+        if known.receiver_key.is_none() {
+            known.receiver_key.clone_from(&other.receiver_key);
+        }
     }
 
     fn value(&mut self, field: &str, known: &mut Option<String>, other: Option<&String>) {
@@ -325,6 +346,27 @@ mod tests {
         let strict = SourceLimits { max_shrink: Some(Budget::Percent(0)), ..SourceLimits::default() };
         let refused = believe("ec2", Some(&forty), &hosts(39), &strict, usual).unwrap_err();
         assert!(refused.message.contains("had 40 hosts and finds 39 now: 1 are missing"), "{refused}");
+    }
+
+    #[test]
+    fn an_answer_with_far_more_than_there_were_is_not_believed() {
+        let refused = |before: Option<usize>, now, max_growth| {
+            let limits = SourceLimits { max_growth, ..SourceLimits::default() };
+            let before = before.map(hosts);
+            believe("ec2", before.as_deref(), &hosts(now), &limits, Budget::Percent(30)).err().map(|c| c.message)
+        };
+        let told = refused(Some(40), 400, None).unwrap();
+        assert!(
+            told.contains("had 40 hosts and finds 400 now: 360 have come at once, and max_growth allows 200"),
+            "{told}"
+        );
+        // What scales by itself, and what begins.
+        for (before, now) in [(Some(40), 240), (Some(3), 53), (Some(1), 50), (Some(0), 900), (None, 900)] {
+            assert_eq!(refused(before, now, None), None, "{before:?} {now}");
+        }
+        assert!(refused(Some(3), 54, None).is_some());
+        assert_eq!(refused(Some(40), 400, Some(360)), None);
+        assert!(refused(Some(40), 41, Some(0)).is_some());
     }
 
     #[test]

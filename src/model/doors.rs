@@ -25,7 +25,7 @@ pub fn reach(pipeline: &Pipeline, last: Option<&EnvironmentName>, tag: Option<&s
     }
     let opens = |environment: &&Environment| match &environment.when {
         When::Push => true,
-        When::Manual => false,
+        When::Manual | When::Signal => false,
         When::Tag(patterns) => tag.is_some_and(|tag| tagged(patterns, tag)),
     };
     environments.iter().take_while(opens).count()
@@ -79,7 +79,8 @@ pub fn leases(project: &ProjectName, environment: &Environment) -> Vec<String> {
 /// Whether a freeze keeps the deployments of `run` away: it does unless they put something back that is known there.
 #[must_use]
 pub fn minds_freeze(run: &Run) -> bool {
-    run.header.request.purpose.is_deploy()
+    let request = &run.header.request;
+    request.purpose.is_deploy() && !request.signal.as_ref().is_some_and(|signal| signal.back)
 }
 
 #[cfg(test)]

@@ -431,6 +431,9 @@ pub struct Request {
     /// Test also a release that passed.
     #[serde(default)]
     pub retest: bool,
+    /// The signal that asked for it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub signal: Option<Box<super::signal::Received>>,
     /// The commit that was requested last before this one; for pushes that come twice or late.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub after: Option<super::ids::Sha>,

@@ -30,6 +30,8 @@ pub enum Fact {
     Process(Incarnation),
     /// The version a host reports.
     Version(String),
+    /// It is bad, and looking again would not make it better.
+    Hopeless,
 }
 
 /// One life of a unit or container.
@@ -244,6 +246,7 @@ impl Watch {
                 Some(Err(why)) => Judged::Bad(why),
                 Some(Ok(())) | None => Judged::Good(seen),
             },
+            Some(Fact::Hopeless) => Judged::Hopeless(seen),
             _ if sight.good => Judged::Good(seen),
             _ => Judged::Bad(seen),
         }

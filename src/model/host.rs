@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{host_key::HostKeys, ids::HostId, jump::Jump};
+use super::{host_key::HostKeys, ids::HostId, jump::Jump, signal::PublicKey};
 
 /// A host as discovery gave it, `ssh` of its environment already merged in (the host's own values win).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,12 @@ pub struct Host {
     pub zone: Option<String>,
     /// How to get in.
     pub ssh: Ssh,
+    /// How it is reached; an environment may say it for all of its hosts.
+    #[serde(default, skip_serializing_if = "Transport::is_ssh")]
+    pub transport: Transport,
+    /// The public key of its own daemon, where that is reached by signals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receiver_key: Option<PublicKey>,
     /// What its source says of it; only a running one is deployed to.
     #[serde(default, skip_serializing_if = "Presence::is_running")]
     pub state: Presence,
@@ -43,10 +49,47 @@ impl Host {
             labels: BTreeMap::new(),
             zone: None,
             ssh: Ssh::default(),
+            transport: Transport::Ssh,
+            receiver_key: None,
             state: Presence::Running,
             reason: None,
         }
     }
+}
+
+/// How a host is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// By SSH.
+    #[default]
+    Ssh,
+    /// It is the daemon's own machine; its commands run as the project's job user.
+    Local,
+    /// By signals to a daemon of its own.
+    Signal(Box<Signalling>),
+}
+
+impl Transport {
+    fn is_ssh(&self) -> bool {
+        *self == Transport::Ssh
+    }
+}
+
+/// `signal` of an environment: how the daemons of its hosts are spoken to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signalling {
+    /// The secret that holds the private key which signs.
+    pub key: SecretRef,
+    /// A file with the public keys of the receivers, `<host id> ssh-ed25519 AAAA...` a line; a host's own key wins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receivers: Option<String>,
+    /// Where the daemons listen, unless a host has a `port` of its own.
+    pub port: u16,
+    /// By https, where a proxy in front of them speaks it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tls: bool,
 }
 
 /// `state` of a host, as its source says it; a worse one is greater.

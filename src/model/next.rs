@@ -1,5 +1,7 @@
 //! The fold: one event into one run. The same code live and at recovery, so what a restart finds is what was.
 
+use std::collections::BTreeMap;
+
 use super::{
     analysis::{Series, Verdict},
     cause::Cause,
@@ -25,6 +27,13 @@ pub struct Illegal {
 
 fn illegal<T>(event: &'static str, why: impl Into<String>) -> Result<T, Illegal> {
     Err(Illegal { event, why: why.into() })
+}
+
+/// Why each host of a way back that has ended is not there: its own reason, or for one whose turn never came that of them all.
+fn not_taken_back(back: &Deployment, cause: Option<&Cause>) -> BTreeMap<HostId, Cause> {
+    let why = cause.map_or_else(String::new, |cause| format!(": {}", cause.message));
+    let never = || Cause::new("not_taken_back", format!("its turn to go back did not come{why}"));
+    back.hosts.iter().map(|host| (host.host.id.clone(), host.cause().cloned().unwrap_or_else(never))).collect()
 }
 
 /// The journal's formats this version reads.
@@ -57,7 +66,7 @@ impl Run {
             target: None,
             checkout: Checkout::Due,
             deployments: Vec::new(),
-            calls: std::collections::BTreeMap::new(),
+            calls: BTreeMap::new(),
             stop: None,
             diverged: None,
             end: None,
@@ -165,9 +174,15 @@ impl Run {
                 let spec = self.spec_of("fleet_seen", *deployment)?;
                 let deployment = self.deployment_mut("fleet_seen", *deployment)?;
                 let last = u32::try_from(deployment.waves.len().saturating_sub(1)).unwrap_or(u32::MAX);
+                let mut served = 0;
                 for host in deployment.hosts.iter_mut().filter(|host| gone.contains(&host.host.id)) {
+                    served += u32::from(!host.gone && host.ill.is_none());
                     host.gone = true;
                     host.gone_why = why.get(&host.host.id).map(|why| Cause::new("gone", why.clone()));
+                }
+                if spec.rollout.min_healthy.is_none() {
+                    // Counted from what served when it was planned: these are no more.
+                    deployment.phases.min_healthy = deployment.phases.min_healthy.saturating_sub(served);
                 }
                 for host in joined {
                     if deployment.host(&host.id).is_some() {
@@ -295,14 +310,13 @@ impl Run {
                 deployment.waiting = None;
                 deployment.paused = None;
                 deployment.end = Some((*state, cause.clone(), at.clone()));
-                let of = deployment.rollback_of;
-                let hosts: Vec<HostId> = deployment.hosts.iter().map(|host| host.host.id.clone()).collect();
-                if let Some(of) = of {
+                let back = deployment.rollback_of.map(|of| (of, not_taken_back(deployment, cause.as_ref())));
+                if let Some((of, mut left)) = back {
                     // Whatever is not there by now will not be.
                     let of = self.deployment_mut("deployment_ended", of)?;
-                    for host in of.hosts.iter_mut().filter(|h| hosts.contains(&h.host.id)) {
-                        if host.back == Some(Back::Going) {
-                            host.back = Some(Back::Failed);
+                    for host in of.hosts.iter_mut().filter(|host| host.back == Some(Back::Going)) {
+                        if let Some(why) = left.remove(&host.host.id) {
+                            (host.back, host.back_why) = (Some(Back::Failed), Some(why));
                         }
                     }
                 }
@@ -340,7 +354,7 @@ impl Run {
                 self.host_mut("call", deployment, &host)?.begun.get_or_insert_with(|| at.clone());
             }
         }
-        let steps = std::collections::BTreeMap::new();
+        let steps = BTreeMap::new();
         let call = Call {
             place: key.place(),
             cleaning: key.is_cleaning(),
@@ -490,13 +504,13 @@ impl Run {
         let Ok(rollback) = self.deployment_mut("rollback", deployment) else { return };
         let Some(of) = rollback.rollback_of else { return };
         let there = if rollback.alone { Back::Aside } else { Back::There };
-        let back = match rollback.host(host) {
-            Some(host) if host.verdict() == HostState::Healthy => there,
-            Some(host) if host.is_settled() => Back::Failed,
+        let (back, why) = match rollback.host(host) {
+            Some(host) if host.verdict() == HostState::Healthy => (there, None),
+            Some(host) if host.is_settled() => (Back::Failed, host.cause().cloned()),
             _ => return,
         };
         if let Ok(host) = self.host_mut("rollback", of, host) {
-            host.back = Some(back);
+            (host.back, host.back_why) = (Some(back), why);
         }
     }
 

@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::{
     analysis::Analysis,
     freeze::Window,
-    host::{Host, SecretRef, Ssh},
-    ids::{Digest, EnvironmentName, StageName},
+    host::{Host, SecretRef, Signalling, Ssh, Transport},
+    ids::{Digest, EnvironmentName, ProjectName, ReleaseId, Sha, StageName},
     rollout::{Budget, Rollout},
 };
 
@@ -91,6 +91,9 @@ pub struct Environment {
     pub hosts: Vec<HostSource>,
     /// Merged under every host's own values.
     pub ssh: Ssh,
+    /// `transport = "signal"`: its hosts have daemons of their own, which are sent signals.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub signal: Option<Signalling>,
     /// How it is rolled out.
     pub rollout: Rollout,
     /// When a host is healthy; `None` = `health = "none"`, on purpose.
@@ -116,7 +119,7 @@ pub struct Environment {
     pub when: When,
 }
 
-/// `when = "push" | "manual" | { tag = ... }`.
+/// `when = "push" | "manual" | "signal" | { tag = ... }`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum When {
@@ -125,8 +128,18 @@ pub enum When {
     Push,
     /// Those that a person starts for it.
     Manual,
+    /// Those that another daemon asks for by a signal, and those that a person starts for it.
+    Signal,
     /// Those, and runs of tags that match one of these patterns.
     Tag(Vec<String>),
+}
+
+impl Pipeline {
+    /// Whether nothing begins here but by a signal or a person: nobody asks for the head of its branch.
+    #[must_use]
+    pub fn only_listens(&self) -> bool {
+        self.stages.is_empty()
+    }
 }
 
 impl Environment {
@@ -135,6 +148,16 @@ impl Environment {
     pub fn without_hosts(&self) -> Self {
         Environment { hosts: Vec::new(), ..self.clone() }
     }
+
+    /// `host` with what all hosts of this environment have; its own values win.
+    #[must_use]
+    pub fn reaching(&self, host: Host) -> Host {
+        let transport = match (&host.transport, &self.signal) {
+            (Transport::Ssh, Some(signal)) => Transport::Signal(Box::new(signal.clone())),
+            (own, _) => own.clone(),
+        };
+        Host { ssh: self.ssh.of_host(&host.ssh), transport, ..host }
+    }
 }
 
 impl std::fmt::Display for When {
@@ -142,6 +165,7 @@ impl std::fmt::Display for When {
         match self {
             When::Push => f.write_str("push"),
             When::Manual => f.write_str("manual"),
+            When::Signal => f.write_str("signal"),
             When::Tag(patterns) => write!(f, "tag {}", patterns.join(", ")),
         }
     }
@@ -211,7 +235,7 @@ pub enum HostSource {
     },
 }
 
-/// What phased itself reads of a source's options: `interval timeout min_hosts max_shrink max_age port_label user_label`.
+/// What phased itself reads of a source's options: `interval timeout min_hosts max_shrink max_growth max_age port_label user_label`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceLimits {
     /// How often it is asked while nothing is deployed; 1 m by default.
@@ -222,6 +246,9 @@ pub struct SourceLimits {
     pub min_hosts: u32,
     /// Nor one that has lost more than this since the last good one; that of the rollout when absent.
     pub max_shrink: Option<Budget>,
+    /// Nor one with so many more than the last good one; five times as many when absent, and at least 50.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_growth: Option<u32>,
     /// How old the last good answer may be that stands in for a source that fails, where something new begins; 1 h by default.
     pub max_age_ms: u64,
     /// The label that holds the port of a host's sshd, where the source does not say it.
@@ -239,6 +266,7 @@ impl Default for SourceLimits {
             timeout_ms: 120_000,
             min_hosts: 0,
             max_shrink: None,
+            max_growth: None,
             max_age_ms: 3_600_000,
             port_label: None,
             user_label: None,
@@ -307,6 +335,21 @@ pub enum Check {
     Container(String),
     /// What the host says it runs: good is the release that was deployed.
     Version(Version),
+    /// What the host's own daemon says: good is that this release is live there, and well. Which one is filled in when it is asked.
+    Signal(#[serde(default)] Option<Box<AskedAfter>>),
+}
+
+/// What another daemon is asked after.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskedAfter {
+    /// Of what.
+    pub project: ProjectName,
+    /// Where.
+    pub environment: EnvironmentName,
+    /// The release that should be live.
+    pub release: ReleaseId,
+    /// Its commit.
+    pub revision: Sha,
 }
 
 /// Where a host tells the version it runs.
@@ -341,6 +384,7 @@ impl Check {
             Check::Container(name) => format!("container {name}"),
             Check::Version(Version { from: VersionFrom::Http(url), .. }) => format!("version {url}"),
             Check::Version(Version { from: VersionFrom::Command(_), .. }) => "version".to_owned(),
+            Check::Signal(_) => "its own daemon".to_owned(),
         }
     }
 }

@@ -77,6 +77,17 @@ pub struct Fleet {
     pub current: BTreeMap<HostId, ReleaseId>,
 }
 
+/// How many of `count` hosts may be missing where the project says nothing of `min_healthy`: those that are taken at a time, and those that
+/// may fail; each with the key that says so.
+#[must_use]
+pub fn missing(rollout: &Rollout, count: usize) -> [(&'static str, usize); 3] {
+    [
+        ("max_parallel", rollout.max_parallel.max(1) as usize),
+        ("max_failures", rollout.max_failures.of(count)),
+        ("max_unreachable", rollout.max_unreachable.of(count)),
+    ]
+}
+
 /// The hosts in the order of the rollout, and its phases.
 ///
 /// # Errors
@@ -105,9 +116,7 @@ pub fn phases(rollout: &Rollout, fleet: Fleet) -> Result<(Vec<Host>, Phases), Ca
     }
     hosts.sort_by_key(|host| (!canaries.contains(&host.id), quarantined.contains(&host.id)));
     let healthy = count - hosts.iter().filter(|host| ill.contains_key(&host.id)).count();
-    let parallel = rollout.max_parallel.max(1) as usize;
-    // What may fail may be missing.
-    let missing = parallel + rollout.max_failures.of(count) + rollout.max_unreachable.of(count);
+    let missing: usize = missing(rollout, count).into_iter().map(|(_, hosts)| hosts).sum();
     let min_healthy = rollout.min_healthy.map_or(healthy.saturating_sub(missing), |floor| floor.floor_of(count));
     if healthy > 0 && min_healthy >= healthy && healthy == count {
         let message = format!(

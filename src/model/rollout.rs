@@ -27,7 +27,8 @@ pub struct Rollout {
     pub max_failures_per_wave: Option<Budget>,
     /// The same for unreachable hosts.
     pub max_unreachable: Budget,
-    /// Healthy hosts below which none is taken; `None` = those healthy at plan time less `max_parallel`.
+    /// Healthy hosts below which none is taken; `None` = those healthy at plan time less `max_parallel` and what
+    /// the budgets allow; hosts that have ended since do not count.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_healthy: Option<Budget>,
     /// Without a newly healthy host for so long the rollout has failed; 0 = the limits of its calls are all.

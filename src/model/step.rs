@@ -266,6 +266,8 @@ pub enum Verb {
     Now,
     /// `systemctl` on one unit.
     Service,
+    /// A signal to the host's own daemon, whose run is then followed to its end.
+    Signal,
     /// A line in the run's log. Has no effect outside the log and is not journaled.
     Log,
 }
@@ -287,6 +289,7 @@ impl Verb {
             Verb::Sleep => "sleep",
             Verb::Now => "now",
             Verb::Service => "service",
+            Verb::Signal => "signal",
             Verb::Log => "log",
         }
     }

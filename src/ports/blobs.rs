@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, io::Read};
 
-use crate::model::ids::Digest;
+use crate::model::{ids::Digest, signal::Part};
 
 /// What stands between a blob and the record that is to name it: as long as it lives no sweep begins.
 pub type Hold = Box<dyn Send + Sync>;
@@ -68,6 +68,19 @@ pub trait Blobs: Send + Sync {
     /// # Errors
     /// The disk's; `InvalidData` when they are not.
     fn check(&self, blob: &Digest) -> std::io::Result<()>;
+
+    /// How much of a blob that comes in pieces is there. Blocks on the disk shortly.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn part(&self, blob: &Digest) -> std::io::Result<Part>;
+
+    /// Adds a piece to a blob of `size` bytes, if it begins where what is there ends; the last one makes it a blob, fsynced, if the bytes are
+    /// those of its name, else all of it is forgotten. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The disk's; `InvalidData` when the bytes were not those of the name.
+    fn append(&self, blob: &Digest, size: u64, offset: u64, bytes: &[u8]) -> std::io::Result<Part>;
 
     /// Taken before [`Blobs::put`] and [`Blobs::store`] and kept until the record that names the blob is on disk.
     fn hold(&self) -> Hold;

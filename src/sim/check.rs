@@ -8,16 +8,20 @@ use std::{
 use super::{
     fleet::{Command, Machine},
     outside::State,
-    scenario::Behaviour,
+    scenario::{self, Behaviour, Place},
 };
 use crate::model::{
-    deployment::{Deployment, DeploymentState, HostState},
-    event::{Event, Record},
-    ids::{HostId, ReleaseId, RunId, Seq, Sha},
-    pipeline::HostSource,
+    deployment::{Deployment, DeploymentState, HostRun, HostState},
+    event::{Event, Purpose, Record},
+    ids::{EnvironmentName, HostId, ReleaseId, RunId, Seq, Sha},
+    rollout::Rollout,
     run::{Run, RunState, Trigger},
-    step::{CallKey, Place},
+    step::{self, CallKey},
 };
+
+mod over;
+
+pub(super) use over::over;
 
 /// A letter that people got.
 #[derive(Debug, Clone)]
@@ -34,9 +38,26 @@ pub(super) struct Followed {
     last: Seq,
     /// Tokens of steps that were begun.
     begun: BTreeSet<String>,
-    /// The release was found bad by it.
-    bad: Option<Sha>,
+    /// When each of its deployments had its environment, and how often the daemon had died by then.
+    entered: BTreeMap<u32, (Duration, u32)>,
 }
+
+/// What the runs of a project have come to, as people were told.
+#[derive(Debug, Default)]
+pub(super) struct Verdicts {
+    /// Trees that were found bad, and when that was known, wall time.
+    bad: BTreeMap<Sha, i64>,
+    /// How many bad ones there were since the last good one, and since when, wall time.
+    in_a_row: (u32, i64),
+}
+
+/// What was decided a moment before something was known goes by what was known then.
+const MOMENT: Duration = Duration::from_secs(1);
+const MOMENT_MS: i64 = 1_000;
+/// Whoever wants to go back does not wait longer for a list of hosts that are known.
+const PLANNED_BACK: Duration = Duration::from_secs(12);
+/// So many bad releases in a row, and nothing starts by itself.
+const RESTS_AFTER: u32 = 3;
 
 impl Followed {
     pub(super) fn last(&self) -> u64 {
@@ -55,6 +76,7 @@ fn switches(command: &str) -> bool {
 
 /// Records of a run have reached the disk.
 pub(super) fn heard(state: &mut State, now: Duration, id: &RunId, records: &[(Seq, u32, Record)]) {
+    let deaths = state.deaths;
     for (seq, _, record) in records {
         let known = state.runs.get(id).map_or(Seq(0), |followed| followed.last);
         if *seq <= known {
@@ -66,11 +88,12 @@ pub(super) fn heard(state: &mut State, now: Duration, id: &RunId, records: &[(Se
         if state.tells() && !matches!(record.event, Event::Observed { .. } | Event::Measured { .. }) {
             state.tell(now, &format!("{id}: {}", words(&record.event)));
         }
-        before(state, now, id, &record.event);
+        before(state, now, id, record);
         let followed = match state.runs.get_mut(id) {
             None => match Run::begin(record) {
                 Ok(run) => {
-                    let followed = Followed { run, last: *seq, begun: BTreeSet::new(), bad: None };
+                    let (begun, entered) = (BTreeSet::new(), BTreeMap::new());
+                    let followed = Followed { run, last: *seq, begun, entered };
                     state.runs.insert(id.clone(), followed);
                     continue;
                 }
@@ -81,15 +104,13 @@ pub(super) fn heard(state: &mut State, now: Duration, id: &RunId, records: &[(Se
         followed.last = *seq;
         match &record.event {
             Event::Begin { token, .. } => drop(followed.begun.insert(token.to_string())),
-            Event::Judged { bad: true, .. } | Event::Paused { bad: true, .. } => {
-                followed.bad = followed.run.release.as_ref().map(|release| release.commit.tree.clone());
-            }
+            Event::LeaseGranted { deployment, .. } => drop(followed.entered.insert(*deployment, (now, deaths))),
             _ => {}
         }
         if let Err(illegal) = followed.run.next(record) {
             return state.breaks(now, &format!("run {id} cannot be folded: {illegal}"));
         }
-        after(state, now, id, &record.event);
+        after(state, now, id, record);
     }
 }
 
@@ -109,32 +130,70 @@ fn words(event: &Event) -> String {
 
 /// The host whose turn comes with this call.
 fn turn(run: &Run, key: &CallKey) -> Option<(u32, HostId)> {
-    let Some(Place::Host { deployment, host, function }) = key.place() else { return None };
+    let Some(step::Place::Host { deployment, host, function }) = key.place() else { return None };
     let of = run.deployment(deployment)?.host(&host)?;
     (matches!(function.as_str(), "drain" | "deploy") && of.begun.is_none()).then_some((deployment, host))
 }
 
 /// What must hold before a fact is one: as it was decided.
-fn before(state: &mut State, now: Duration, id: &RunId, event: &Event) {
+fn before(state: &mut State, now: Duration, id: &RunId, record: &Record) {
     let Some(followed) = state.runs.get(id) else { return };
     let run = &followed.run;
-    if let Event::Call { key, .. } = event
-        && let Some((n, host)) = turn(run, key)
-        && let Some(of) = run.deployment(n)
-        && of.rollback_of.is_none()
-    {
-        let why = over_budget(run, of, &host);
-        if let Some(why) = why {
-            state.breaks(now, &format!("run {id}: {host} is taken although {why}"));
+    let wrong = match &record.event {
+        Event::Call { key, .. } => turn(run, key).and_then(|(n, host)| {
+            let of = run.deployment(n)?;
+            let forward = Some(of).filter(|of| of.rollback_of.is_none());
+            let why = two_zones(run, of, &host).or_else(|| over_budget(run, forward?, &host));
+            why.map(|why| format!("{host} is taken although {why}"))
+        }),
+        Event::Planned { deployment, .. } if matches!(run.header.request.purpose, Purpose::Rollback { .. }) => {
+            let entered = followed.entered.get(deployment).filter(|(_, deaths)| *deaths == state.deaths);
+            let waited = entered.map(|(at, _)| now.saturating_sub(*at)).filter(|waited| *waited > PLANNED_BACK);
+            waited
+                .filter(|_| state.scenario.full.is_empty())
+                .map(|waited| format!("its way back was planned after {waited:?}"))
         }
-    } else if let Event::Resolved { release, target: None, .. } = event
-        && !run.header.request.retry_bad
-        && state.runs.values().any(|other| {
-            other.is_over() && other.bad.as_ref() == Some(&release.commit.tree) && other.run.header.run != *id
-        })
-    {
-        state.breaks(now, &format!("run {id} takes the bad release {}", release.id));
+        Event::Resolved { release, target: None, .. } => {
+            let verdicts = state.verdicts.get(&run.header.project);
+            verdicts.and_then(|known| takes_bad(known, run, &release.commit.tree, record.at.wall_ms))
+        }
+        _ => None,
+    };
+    if let Some(wrong) = wrong {
+        state.breaks(now, &format!("run {id}: {wrong}"));
     }
+}
+
+/// Why a run may not take a release with this tree.
+fn takes_bad(known: &Verdicts, run: &Run, tree: &Sha, at_ms: i64) -> Option<String> {
+    let request = &run.header.request;
+    if request.retry_bad {
+        return None;
+    }
+    if known.bad.get(tree).is_some_and(|since| since + MOMENT_MS < at_ms) {
+        return Some(format!("it takes a release with the tree {tree}, which is known to be bad"));
+    }
+    let (count, since) = known.in_a_row;
+    let by_itself = request.trigger != Trigger::Api;
+    (by_itself && count >= RESTS_AFTER && since + MOMENT_MS < at_ms)
+        .then(|| format!("it starts by itself after {count} bad releases in a row"))
+}
+
+/// Hosts of two zones are not taken at once; on the way back, one that did not serve is taken from none.
+fn two_zones(run: &Run, of: &Deployment, host: &HostId) -> Option<String> {
+    let environment = run.environment(&of.environment)?;
+    let counts = |host: &HostRun| of.target.is_none() || host.ill.is_none();
+    let own = of.host(host).filter(|own| environment.rollout.zones && counts(own))?;
+    let elsewhere = |other: &&HostRun| other.in_flight() && counts(other) && other.host.zone != own.host.zone;
+    let other = of.hosts.iter().find(elsewhere)?;
+    Some(format!("{} of another zone is under way", other.host.id))
+}
+
+/// How many hosts of a deployment may be taken at the same moment: what converges goes as a deployment does, what goes back as a rollback.
+fn at_once(run: &Run, of: &Deployment, rollout: &Rollout) -> usize {
+    let converges = matches!(run.header.request.purpose, Purpose::Converge { .. });
+    let back = of.rollback_of.is_some() || (run.target.is_some() && !converges);
+    rollout.rollback_parallel.filter(|_| back).unwrap_or(rollout.max_parallel).max(1) as usize
 }
 
 /// Why a deployment may not take another host.
@@ -151,17 +210,11 @@ fn over_budget(run: &Run, of: &Deployment, host: &HostId) -> Option<String> {
         return Some(format!("{shut} hosts are unreachable and max_unreachable is {}", budgets.max_unreachable));
     }
     let flying: Vec<_> = of.hosts.iter().filter(|h| h.in_flight() && h.host.id != *host).collect();
-    // What puts back something known goes as a rollback does.
-    let back = spec.rollout.rollback_parallel.filter(|_| run.target.is_some());
-    let most = back.unwrap_or(spec.rollout.max_parallel).max(1) as usize;
+    let most = at_once(run, of, &spec.rollout);
     if flying.len() >= most {
         return Some(format!("{} are under way and max_parallel is {most}", flying.len()));
     }
     let own = of.host(host)?;
-    // The way back is as wide as it may be, whatever the zones.
-    if spec.rollout.zones && run.target.is_none() && flying.iter().any(|h| h.host.zone != own.host.zone) {
-        return Some("a host of another zone is under way".to_owned());
-    }
     let left = of.healthy() - usize::from(own.is_healthy());
     if own.is_healthy() && left < of.phases.min_healthy as usize {
         return Some(format!("{left} healthy ones would be left and min_healthy is {}", of.phases.min_healthy));
@@ -188,7 +241,7 @@ pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, to
     if followed.is_over() {
         return state.breaks(now, &format!("{line} begins on {machine:?}, and its run is over"));
     }
-    let Some(id) = machine else { return };
+    let Some((id, place)) = machine.and_then(|id| Some((id, scenario::place(scenario::number(id)?)))) else { return };
     let name = command.variable("DEPLOYMENT");
     let number = name.rsplit('.').next().and_then(|n| n.parse().ok());
     let Some(of) = number.and_then(|n| followed.run.deployment(n)) else {
@@ -200,19 +253,22 @@ pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, to
     if of.end.is_some() {
         return state.breaks(now, &format!("{line} begins on {id}, and its deployment has ended"));
     }
+    if let Some(why) = shut(state, followed, of, place, now) {
+        return state.breaks(now, &format!("{line} begins on {id}, {why}"));
+    }
     let most = followed
         .run
         .deployment(of.n)
         .and_then(|of| of.spec(&followed.run))
-        .map_or(1, |spec| match of.rollback_of {
-            None if followed.run.target.is_none() => spec.rollout.max_parallel,
-            _ => spec.rollout.rollback_parallel.unwrap_or(spec.rollout.max_parallel),
-        })
-        .max(1) as usize;
+        .map_or(1, |spec| at_once(&followed.run, of, &spec.rollout));
     let alone = of.alone;
     let watched = of.spec(&followed.run).is_some_and(|spec| spec.health.is_some());
     let forward = watched && of.rollback_of.is_none() && followed.run.target.is_none();
-    let of_floor = forward.then_some(of.phases.min_healthy as usize);
+    // The hosts that must serve in such a number: on the way back those of what is taken back.
+    let within = of.rollback_of.and_then(|back| followed.run.deployment(back)).unwrap_or(of);
+    let within: BTreeSet<HostId> = within.hosts.iter().map(|host| host.host.id.clone()).collect();
+    let floor = Floor { hosts: within, least: of.phases.min_healthy as usize };
+    let floor = Some(floor).filter(|_| watched && !alone && (forward || of.rollback_of.is_some()));
     // Somebody else's hands on the host.
     let other = state
         .machines
@@ -222,14 +278,25 @@ pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, to
     if let Some(other) = other {
         return state.breaks(now, &format!("{line} begins on {id} while {other} runs there"));
     }
-    let holds = |followed: &&Followed| {
-        Some(&followed.run.header.run) != run.as_ref()
-            && followed.run.deployments.iter().any(|of| of.end.is_none() && of.touched())
+    let holding = |state: &State| -> Option<RunId> {
+        let near = |other: &Run, of: &Deployment| {
+            let other = state.scenario.place_of(other.header.project.as_str(), of.environment.as_str());
+            other.is_some_and(|other| state.scenario.share(place, other))
+        };
+        let holds = |other: &&Run| {
+            Some(&other.header.run) != run.as_ref()
+                && other.deployments.iter().any(|of| of.end.is_none() && of.touched() && near(other, of))
+        };
+        state.runs.values().map(|followed| &followed.run).find(holds).map(|other| other.header.run.clone())
     };
-    if let Some(other) = state.runs.values().find(holds).map(|followed| followed.run.header.run.clone()) {
+    if let Some(other) = holding(state) {
+        // A life that was killed may have ended it, and nobody was told.
+        state.catch_up(now, &other);
+    }
+    if let Some(other) = holding(state) {
         return state.breaks(now, &format!("{line} begins on {id} while run {other} deploys"));
     }
-    if let Some(why) = below_floor(state, now, id, of_floor, command) {
+    if let Some(why) = below_floor(state, now, id, floor, command) {
         return state.breaks(now, &format!("{line} begins on {id}: {why}"));
     }
     if switches(&command.command) && !alone {
@@ -243,13 +310,48 @@ pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, to
     }
 }
 
+/// Why nothing of a deployment may begin on the hosts of `place`.
+fn shut(state: &State, followed: &Followed, of: &Deployment, place: Place, now: Duration) -> Option<String> {
+    let (run, scenario) = (&followed.run, &state.scenario);
+    let own = scenario.place_of(run.header.project.as_str(), of.environment.as_str());
+    if own != Some(place) {
+        return Some(format!("which is none of {} of {}", of.environment, run.header.project));
+    }
+    if state.held.iter().any(|held| scenario.share(held.place, place) && (held.from..held.until).contains(&now)) {
+        return Some("and a person has the environment".to_owned());
+    }
+    if !run.header.request.purpose.is_deploy() || of.rollback_of.is_some() {
+        return None;
+    }
+    let (entered, _) = followed.entered.get(&of.n).copied().unwrap_or_default();
+    if state
+        .frozen
+        .iter()
+        .any(|frozen| frozen.place == place && (frozen.from + MOMENT..frozen.until).contains(&entered))
+    {
+        return Some("which entered while it was frozen".to_owned());
+    }
+    let good = |name: &EnvironmentName| {
+        let succeeded = |of: &&Deployment| matches!(of.end, Some((DeploymentState::Succeeded, ..)));
+        run.live.contains(name) || run.deployments.iter().filter(succeeded).any(|of| of.environment == *name)
+    };
+    let mut earlier = run.header.pipeline.environments.iter().take(place.1).map(|environment| &environment.name);
+    earlier.find(|name| !good(name)).map(|name| format!("and {name} before it is not good"))
+}
+
+/// How many of these hosts have to serve.
+struct Floor {
+    hosts: BTreeSet<HostId>,
+    least: usize,
+}
+
 /// Whether fewer hosts would serve than must, where nothing but the deployment itself has made hosts ill: what else does so nobody can
 /// know in time.
-fn below_floor(state: &State, now: Duration, id: &str, floor: Option<usize>, command: &Command) -> Option<String> {
-    let floor = floor.filter(|_| switches(&command.command) && state.disturbed.is_empty())?;
+fn below_floor(state: &State, now: Duration, id: &str, floor: Option<Floor>, command: &Command) -> Option<String> {
+    let Floor { hosts, least } = floor.filter(|_| switches(&command.command) && state.disturbed.is_empty())?;
     let fickle =
         |serves: &String| matches!(state.behaviour(serves), Some(Behaviour::SickensAfter(_) | Behaviour::Flaps(_)));
-    let all = || state.listed.iter().filter_map(|host| Some((host.id.as_str(), state.machines.get(host.id.as_str())?)));
+    let all = || hosts.iter().filter_map(|host| Some((host.as_str(), state.machines.get(host.as_str())?)));
     if all().any(|(_, machine)| !machine.served || machine.serves.as_ref().is_some_and(fickle)) {
         return None;
     }
@@ -258,13 +360,19 @@ fn below_floor(state: &State, now: Duration, id: &str, floor: Option<usize>, com
     };
     let taken = all().any(|(host, machine)| host == id && serves(host, machine));
     let left = all().filter(|(host, machine)| *host != id && serves(host, machine)).count();
-    (taken && left < floor).then(|| format!("{left} hosts serve then, and min_healthy is {floor}"))
+    (taken && left < least).then(|| format!("{left} hosts serve then, and min_healthy is {least}"))
 }
 
 /// What must hold once a fact is one.
-fn after(state: &mut State, now: Duration, id: &RunId, event: &Event) {
-    let Event::End { state: end, .. } = event else { return };
+fn after(state: &mut State, now: Duration, id: &RunId, record: &Record) {
     let Some(followed) = state.runs.get(id) else { return };
+    if let Event::DeploymentEnded { deployment, .. } = &record.event {
+        let claims = followed.run.deployment(*deployment).and_then(|of| claims_too_much(state, &followed.run, of));
+        if let Some(why) = claims {
+            return state.breaks(now, &format!("run {id} ended deployment {deployment}: {why}"));
+        }
+    }
+    let Event::End { state: end, .. } = &record.event else { return };
     let run = followed.run.clone();
     let found = match end {
         RunState::Failed => untouched(state, &run),
@@ -280,6 +388,38 @@ fn after(state: &mut State, now: Duration, id: &RunId, event: &Event) {
     if took > bound {
         state.breaks(now, &format!("run {id} took {took:?}, its bound is {bound:?}"));
     }
+    learn(state.verdicts.entry(run.header.project.clone()).or_default(), &run, *end, record.at.wall_ms);
+}
+
+/// What a run's end says of its release.
+fn learn(known: &mut Verdicts, run: &Run, end: RunState, at_ms: i64) {
+    let Some(release) = run.release.as_ref().filter(|_| run.target.is_none()) else { return };
+    let tree = &release.commit.tree;
+    if run.deployments.iter().any(|of| of.judged.as_ref().is_some_and(|judged| judged.bad)) {
+        known.bad.insert(tree.clone(), at_ms);
+        known.in_a_row = (known.in_a_row.0 + 1, at_ms);
+    } else if end == RunState::Succeeded && !run.deployments.is_empty() {
+        known.bad.remove(tree);
+        known.in_a_row = (0, at_ms);
+    }
+}
+
+/// A host that is said to be healthy, or back, serves what it is said to.
+fn claims_too_much(state: &State, run: &Run, of: &Deployment) -> Option<String> {
+    let good = known_good(state, run, of);
+    let release = of.release(run).map(|release| &release.id);
+    of.hosts.iter().find_map(|host| {
+        let id = host.host.id.as_str();
+        let claims = host.state(true);
+        let holds = |serves: &str| match claims {
+            HostState::Healthy => release.is_some_and(|release| release.as_str() == serves),
+            HostState::RolledBack | HostState::Quarantined => good.iter().any(|good| good.as_str() == serves),
+            _ => true,
+        };
+        let machine = state.machines.get(id).filter(|_| !state.rebooted.contains(id))?;
+        let serves = machine.serves.as_deref().unwrap_or_default();
+        (!holds(serves)).then(|| format!("{id} is said to be {claims:?}, and serves {serves:?}"))
+    })
 }
 
 /// Nothing was switched by a run that failed.
@@ -301,7 +441,7 @@ fn gone_back(state: &State, run: &Run) -> Option<String> {
                 continue;
             }
             let serves = state.machines.get(id).and_then(|machine| machine.serves.clone());
-            let good = |release: &String| known_good(state).iter().any(|good| good.as_str() == release);
+            let good = |release: &String| known_good(state, run, of).iter().any(|good| good.as_str() == release);
             if !serves.as_ref().is_some_and(good) {
                 return Some(format!("{id} serves {serves:?}, which is not known-good"));
             }
@@ -310,10 +450,11 @@ fn gone_back(state: &State, run: &Run) -> Option<String> {
     None
 }
 
-/// Releases that a deployment of theirs has made known-good.
-fn known_good(state: &State) -> BTreeSet<ReleaseId> {
-    let deployments = state.runs.values().flat_map(|followed| {
-        followed.run.deployments.iter().filter_map(|of| {
+/// Releases that a deployment of theirs has made known-good in an environment.
+fn known_good(state: &State, run: &Run, of: &Deployment) -> BTreeSet<ReleaseId> {
+    let own = state.runs.values().filter(|followed| followed.run.header.project == run.header.project);
+    let deployments = own.flat_map(|followed| {
+        followed.run.deployments.iter().filter(|other| other.environment == of.environment).filter_map(|of| {
             let good = matches!(of.end, Some((DeploymentState::Succeeded, ..)));
             of.release(&followed.run).filter(|_| good).map(|release| release.id.clone())
         })
@@ -324,7 +465,7 @@ fn known_good(state: &State) -> BTreeSet<ReleaseId> {
 /// The longest a run may take: every call its whole limit, one host after the other, forwards and back, each watch and bake to its end.
 fn bound(state: &State, run: &Run) -> Duration {
     let ms = |ms: u64| Duration::from_millis(ms);
-    let mut bound = Duration::from_secs(3600) + state.away * 2;
+    let mut bound = Duration::from_secs(3600) + state.away * 2 + state.scenario.kept();
     for stage in &run.header.pipeline.stages {
         bound += ms(stage.timeout_ms) * 3;
     }
@@ -338,89 +479,4 @@ fn bound(state: &State, run: &Run) -> Duration {
         bound += ms(environment.timeout_ms) * 6 + ms(rollout.pause_timeout_ms) * 8;
     }
     bound
-}
-
-/// What must hold when all is over.
-pub(super) fn over(state: &mut State, now: Duration) {
-    let ended: Vec<(String, RunState)> = state
-        .runs
-        .values()
-        .filter_map(|followed| Some((followed.run.header.run.to_string(), followed.run.end.as_ref()?.0)))
-        .collect();
-    for (run, end) in ended {
-        let told: Vec<&Letter> = state
-            .letters
-            .iter()
-            .filter(|letter| letter.run == run && letter.function.starts_with("notify/bad") && letter.event != "alarm")
-            .collect();
-        let count = told.len();
-        // A crash between a delivery and its record delivers again.
-        let most = 1 + state.deaths as usize;
-        let recovered = told.iter().all(|letter| letter.event == "recovered");
-        let wrong = match end {
-            _ if end.is_bad() && count == 0 => Some("and nobody was told".to_owned()),
-            _ if end.is_bad() && count > most => Some(format!("and people were told {count} times")),
-            _ if !end.is_bad() && count > 0 && !(recovered && end == RunState::Succeeded) => {
-                Some(format!("and people were told bad news: {}", told[0].title))
-            }
-            _ => None,
-        };
-        if let Some(wrong) = wrong {
-            state.breaks(now, &format!("run {run} ended {end:?}, {wrong}"));
-        }
-    }
-    if let Some(wrong) = not_converged(state).or_else(|| tried_for_ever(state)) {
-        state.breaks(now, &wrong);
-    }
-}
-
-/// A host that failed is not brought to the same release again by itself.
-fn tried_for_ever(state: &State) -> Option<String> {
-    let mut tried: BTreeMap<(HostId, ReleaseId), u32> = BTreeMap::new();
-    let own = state.runs.values().map(|followed| &followed.run);
-    for run in own.filter(|run| run.header.request.trigger == Trigger::Converge) {
-        for of in &run.deployments {
-            let Some(release) = of.release(run) else { continue };
-            for host in of.hosts.iter().filter(|host| host.verdict() == HostState::Failed) {
-                *tried.entry((host.host.id.clone(), release.id.clone())).or_default() += 1;
-            }
-        }
-    }
-    // Once more where a deployment came between.
-    let most = u32::try_from(state.scenario.commits.len()).unwrap_or(1);
-    let ((host, release), count) = tried.into_iter().find(|(_, count)| *count > most)?;
-    Some(format!("{host} failed to be brought to {release} {count} times, and nothing gave up"))
-}
-
-/// Where the last deployment went well, every host that can be reached and has not failed serves what is live, and is in service.
-fn not_converged(state: &State) -> Option<String> {
-    let deployments = || state.runs.values().flat_map(|f| f.run.deployments.iter().map(move |of| (&f.run, of)));
-    let discovered = state.scenario.pipeline.environments.iter().flat_map(|e| &e.hosts);
-    let discovered = discovered.into_iter().any(|source| matches!(source, HostSource::Plugin { .. }));
-    let own = || deployments().filter(|(_, of)| of.rollback_of.is_none() && of.budgets.is_some());
-    let (run, last) = own().max_by_key(|(_, of)| of.created_at.wall_ms)?;
-    let (DeploymentState::Succeeded, ..) = last.end.as_ref()? else { return None };
-    let live = last.release(run)?.id.to_string();
-    for host in &state.listed {
-        let id = host.id.as_str();
-        // A list in a file knows of no newcomers.
-        let listed = discovered || own().any(|(_, of)| of.host(&host.id).is_some());
-        let Some(machine) = state.machines.get(id).filter(|_| listed && state.is_well(id)) else { continue };
-        // The last that is known of it.
-        let known = own().filter_map(|(_, of)| Some((of.created_at.wall_ms, of.host(&host.id)?)));
-        let was = known.max_by_key(|(at, _)| *at).map(|(_, host)| host.state(true));
-        if matches!(was, Some(HostState::Healthy | HostState::Unreachable) | None) {
-            if machine.serves.as_ref() != Some(&live) && !state.disturbed.contains(id) {
-                return Some(format!(
-                    "{live} is live, and {id} serves {:?} though nothing is wrong with it",
-                    machine.serves
-                ));
-            }
-            let drains = last.spec(run).is_some_and(|spec| spec.hooks.drain && spec.hooks.undrain);
-            if drains && machine.drained && was == Some(HostState::Healthy) {
-                return Some(format!("{id} is healthy and was left out of service"));
-            }
-        }
-    }
-    None
 }

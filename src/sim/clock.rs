@@ -17,6 +17,7 @@ use async_trait::async_trait;
 
 use crate::{
     journal::Later,
+    ports::storage::Storage as _,
     time::{Clock, Stamp},
 };
 
@@ -109,6 +110,12 @@ impl VirtualClock {
         self.state().moved
     }
 
+    /// Wall time at a moment that is counted from the beginning.
+    #[must_use]
+    pub fn wall_ms(&self, at: Duration) -> i64 {
+        BEGIN_MS.saturating_add(i64::try_from(at.as_millis()).unwrap_or(0))
+    }
+
     /// The daemon's machine has started again.
     pub fn reboot(&self) {
         let mut state = self.state();
@@ -174,15 +181,23 @@ impl Drop for Sleep {
     }
 }
 
-/// Writes reach the disk a moment after they were appended, so that there is a moment to crash in.
+/// Writes reach the disk a moment after they were appended, so that there is a moment to crash in; while it is full, once it is not any more.
 pub(super) struct DiskTime {
     pub(super) clock: VirtualClock,
     pub(super) random: Mutex<super::random::Random>,
+    pub(super) room: Arc<super::ports::Room>,
 }
 
 impl Later for DiskTime {
     fn later(&self, work: Box<dyn FnOnce() + Send>) {
         let micros = self.random.lock().unwrap_or_else(PoisonError::into_inner).between(200, 6_000);
-        self.clock.after(Duration::from_micros(micros), work);
+        let (clock, room, moment) = (self.clock.clone(), Arc::clone(&self.room), Duration::from_micros(micros));
+        self.clock.after(moment, move || match room.full() {
+            None => work(),
+            Some(until) => {
+                room.lacked();
+                clock.at(until + moment, work);
+            }
+        });
     }
 }

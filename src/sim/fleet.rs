@@ -9,7 +9,7 @@ use std::{
 use super::{
     check,
     outside::{Outside, State},
-    scenario::{Behaviour, HostFault},
+    scenario::{self, Behaviour, HostFault},
     shell::{Request, Shell, Wire},
 };
 use crate::model::{
@@ -51,6 +51,8 @@ pub(super) struct Machine {
     pub(super) ill: bool,
     /// Its next command does not end.
     hangs: bool,
+    /// Nothing can be put in the place of what it runs.
+    clings: bool,
     /// Its provider has ended it.
     pub(super) gone: bool,
     pub(super) commands: BTreeMap<String, Command>,
@@ -118,6 +120,7 @@ impl Machine {
             drained: false,
             ill: false,
             hangs: false,
+            clings: false,
             gone: false,
             commands: BTreeMap::new(),
             epochs: BTreeMap::new(),
@@ -153,9 +156,11 @@ struct Way {
 impl State {
     /// How a command goes, as its release is.
     fn way(&mut self, machine: Option<&str>, command: &Command) -> Way {
-        let host = machine.and_then(|id| id.strip_prefix('h')).and_then(|n| n.parse::<u32>().ok());
+        let host = machine.and_then(scenario::number);
+        let clings = machine.and_then(|id| self.machines.get(id)).is_some_and(|machine| machine.clings);
         let is = self.behaviour(command.variable("RELEASE"));
         let fails = match (command.command.as_str(), is) {
+            ("deploy", _) if clings => true,
             ("test", Some(Behaviour::TestsFail))
             | ("migrate", Some(Behaviour::BeforeFails))
             | ("deploy", Some(Behaviour::DeployFails(None)))
@@ -173,12 +178,12 @@ impl State {
     pub(super) fn healthy(&self, id: &str, now: Duration) -> bool {
         let Some(machine) = self.machines.get(id) else { return false };
         let Some(serves) = &machine.serves else { return false };
-        let host = id.strip_prefix('h').and_then(|n| n.parse::<u32>().ok());
+        let host = scenario::number(id);
         let served = now.saturating_sub(machine.since);
         let well = match self.behaviour(serves) {
             None => false,
             Some(Behaviour::Unhealthy(on)) => on.is_some() && on != host,
-            Some(Behaviour::NoWayBackUnhealthy) => false,
+            Some(Behaviour::NoWayBackUnhealthy | Behaviour::Clings(_)) => false,
             Some(Behaviour::SickensAfter(span)) => served < span,
             // Up for two seconds, down for one.
             Some(Behaviour::Flaps(span)) => served >= span || served.as_millis() % 3_000 < 2_000,
@@ -316,17 +321,19 @@ impl Outside {
     }
 
     /// A fault begins, and ends after its time.
-    pub(super) fn befall(&self, id: &str, what: HostFault, lasts: Duration) {
+    pub(super) fn befall(&self, host: u32, what: HostFault, lasts: Duration) {
         let now = self.clock().elapsed();
         let mut state = self.state();
+        let id = format!("h{host}");
         state.tell(now, &format!("{id}: {what:?}"));
         if what == HostFault::Joins {
-            let n = u32::try_from(state.machines.len()).unwrap_or(0) + 50;
+            let n = scenario::newcomer(host, u32::try_from(state.machines.len()).unwrap_or(0));
             let id = format!("h{n}");
             state.machines.insert(id.clone(), Machine::new(&id));
-            state.listed.push(super::scenario::host(n));
+            state.listed.push(scenario::host(n));
             return;
         }
+        let id = id.as_str();
         state.disturbed.insert(id.to_owned());
         if matches!(what, HostFault::Reboots | HostFault::Gone) {
             state.rebooted.insert(id.to_owned());
@@ -413,10 +420,14 @@ impl State {
     /// What a command does to its machine: when it begins, and when it has gone well.
     fn takes_effect(&mut self, id: &str, command: &Command, now: Duration, over: bool) {
         let release = command.variable("RELEASE").to_owned();
+        let clings = scenario::number(id).is_some_and(|n| self.behaviour(&release) == Some(Behaviour::Clings(n)));
         let Some(machine) = self.machines.get_mut(id) else { return };
         match (command.command.as_str(), over) {
             ("stop" | "deploy", false) => machine.serves = None,
-            ("deploy", true) => (machine.serves, machine.served, machine.since) = (Some(release), true, now),
+            ("deploy", true) => {
+                (machine.serves, machine.served, machine.since) = (Some(release), true, now);
+                machine.clings |= clings;
+            }
             ("drain", _) => machine.drained = true,
             ("undrain", true) => machine.drained = false,
             _ => {}

@@ -1,4 +1,4 @@
-//! The repository: commits of the scenario, one after the other on one branch.
+//! The repositories: commits of the scenario, one after the other on one branch each.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,7 +19,7 @@ use crate::{
     time::Clock as _,
 };
 
-/// The remote, and the mirror of it.
+/// The remotes, and the mirrors of them.
 pub(super) struct Repository(pub(super) Outside);
 
 impl Repository {
@@ -32,18 +32,22 @@ impl Repository {
 
 #[async_trait]
 impl Forge for Repository {
-    async fn head(&self, _project: &ProjectName, _source: &Source) -> Result<Sha, Cause> {
+    async fn head(&self, project: &ProjectName, _source: &Source) -> Result<Sha, Cause> {
         self.wait().await?;
-        self.0.commits().pop().map(|commit| commit.sha).ok_or_else(|| Cause::new("ref_unknown", "there is no commit"))
+        self.0
+            .commits(project)
+            .pop()
+            .map(|commit| commit.sha)
+            .ok_or_else(|| Cause::new("ref_unknown", "there is no commit"))
     }
 
     async fn tags(&self, _project: &ProjectName, _source: &Source) -> Result<Vec<(String, Sha)>, Cause> {
         Ok(Vec::new())
     }
 
-    async fn resolve(&self, _project: &ProjectName, _source: &Source, wanted: &Wanted) -> Result<Resolved, Cause> {
+    async fn resolve(&self, project: &ProjectName, _source: &Source, wanted: &Wanted) -> Result<Resolved, Cause> {
         self.wait().await?;
-        let commits = self.0.commits();
+        let commits = self.0.commits(project);
         let found = match wanted {
             Wanted::Head => commits.last(),
             Wanted::Pushed(sha) => commits.iter().find(|commit| commit.sha == *sha),
@@ -66,8 +70,8 @@ impl Forge for Repository {
         Ok(())
     }
 
-    async fn is_ancestor(&self, _project: &ProjectName, ancestor: &Sha, descendant: &Sha) -> Result<bool, Cause> {
-        let commits = self.0.commits();
+    async fn is_ancestor(&self, project: &ProjectName, ancestor: &Sha, descendant: &Sha) -> Result<bool, Cause> {
+        let commits = self.0.commits(project);
         let at = |sha: &Sha| commits.iter().position(|commit| commit.sha == *sha);
         Ok(at(ancestor) <= at(descendant))
     }

@@ -18,16 +18,16 @@ use super::{
     clock::DiskTime,
     forge::Repository,
     outside::{Life, Outside},
-    ports::{MemoryBlobs, MemoryIndex, MemoryOutputs, Nowhere, locked},
+    ports::{Lookups, MemoryBlobs, MemoryIndex, MemoryOutputs, Nowhere, Room, locked},
     program,
     random::Random,
-    scenario::{Crash, Does, Scenario},
+    scenario::{Crash, Does, Person, Scenario},
     shell::{Looks, Ways},
 };
 use crate::{
     engine::{
         Conductor, Fleets, Views,
-        handle::{ChangeAsk, Engine, Start},
+        handle::{ChangeAsk, Engine, FreezeAsk, LeaseAsk, Start},
         world::{Limits, Retention, World},
     },
     journal::{ControlLeases, ControlLog, DataDisk, RunJournals, SimulatedDisk},
@@ -35,12 +35,14 @@ use crate::{
     model::{
         event::Record,
         ids::{RunId, Seq},
+        pipeline::Environment,
         run::RunState,
     },
     ports::{
         control::Control,
         journal::{Feed, Journals as _},
         program::Loaded,
+        signals::Listening,
     },
     time::Clock,
 };
@@ -119,8 +121,11 @@ fn reader(machine: &Machine) -> super::outside::Reader {
     Arc::new(move |run| {
         let storage = Arc::new(DataDisk::simulated(Path::new("/simulated")));
         let (disk, blobs) = (machine.disk.durable(), Arc::new(machine.blobs.clone()));
-        let time =
-            Arc::new(DiskTime { clock: super::clock::VirtualClock::default(), random: Mutex::new(Random::of(0, "")) });
+        let time = Arc::new(DiskTime {
+            clock: super::clock::VirtualClock::default(),
+            random: Mutex::new(Random::of(0, "")),
+            room: Room::of(None),
+        });
         let runs = Path::new(DATA).join("runs");
         let found = RunJournals::simulated(runs, blobs, Arc::new(Deaf), storage, &disk, time)
             .and_then(|journals| journals.read(run));
@@ -237,17 +242,18 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
     let index = Arc::new(machine.index.clone());
     let views = Views::in_order(index.clone(), format!("{:x}", clock.now().wall_ms));
     let ear = Arc::new(Ear { outside: outside.clone(), views: views.clone() });
-    let storage = Arc::new(DataDisk::simulated(Path::new("/simulated")));
+    let data = Arc::new(DataDisk::simulated(Path::new("/simulated")));
+    let room = Room::of(Some(outside.clone()));
     let blobs = Arc::new(machine.blobs.clone());
     let time = |purpose: &str, random: &mut Random| {
         let random = Mutex::new(Random::of(random.next(), purpose));
-        Arc::new(DiskTime { clock: outside.clock().clone(), random })
+        Arc::new(DiskTime { clock: outside.clock().clone(), random, room: Arc::clone(&room) })
     };
     let journals = RunJournals::simulated(
         Path::new(DATA).join("runs"),
         blobs.clone(),
         ear,
-        Arc::clone(&storage),
+        Arc::clone(&data),
         &machine.disk,
         time("runs", random),
     )?;
@@ -272,7 +278,7 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
     let control: Arc<dyn Control> = Arc::new(ControlLog::simulated(
         Path::new(DATA),
         Arc::clone(&clock),
-        Arc::clone(&storage),
+        data,
         &machine.disk,
         time("control", random),
     )?);
@@ -282,12 +288,11 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
             outside.state().breaks(now, &format!("control has forgotten run {run}, and its end is not on disk"));
         }
     }
-    let loaded = vec![Loaded {
-        name: "shop".parse().map_err(std::io::Error::other)?,
-        code: program::code(),
-        pipeline: scenario.pipeline,
-        secrets: Vec::new(),
-    }];
+    let loaded = |of: super::scenario::Project| {
+        let super::scenario::Project { name, pipeline, .. } = of;
+        Loaded { name, code: program::code(), pipeline, secrets: Vec::new() }
+    };
+    let loaded: Vec<Loaded> = scenario.projects.into_iter().map(loaded).collect();
     let numbers = Mutex::new(Random::of(random.next(), "ids"));
     let world = Arc::new(World {
         clock: Arc::clone(&clock),
@@ -297,7 +302,7 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
         control: Arc::clone(&control),
         blobs,
         index,
-        storage,
+        storage: room,
         outputs: Arc::new(machine.outputs.clone()),
         links: Arc::new(Ways { outside: outside.clone(), life: life.clone() }),
         programs: program::programs(outside, loaded.clone()),
@@ -306,7 +311,9 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
         http: Arc::new(Nowhere),
         mail: Arc::new(Nowhere),
         probe: Arc::new(Looks(outside.clone())),
-        discovery: Arc::new(Nowhere),
+        discovery: Arc::new(Lookups(outside.clone())),
+        signer: Arc::new(crate::signal::Ed25519),
+        listening: Listening::default(),
         fleets: Fleets::default(),
         secrets: Arc::new(Nowhere),
         limits: Limits {
@@ -345,7 +352,7 @@ async fn watch(
             let now = outside.clock().elapsed();
             if person.at > now {
                 outside.clock().sleep(person.at.saturating_sub(now)).await;
-                press(outside, conductor, person.does).await;
+                press(outside, conductor, &person).await;
             }
         }
         std::future::pending::<std::io::Result<()>>().await
@@ -401,18 +408,40 @@ async fn seen(outside: &Outside, conductor: &Conductor) {
 }
 
 /// A person does something; what comes of it they see.
-async fn press(outside: &Outside, conductor: &Conductor, does: Does) {
-    let change = |verb: &str| ChangeAsk { verb: verb.to_owned(), ..ChangeAsk::default() };
+async fn press(outside: &Outside, conductor: &Conductor, person: &Person) {
+    let Person { place, does, .. } = *person;
     let now = outside.clock().elapsed();
-    outside.state().tell(now, &format!("a person: {does:?}"));
+    let (project, environment) = {
+        let mut state = outside.state();
+        state.tell(now, &format!("a person: {does:?} at {place:?}"));
+        let named = |e: &Environment| e.name.to_string();
+        let Some(environment) = state.scenario.environment(place).map(named) else { return };
+        (state.scenario.projects.get(place.0).map_or_else(String::new, |of| of.name.to_string()), environment)
+    };
+    let until = now + does.lasts();
+    let until_ms = outside.clock().wall_ms(until);
     let verb = match does {
         Does::Start | Does::RetryBad => {
             let start = Start { retry_bad: does == Does::RetryBad, ..Start::default() };
-            let _seen = Engine::start(conductor, "shop", start, "ann").await;
+            let _seen = Engine::start(conductor, &project, start, "ann").await;
             return;
         }
         Does::Stop | Does::StopNow => {
-            let _seen = conductor.stop_project("shop", does == Does::StopNow, None, "ann").await;
+            let _seen = conductor.stop_project(&project, does == Does::StopNow, None, "ann").await;
+            return;
+        }
+        Does::Hold(_) => {
+            let ask = LeaseAsk { until_ms, ..LeaseAsk::default() };
+            if conductor.hold_lease(&project, &environment, ask, "ann").await.is_ok() {
+                outside.keep(place, until, true);
+            }
+            return;
+        }
+        Does::Freeze(_) => {
+            let ask = FreezeAsk { until_ms: Some(until_ms), ..FreezeAsk::default() };
+            if conductor.set_freeze(&project, &environment, ask, "ann").await.is_ok() {
+                outside.keep(place, until, false);
+            }
             return;
         }
         Does::Pause => "pause",
@@ -420,5 +449,6 @@ async fn press(outside: &Outside, conductor: &Conductor, does: Does) {
         Does::Promote => "promote",
         Does::Rollback => "rollback",
     };
-    let _seen = conductor.change("shop", "production", change(verb), "ann").await;
+    let ask = ChangeAsk { verb: verb.to_owned(), ..ChangeAsk::default() };
+    let _seen = conductor.change(&project, &environment, ask, "ann").await;
 }

@@ -12,19 +12,19 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    check::{self, Followed, Letter},
+    check::{self, Followed, Letter, Verdicts},
     clock::VirtualClock,
     fleet::{Machine, Reach},
     ports::locked,
     random::Random,
-    scenario::{self, Behaviour, Scenario},
+    scenario::{self, Behaviour, Place, Push, Scenario},
 };
 use crate::{
     model::{
         cause::Cause,
         event::Record,
         host::Host,
-        ids::{ReleaseId, RunId, Seq},
+        ids::{ProjectName, ReleaseId, RunId, Seq},
         release::Commit,
         run::RunState,
     },
@@ -62,7 +62,8 @@ pub(super) struct State {
     here: Machine,
     /// What discovery finds.
     pub(super) listed: Vec<Host>,
-    pushed: Vec<Commit>,
+    /// Of each project.
+    pushed: Vec<Vec<Commit>>,
     behaviours: BTreeMap<String, Behaviour>,
     /// Hosts that something has befallen.
     pub(super) disturbed: BTreeSet<String>,
@@ -70,6 +71,12 @@ pub(super) struct State {
     pub(super) rebooted: BTreeSet<String>,
     /// What people were told.
     pub(super) letters: Vec<Letter>,
+    /// Environments that people have for themselves, as they were answered.
+    pub(super) held: Vec<Kept>,
+    /// Those that they have frozen.
+    pub(super) frozen: Vec<Kept>,
+    /// What projects have learned of trees that are bad.
+    pub(super) verdicts: BTreeMap<ProjectName, Verdicts>,
     /// What the journals say that are on disk.
     pub(super) runs: BTreeMap<RunId, Followed>,
     /// How often the daemon has died.
@@ -83,22 +90,33 @@ pub(super) struct State {
     pub(super) reader: Option<Reader>,
 }
 
+/// An environment that people keep others from.
+pub(super) struct Kept {
+    pub(super) place: Place,
+    pub(super) from: Duration,
+    pub(super) until: Duration,
+}
+
 /// Reads what is on disk for certain of a run's journal.
 pub(super) type Reader = Arc<dyn Fn(&RunId) -> Vec<(Seq, u32, Record)> + Send + Sync>;
 
 impl Outside {
     pub(super) fn new(scenario: Scenario, tells: bool) -> Self {
-        let machines = (0..scenario.hosts).map(|n| (format!("h{n}"), Machine::new(&format!("h{n}")))).collect();
+        let numbers: Vec<u32> = scenario.projects.iter().flat_map(|of| of.fleets.iter().cloned().flatten()).collect();
+        let machines = numbers.iter().map(|n| (format!("h{n}"), Machine::new(&format!("h{n}")))).collect();
         let state = State {
             random: Random::of(scenario.seed, "outside"),
             machines,
             here: Machine::new("here"),
-            listed: (0..scenario.hosts).map(scenario::host).collect(),
-            pushed: Vec::new(),
+            listed: numbers.into_iter().map(scenario::host).collect(),
+            pushed: vec![Vec::new(); scenario.projects.len()],
             behaviours: BTreeMap::new(),
             disturbed: BTreeSet::new(),
             rebooted: BTreeSet::new(),
             letters: Vec::new(),
+            held: Vec::new(),
+            frozen: Vec::new(),
+            verdicts: BTreeMap::new(),
             runs: BTreeMap::new(),
             deaths: 0,
             away: Duration::ZERO,
@@ -121,35 +139,57 @@ impl Outside {
     /// Has everything of the scenario happen in its time.
     pub(super) fn begin(&self) {
         let scenario = self.state().scenario.clone();
-        for (n, push) in scenario.commits.into_iter().enumerate() {
-            let outside = self.clone();
-            self.clock.at(push.at, move || outside.push(n, push.is));
+        for (project, of) in scenario.projects.into_iter().enumerate() {
+            for (n, push) in of.commits.into_iter().enumerate() {
+                let outside = self.clone();
+                self.clock.at(push.at, move || outside.push(project, n, &push));
+            }
         }
         for fault in scenario.faults {
             let outside = self.clone();
-            self.clock.at(fault.at, move || outside.befall(&format!("h{}", fault.host), fault.what, fault.lasts));
+            self.clock.at(fault.at, move || outside.befall(fault.host, fault.what, fault.lasts));
         }
     }
 
-    fn push(&self, n: usize, is: Behaviour) {
-        let sha = scenario::sha(n);
+    fn push(&self, project: usize, n: usize, push: &Push) {
+        let (sha, is) = (scenario::sha(project, n), push.is);
         let release = ReleaseId::first_build(&sha);
         let mut state = self.state();
         state.tell(self.clock.elapsed(), &format!("push of {release}, which is {is:?}"));
         state.behaviours.insert(release.to_string(), is);
         let schema = matches!(is, Behaviour::NoWayBack | Behaviour::NoWayBackUnhealthy);
-        state.pushed.push(Commit {
-            tree: sha.clone(),
+        let commit = Commit {
+            tree: push.again.map_or_else(|| sha.clone(), |before| scenario::sha(project, before)),
             sha,
             author: "Ann <ann@example.com>".to_owned(),
             message: if schema { "the schema changes" } else { "a change" }.to_owned(),
             committed_at_ms: self.clock.now().wall_ms,
-        });
+        };
+        state.pushed.get_mut(project).into_iter().for_each(|pushed| pushed.push(commit.clone()));
     }
 
-    /// The commits of the branch, the oldest first.
-    pub(super) fn commits(&self) -> Vec<Commit> {
-        self.state().pushed.clone()
+    /// The commits of a project's branch, the oldest first.
+    pub(super) fn commits(&self, project: &ProjectName) -> Vec<Commit> {
+        let state = self.state();
+        let at = state.scenario.project(project.as_str()).map_or(0, |(at, _)| at);
+        state.pushed.get(at).cloned().unwrap_or_default()
+    }
+
+    /// Until when the daemon's disk has no room.
+    pub(super) fn full(&self) -> Option<Duration> {
+        let now = self.clock.elapsed();
+        self.state().scenario.full.iter().find(|full| full.contains(&now)).map(|full| full.end)
+    }
+
+    /// A person was told that they have an environment for themselves (`held`), or have frozen it.
+    pub(super) fn keep(&self, place: Place, until: Duration, held: bool) {
+        let from = self.clock.elapsed();
+        let state = &mut *self.state();
+        let kept = if held { &mut state.held } else { &mut state.frozen };
+        // The last word counts.
+        let same = |other: Place| if held { state.scenario.share(place, other) } else { place == other };
+        kept.retain(|kept| !same(kept.place));
+        kept.push(Kept { place, from, until });
     }
 
     /// How long git takes, and whether it comes to anything.
@@ -158,18 +198,25 @@ impl Outside {
         (state.random.between(2_000, 300_000), !state.random.one_in(40))
     }
 
+    /// How long it takes to look up hosts.
+    pub(super) fn lookup(&self) -> Duration {
+        let random = &mut self.state().random;
+        Duration::from_millis(if random.one_in(12) { random.between(5_000, 100_000) } else { random.between(2, 300) })
+    }
+
     /// How long a word takes to a machine.
     pub(super) fn latency(&self) -> Duration {
         Duration::from_micros(self.state().random.between(150, 3_000))
     }
 
-    /// Discovery.
-    pub(super) fn discover(&self) -> Result<Value, Cause> {
+    /// Discovery of an environment's hosts.
+    pub(super) fn discover(&self, project: &ProjectName, environment: &str) -> Result<Value, Cause> {
         let mut state = self.state();
         if state.random.one_in(60) {
             return Err(Cause::new("http_connect", "the provider does not answer"));
         }
-        Ok(json!(state.listed))
+        let place = state.scenario.place_of(project.as_str(), environment);
+        Ok(json!(place.map(|place| state.hosts_of(place).collect::<Vec<_>>())))
     }
 
     /// The probe of an alarm.
@@ -257,6 +304,11 @@ impl Outside {
 }
 
 impl State {
+    /// The hosts of an environment that its provider knows.
+    pub(super) fn hosts_of(&self, place: Place) -> impl Iterator<Item = &Host> {
+        self.listed.iter().filter(move |host| scenario::number(host.id.as_str()).map(scenario::place) == Some(place))
+    }
+
     /// How runs ended.
     pub(super) fn ends(&self) -> Vec<(RunId, RunState)> {
         let ended = self.runs.iter();

@@ -23,7 +23,9 @@ use crate::{
         ids::{Digest, ProjectName},
         step::{Branch, CallKey, Outcome, Request, Target, Verb},
     },
-    ports::program::{Diagnostic, Loaded, Opening, Past, Plugin, PluginTurn, Program, Programs, Sink, Turn},
+    ports::program::{
+        Diagnostic, Loaded, Opening, Past, Plugin, PluginRequest, PluginTurn, Program, Programs, Sink, Turn,
+    },
 };
 
 /// The projects of a simulation.
@@ -57,11 +59,12 @@ impl Programs for SimulatedPrograms {
     fn plugin(
         &self,
         _code: &Digest,
-        _project: &ProjectName,
+        project: &ProjectName,
         function: &str,
         input: Value,
     ) -> Result<Box<dyn Plugin>, Cause> {
-        Ok(Box::new(RustPlugin { outside: self.outside.clone(), function: function.to_owned(), input }))
+        let (project, function) = (project.clone(), function.to_owned());
+        Ok(Box::new(RustPlugin { outside: self.outside.clone(), project, function, input }))
     }
 }
 
@@ -199,27 +202,37 @@ impl Program for RustProgram {
 
 struct RustPlugin {
     outside: Outside,
+    project: ProjectName,
     function: String,
     input: Value,
+}
+
+fn turn(done: Result<Value, Cause>) -> PluginTurn {
+    match done {
+        Ok(value) => PluginTurn::Return(value),
+        Err(cause) => PluginTurn::Raised(cause),
+    }
 }
 
 impl Plugin for RustPlugin {
     fn start(&mut self) -> PluginTurn {
         let parts: Vec<&str> = self.function.split('/').collect();
         let done = match parts.as_slice() {
-            ["discovery", ..] => self.outside.discover(),
+            // It takes a while, see `Lookups`.
+            ["discovery", ..] => {
+                let args = json!({ "name": "hosts", "type": "A" });
+                return PluginTurn::Request(PluginRequest { what: "dns".to_owned(), args });
+            }
             ["alarms", _, _, "cause"] => self.outside.measure(&self.input),
             ["alarms" | "notify", ..] => self.outside.letter(&self.function, &self.input["message"]),
             _ => Err(Cause::new("lua_error", format!("there is no {}", self.function))),
         };
-        match done {
-            Ok(value) => PluginTurn::Return(value),
-            Err(cause) => PluginTurn::Raised(cause),
-        }
+        turn(done)
     }
 
     fn resume(&mut self, _outcome: &Outcome) -> PluginTurn {
-        PluginTurn::Return(Value::Null)
+        let environment = self.function.split('/').nth(1).unwrap_or_default();
+        turn(self.outside.discover(&self.project, environment))
     }
 }
 

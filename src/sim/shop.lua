@@ -1,16 +1,8 @@
 -- The hooks of program.rs, in Lua: what the engine promises holds in both.
 local function on(host, command) return host:sh(command) end
 
-return phased.project {
-  source = { git = "file:///simulated/shop.git", branch = "main" },
-  test = { { "unit",
-    setup = function(run) run:sh "setup" end,
-    run = function(run)
-      run:sh "test"
-      run:sh "test more"
-    end,
-    cleanup = function(run) run:sh "cleanup" end } },
-  environments = { { "production", hosts = { "h0" }, health = "none",
+local function environment(name)
+  return { name, hosts = { "h0" }, health = "none",
     prepare = function(host) host:sh { "prepare", retries = 1, backoff = "1s", timeout = "2m" } end,
     before = function(deployment) deployment.hosts[1]:sh "migrate" end,
     before_wave = function() end,
@@ -31,5 +23,17 @@ return phased.project {
       }
     end,
     rollback_safe = function(release) return not release.message:find "schema", "the schema changed" end,
-    after = function(deployment) deployment.hosts[1]:sh "after" end } },
+    after = function(deployment) deployment.hosts[1]:sh "after" end }
+end
+
+return phased.project {
+  source = { git = "file:///simulated/shop.git", branch = "main" },
+  test = { { "unit",
+    setup = function(run) run:sh "setup" end,
+    run = function(run)
+      run:sh "test"
+      run:sh "test more"
+    end,
+    cleanup = function(run) run:sh "cleanup" end } },
+  environments = { environment "staging", environment "production" },
 }

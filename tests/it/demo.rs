@@ -29,6 +29,18 @@ fn the_demo_goes_as_described_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn production_that_listens_to_signals_goes_as_described() {
+    let said = [
+        "every server deployed it by its own project file",
+        "the others were never asked",
+        "unreachable within the budget, then converged",
+        "refused, counted, and shown by `phased signals`",
+        "All four went as described.",
+    ];
+    demo("--signals", &said);
+}
+
+#[test]
 fn a_daemon_killed_ten_times_on_the_way_does_all_of_it_once() {
     let said = [
         "kill 10 killed the daemon while web-5 was being switched",

@@ -33,6 +33,7 @@ mod reach;
 mod retention;
 mod rollouts;
 mod secrets;
+mod signals;
 mod stages;
 mod steps;
 mod tokens;

@@ -9,6 +9,7 @@ mod alarms;
 mod cuts;
 mod people;
 mod phases;
+mod rules;
 
 /// Healthy unless the test says that this commit is not, everywhere or on one host.
 const HEALTH: &str = r#"

@@ -61,7 +61,7 @@ pub(super) async fn list(
 }
 
 /// Asks every source of an environment and takes what it says as all there is, however much is missing: for when hosts are gone for good
-/// and `max_shrink` or `min_hosts` does not believe it.
+/// and `max_shrink` or `min_hosts` does not believe it, or all of them are ours and `max_growth` does not.
 #[utoipa::path(post, path = "/v1/projects/{project}/environments/{environment}/accept", tag = "hosts",
     params(("project" = String, Path, description = "Its name."), ("environment" = String, Path, description = "Its name.")),
     responses(

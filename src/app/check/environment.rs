@@ -26,6 +26,10 @@ pub(super) fn lines(environment: &Environment) -> Vec<(&'static str, String)> {
         })
         .collect();
     let mut lines = vec![("hosts", hosts.join(" and "))];
+    lines.extend(environment.signal.as_ref().map(|signal| {
+        let receivers = signal.receivers.as_ref().map_or_else(String::new, |file| format!(", known by {file}"));
+        ("reached", format!("by signals to daemons of their own, signed by the secret {}{receivers}", signal.key.name))
+    }));
     lines.extend(rollout(environment));
     lines.push(("health", environment.health.as_ref().map_or("not checked, on purpose".to_owned(), health)));
     lines.push(("calls", calls(environment)));
@@ -180,6 +184,7 @@ fn doors(environment: &Environment) -> Vec<(&'static str, String)> {
     let mut doors = vec![match &environment.when {
         When::Push => ("entered", "by every push that gets so far".to_owned()),
         When::Manual => ("entered", "only when somebody says so".to_owned()),
+        When::Signal => ("entered", "by signals of another daemon, and when somebody says so".to_owned()),
         When::Tag(tags) => ("entered", format!("by runs of tags {}", tags.join(", "))),
     }];
     doors.extend(

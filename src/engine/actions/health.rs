@@ -5,11 +5,12 @@ use std::{sync::Arc, time::Duration};
 use futures_util::StreamExt as _;
 
 use super::{Context, Since};
+use crate::engine::signals;
 use crate::model::{
     cause::Cause,
     event::Event,
     health::{Deployed, Fact, Sight, Verdict, Watch},
-    host::Host,
+    host::{Host, Transport},
     pipeline::{Check, Health, Version, VersionFrom},
 };
 use crate::{
@@ -33,7 +34,7 @@ pub(super) async fn watch(
         true => Watch::again(health, deployed, clock.now().since(began)),
     };
     loop {
-        let round = look(context, deployment, host, health).await;
+        let round = look(context, deployment, host, health, None).await;
         let elapsed = clock.now().since(began);
         let seen = round.as_deref().map_err(|cause| cause.message.clone());
         let unhealthy = match watch.see(elapsed, seen) {
@@ -69,41 +70,23 @@ fn on_host(cause: Cause, host: &Host) -> Cause {
     Cause { message, ..cause }.with("host", host.id.as_str())
 }
 
-/// One round over every check: what each saw, or why none could look. A check may print what a step of this run has used.
-async fn look(context: &Context, deployment: u32, host: &Host, health: &Health) -> Result<Vec<Sight>, Cause> {
-    let link = context.sessions.link(deployment, host).await;
-    look_by(context, link, health).await
-}
-
-/// The same as [`look`], without waiting in line for a session for longer than `room` says: others of the round are to be looked at too.
-async fn look_soon(
+/// One round over every check: what each saw, or why none could look. A check may print what a step of this run has used. With `room` no
+/// longer is waited for a session than that says.
+async fn look(
     context: &Context,
     deployment: u32,
     host: &Host,
     health: &Health,
-    room: &Room,
-) -> Result<Vec<Sight>, Cause> {
-    let clock = &context.world.clock;
-    let left = room.wait.saturating_sub(clock.now().since(&room.since));
-    let mut link = std::pin::pin!(context.sessions.link(deployment, host));
-    let link = match within(&**clock, left, &mut link).await {
-        Some(link) => link,
-        None if is_crowded(context) => {
-            let message = format!("nobody looked: there was no room for a session within {}", Span(room.wait));
-            Err(LinkError::new("session_limit", message))
-        }
-        // It stands in no line: the way to the host takes what it takes.
-        None => link.await,
-    };
-    look_by(context, link, health).await
-}
-
-async fn look_by(
-    context: &Context,
-    link: Result<Arc<dyn Link>, LinkError>,
-    health: &Health,
+    room: Option<&Room>,
 ) -> Result<Vec<Sight>, Cause> {
     let limit = Duration::from_millis(health.timeout_ms);
+    if let Transport::Signal(_) = &host.transport {
+        return signals::send::well(&context.world, host, health, limit).await;
+    }
+    let link = match room {
+        None => context.sessions.link(deployment, host).await,
+        Some(room) => room.link(context, deployment, host).await,
+    };
     let link = link.map_err(|error| {
         let message = format!("the host cannot be reached: {}", error.cause.message);
         context.sessions.redact_cause(&Cause { message, ..error.cause })
@@ -114,7 +97,7 @@ async fn look_by(
         let redactor = context.sessions.redactor();
         let fact = sight.fact.map(|fact| match fact {
             Fact::Version(reported) => Fact::Version(redactor.text(&reported)),
-            fact @ Fact::Process(_) => fact,
+            fact @ (Fact::Process(_) | Fact::Hopeless) => fact,
         });
         sights.push(Sight { good: sight.good, seen: redactor.text(&sight.seen), fact });
     }
@@ -134,6 +117,24 @@ const ROUND: Duration = Duration::from_secs(10);
 struct Room {
     wait: Duration,
     since: Stamp,
+}
+
+impl Room {
+    /// A link to `host`, without standing in line for a session for longer than this: others of the round are to be looked at too.
+    async fn link(&self, context: &Context, deployment: u32, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
+        let clock = &context.world.clock;
+        let left = self.wait.saturating_sub(clock.now().since(&self.since));
+        let mut link = std::pin::pin!(context.sessions.link(deployment, host));
+        match within(&**clock, left, &mut link).await {
+            Some(link) => link,
+            None if is_crowded(context) => {
+                let message = format!("nobody looked: there was no room for a session within {}", Span(self.wait));
+                Err(LinkError::new("session_limit", message))
+            }
+            // It stands in no line: the way to the host takes what it takes.
+            None => link.await,
+        }
+    }
 }
 
 /// Whether anybody waits for room for a session.
@@ -167,7 +168,7 @@ pub(super) async fn guard(context: &Context, deployment: u32, mut guarded: Vec<G
         let wide = guarded.len() > most;
         let room = &Room { wait: ROUND.min(bake / 4), since: clock.now() };
         let looks = guarded.into_iter().map(|mut guarded| async move {
-            let round = look_soon(context, deployment, &guarded.host, &guarded.health, room).await;
+            let round = look(context, deployment, &guarded.host, &guarded.health, Some(room)).await;
             if wide || is_crowded(context) {
                 // A wide fleet's connections are not kept for it, nor any that others wait for.
                 context.sessions.forget(&guarded.host.id).await;

@@ -102,7 +102,7 @@ pub(super) fn target(world: &World, run: &Run) -> Result<Target, Cause> {
     let known_good = ledger::some_good(control, project, environment)?;
     let live = ledger::live(control, project, environment).map(|live| live.release.id);
     let at = known_good.iter().position(|good| Some(&good.target.release.id) == live.as_ref());
-    let mixed = ledger::last(control, project, environment).is_some_and(|last| last.state.is_mixture());
+    let mixed = ledger::last(control, project, environment).is_some_and(|last| last.is_mixture());
     let (to, back) = match &run.header.request.purpose {
         Purpose::Rollback { to } => (to.as_deref(), true),
         Purpose::Deploy | Purpose::Converge { .. } | Purpose::Adopt => (None, false),
@@ -156,7 +156,7 @@ fn known_bad(world: &World, run: &Run, commit: &Commit) -> Option<Cause> {
     if request.retry_bad {
         return None;
     }
-    let by_itself = matches!(request.trigger, Trigger::Hook | Trigger::Poll | Trigger::Schedule | Trigger::Signal);
+    let by_itself = matches!(request.trigger, Trigger::Hook | Trigger::Poll | Trigger::Schedule);
     if let Some((release, bad)) = ledger::bad(&*world.control, project, commit) {
         let message = format!(
             "{release} was found bad by run {}: {}. Push a commit that mends it, or press the button with retry_bad",
@@ -178,6 +178,13 @@ fn known_bad(world: &World, run: &Run, commit: &Commit) -> Option<Cause> {
 /// first, or as a further one where there is one already, whose id stands for its bytes.
 fn resolved(world: &World, run: &Run, commit: Commit, tag: Option<String>) -> Event {
     let header = &run.header;
+    if let Some(signal) = &header.request.signal {
+        // Its bytes and its name are the sender's, who has tested it; what this project tests besides is tested as well.
+        let (id, tag) = (signal.release.id.clone(), tag.or_else(|| signal.release.tag.clone()));
+        let branch = Some(header.pipeline.source.branch.clone());
+        let release = Release { id, commit, branch, tag, artifacts: signal.release.artifacts.clone() };
+        return Event::Resolved { release: Box::new(release), passed: None, live: Vec::new(), target: None };
+    }
     let builds = ledger::builds(&*world.control, &header.project, &commit.sha);
     let stored = |artifact: &Artifact| artifact.content.blob().is_none_or(|blob| world.blobs.path(blob).exists());
     let same = builds.iter().rev().filter(|_| !header.request.retest);

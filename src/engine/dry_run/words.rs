@@ -90,6 +90,7 @@ pub(super) fn text(verb: Verb, args: &Value) -> String {
             .map_or_else(String::new, |key| format!("for {key} {}", whole(key))),
         Verb::Sleep => of("duration"),
         Verb::Now => String::new(),
+        Verb::Signal => "to its own daemon, and follow the run that it begins".to_owned(),
         Verb::Service => format!("sudo -n systemctl {} {}", of("action"), unit(&of("unit"))),
         Verb::Log => whole("text"),
     }
@@ -170,6 +171,7 @@ pub(super) fn answer(run: &Run, request: &Request, now: &Stamp) -> Outcome {
         Verb::Http => json!({ "status": 200, "headers": {}, "body": "", "truncated": false }),
         Verb::Now => json!({ "ms": now.wall_ms, "text": now.rfc3339() }),
         Verb::ArtifactPath => json!(format!("(artifact {name})")),
+        Verb::Signal => json!({ "run": run.header.run, "state": "succeeded" }),
         Verb::Sleep | Verb::Wait | Verb::Log => Value::Null,
         Verb::Artifact => {
             let content = match args.get("value").and_then(Value::as_str) {

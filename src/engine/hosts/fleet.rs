@@ -52,7 +52,7 @@ impl Fleets {
         Arc::clone(locked(&self.turns).entry((project.clone(), environment.clone())).or_default())
     }
 
-    /// What `change` makes of it, nobody else changing it meanwhile.
+    /// What `change` makes of it. Only whoever has the turn changes what was found.
     pub(super) fn change(
         &self,
         project: &ProjectName,
@@ -127,7 +127,12 @@ pub(super) struct Failed {
 impl Failed {
     /// It answered, and its answer cannot be.
     pub(super) fn is_refusal(&self) -> bool {
-        matches!(self.cause.code.as_str(), "min_hosts" | "max_shrink")
+        self.is_too_long() || matches!(self.cause.code.as_str(), "min_hosts" | "max_shrink")
+    }
+
+    /// It names more than can be: those that are known are right all the same.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.cause.code == "max_growth"
     }
 
     /// What a run ends with over it.
@@ -219,11 +224,6 @@ impl Fleet {
             self.sources.len() - 1
         });
         let known = &mut self.sources[at];
-        // Two may ask at once; an older answer says nothing about a newer one.
-        if known.asked.as_ref().is_some_and(|asked| asked.boot == told.asked.boot && asked.boot_ms > told.asked.boot_ms)
-        {
-            return;
-        }
         let now_ms = told.asked.wall_ms;
         let believed = told.answer.and_then(|hosts| {
             let last = last.as_ref().map(|last| last.as_slice());

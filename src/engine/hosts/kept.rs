@@ -79,7 +79,7 @@ pub(super) async fn fleet(world: &World, project: &ProjectName, environment: &En
         Fleet { sources: sources.collect(), gone: kept.gone }
     });
     let opened = opened.await.unwrap_or_default();
-    // Somebody else may have asked meanwhile, and knows better.
+    // Whoever is on the way back does not wait for its turn: the one that has it may have asked meanwhile, and knows better.
     world.fleets.change(project, environment, |known| if known.sources.is_empty() { opened } else { known.clone() })
 }
 
@@ -169,15 +169,13 @@ async fn keep(world: &World, project: &ProjectName, environment: &Environment, f
     let blobs = Arc::clone(&world.blobs);
     let put = world.tasks.blocking(move || {
         let put = |hosts: &[Host]| serde_json::to_vec(hosts).ok().and_then(|bytes| blobs.put(&bytes).ok());
-        fresh.into_iter().map(|(origin, hosts)| (origin, put(&hosts), hosts)).collect::<Vec<_>>()
+        fresh.into_iter().map(|(origin, hosts)| (origin, put(&hosts))).collect::<Vec<_>>()
     });
     let put = put.await.unwrap_or_default();
     let fleet = world.fleets.change(project, &environment.name, |known| {
         let mut fleet = known.clone();
-        for (origin, blob, hosts) in put {
-            let good = fleet.sources.iter_mut().find(|s| s.origin == origin).and_then(|s| s.good.as_mut());
-            // Unless another answer has come meanwhile: whoever brought it keeps it.
-            if let Some(good) = good.filter(|good| Arc::ptr_eq(&good.hosts, &hosts)) {
+        for (origin, blob) in put {
+            if let Some(good) = fleet.sources.iter_mut().find(|s| s.origin == origin).and_then(|s| s.good.as_mut()) {
                 good.blob = blob;
             }
         }

@@ -51,7 +51,7 @@ fn shown(world: &World, loaded: &Loaded, environment: &Environment, fleet: &Arc<
                 id: text(&host.id),
                 name: host.name,
                 address: host.address,
-                port: ssh.port.unwrap_or(22),
+                port: ssh.port.or(environment.signal.as_ref().map(|signal| signal.port)).unwrap_or(22),
                 user: ssh.user,
                 zone: host.zone,
                 labels: host.labels,

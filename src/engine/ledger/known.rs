@@ -147,6 +147,11 @@ pub(in crate::engine) fn bad(control: &dyn Control, project: &ProjectName, commi
     all_bad(control, project).find(|(_, bad)| bad.tree == commit.tree)
 }
 
+/// Why a release was found bad, by its id.
+pub(in crate::engine) fn bad_release(control: &dyn Control, project: &ProjectName, release: &ReleaseId) -> Option<Bad> {
+    read(control, &format!("bad/{project}/{release}"))
+}
+
 /// How many releases of a project in a row were bad.
 pub(in crate::engine) fn bad_in_a_row(control: &dyn Control, project: &ProjectName) -> u32 {
     read::<InARow>(control, &format!("bad_in_a_row/{project}")).map_or(0, |row| row.count)
@@ -174,7 +179,7 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
     for host in &deployment.hosts {
         let id = &host.host.id;
         let note = |release: Option<ReleaseId>, state| {
-            let why = host.cause().map(|cause| brief(cause).message).filter(|_| state != HostState::Healthy);
+            let why = host.why().map(|cause| brief(cause).message).filter(|_| state != HostState::Healthy);
             Some(Note { release, state, why, run: run.header.run.clone() })
         };
         let note = match (host.back, host.state(true)) {
@@ -309,6 +314,7 @@ mod tests {
             name: "production".parse().unwrap(),
             hosts: Vec::new(),
             ssh: Ssh::default(),
+            signal: None,
             rollout: Rollout::default(),
             health: None,
             verify: false,

@@ -11,6 +11,7 @@ use crate::{
     engine::command::{CommandSpec, Shell, Verdict, What},
     model::{
         cause::Cause,
+        host::Transport,
         step::{Outcome, Verb},
     },
 };
@@ -29,8 +30,8 @@ pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
     spec.env = job.place.variables.iter().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect();
     spec.env.extend(args.map("env"));
     spec.path = match &job.place.host {
-        Some((_, host)) => host.ssh.path.clone(),
-        None => Some(job.world.limits.path.clone()),
+        Some((_, host)) if host.transport != Transport::Local => host.ssh.path.clone(),
+        _ => Some(job.world.limits.path.clone()),
     };
     spec.cwd = match (args.text("cwd"), &job.place.host, &job.place.dir) {
         (Some(cwd), Some(_), _) => Some(cwd),

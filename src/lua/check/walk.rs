@@ -177,7 +177,9 @@ impl Check {
         }
         // A slip in a key's name is one mistake, not two.
         let missing = |field: &&Field| {
-            field.required && !entries.keys.contains_key(field.name.as_ref()) && !meant.contains(field.name.as_ref())
+            let name = field.name.as_ref();
+            let excused = || shape.excuses.iter().any(|(of, excuse)| *of == name && excuse(&entries.keys));
+            field.required && !entries.keys.contains_key(name) && !meant.contains(name) && !excused()
         };
         for field in shape.keys.iter().filter(missing) {
             self.add(

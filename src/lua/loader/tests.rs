@@ -120,6 +120,44 @@ fn doors_are_read() {
 }
 
 #[test]
+fn both_sides_of_signals_are_read() {
+    let receiver = load(
+        r#"return phased.project {
+          source = { git = "https://example.com/shop.git", branch = "main" },
+          environments = { { "production", when = "signal", hosts = { phased.localhost }, deploy = function(host) end, health = "none" } },
+          notify = require "alerts.log" {},
+        }"#,
+    );
+    assert!(receiver.pipeline.only_listens());
+    let environment = serde_json::to_value(&receiver.pipeline.environments[0]).unwrap();
+    let hosts = serde_json::json!([{"static": [{
+        "id": "localhost", "name": "localhost", "address": "localhost", "ssh": {}, "transport": "local",
+    }]}]);
+    assert_eq!((&environment["hosts"], &environment["when"]), (&hosts, &"signal".into()));
+    assert_eq!(environment["rollout"]["bake_time_ms"], 0, "the sender bakes");
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE1GqVbPJnXxvLkkmNxwLOQ0DwA0nDxG3P7k1d3v2u1H web2";
+    let sender = load(&format!(
+        r#"return phased.project {{
+          source = {{ git = "https://example.com/shop.git", branch = "main" }},
+          test = {{ {{ "unit", run = function(run) end }} }},
+          environments = {{ {{ "production", transport = "signal", signal = {{ key = phased.secret "good", receivers = "/r", tls = true }},
+            hosts = {{ "web1", {{ id = "web2", address = "10.0.0.2", port = 7000, receiver_key = "{key}" }} }} }} }},
+          notify = require "alerts.log" {{}},
+        }}"#
+    ));
+    let environment = &sender.pipeline.environments[0];
+    let crate::model::pipeline::HostSource::Static(hosts) = &environment.hosts[0] else { panic!("{environment:?}") };
+    let reached = serde_json::to_value(environment.reaching(hosts[1].clone())).unwrap();
+    assert_eq!(
+        reached["transport"],
+        serde_json::json!({"signal": {"key": {"$secret": "good"}, "receivers": "/r", "port": 7427, "tls": true}})
+    );
+    assert_eq!((&reached["receiver_key"], &reached["ssh"]["port"]), (&key.into(), &7000.into()));
+    assert_eq!(environment.health.as_ref().unwrap().checks[0].name(), "its own daemon");
+    assert_eq!(sender.secrets, ["good"]);
+}
+
+#[test]
 fn the_shortest_project_has_its_defaults() {
     let loaded = load(BASE);
     assert_eq!(loaded.name.as_str(), "shop");
@@ -307,7 +345,9 @@ fn every_function_of_the_project_is_found_by_its_path() {
               test = { { "unit", setup = f "setup", run = f "run" }, { name = "b", run = f "b" } },
               environments = { { "p", hosts = found {}, deploy = f "deploy", verify = f "verify",
                                  alarms = { { "a", cause = asked "4", alert = said "5" }, { "b", cause = asked "6", alert = said "7" } } },
-                               { "q", hosts = { "a", found {} }, deploy = f "q" } },
+                               { "q", hosts = { "a", found {} }, deploy = f "q" },
+                               { "s", hosts = { "a" }, transport = "signal" },
+                               { "t", hosts = { "a" }, transport = "signal", deploy = f "t" } },
               notify = { bad = { said "1", said "2" }, good = said "3" },
             }"#,
         )
@@ -324,6 +364,7 @@ fn every_function_of_the_project_is_found_by_its_path() {
         ("environments/p/deploy", "deploy"),
         ("environments/p/verify", "verify"),
         ("environments/q/deploy", "q"),
+        ("environments/t/deploy", "t"),
         ("discovery/p/1", "hosts"),
         ("discovery/q/2", "hosts"),
         ("notify/bad/1", "1!"),

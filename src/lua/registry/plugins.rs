@@ -61,6 +61,7 @@ pub(super) fn source() -> Shape {
             Kind::Percentage,
             "Nor one that has lost more than this since the last good one, reported terminations aside; that of rollout when absent.",
         )
+        .optional("max_growth", Kind::Integer(0, 1_000_000), "Nor one with so many more running hosts than the last good one; five times as many when absent, and at least 50.")
         .with_default(
             "max_age",
             Kind::Duration,

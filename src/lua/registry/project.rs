@@ -24,9 +24,25 @@ pub(super) fn project() -> Shape {
         .required("source", source().table(), "Where commits come from.")
         .with_default("queue", Kind::words(&["latest", "all"]), "\"latest\"", "What happens to pushes while one is being tested: a newer one supersedes those still queued, or every one is a run.")
         .required("test", Kind::List(Arc::new(stage().table()), 1), "Stages of tests on this server, in order; the first failure ends the run and nothing is deployed.")
+        .unless("test", |project| environments_listen(project.get("environments")))
         .required("environments", Kind::List(Arc::new(environment().table()), 1), "Environments in order; each is deployed to only if the one before is good.")
         .required("notify", Kind::Union(vec![Kind::Bound(Definition::Alert), Kind::Bound(Definition::Alert).some(), notify().table()]), "Who is told: one alert or a list of them for every bad end and recovery, or { bad = ..., good = ... }.")
         .later(&["tasks"])
+}
+
+/// Whether every environment of a list is entered by signals.
+fn environments_listen(environments: Option<&mlua::Value>) -> bool {
+    let Some(mlua::Value::Table(list)) = environments else { return false };
+    let listens = |environment: mlua::Result<mlua::Table>| {
+        let when = environment.and_then(|environment| environment.raw_get::<mlua::Value>("when"));
+        when.is_ok_and(|when| when.as_string().is_some_and(|word| word.as_bytes() == b"signal".as_slice()))
+    };
+    list.raw_len() > 0 && list.sequence_values::<mlua::Table>().all(listens)
+}
+
+/// Whether an environment is reached by signals.
+fn by_signals(environment: &std::collections::BTreeMap<String, mlua::Value>) -> bool {
+    matches!(environment.get("transport"), Some(mlua::Value::String(word)) if word.as_bytes() == b"signal".as_slice())
 }
 
 fn source() -> Shape {
@@ -91,11 +107,13 @@ fn environment() -> Shape {
             function("fun(host: phased.Host, release: phased.Release)"),
             "Puts the release on one host.",
         )
+        .unless("deploy", by_signals)
         .required(
             "health",
             Kind::Union(vec![Kind::words(&["none"]), health().table()]),
             "When a host is healthy after its deploy; \"none\" on purpose.",
         )
+        .unless("health", by_signals)
         .optional(
             "verify",
             function("fun(run: phased.Run, deployment: phased.Deployment)"),
@@ -109,9 +127,9 @@ fn environment() -> Shape {
         .with_default("timeout", Kind::Limit, "\"1h\"", "The limit of each of its calls as a whole.")
         .with_default(
             "when",
-            Kind::Union(vec![Kind::words(&["push", "manual"]), when().table()]),
+            Kind::Union(vec![Kind::words(&["push", "manual", "signal"]), when().table()]),
             "\"push\"",
-            "Which runs enter it by themselves: all, none, or those of tags. A run stops at the first environment that nothing opens for it; `phased start PROJECT ENVIRONMENT` opens it.",
+            "Which runs enter it by themselves: all, none, those that another daemon asks for by a signal, or those of tags. Where every environment says \"signal\" the project may have no test: what comes was tested by its sender. A run stops at the first environment that nothing opens for it; `phased start PROJECT ENVIRONMENT` opens it.",
         )
         .optional(
             "freeze",
@@ -139,7 +157,21 @@ fn environment() -> Shape {
             function("fun(release: phased.Release): boolean, string?"),
             "Asked before anything is touched: whether a failure may go back to the known-good release, and if not, why.",
         )
-        .later(&["transport"])
+        .with_default(
+            "transport",
+            Kind::words(&["ssh", "signal"]),
+            "\"ssh\"",
+            "How its hosts are reached: by SSH, or by signals to a daemon of each host's own, which deploys by its own project file. Then there is no ssh and no health (each receiver looks at what it deploys, and is asked), and deploy is host:signal() when absent.",
+        )
+        .optional("signal", signal().table(), "With transport = \"signal\": how the daemons of its hosts are spoken to.")
+}
+
+fn signal() -> Shape {
+    Shape::new("signal", "How the daemons of an environment's hosts are spoken to.")
+        .required("key", Kind::Secret, "The private key that signs; phased keys make makes one. Receivers accept its public half in [signals] of their configuration.")
+        .optional("receivers", text("an absolute path", rules::absolute_path), "A file with the public keys of the receivers, HOST-ID ssh-ed25519 AAAA... a line; a host's own receiver_key wins.")
+        .with_default("port", Kind::Integer(1, 65535), "7427", "Where the daemons listen; a host's own port wins.")
+        .with_default("tls", Kind::Boolean, "false", "true: by https, where a proxy in front of them speaks it. Signals and answers are signed either way.")
 }
 
 fn when() -> Shape {
@@ -194,7 +226,14 @@ pub(super) fn host() -> Shape {
             "Free facts, for the pipeline to read.",
         )
         .optional("user", text("a user name", rules::user), "The user to log in as.")
-        .optional("port", Kind::Integer(1, 65535), "The port of its sshd.")
+        .optional("port", Kind::Integer(1, 65535), "The port of its sshd, or of its own daemon.")
+        .with_default(
+            "transport",
+            Kind::words(&["ssh", "local"]),
+            "\"ssh\"",
+            "local: it is this server itself, and its commands run as the project's own user; phased.localhost is such a host.",
+        )
+        .optional("receiver_key", text("a public key", rules::public_key), "Of its own daemon, where that is sent signals: what phased keys show prints there.")
         .optional("key", Kind::Secret, "The private key to log in with.")
         .optional(
             "known_hosts",
@@ -304,7 +343,7 @@ fn rollout() -> Shape {
         )
         .with_default("max_parallel", Kind::Integer(1, 10_000), "1", "Hosts updated at the same moment.")
         .with_default("stagger", Kind::Duration, "\"0s\"", "At least so long between the beginnings of two hosts.")
-        .with_default("bake_time", Kind::Duration, "\"2m\"", "How long it is watched after the canary and after every wave; only watched time counts.")
+        .with_default("bake_time", Kind::Duration, "\"2m\"", "How long it is watched after the canary and after every wave; only watched time counts. With when = \"signal\" it is \"0s\": whoever sends the signal watches.")
         .optional("max_bake", Kind::Limit, "A bake from which nothing can be concluded is given up after so long; three times bake_time when absent.")
         .with_default(
             "max_failures",
@@ -319,12 +358,12 @@ fn rollout() -> Shape {
             "0",
             "Unreachable hosts that do not stop the rollout; it stops when this is exceeded.",
         )
-        .optional("min_healthy", budget(), "No host is taken if fewer than these would serve then; those healthy at plan time less max_parallel when absent.")
+        .optional("min_healthy", budget(), "No host is taken if fewer than these would serve then; those healthy at plan time less max_parallel, max_failures and max_unreachable when absent.")
         .optional("progress_deadline", Kind::Limit, "Nobody newly healthy for so long is a failure; when absent the limits of each call and of health are all.")
         .with_default("pause_timeout", Kind::Limit, "\"24h\"", "A pause that nobody ends is halted after so long.")
         .optional("rollback_parallel", Kind::Integer(1, 10_000), "Hosts that go back at the same moment; max_parallel when absent.")
         .with_default("max_shrink", Kind::Percentage, "\"30%\"", "A list of hosts that has lost more than this since the last deployment stops it.")
-        .with_default("zones", Kind::Boolean, "false", "Hosts of two zones are never updated at the same moment.")
+        .with_default("zones", Kind::Boolean, "false", "Hosts of two zones are never updated at the same moment, forwards or back.")
         .with_default("on_failure", Kind::words(&["rollback", "halt", "pause"]), "\"rollback\"", "What happens when it fails after a host was touched.")
         .with_default("on_inconclusive", Kind::words(&["rollback", "halt", "promote"]), "\"rollback\"", "What happens when a bake ends without a verdict.")
 }

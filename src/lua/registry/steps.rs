@@ -199,6 +199,13 @@ pub(super) fn steps() -> Vec<Step> {
             "host:service(\"shop\"):restart { timeout = \"1m\" }",
         ),
         step(
+            "signal",
+            HOST,
+            common(Shape::new("signal", "Sends the release to the host's own daemon by a signed signal and follows the run that this one makes of it, until it has ended; it fails if that did not succeed. What deploy is with transport = \"signal\" when it is absent."), "\"30m\""),
+            "{run: string, state: string}",
+            "host:signal { timeout = \"1h\" }",
+        ),
+        step(
             "log",
             BOTH,
             Shape::new("log", "Adds a line to the run's log.").first("text", Kind::Text(Text::new("a text", rules::free).or_bytes().or_number()), "The line."),

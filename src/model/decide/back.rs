@@ -4,7 +4,7 @@
 use super::{
     Action, Decision,
     environments::{cut, enter, next_number},
-    host::{self, whose_turn},
+    host::{self, of_one_zone, whose_turn},
     judge::of_hosts,
 };
 use crate::model::{
@@ -81,9 +81,15 @@ pub(super) fn straight(run: &Run, deployment: &Deployment, decision: &mut Decisi
     let serving = deployment.healthy()
         + of.map_or(0, |of| of.hosts.iter().filter(|h| h.back.is_none() && h.is_healthy()).count());
     let pending: Vec<&HostRun> = deployment.hosts.iter().filter(|h| h.begun.is_none() && !h.is_settled()).collect();
+    // One that did not serve is taken from no zone.
+    let in_zone = if rollout.zones {
+        of_one_zone(deployment, pending.clone(), |host| host.ill.is_none())
+    } else {
+        pending.clone()
+    };
     // Hosts that were lost on the way do not keep the others from it.
     let floor = (deployment.phases.min_healthy as usize).saturating_sub(lost.len());
-    let turn = whose_turn(pending.iter().copied(), in_flight, parallel.max(1) as usize, serving, floor);
+    let turn = whose_turn(in_zone.into_iter(), in_flight, parallel.max(1) as usize, serving, floor);
     for host in &turn {
         let first = host.functions().into_iter().find(|(_, progress)| **progress == Progress::Due);
         let function = first.map_or("deploy", |(function, _)| function);

@@ -19,6 +19,10 @@ pub(super) fn asked_for(run: &Run) -> Vec<&EnvironmentName> {
         return vec![&target.environment.name];
     }
     let last = run.header.request.environment.as_ref();
+    if let (Some(only), Some(_)) = (last, &run.header.request.signal) {
+        // In which order environments are gone through is the sender's to say.
+        return vec![only];
+    }
     let names: Vec<&EnvironmentName> = run.header.pipeline.environments.iter().map(|e| &e.name).collect();
     let count = last.and_then(|last| names.iter().position(|name| *name == last)).map_or(names.len(), |i| i + 1);
     names.into_iter().take(count).collect()

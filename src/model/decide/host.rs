@@ -81,6 +81,19 @@ pub(super) fn prepare(run: &Run, deployment: &Deployment, spec: &Environment, de
     deployment.hosts.iter().any(|host| !host.gone && matches!(host.prepare, Progress::Due | Progress::Open))
 }
 
+/// Those of `hosts` that are in the zone whose turn it is, that of whoever is on its way or of the first of them, where only one zone is
+/// touched at a time. One that takes nothing away from its zone, as `counts` says, may go whatever it is in.
+pub(super) fn of_one_zone<'a>(
+    deployment: &Deployment,
+    hosts: Vec<&'a HostRun>,
+    counts: impl Fn(&HostRun) -> bool,
+) -> Vec<&'a HostRun> {
+    let on_its_way = deployment.hosts.iter().find(|host| host.in_flight() && counts(host));
+    let first = hosts.iter().copied().find(|host| counts(host));
+    let Some(zone) = on_its_way.or(first).map(|host| &host.host.zone) else { return hosts };
+    hosts.into_iter().filter(|host| !counts(host) || host.host.zone == *zone).collect()
+}
+
 /// Those of `hosts` whose turn may come now: not more than `parallel` of them are on their way, and not so many that fewer than `floor`
 /// serve, of which there are `serving`.
 pub(super) fn whose_turn<'a>(

@@ -7,7 +7,7 @@ use super::{
     Action, Decision, back,
     calls::{call, undo},
     environments::{cut, enter},
-    host::{self, whose_turn},
+    host::{self, of_one_zone, whose_turn},
     judge,
 };
 use crate::{
@@ -68,7 +68,7 @@ pub(super) fn rollout(run: &Run, deployment: &Deployment, now: &Stamp, decision:
         }
     }
     // Hosts in flight finish, and so do those on their way back.
-    let back = run.deployments.iter().any(|d| d.rollback_of == Some(deployment.n) && d.end.is_none());
+    let back = is_going_back(run, deployment);
     if let Some(ending) = scene.ending() {
         if in_flight == 0 && !back && !scene.is_open() {
             scene.end(ending, decision);
@@ -93,6 +93,11 @@ pub(super) fn rollout(run: &Run, deployment: &Deployment, now: &Stamp, decision:
     if scene.phases(in_flight, decision) == Part::Done && !back {
         decision.act(ended(DeploymentState::Succeeded, None));
     }
+}
+
+/// Whether hosts of a deployment are on their way back.
+fn is_going_back(run: &Run, deployment: &Deployment) -> bool {
+    run.deployments.iter().any(|d| d.rollback_of == Some(deployment.n) && d.end.is_none())
 }
 
 /// Why and how a deployment ends.
@@ -219,7 +224,10 @@ impl Scene<'_> {
     fn done(&self, there: bool, hook: &str, of: &str, progress: &Progress, decision: &mut Decision) -> Part {
         match progress {
             Progress::Due if there => {
-                decision.act(self.hook(hook, of));
+                // It may do something on any host, also on one that goes back alone just now.
+                if !is_going_back(self.run, self.deployment) {
+                    decision.act(self.hook(hook, of));
+                }
                 Part::Open
             }
             Progress::Due | Progress::Ended(CallEnd::Returned) => Part::Done,
@@ -306,13 +314,9 @@ impl Scene<'_> {
     /// Begins hosts of a wave, as many as may be.
     fn start<'h>(&self, hosts: impl Iterator<Item = &'h HostRun>, in_flight: usize, decision: &mut Decision) {
         let (d, rollout) = (self.deployment, &self.spec.rollout);
-        let zone = d.hosts.iter().find(|host| host.in_flight()).map(|host| host.host.zone.clone());
-        let mut zone = zone.filter(|_| rollout.zones);
         let ready = |host: &&HostRun| {
             host.begun.is_none() && host.cause().is_none() && host.prepare == Progress::Ended(CallEnd::Returned)
         };
-        let in_zone =
-            |host: &&HostRun| !rollout.zones || zone.get_or_insert_with(|| host.host.zone.clone()) == &host.host.zone;
         let mut parallel = rollout.max_parallel.max(1) as usize;
         let stagger = Duration::from_millis(rollout.stagger_ms);
         let last = d.hosts.iter().filter_map(|host| host.begun.as_ref()).max_by_key(|at| at.wall_ms);
@@ -324,7 +328,8 @@ impl Scene<'_> {
             parallel = parallel.min(in_flight + 1);
         }
         let floor = d.phases.min_healthy as usize;
-        let hosts: Vec<&HostRun> = hosts.filter(ready).filter(in_zone).collect();
+        let ready: Vec<&HostRun> = hosts.filter(ready).collect();
+        let hosts = if rollout.zones { of_one_zone(d, ready, |_| true) } else { ready };
         let turn = whose_turn(hosts.iter().copied(), in_flight, parallel, d.healthy(), floor);
         if turn.is_empty() && in_flight == 0 {
             decision.actions.extend(judge::stuck(self, &hosts).map(Action::Append));

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::*;
 use crate::model::{
     analysis::{Analysis, Compare, Condition, Found, Level, Measurement, Worse},
-    deployment::{Back, Bake, Deployment, DeploymentState, HostState},
+    deployment::{Back, Bake, Deployment, DeploymentState, HostRun, HostState},
     doors,
     event::{CallResult, Header, Purpose, Record, Request, Wanted},
     host::{Host, Ssh},
@@ -25,6 +25,8 @@ use crate::model::{
     run::{CallEnd, Progress, Trigger, Waiting},
     step::{Branch, Outcome, Place, StepKey},
 };
+
+mod rules;
 
 /// splitmix64: enough randomness for a test, and the same everywhere.
 struct Random(u64);
@@ -160,6 +162,7 @@ fn pipeline(random: &mut Random) -> Pipeline {
             HostSource::Static(Vec::new())
         }],
         ssh: Ssh::default(),
+        signal: None,
         rollout: rollout(random),
         health: random.one_in(2).then(|| Health {
             checks: vec![Check::Tcp(":1".to_owned())],
@@ -249,6 +252,7 @@ impl Sim {
                 retry_bad: false,
                 redeploy: random.one_in(4),
                 retest: random.one_in(4),
+                signal: None,
                 after: None,
                 requested_at_ms: now.wall_ms,
             },
@@ -409,6 +413,10 @@ impl Sim {
             _ => false,
         };
         assert!(cleaning || finishes || !ending, "seed {seed}: {key} begins though the run is to end");
+        if let Some(Place::Deployment { deployment, .. }) = key.place() {
+            let back = self.run.deployments.iter().find(|d| d.rollback_of == Some(deployment) && d.end.is_none());
+            assert!(back.is_none(), "seed {seed}: {key} begins while hosts go back");
+        }
         let Some(Place::Host { deployment, host, function }) = key.place() else { return };
         if self.run.target.is_none() {
             self.no_stage_failed();
@@ -447,6 +455,12 @@ impl Sim {
         let lost = of.hosts.iter().filter(|h| of.target.is_some() && h.verdict() == HostState::Unreachable).count();
         let floor = (of.phases.min_healthy as usize).saturating_sub(lost);
         assert!(!me.is_healthy() || serving > floor, "seed {seed}: {key} is taken, {serving} serve and {floor} must");
+        if self.run.environment(&of.environment).is_some_and(|e| e.rollout.zones) {
+            let counts = |h: &&HostRun| of.target.is_none() || h.ill.is_none();
+            let others = of.hosts.iter().filter(|h| h.in_flight()).filter(counts).filter(|_| counts(&me));
+            let same = others.map(|h| &h.host.zone).all(|zone| *zone == me.host.zone);
+            assert!(same, "seed {seed}: {key}: two zones at once");
+        }
         if of.target.is_some() {
             return;
         }
@@ -459,15 +473,11 @@ impl Sim {
             count(HostState::Unreachable) <= budgets.max_unreachable + of.forgiven.unreachable,
             "seed {seed}: {key}"
         );
-        let earlier = |h: &&crate::model::deployment::HostRun| h.wave < me.wave;
+        let earlier = |h: &&HostRun| h.wave < me.wave;
         assert!(
             of.hosts.iter().filter(earlier).all(|h| h.gone || h.is_settled()),
             "seed {seed}: {key}: an earlier wave"
         );
-        if spec.rollout.zones {
-            let zones = of.hosts.iter().filter(|h| h.in_flight()).map(|h| &h.host.zone);
-            assert!(zones.into_iter().all(|zone| *zone == me.host.zone), "seed {seed}: {key}: two zones at once");
-        }
         for (n, wave) in (0u32..).zip(of.waves.iter().take(me.wave as usize)) {
             let nobody = of.hosts.iter().filter(|h| h.wave == n).all(|h| h.begun.is_none());
             let baked = spec.rollout.bake_time_ms == 0 || wave.bake == Bake::Over || nobody;
@@ -801,6 +811,10 @@ impl Sim {
         }
         for deployment in &run.deployments {
             assert!(deployment.end.is_some(), "seed {seed}: deployment {} has not ended", deployment.n);
+            let unexplained =
+                |h: &&HostRun| h.state(true) == HostState::Failed && h.why().is_none_or(|why| why.message.is_empty());
+            let unexplained = deployment.hosts.iter().find(unexplained);
+            assert!(unexplained.is_none(), "seed {seed}: it failed without a cause: {unexplained:#?}");
             let failed = matches!(deployment.end, Some((DeploymentState::Failed, ..)));
             let touched = self.touched.iter().any(|(n, _)| *n == deployment.n);
             let rolled_back = matches!(deployment.end, Some((DeploymentState::RolledBack, ..)));

@@ -126,6 +126,31 @@ fn a_list_that_cannot_be_stops_loudly_until_a_person_accepts_it() {
 }
 
 #[test]
+fn a_list_that_is_far_too_long_is_not_believed_until_a_person_accepts_it() {
+    let web = Web::start();
+    let addresses = |n: u32| (1..=n).map(|n| format!("10.0.{}.{}", n / 200, n % 200 + 1)).collect::<Vec<_>>();
+    let give = |n: u32| {
+        let addresses = addresses(n);
+        web.gives("/sd", 200, &targets(&addresses.iter().map(String::as_str).collect::<Vec<_>>()));
+    };
+    give(4);
+    let (world, daemon) =
+        with(&[&format!("require \"discovery.prometheus\" {{ \"{}\", interval = \"1h\" }}", web.url("/sd"))]);
+    assert_eq!(ids(&fleet(&daemon, false)).len(), 4);
+    give(60);
+    let found = fleet(&daemon, true);
+    let (code, message) = error(&found);
+    assert_eq!((ids(&found).len(), code.as_str()), (4, "max_growth"), "{message}");
+    assert!(message.contains("56 have come at once, and max_growth allows 50"), "{message}");
+    world.repo.push("to the whole company");
+    let run = daemon.deploy().is("failed");
+    assert_eq!(run.deployment("production")["cause"]["code"], "max_growth", "{}", run.view);
+    assert!(world.untouched());
+    let told = daemon.cli(&["hosts", "shop", "production", "--accept"]);
+    assert!(told.code == 0 && told.stdout.starts_with("shop production: 60 hosts"), "{told:?}");
+}
+
+#[test]
 fn a_stale_list_does_for_what_is_new_until_max_age_and_min_hosts_is_minded() {
     let web = Web::start();
     web.gives("/sd", 200, &targets(&["10.0.0.1", "10.0.0.2"]));

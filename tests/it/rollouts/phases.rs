@@ -131,6 +131,9 @@ impl Scene {
         let view = &run.view;
         assert_eq!((run.state(), run.code()), (case.state, case.code), "{how}: {view}");
         assert_eq!(states(nth(view, 0)), case.hosts, "{how}: {view}");
+        for host in nth(view, 0)["hosts"].as_array().unwrap().iter().filter(|host| host["state"] == "failed") {
+            assert!(host["cause"]["message"].is_string(), "{how}: it failed without a cause: {host}");
+        }
         let have: Vec<_> = hosts(4).iter().map(|host| self.world.revision(host)).collect();
         let wanted: Vec<_> = case.have.iter().map(|which| Some(self.commit(*which).to_owned())).collect();
         assert_eq!(have, wanted, "{how}: {view}");

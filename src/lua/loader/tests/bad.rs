@@ -192,10 +192,51 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         r##"    { "production","##,
-        r##"    { "production", canary = 1, transport = "signal", alarms = {},"##,
+        r##"    { "production", canary = 1, alarms = {},"##,
         r##"shop:6:21+6 unknown_key: unknown key "canary" in environments[1]; it belongs into rollout = { ... }
-shop:6:33+9 not_supported: "transport" is not supported by this version of phased; take it out: it would have no effect
-shop:6:64+1 bad_value: environments[1].alarms is empty"##,
+shop:6:42+1 bad_value: environments[1].alarms is empty"##,
+    ),
+    (
+        r##"    { "production","##,
+        r##"    { "production", transport = "signal","##,
+        r##"shop:6:5+1 missing_key: environments[1] has transport = "signal" and no "signal"; as in signal = { key = phased.secret "signals", receivers = "/etc/phased/receivers" }
+shop:9:7+6 bad_value: environments[1].health does not go with transport = "signal"; each receiver looks at what it deploys, by its own project file, and is asked; tests from here belong into verify"##,
+    ),
+    (
+        r##"    { "production","##,
+        r##"    { "production", transport = "pigeon", signal = { key = "x", prot = 1 },"##,
+        r##"shop:6:33+8 bad_value: environments[1].transport must be "ssh" or "signal", not "pigeon"
+shop:6:60+3 wrong_type: environments[1].signal.key must be a phased.secret, not "x"; write phased.secret "name" and put the value into the secrets directory
+shop:6:65+4 unknown_key: unknown key "prot" in environments[1].signal; did you mean "port"?"##,
+    ),
+    (
+        r##"    { "production","##,
+        r##"    { "production", signal = { key = phased.secret "good" },"##,
+        r##"shop:6:21+6 bad_value: environments[1].signal is for transport = "signal", and its hosts are reached by SSH; add transport = "signal", or take it out"##,
+    ),
+    (
+        r##""##,
+        r##"return phased.project {
+  source = { git = "https://example.com/shop.git", branch = "main" },
+  test = { { "unit", run = function(run) end } },
+  environments = { { "production", transport = "signal", ssh = {}, signal = { key = phased.secret "good" },
+    hosts = { "10.0.0.1", phased.localhost, { address = "10.0.0.2", receiver_key = "ssh-rsa AAAA" } } } },
+  notify = require "alerts.log" {},
+}"##,
+        r##"shop:4:58+3 bad_value: environments[1].ssh does not go with transport = "signal"; nothing is reached by SSH there: its daemons are sent signals
+shop:5:15+10 bad_value: environments[1].hosts[1] has no receiver_key: nobody could tell the answers of its daemon from somebody else's; give it receiver_key = "ssh-ed25519 ...", which phased keys show prints there, or name a file of all by signal.receivers
+shop:5:27+16 bad_value: environments[1].hosts[2] is this server itself, which is sent no signals; deploy to it in an environment of its own, without transport
+shop:5:84+14 bad_value: environments[1].hosts[3].receiver_key: "ssh-rsa AAAA" is no public key: it is of the type ssh-rsa, and signals use ssh-ed25519 only"##,
+    ),
+    (
+        r##""##,
+        r##"return phased.project {
+  source = { git = "https://example.com/shop.git", branch = "main" },
+  environments = { { "production", when = "signal", hosts = { phased.localhost }, deploy = function(host) end, health = "none" },
+    { "staging", hosts = { phased.localhost }, deploy = function(host) end, health = "none" } },
+  notify = require "alerts.log" {},
+}"##,
+        r##"shop:1:8+14 missing_key: phased.project has no "test"; stages of tests on this server, in order; the first failure ends the run and nothing is deployed"##,
     ),
     (
         r##"    { "production","##,
@@ -335,7 +376,7 @@ shop:7:33+1 wrong_type: environments[1].hosts[3] must be an address, a discovery
     (
         r##"hosts = { "web1", "web2" },"##,
         r##"hosts = require "discovery.file" { "/hosts.json", format = "json" },"##,
-        r##"shop:7:57+6 unknown_key: unknown key "format" in discovery file; it knows path, interval, timeout, min_hosts, max_shrink, max_age, port_label, user_label"##,
+         r##"shop:7:57+6 unknown_key: unknown key "format" in discovery file; it knows path, interval, timeout, min_hosts, max_shrink, max_growth, max_age, port_label, user_label"##,
     ),
     (
         r##"hosts = { "web1", "web2" },"##,
@@ -395,7 +436,7 @@ shop:7:33+1 wrong_type: environments[1].hosts[3] must be an address, a discovery
     (
         r##"health = { http = ":8080/healthz" } },"##,
         r##"health = { http = ":8080/healthz" }, when = "tag" },"##,
-        r##"shop:9:51+5 wrong_type: environments[1].when must be "push", "manual" or a table of tag, not "tag""##,
+        r##"shop:9:51+5 wrong_type: environments[1].when must be "push", "manual", "signal" or a table of tag, not "tag""##,
     ),
     (
         r##"health = { http = ":8080/healthz" } },"##,

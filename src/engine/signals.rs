@@ -1,0 +1,129 @@
+//! Signals: one daemon asks another to deploy, and follows the run that this one makes of it.
+//!
+//! ```text
+//!   integration server                                     production server
+//!   step `signal` of a host ── signed order, POST ──▶ checks, in `receive`: size, signature, form, audience, rights, age, replay,
+//!    (steps/signal.rs)                                       order of deployments, its own rules; then a request in control
+//!   follows by token  ◀────── signed answer ────────    how that run stands
+//! ```
+//! Both ends trust signatures only: the network between them may show, drop, repeat and change whatever it likes.
+//!
+//! Architecture invariant: a token makes one run. What it began is in control, together with the request, before it is answered.
+
+mod pieces;
+mod receive;
+pub(super) mod send;
+mod stands;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Mutex,
+};
+
+use serde_json::{Value, json};
+
+pub(super) use receive::{take, view};
+
+use super::{conductor::locked, view::signals::RefusedView};
+use crate::{
+    model::{
+        cause::Cause,
+        ids::{EnvironmentName, Epoch, ProjectName, RunId},
+        signal::{Nonces, Received, Signal},
+    },
+    time::rfc3339,
+};
+
+/// Refusals that are shown.
+const SHOWN: usize = 20;
+/// How long a refusal is something that is wrong with the daemon.
+const FRESH_MS: i64 = 3_600_000;
+
+/// What has come, since the daemon was started.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    nonces: Mutex<Nonces>,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// Orders that were taken, by their word; `repeated`: asked again by their sender.
+    taken: BTreeMap<&'static str, u64>,
+    /// By code.
+    refused: BTreeMap<String, u64>,
+    recent: VecDeque<RefusedView>,
+    last_ms: Option<i64>,
+}
+
+impl Inbox {
+    fn took(&self, word: &'static str) {
+        *locked(&self.counts).taken.entry(word).or_default() += 1;
+    }
+
+    /// Counts a refusal; true when it is worth a line of the log: a flood of the same is one line a second.
+    fn refused(&self, now_ms: i64, signal: Option<&Signal>, cause: &Cause) -> bool {
+        let mut counts = locked(&self.counts);
+        *counts.refused.entry(cause.code.clone()).or_default() += 1;
+        let same = counts.recent.front().is_some_and(|last| last.code == cause.code);
+        let flood = same && counts.last_ms.is_some_and(|last| now_ms.saturating_sub(last) < 1_000);
+        if flood {
+            return false;
+        }
+        counts.last_ms = Some(now_ms);
+        counts.recent.push_front(RefusedView {
+            at: rfc3339(now_ms),
+            code: cause.code.clone(),
+            message: super::view::shortened(&cause.message),
+            project: signal.map(|signal| signal.project.to_string()),
+            environment: signal.map(|signal| signal.environment.to_string()),
+            order: signal.map(|signal| signal.order.word().to_owned()),
+        });
+        counts.recent.truncate(SHOWN);
+        true
+    }
+
+    /// What people should know of it: signals were refused lately.
+    pub(super) fn trouble(&self, now_ms: i64) -> Option<Cause> {
+        let counts = locked(&self.counts);
+        counts.last_ms.filter(|last| now_ms.saturating_sub(*last) < FRESH_MS)?;
+        let last = counts.recent.front()?;
+        let all: u64 = counts.refused.values().sum();
+        let message = format!(
+            "{all} signals were refused since the start, the last at {}: {} ({}). All of them: phased signals",
+            last.at, last.message, last.code
+        );
+        Some(Cause::new("signals_refused", message))
+    }
+}
+
+/// A signal that is to become a run: what is written together with the request.
+#[derive(Debug, Clone)]
+pub(super) struct Taken {
+    pub(super) received: Received,
+    project: ProjectName,
+    environment: EnvironmentName,
+    epoch: Epoch,
+    nonce: String,
+}
+
+/// The run of a token.
+fn token_key(project: &ProjectName, environment: &EnvironmentName, token: &crate::model::ids::Digest) -> String {
+    format!("signal/{project}/{environment}/{token}")
+}
+
+/// The epoch of the newest deployment that was taken.
+fn epoch_key(project: &ProjectName, environment: &EnvironmentName) -> String {
+    format!("signal-epoch/{project}/{environment}")
+}
+
+impl Taken {
+    /// What control keeps of it: which run its token began, and that nothing older may follow.
+    pub(super) fn puts(&self, run: &RunId, at_ms: i64) -> [(String, Option<Value>); 2] {
+        let token = token_key(&self.project, &self.environment, &self.received.token);
+        [
+            (token, Some(json!({ "run": run, "nonce": self.nonce, "at_ms": at_ms }))),
+            (epoch_key(&self.project, &self.environment), Some(json!({ "epoch": self.epoch, "run": run }))),
+        ]
+    }
+}

@@ -1,0 +1,328 @@
+//! The receiver: which signals are taken, and what becomes of them.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{Taken, epoch_key, pieces, stands, token_key};
+use crate::{
+    engine::{
+        conductor::{Ask, Conductor, locked},
+        handle::{Refusal, Signalled},
+        ledger,
+        view::signals::{AcceptedView, SignalsView},
+    },
+    model::{
+        cause::Cause,
+        event::Wanted,
+        ids::{Digest, Epoch, RunId},
+        pipeline::{Environment, When},
+        run::Trigger,
+        signal::{self, Answer, Deploy, Domain, MOST_BYTES, Order, Received, Rules, RunStands, Said, Signal, in_order},
+    },
+    ports::{
+        control::Revision,
+        program::Loaded,
+        signals::{Accepted, Listening},
+    },
+};
+
+/// How often a change by somebody else is met before giving up.
+const TRIES: usize = 16;
+
+/// Takes the bytes of a signal and its signature, `<fingerprint> <base64>`; `piece` is what came beside it.
+pub(in crate::engine) async fn take(
+    conductor: &Conductor,
+    document: &[u8],
+    signature: &str,
+    piece: Option<&[u8]>,
+) -> Signalled {
+    let world = &conductor.inner.world;
+    let now_ms = world.clock.now().wall_ms;
+    let (signal, key) = match genuine(conductor, document, signature) {
+        Ok(found) => found,
+        // Nobody knows who asks: nothing is signed for them.
+        Err(cause) => {
+            told(conductor, now_ms, None, &cause);
+            return Signalled::Nobody { status: status(&cause), cause };
+        }
+    };
+    let done = done(conductor, &signal, key, now_ms, piece).await;
+    let (status, said) = match done {
+        Ok((word, said)) => {
+            conductor.inner.inbox.took(word);
+            (if word == "deploy" { 202 } else { 200 }, said)
+        }
+        Err(cause) => {
+            told(conductor, now_ms, Some(&signal), &cause);
+            (status(&cause), Said::Refused { cause })
+        }
+    };
+    answered(conductor, &signal, status, said)
+}
+
+fn told(conductor: &Conductor, now_ms: i64, signal: Option<&Signal>, cause: &Cause) {
+    if conductor.inner.inbox.refused(now_ms, signal, cause) {
+        let (project, order) = (signal.map(|s| s.project.as_str()), signal.map(|s| s.order.word()));
+        tracing::warn!(project, order, code = cause.code, "a signal was refused: {}", cause.message);
+    }
+}
+
+/// The answer, signed.
+fn answered(conductor: &Conductor, signal: &Signal, status: u16, said: Said) -> Signalled {
+    let world = &conductor.inner.world;
+    let listening = &world.listening;
+    let answer =
+        Answer { version: signal::VERSION, nonce: signal.nonce.clone(), audience: listening.host.clone(), said };
+    let body = signal::written(&answer);
+    let signed = listening.key.as_ref().ok_or_else(off).and_then(|key| world.signer.sign(key, Domain::Answer, &body));
+    match signed {
+        Ok((key, signature)) => {
+            Signalled::Answer { status, body, signature: format!("{} {signature}", key.fingerprint()) }
+        }
+        Err(cause) => Signalled::Nobody { status: self::status(&cause), cause },
+    }
+}
+
+/// The HTTP status of a refusal.
+fn status(cause: &Cause) -> u16 {
+    match cause.code.as_str() {
+        "signal_form" => 400,
+        "signal_signature" => 401,
+        "signal_audience" | "signal_not_allowed" => 403,
+        "signal_off" | "signal_unknown" => 404,
+        "signal_paused" | "signal_not_taken" | "signal_key" => 503,
+        _ => 409,
+    }
+}
+
+fn off() -> Cause {
+    Cause::new("signal_off", "this daemon listens to no signals: [signals] of its phased.toml names no key")
+}
+
+/// What costs the same for everybody: the size, then the signature of a key that is known, then the form.
+fn genuine<'c>(conductor: &'c Conductor, document: &[u8], signature: &str) -> Result<(Signal, &'c Accepted), Cause> {
+    let world = &conductor.inner.world;
+    let Listening { key: Some(_), accept, .. } = &world.listening else { return Err(off()) };
+    if document.len() > MOST_BYTES {
+        return Err(Cause::new("signal_form", format!("it is larger than {} KiB", MOST_BYTES >> 10)));
+    }
+    // Always the same words: whoever has no key learns nothing of those that are known.
+    let forged = || {
+        let message = "it is not signed by a key that is accepted here (Phased-Signature: FINGERPRINT BASE64); add the sender's public \
+                       key to `accept` in [signals]";
+        Cause::new("signal_signature", message)
+    };
+    let (fingerprint, signature) = signature.split_once(' ').ok_or_else(forged)?;
+    let accepted = accept.iter().find(|accepted| accepted.key.fingerprint() == fingerprint).ok_or_else(forged)?;
+    if !world.signer.verify(&accepted.key, Domain::Signal, document, signature) {
+        return Err(forged());
+    }
+    let signal = signal::read::<Signal>(document)
+        .map_err(|why| Cause::new("signal_form", format!("the signal cannot be read: {why}")))?;
+    Ok((signal, accepted))
+}
+
+/// Does what a genuine signal asks for, if it may: the word to count it by, and the answer.
+async fn done(
+    conductor: &Conductor,
+    signal: &Signal,
+    accepted: &Accepted,
+    now_ms: i64,
+    piece: Option<&[u8]>,
+) -> Result<(&'static str, Said), Cause> {
+    let listening = &conductor.inner.world.listening;
+    let rules = Rules { host: &listening.host, projects: &accepted.projects, max_age: listening.max_age, now_ms };
+    signal::check(signal, &rules)?;
+    locked(&conductor.inner.inbox.nonces).see(signal, &rules)?;
+    let place = Place::of(conductor, signal)?;
+    let word = signal.order.word();
+    let said = match (&signal.order, piece) {
+        (Order::Deploy(deploy), None) => return deployed(conductor, signal, deploy, accepted, &place, now_ms).await,
+        (Order::Follow { token }, None) => {
+            let run = run_of(conductor, signal, token)?;
+            run_said(stands::run(conductor, &run).await?)
+        }
+        (Order::Stop { token, reason }, None) => {
+            let run = run_of(conductor, signal, token)?;
+            let stopped = conductor.stop(&run, false, Some(reason.clone()), &sender(accepted)).await;
+            stopped.map_err(|refusal| not_taken(&refusal))?;
+            run_said(stands::run(conductor, &run).await?)
+        }
+        (Order::Look { release, .. }, None) => {
+            Said::Live(Box::new(stands::live(conductor, &place.loaded, place.environment(), release, now_ms).await))
+        }
+        (Order::Piece { blob, size, offset, sha256 }, Some(bytes)) => {
+            let piece = pieces::Piece { blob, size: *size, offset: *offset, sha256, bytes };
+            Said::Missing { blobs: vec![pieces::keep(conductor, piece).await?] }
+        }
+        (Order::Piece { .. }, None) | (_, Some(_)) => {
+            let message = "a piece of a blob and a signal about it come together, and nothing else comes with bytes";
+            return Err(Cause::new("signal_form", message));
+        }
+    };
+    Ok((word, said))
+}
+
+/// What a signal is about here.
+struct Place {
+    loaded: Arc<Loaded>,
+    at: usize,
+}
+
+impl Place {
+    /// The environment, if it listens.
+    fn of(conductor: &Conductor, signal: &Signal) -> Result<Place, Cause> {
+        let unknown = |why: String| Cause::new("signal_unknown", why);
+        let loaded = conductor
+            .project(signal.project.as_str())
+            .map_err(|_| unknown(format!("there is no project {} in the plugin directories here", signal.project)))?;
+        let environments = &loaded.pipeline.environments;
+        let Some(at) = environments.iter().position(|environment| environment.name == signal.environment) else {
+            let known = environments.iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", ");
+            let message =
+                format!("project {} has no environment {} here; it has {known}", signal.project, signal.environment);
+            return Err(unknown(message));
+        };
+        if environments[at].when != When::Signal {
+            let message = format!(
+                "{}/{} does not listen to signals here: write when = \"signal\" in its project file",
+                signal.project, signal.environment
+            );
+            return Err(unknown(message));
+        }
+        Ok(Place { loaded, at })
+    }
+
+    fn environment(&self) -> &Environment {
+        &self.loaded.pipeline.environments[self.at]
+    }
+}
+
+/// A deployment: the run that its token began, or a new one.
+async fn deployed(
+    conductor: &Conductor,
+    signal: &Signal,
+    deploy: &Deploy,
+    accepted: &Accepted,
+    place: &Place,
+    now_ms: i64,
+) -> Result<(&'static str, Said), Cause> {
+    let control = &*conductor.inner.world.control;
+    let (project, environment) = (&signal.project, &signal.environment);
+    let (token_key, epoch_key) = (token_key(project, environment, &deploy.token), epoch_key(project, environment));
+    // Two at the same moment: whoever writes second finds the first when it looks again.
+    for _ in 0..TRIES {
+        if let Some(entry) = control.get(&token_key) {
+            // Kept also where what is remembered of nonces is not: in another life.
+            if entry.value.get("nonce").and_then(Value::as_str) == Some(&*signal.nonce) {
+                return Err(signal::replayed());
+            }
+            let run = run_of(conductor, signal, &deploy.token)?;
+            return Ok(("repeated", run_said(stands::run(conductor, &run).await?)));
+        }
+        let entry = control.get(&epoch_key);
+        let newest = entry.as_ref().and_then(|entry| entry.value.get("epoch")?.as_u64()).map(Epoch);
+        in_order(signal, newest)?;
+        by_its_own_rules(conductor, deploy, place, now_ms)?;
+        let missing = pieces::missing(conductor, &deploy.release.artifacts).await?;
+        if !missing.is_empty() {
+            return Ok(("missing", Said::Missing { blobs: missing }));
+        }
+        let received = Received {
+            key: accepted.key.fingerprint(),
+            token: deploy.token.clone(),
+            run: deploy.run.clone(),
+            release: deploy.release.clone(),
+            back: deploy.back,
+        };
+        let taken = Taken {
+            received,
+            project: project.clone(),
+            environment: environment.clone(),
+            epoch: deploy.epoch,
+            nonce: signal.nonce.clone(),
+        };
+        let ask = Ask {
+            wanted: Wanted::Named(deploy.release.revision.to_string()),
+            environment: Some(environment.clone()),
+            reason: deploy.reason.clone(),
+            redeploy: true,
+            retry_bad: deploy.retry_bad || deploy.back,
+            signal: Some(Box::new(taken)),
+            ..Ask::default()
+        };
+        let revision = entry.map_or_else(Revision::default, |entry| entry.revision);
+        let only_if = [(token_key.clone(), Revision::default()), (epoch_key.clone(), revision)];
+        let by = format!("{}, run {}", sender(accepted), deploy.run);
+        let asked = conductor.request(&place.loaded.name, Trigger::Signal, by, ask, &only_if, Vec::new()).await;
+        if let Some(view) = asked.map_err(|refusal| not_taken(&refusal))? {
+            let run = view.id.parse::<RunId>().map_err(|error| Cause::new("signal_not_taken", error.to_string()))?;
+            return Ok(("deploy", run_said(stands::run(conductor, &run).await?)));
+        }
+    }
+    Err(Cause::new("signal_not_taken", "too many signals at once; send it again"))
+}
+
+/// What this daemon's own project file, and people here, say to it.
+fn by_its_own_rules(conductor: &Conductor, deploy: &Deploy, place: &Place, now_ms: i64) -> Result<(), Cause> {
+    if let Some(shut) = stands::shut(conductor, &place.loaded, place.environment(), now_ms, deploy.back) {
+        return Err(shut);
+    }
+    if deploy.retry_bad || deploy.back {
+        return Ok(());
+    }
+    match ledger::bad_release(&*conductor.inner.world.control, &place.loaded.name, &deploy.release.id) {
+        None => Ok(()),
+        Some(bad) => {
+            let message = format!("{} was found bad here by run {}: {}", deploy.release.id, bad.run, bad.cause.message);
+            Err(Cause::new("signal_bad_release", message))
+        }
+    }
+}
+
+/// The run that a token began.
+fn run_of(conductor: &Conductor, signal: &Signal, token: &Digest) -> Result<RunId, Cause> {
+    let entry = conductor.inner.world.control.get(&token_key(&signal.project, &signal.environment, token));
+    let run = entry.and_then(|entry| entry.value.get("run")?.as_str()?.parse().ok());
+    run.ok_or_else(|| Cause::new("signal_no_run", "no run was begun here by a signal with this token"))
+}
+
+fn run_said(stands: RunStands) -> Said {
+    Said::Run(Box::new(stands))
+}
+
+/// Who asks, as runs and the audit name them.
+fn sender(accepted: &Accepted) -> String {
+    format!("signal of {}", accepted.key.name())
+}
+
+fn not_taken(refusal: &Refusal) -> Cause {
+    Cause::new("signal_not_taken", refusal.to_string())
+}
+
+/// What people see of it.
+pub(in crate::engine) fn view(conductor: &Conductor) -> SignalsView {
+    let world = &conductor.inner.world;
+    let listening = &world.listening;
+    let own = listening.key.as_ref().map(|key| world.signer.sign(key, Domain::Answer, b""));
+    let counts = locked(&conductor.inner.inbox.counts);
+    SignalsView {
+        listens: listening.key.is_some(),
+        host: listening.host.to_string(),
+        key: own.and_then(Result::ok).map(|(key, _)| key.to_string()),
+        accept: listening
+            .accept
+            .iter()
+            .map(|accepted| AcceptedView {
+                key: accepted.key.to_string(),
+                fingerprint: accepted.key.fingerprint(),
+                projects: accepted.projects.clone(),
+            })
+            .collect(),
+        since: conductor.inner.since.rfc3339(),
+        taken: counts.taken.iter().map(|(word, n)| ((*word).to_owned(), *n)).collect(),
+        refused: counts.refused.clone(),
+        recent: counts.recent.iter().cloned().collect(),
+    }
+}

@@ -1,0 +1,256 @@
+//! `signal`: an order to the host's own daemon, which is followed until its run there has ended.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::{Job, values::Resolved};
+use crate::{
+    engine::signals::send::{Missed, Receiver},
+    model::{
+        cause::Cause,
+        deployment::Deployment,
+        ids::{EnvironmentName, Epoch, ProjectName, RunId},
+        run::{Run, RunState},
+        signal::{Deploy, Order, RunStands, Said, Shipped},
+        step::Outcome,
+    },
+    ports::outputs::{Frame, Stream},
+    time::{Span, Stamp},
+};
+
+/// How long a receiver may take, where the author says nothing.
+const LIMIT: Duration = Duration::from_secs(1800);
+/// The first wait between two questions; it doubles up to [`SELDOM`].
+const OFTEN: Duration = Duration::from_millis(200);
+const SELDOM: Duration = Duration::from_secs(2);
+
+/// What a signal of a deployment orders.
+#[derive(Clone)]
+pub(in crate::engine) struct Errand {
+    project: ProjectName,
+    environment: EnvironmentName,
+    epoch: Epoch,
+    run: RunId,
+    release: Shipped,
+    back: bool,
+    retry_bad: bool,
+    reason: Option<String>,
+}
+
+impl Errand {
+    pub(super) fn of(run: &Run, deployment: &Deployment) -> Option<Self> {
+        let release = deployment.release(run)?;
+        let request = &run.header.request;
+        Some(Errand {
+            project: run.header.project.clone(),
+            environment: deployment.environment.clone(),
+            epoch: deployment.lease?,
+            run: run.header.run.clone(),
+            release: Shipped {
+                id: release.id.clone(),
+                revision: release.commit.sha.clone(),
+                tag: release.tag.clone(),
+                artifacts: release.artifacts.clone(),
+            },
+            back: deployment.target.is_some(),
+            retry_bad: request.retry_bad,
+            reason: request.reason.clone(),
+        })
+    }
+}
+
+/// Where a conversation with a receiver has got to.
+struct Talk<'a> {
+    job: &'a Job,
+    receiver: Receiver<'a>,
+    order: Order,
+    /// An order that began a run there may have arrived.
+    maybe: bool,
+    /// Its run there.
+    run: Option<RunId>,
+    /// Since when nothing genuine was heard of it.
+    silent: Option<Stamp>,
+}
+
+pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
+    let (Some((_, host)), Some(errand)) = (&job.place.host, &job.place.signal) else {
+        let cause = Cause::new("no_signals", "a signal goes to a host of a deployment");
+        return Outcome::failed(job.placed(cause));
+    };
+    let limit = job.timeout(args, LIMIT);
+    let clock = Arc::clone(&job.world.clock);
+    let began = job.resumed.clone().unwrap_or_else(|| clock.now());
+    let receiver = Receiver { world: &job.world, host, project: &errand.project, environment: &errand.environment };
+    let order = Order::Deploy(Box::new(Deploy {
+        token: job.token.clone(),
+        epoch: errand.epoch,
+        run: errand.run.clone(),
+        release: errand.release.clone(),
+        back: errand.back,
+        retry_bad: errand.retry_bad,
+        reason: errand.reason.clone(),
+    }));
+    let mut talk = Talk { job, receiver, order, maybe: job.resumed.is_some(), run: None, silent: None };
+    let mut wait = OFTEN;
+    loop {
+        let said = tokio::select! {
+            biased;
+            said = talk.ask() => said,
+            () = job.stop.cancelled() => return talk.cut().await,
+        };
+        if let Some(outcome) = talk.heard(said) {
+            return outcome;
+        }
+        if clock.now().since(&began) >= limit {
+            return talk.late(limit).await;
+        }
+        tokio::select! {
+            biased;
+            () = clock.sleep(wait) => {}
+            () = job.stop.cancelled() => return talk.cut().await,
+        }
+        wait = (wait * 2).min(SELDOM);
+    }
+}
+
+impl Talk<'_> {
+    /// Orders, or asks how the run stands that came of it; what the receiver lacks is sent first.
+    async fn ask(&self) -> Result<Said, Missed> {
+        let order = match &self.run {
+            Some(_) => Order::Follow { token: self.job.token.clone() },
+            None => self.order.clone(),
+        };
+        let said = self.receiver.ask(order).await?;
+        let Said::Missing { blobs } = said else { return Ok(said) };
+        for part in blobs {
+            self.receiver.push(part).await?;
+        }
+        self.receiver.ask(self.order.clone()).await
+    }
+
+    /// The outcome, if what was heard is one.
+    fn heard(&mut self, said: Result<Said, Missed>) -> Option<Outcome> {
+        let name = &self.receiver.host.name;
+        match said {
+            Ok(Said::Run(stands)) => {
+                self.silent = None;
+                if self.run.is_none() {
+                    self.note(&format!(
+                        "run {} deploys it there; phased log {} on {name} tells more",
+                        stands.run, stands.run
+                    ));
+                    self.run = Some(stands.run.clone());
+                }
+                stands.over.then(|| self.ended(&stands))
+            }
+            Ok(_) => self.silence(self.receiver.odd("it says nothing of a run")),
+            // What is known by its token is never refused by a rule, so nothing has begun.
+            Err(Missed::Refused(cause)) if self.run.is_none() && (!self.maybe || by_rule(&cause)) => {
+                Some(Outcome::failed(self.job.placed(cause)))
+            }
+            Err(Missed::Refused(cause)) => {
+                let message = format!("{}; nobody can tell what became of the release there", cause.message);
+                Some(Outcome::Unknown { cause: self.job.placed(Cause { message, ..cause }) })
+            }
+            Err(Missed::Shut(cause)) if self.run.is_none() && !self.maybe => {
+                Some(Outcome::failed(self.job.placed(cause)))
+            }
+            Err(Missed::Lost(cause)) if self.run.is_none() && !self.maybe && !cause.is_unreachable() => {
+                // Somebody answers, and it is not the host we know, or it does not know us.
+                Some(Outcome::failed(self.job.placed(cause)))
+            }
+            Err(Missed::Lost(cause)) => {
+                self.maybe = true;
+                self.silence(cause)
+            }
+            Err(Missed::Shut(cause)) => self.silence(cause),
+        }
+    }
+
+    /// Nothing was heard that can be believed: for a while that is a cut, then nobody can tell.
+    fn silence(&mut self, cause: Cause) -> Option<Outcome> {
+        let now = self.job.world.clock.now();
+        let since = self.silent.get_or_insert_with(|| now.clone());
+        let patience = self.job.world.limits.reconnect;
+        if now.since(since) < patience {
+            return None;
+        }
+        let run = self.run.as_ref().map_or_else(String::new, |run| format!(" (its run {run} was under way)"));
+        let message = format!(
+            "{}{run}; nothing was heard of it for {}, so nobody can tell what became of the release there",
+            cause.message,
+            Span(patience)
+        );
+        Some(Outcome::Unknown { cause: self.job.placed(Cause { message, ..cause }) })
+    }
+
+    fn ended(&self, stands: &RunStands) -> Outcome {
+        let name = &self.receiver.host.name;
+        let mut value = json!({ "run": stands.run, "state": stands.state });
+        if stands.state == RunState::Succeeded {
+            return Outcome::Ok(value);
+        }
+        let state = serde_json::to_value(stands.state).unwrap_or_default();
+        let state = state.as_str().unwrap_or_default().replace('_', " ");
+        let why = stands.cause.as_ref().map_or_else(String::new, |cause| format!(": {}", cause.message));
+        let message = format!("run {} on {name} ended {state}{why} (phased log {} on {name})", stands.run, stands.run);
+        if stands.bad {
+            // The release was deployed and found bad there: what that means for it is for the host's health to say, which asks.
+            self.note(&message);
+            value["bad"] = Value::Bool(true);
+            return Outcome::Ok(value);
+        }
+        let code = stands.cause.as_ref().map_or("unknown", |cause| cause.code.as_str());
+        let cause = Cause::new("receiver_failed", message).with("receiver_run", stands.run.as_str());
+        Outcome::Failed { cause: self.job.placed(cause.with("receiver_code", code)), value }
+    }
+
+    /// The limit of the whole call, or of a daemon that is told to let go: the receiver is told as well.
+    async fn cut(&self) -> Outcome {
+        let told = self.tell_to_stop("the sender's call was ended").await;
+        Outcome::Cut { cause: self.job.placed(Cause::new("stopped", format!("stopped; {told}"))) }
+    }
+
+    async fn late(&self, limit: Duration) -> Outcome {
+        let told = self.tell_to_stop("it took longer than the sender waits").await;
+        let message = format!("{} was not ready within {}; {told}", self.receiver.host.name, Span(limit));
+        Outcome::failed(self.job.placed(Cause::new("timeout", message)))
+    }
+
+    async fn tell_to_stop(&self, reason: &str) -> String {
+        let name = &self.receiver.host.name;
+        let order = Order::Stop { token: self.job.token.clone(), reason: reason.to_owned() };
+        match self.receiver.ask(order).await {
+            Ok(_) => format!("{name} was told to stop"),
+            Err(missed) => format!("{name} could not be told to stop: {}", missed.cause().message),
+        }
+    }
+
+    /// A line in the run's log.
+    fn note(&self, text: &str) {
+        let job = self.job;
+        let bytes = job.sessions.redact_bytes(format!("{text}\n").as_bytes());
+        let (raw_len, wall_ms) = (bytes.len() as u64, job.world.clock.now().wall_ms);
+        let frame = Frame {
+            step: job.key.clone(),
+            attempt: job.attempt,
+            stream: Stream::Note,
+            offset: 0,
+            raw_len,
+            wall_ms,
+            bytes,
+        };
+        if let Err(error) = job.world.outputs.append(&job.run, frame) {
+            tracing::warn!(run = %job.run, %error, "a line of the log was not stored");
+        }
+    }
+}
+
+/// Refusals that a receiver only gives to an order whose token it does not know.
+fn by_rule(cause: &Cause) -> bool {
+    matches!(
+        cause.code.as_str(),
+        "signal_epoch" | "signal_frozen" | "signal_paused" | "signal_bad_release" | "signal_artifact" | "signal_no_run"
+    )
+}

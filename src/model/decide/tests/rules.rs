@@ -1,0 +1,203 @@
+//! Single rules, each in a small rollout that is played by hand.
+
+use super::*;
+
+/// A run of one environment whose calls end at once, as a test says.
+struct Tale {
+    run: Run,
+    now: Stamp,
+}
+
+fn environment(rollout: Rollout) -> Environment {
+    Environment {
+        name: "e0".parse().unwrap(),
+        hosts: vec![HostSource::Static(Vec::new())],
+        ssh: Ssh::default(),
+        signal: None,
+        rollout,
+        health: None,
+        verify: false,
+        hooks: Hooks::default(),
+        alarms: Vec::new(),
+        timeout_ms: 60_000,
+        freeze: Vec::new(),
+        group: None,
+        when: When::Push,
+    }
+}
+
+impl Tale {
+    /// Planned over `fleet`: the way forward with something to go back to, or straight for another purpose.
+    fn planned(rollout: &Rollout, purpose: Purpose, fleet: Fleet) -> Tale {
+        let Sim { mut run, now, .. } = Sim::new(1);
+        let environment = environment(rollout.clone());
+        let header = Header {
+            pipeline: Pipeline { stages: Vec::new(), environments: vec![environment.clone()], ..run.header.pipeline },
+            request: Request { purpose: purpose.clone(), environment: None, redeploy: true, ..run.header.request },
+            ..run.header
+        };
+        let first = Record { at: now.clone(), by: "c".into(), event: Event::Started(Box::new(header)) };
+        run = Run::begin(&first).unwrap();
+        let mut tale = Tale { run, now };
+        let target = Target { release: release(), code: Digest::of(b"old"), environment, run: RunId::new(1, 1) };
+        let target = Box::new(target);
+        let (count, straight) = (fleet.hosts.len(), !purpose.is_deploy());
+        let (hosts, phases) = if straight {
+            plan::straight(rollout, fleet, |_| true)
+        } else {
+            let (hosts, phases) = plan::phases(rollout, fleet).unwrap();
+            (hosts, plan::Phases { target: Some(target.clone()), ..phases })
+        };
+        tale.append(Event::Resolved {
+            release: Box::new(release()),
+            passed: None,
+            live: Vec::new(),
+            target: straight.then_some(target),
+        });
+        tale.append(Event::CheckedOut { dir: "/x".to_owned() });
+        tale.append(Event::DeploymentCreated { deployment: 1, environment: "e0".parse().unwrap(), back: None });
+        tale.append(Event::LeaseGranted { deployment: 1, epoch: Epoch(2) });
+        tale.append(Event::Planned {
+            deployment: 1,
+            max_failures: rollout.max_failures.of(count),
+            max_unreachable: rollout.max_unreachable.of(count),
+            hosts,
+            previous: None,
+            changed_paths: None,
+            phases: Box::new(phases),
+        });
+        tale
+    }
+
+    fn append(&mut self, event: Event) {
+        self.run.next(&Record { at: self.now.clone(), by: "c".into(), event }).unwrap();
+    }
+
+    /// The calls that begin now; what follows by itself is put down.
+    fn begins(&mut self) -> Vec<CallKey> {
+        for _ in 0..50 {
+            let decision = decide(&self.run, &self.now);
+            let facts: Vec<Event> = decision
+                .actions
+                .iter()
+                .filter_map(|action| match action {
+                    Action::Append(event) => Some(event.clone()),
+                    _ => None,
+                })
+                .collect();
+            if facts.is_empty() {
+                let call = |action| match action {
+                    Action::Call { key, .. } => Some(key),
+                    _ => None,
+                };
+                return decision.actions.into_iter().filter_map(call).collect();
+            }
+            if self.run.end.is_some() {
+                return Vec::new();
+            }
+            facts.into_iter().for_each(|event| self.append(event));
+        }
+        panic!("it goes on for ever: {:#?}", self.run);
+    }
+
+    /// The hosts whose turn comes now.
+    fn takes(&mut self) -> Vec<String> {
+        let host = |key: CallKey| match key.place() {
+            Some(Place::Host { host, .. }) => Some(host.to_string()),
+            _ => None,
+        };
+        self.begins().into_iter().filter_map(host).collect()
+    }
+
+    /// A call begins and ends; it did something.
+    fn call(&mut self, key: &CallKey, fails: bool) {
+        let step = StepKey::new(key, &Branch::top(), "sh", 1);
+        self.append(Event::Call { key: key.clone(), function: "f".to_owned(), input: Value::Null });
+        let token = step.token(&self.run.header.run, 1);
+        let args = json!({ "command": "x" });
+        self.append(Event::Begin { key: step.clone(), attempt: 1, token, args, host: None, line: String::new() });
+        let cause = Cause::new("exit", format!("{key} ended with 1"));
+        let outcome = if fails { Outcome::failed(cause.clone()) } else { Outcome::Ok(Value::Null) };
+        self.append(Event::Done { key: step, attempt: 1, outcome, last: true });
+        let result = if fails { CallResult::Raised(cause) } else { CallResult::Returned(Value::Null) };
+        self.append(Event::Return { key: key.clone(), result, undos: 0 });
+    }
+
+    /// To the end, where the calls that `fails` says fail.
+    fn plays(&mut self, fails: impl Fn(&str) -> bool) {
+        while self.run.end.is_none() {
+            let Some(key) = self.begins().into_iter().next() else { return };
+            self.call(&key, fails(&key.to_string()));
+        }
+    }
+}
+
+fn fleet(hosts: u64, ill: &[u64]) -> Fleet {
+    let ill = ill.iter().map(|n| (host(*n).id, "down".to_owned())).collect();
+    Fleet { hosts: (0..hosts).map(host).collect(), ill, ..Fleet::default() }
+}
+
+#[test]
+fn hosts_of_two_zones_are_not_put_back_or_converged_at_the_same_moment() {
+    // h0 and h2 are in one zone, h1 and h3 in another.
+    let zoned = |zones| Rollout { zones, max_parallel: 4, ..Rollout::default() };
+    for purpose in [Purpose::Rollback { to: None }, Purpose::Converge { hosts: Vec::new() }] {
+        let takes = |zones, ill: &[u64]| Tale::planned(&zoned(zones), purpose.clone(), fleet(4, ill)).takes();
+        assert_eq!(takes(false, &[]), ["h0", "h1", "h2", "h3"]);
+        assert_eq!(takes(true, &[]), ["h0", "h2"]);
+        assert_eq!(takes(true, &[3]), ["h3", "h0", "h2"], "one that does not serve is taken from no zone");
+    }
+    let mut tale = Tale::planned(&zoned(true), Purpose::Rollback { to: None }, fleet(4, &[]));
+    tale.plays(|_| false);
+    assert_eq!(tale.run.end.as_ref().unwrap().0, RunState::Succeeded);
+}
+
+#[test]
+fn a_way_back_by_itself_keeps_to_one_zone_of_those_that_serve() {
+    let rollout = Rollout { zones: true, max_parallel: 4, on_failure: OnFailure::Rollback, ..Rollout::default() };
+    let mut tale = Tale::planned(&rollout, Purpose::Deploy, fleet(5, &[]));
+    let mut back = Vec::new();
+    while let Some(key) = tale.begins().into_iter().next() {
+        if key.to_string().starts_with("e0#2/") {
+            back = tale.takes();
+            break;
+        }
+        // The fourth fails: it goes back first, and h1 of its zone after the others.
+        let fails = key.to_string().contains("/h3/");
+        tale.call(&key, fails);
+    }
+    assert_eq!(back, ["h3", "h0", "h2"], "{:#?}", tale.run.deployments);
+}
+
+#[test]
+fn hosts_that_have_ended_are_not_missed_unless_a_number_was_asked_for() {
+    let floor = |min_healthy, gone: &[u64]| {
+        let rollout = Rollout { min_healthy, ..Rollout::default() };
+        let mut tale = Tale::planned(&rollout, Purpose::Deploy, fleet(4, &[3]));
+        let gone = gone.iter().map(|n| host(*n).id).collect();
+        let why = BTreeMap::new();
+        tale.append(Event::FleetSeen { deployment: 1, gone, joined: vec![host(9)], wave: 0, why });
+        (tale.run.deployments[0].phases.min_healthy, tale.takes().len())
+    };
+    assert_eq!(floor(None, &[]), (2, 1));
+    assert_eq!(floor(None, &[1]), (1, 1), "two of two that are left serve, and one may be taken");
+    assert_eq!(floor(None, &[1, 3]), (1, 1), "the other one did not serve");
+    assert_eq!(floor(Some(Budget::Count(2)), &[1]), (2, 1), "one that does not serve costs nothing");
+    assert_eq!(floor(Some(Budget::Count(2)), &[1, 3]).0, 2);
+}
+
+#[test]
+fn a_host_whose_turn_to_go_back_never_came_says_why() {
+    let rollout = Rollout { on_failure: OnFailure::Rollback, ..Rollout::default() };
+    let mut tale = Tale::planned(&rollout, Purpose::Deploy, fleet(4, &[]));
+    // The new release fails on the third host, and the old one cannot be put back on it.
+    tale.plays(|key| key.contains("/h2/"));
+    let run = &tale.run;
+    assert_eq!(run.end.as_ref().unwrap().0, RunState::RollbackFailed, "{:#?}", run.end);
+    let of = |n: u64| run.deployments[0].host(&host(n).id).unwrap();
+    let told = |n: u64| (of(n).state(true), of(n).why().map(|why| why.code.as_str()));
+    assert_eq!([told(2), told(3)], [(HostState::Failed, Some("exit")), (HostState::Skipped, None)]);
+    assert_eq!([told(0), told(1)], [(HostState::Failed, Some("not_taken_back")); 2]);
+    let why = &of(0).why().unwrap().message;
+    assert!(why.starts_with("its turn to go back did not come: 1 of 3 hosts could not be brought"), "{why}");
+}

@@ -1,0 +1,199 @@
+//! An integration daemon and receivers, each a daemon of its own with its own directory and project file.
+
+use std::{path::PathBuf, process::Command};
+
+use crate::fixture::{Daemon, World, eventually, free_port, output};
+
+/// A receiver: a world of its own, whose host is the machine it runs on.
+pub struct Receiver {
+    pub id: String,
+    pub world: World,
+    pub port: u16,
+    pub daemon: Option<Daemon>,
+}
+
+/// What a test wants otherwise of everybody's files.
+#[derive(Clone)]
+pub struct Wants {
+    /// Keys of the sender's `rollout`.
+    pub rollout: &'static str,
+    /// Further keys of the sender's environment.
+    pub sender: &'static str,
+    /// Its stages.
+    pub stages: &'static str,
+    /// Further keys of the receivers' environment.
+    pub receiver: &'static str,
+    /// What is deployed beside the revision: Lua of `deploy(host, release)`.
+    pub deploy: &'static str,
+}
+
+impl Default for Wants {
+    fn default() -> Self {
+        Wants {
+            rollout: r#"canary = 1, bake_time = "0s""#,
+            sender: "",
+            stages: r#"{ "unit", run = function(run) run:sh "true" end }"#,
+            receiver: "",
+            deploy: "",
+        }
+    }
+}
+
+/// All of them.
+pub struct Fleet {
+    pub sender: World,
+    pub daemon: Option<Daemon>,
+    pub receivers: Vec<Receiver>,
+}
+
+/// `phased keys make signals` in a world; the public half.
+fn key(world: &World, comment: &str) -> String {
+    let config = Daemon::configure(world);
+    let mut command = Command::new(crate::fixture::BINARY);
+    command.args(["keys", "make", "--comment", comment, "--config"]).arg(config);
+    let made = output(&mut command);
+    assert_eq!(made.code, 0, "{made:?}");
+    made.stdout.trim().to_owned()
+}
+
+impl Fleet {
+    /// Everybody is up, and nothing is deployed. Receivers `r1`, `r2`, ...
+    pub fn new(count: usize, wants: &Wants) -> Fleet {
+        let sender = World::new();
+        let public = key(&sender, "integration");
+        let mut receivers: Vec<Receiver> = (1..=count).map(|n| Receiver::new(n, &public, &sender, wants)).collect();
+        let mut lines = String::new();
+        let mut hosts = String::new();
+        for receiver in &receivers {
+            let (id, port) = (&receiver.id, receiver.port);
+            lines.push_str(&format!("{id} {}\n", key(&receiver.world, id)));
+            hosts.push_str(&format!("{{ id = \"{id}\", address = \"127.0.0.1\", port = {port} }}, "));
+        }
+        std::fs::write(sender.path("receivers"), lines).unwrap();
+        std::fs::write(sender.path("limits.toml"), "converge = \"1s\"\n").unwrap();
+        let lua = format!(
+            "return phased.project {{\n  source = {{ git = \"{}\", branch = \"main\" }},\n  test = {{ {} }},\n  environments = {{ {{ \
+             \"production\", transport = \"signal\", hosts = {{ {hosts} }},\n    signal = {{ key = phased.secret \"signals\", receivers = \
+             \"{}\" }},\n    rollout = {{ {} }}, {} }} }},\n  notify = require \"alerts.log\" {{}},\n}}\n",
+            sender.repo.url(),
+            wants.stages,
+            sender.path("receivers").display(),
+            wants.rollout,
+            wants.sender,
+        );
+        project(&sender, &lua);
+        for receiver in &mut receivers {
+            receiver.start();
+        }
+        let daemon = Some(sender.start());
+        Fleet { sender, daemon, receivers }
+    }
+
+    pub fn daemon(&self) -> &Daemon {
+        self.daemon.as_ref().unwrap()
+    }
+
+    /// Kills the integration daemon as `kill -9` does, and starts it again.
+    pub fn kill_sender(&mut self) {
+        self.daemon.take().unwrap().kill();
+        self.daemon = Some(self.sender.start());
+    }
+
+    pub fn everywhere(&self, revision: &str) -> bool {
+        self.receivers.iter().all(|receiver| receiver.revision().as_deref() == Some(revision))
+    }
+}
+
+fn project(world: &World, lua: &str) {
+    std::fs::write(world.path("plugins/projects/shop.lua"), lua).unwrap();
+    world.projects.lock().unwrap().insert("shop".to_owned());
+}
+
+impl Receiver {
+    fn new(n: usize, senders: &str, sender: &World, wants: &Wants) -> Receiver {
+        let (id, world, port) = (format!("r{n}"), World::new(), free_port());
+        // Its own repository is nobody's; one with a branch is not waited for.
+        world.repo.push("nothing");
+        std::fs::write(world.path("port"), port.to_string()).unwrap();
+        let dir = world.path("tested");
+        let lua = format!(
+            r#"return phased.project {{
+  source = {{ git = "{}", branch = "main" }},
+  environments = {{ {{ "production", when = "signal", hosts = {{ phased.localhost }},
+    deploy = function(host, release)
+      host:sh {{ [[
+        cd "$DIR"
+        echo "$PHASED_REVISION" >>deployed
+        while [ -e hold ]; do sleep 0.1; done
+        echo "$PHASED_REVISION" >revision
+      ]], env = {{ DIR = "{dir}" }} }}
+      {}
+    end,
+    health = {{ command = 'cd "{dir}"; [ "$(cat revision)" = "$PHASED_REVISION" ]; ! grep -qs "$PHASED_REVISION" sick',
+                min_healthy_time = "100ms", healthy_deadline = "2s", interval = "100ms" }}, {} }} }},
+  notify = require "alerts.log" {{}},
+}}
+"#,
+            sender.repo.url(),
+            wants.deploy.replace("@DIR@", dir.to_str().unwrap()),
+            wants.receiver,
+            dir = dir.display(),
+        );
+        project(&world, &lua);
+        std::fs::write(
+            world.path("more.toml"),
+            format!(
+                "[signals]\nkey = \"signals\"\nhost = \"{id}\"\naccept = [{{ key = \"{senders}\", projects = [\"shop\"] }}]\n"
+            ),
+        )
+        .unwrap();
+        Receiver { id, world, port, daemon: None }
+    }
+
+    pub fn start(&mut self) {
+        self.daemon = Some(self.world.start());
+    }
+
+    pub fn kill(&mut self) {
+        self.daemon.take().unwrap().kill();
+    }
+
+    pub fn daemon(&self) -> &Daemon {
+        self.daemon.as_ref().unwrap()
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.world.path("tested").join(name)
+    }
+
+    /// The commit it serves.
+    pub fn revision(&self) -> Option<String> {
+        Some(std::fs::read_to_string(self.file("revision")).ok()?.trim().to_owned())
+    }
+
+    /// The commits that were deployed there, in order: once for each time.
+    pub fn deployed(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.file("deployed")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Its deploys wait from now on, or go on.
+    pub fn hold(&self, hold: bool) {
+        match hold {
+            true => std::fs::write(self.file("hold"), "").unwrap(),
+            false => std::fs::remove_file(self.file("hold")).unwrap(),
+        }
+    }
+
+    /// Waits until so many deploys have begun there.
+    #[track_caller]
+    pub fn begun(&self, count: usize) {
+        eventually(&format!("{} deploys", self.id), || (self.deployed().len() >= count).then_some(()));
+    }
+
+    /// `GET /v1/signals` there.
+    #[track_caller]
+    pub fn signals(&self) -> serde_json::Value {
+        self.daemon().api.get("/v1/signals").is(200).json()
+    }
+}

@@ -1,0 +1,174 @@
+//! Signals that are not right, through real HTTP: none is taken, each is counted, each can be seen.
+
+use std::collections::BTreeMap;
+
+use phased::{
+    model::{
+        ids::{Digest, Epoch, RunId},
+        signal::{Deploy, Domain, Order, Shipped, Signal, written},
+    },
+    ports::{secrets::Secret, signals::Signer as _},
+    signal::{Ed25519, generate},
+};
+use serde_json::{Value, json};
+
+use super::fleet::{Fleet, Receiver, Wants};
+use crate::fixture::{Answer, Dice};
+
+fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    i64::try_from(since.as_millis()).unwrap()
+}
+
+/// Whoever has the sender's key, or another one.
+struct Forger {
+    key: Secret,
+    fingerprint: String,
+    revision: String,
+    nonce: u64,
+}
+
+impl Forger {
+    fn signal(&mut self, epoch: u64) -> Signal {
+        self.nonce += 1;
+        let now = now_ms();
+        Signal {
+            version: 1,
+            project: "shop".parse().unwrap(),
+            environment: "production".parse().unwrap(),
+            audience: "r1".parse().unwrap(),
+            nonce: format!("{:032x}", self.nonce),
+            issued_at_ms: now,
+            not_after_ms: now + 120_000,
+            order: Order::Deploy(Box::new(Deploy {
+                token: Digest::of(&self.nonce.to_be_bytes()),
+                epoch: Epoch(epoch),
+                run: RunId::new(now, u128::from(self.nonce)),
+                release: Shipped {
+                    id: self.revision[..12].parse().unwrap(),
+                    revision: self.revision.parse().unwrap(),
+                    tag: None,
+                    artifacts: Vec::new(),
+                },
+                back: false,
+                retry_bad: false,
+                reason: None,
+            })),
+        }
+    }
+
+    fn signature(&self, document: &[u8]) -> String {
+        format!("{} {}", self.fingerprint, Ed25519.sign(&self.key, Domain::Signal, document).unwrap().1)
+    }
+}
+
+fn send(receiver: &Receiver, document: &[u8], signature: &str) -> Answer {
+    let api = receiver.daemon().tcp().with("content-type", "application/json").with("phased-signature", signature);
+    api.ask("POST", "/v1/signals", document)
+}
+
+/// The code of a refusal, signed or not.
+fn code(answer: &Answer) -> String {
+    let body = answer.json();
+    let code = body["code"].as_str().or_else(|| body["said"]["cause"]["code"].as_str());
+    code.unwrap_or_else(|| panic!("{answer:?}")).to_owned()
+}
+
+#[test]
+fn what_is_not_right_is_refused_counted_and_visible() {
+    let fleet = Fleet::new(1, &Wants::default());
+    let receiver = &fleet.receivers[0];
+    let revision = fleet.sender.repo.push("one");
+    fleet.daemon().deploy().is("succeeded");
+    let read = std::fs::read(fleet.sender.path("secrets/signals")).unwrap();
+    let key = Secret::new(&read);
+    let fingerprint = phased::signal::public_half(&key).unwrap().fingerprint();
+    let mut forger = Forger { key, fingerprint, revision: revision.clone(), nonce: 0 };
+    let epoch = u64::MAX >> 12;
+    let other = Secret::new(generate("somebody").unwrap().0.as_bytes());
+    let mut dice = Dice::new("signals");
+    let mut expected = BTreeMap::<String, u64>::new();
+    // One that is right, of a newer deployment than the real one's: from here on that is the newest. Then it comes again.
+    let right = written(&forger.signal(epoch));
+    let signature = forger.signature(&right);
+    let answer = send(receiver, &right, &signature);
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    let run = answer.json()["said"]["run"].as_str().unwrap().to_owned();
+    for case in 0..140 {
+        let whole = forger.signal(epoch);
+        let now = whole.issued_at_ms;
+        let sign = |signal: &Signal| {
+            let document = written(signal);
+            let signature = forger.signature(&document);
+            (document, signature)
+        };
+        let (document, signature, wanted) = match case % 7 {
+            0 => {
+                let (mut document, signature) = sign(&whole);
+                let at = usize::try_from(dice.below(document.len() as u64)).unwrap();
+                document[at] ^= 1 << dice.below(8);
+                (document, signature, "signal_signature")
+            }
+            1 => {
+                let document = written(&whole);
+                let forged = Ed25519.sign(&other, Domain::Signal, &document).unwrap().1;
+                (document, format!("{} {forged}", forger.fingerprint), "signal_signature")
+            }
+            2 => {
+                let (document, signature) = sign(&Signal { audience: "r2".parse().unwrap(), ..whole });
+                (document, signature, "signal_audience")
+            }
+            3 => {
+                let (issued_at_ms, not_after_ms) = (now - 400_000, now - 280_000);
+                let (document, signature) = sign(&Signal { issued_at_ms, not_after_ms, ..whole });
+                (document, signature, "signal_expired")
+            }
+            4 => {
+                let old = forger.signal(epoch - 1 - dice.below(1000));
+                let document = written(&old);
+                let signature = forger.signature(&document);
+                (document, signature, "signal_epoch")
+            }
+            5 => (right.clone(), signature.clone(), "signal_replayed"),
+            _ => {
+                let (document, signature) = sign(&Signal { project: "billing".parse().unwrap(), ..whole });
+                (document, signature, "signal_not_allowed")
+            }
+        };
+        let answer = send(receiver, &document, &signature);
+        assert_eq!(code(&answer), wanted, "case {case}: {}", answer.text());
+        *expected.entry(wanted.to_owned()).or_default() += 1;
+    }
+    assert_eq!(answer_of(receiver, "not even a signature"), "signal_signature");
+    assert_eq!(answer_of(receiver, ""), "signal_signature");
+    *expected.get_mut("signal_signature").unwrap() += 2;
+    let signals = receiver.signals();
+    assert_eq!(signals["refused"], json!(expected), "each is counted");
+    assert_eq!(signals["recent"].as_array().unwrap().len(), 20);
+    let said = receiver.daemon().cli(&["signals"]).stdout;
+    assert!(said.contains("20 signal_replayed"), "{said}");
+    let log = receiver.daemon().said();
+    assert!(log.contains("a signal was refused") && log.contains("signal_epoch"), "it is in the log");
+    let status = receiver.daemon().status();
+    assert_eq!(status["trouble"][0]["code"], "signals_refused", "{status}");
+    // Of all these there came one run, and that one is known by its token, also after a restart.
+    let runs: Vec<String> = receiver.daemon().runs().iter().map(|run| run["id"].as_str().unwrap().to_owned()).collect();
+    assert!(runs.len() == 2 && runs[0] == run, "{runs:?}");
+    let Fleet { mut receivers, .. } = fleet;
+    let mut receiver = receivers.remove(0);
+    receiver.daemon().run(&run).wait().is("succeeded");
+    receiver.kill();
+    receiver.start();
+    let answer = send(&receiver, &right, &signature);
+    assert_eq!(code(&answer), "signal_replayed", "what was taken is on disk");
+    // Its own sender asks again, with another nonce: the same run.
+    let again: Signal = serde_json::from_slice(&right).unwrap();
+    let again = written(&Signal { nonce: "e".repeat(32), ..again });
+    let answer = send(&receiver, &again, &forger.signature(&again));
+    assert_eq!((answer.status, &answer.json()["said"]["run"]), (200, &Value::from(run.as_str())), "{}", answer.text());
+    assert_eq!(receiver.daemon().runs().len(), 2);
+}
+
+fn answer_of(receiver: &Receiver, signature: &str) -> String {
+    code(&send(receiver, b"{}", signature))
+}
