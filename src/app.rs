@@ -304,6 +304,10 @@ impl Links for Ways {
     fn waiting(&self) -> Option<watch::Receiver<usize>> {
         Some(self.ssh.waiting())
     }
+
+    async fn let_go(&self, id: &str) {
+        self.ssh.let_go(id).await;
+    }
 }
 
 /// Runs the daemon until SIGTERM or SIGINT; SIGHUP reloads. `ready` is called once it answers, or not at all.

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! connect      from a host's description to a link        trust        whether a server is the host that was meant
-//! bastions     shared sessions on the way                 known_hosts  our own strict reader of these files
-//! room         how many sessions and handshakes           certificate  host certificates, checked whole
+//! bastions,    shared sessions on the way, and what       known_hosts  our own strict reader of these files
+//! ahead        hosts say through them                     certificate  host certificates, checked whole
+//! room         how many sessions and handshakes
 //! guard, link  a session as a link                        server       a small server, for the demo and tests
 //! ```
 //!
@@ -16,8 +17,9 @@
 //! # Limits
 //! TCP, key exchange and login together have the host's connect time-out (10 s). After that silence is no error; a keepalive
 //! unanswered three times, 15 s apart, is. Output is bounded per channel: a reader that is slow makes the server wait, and with it
-//! the other channels of the same host. Sessions and handshakes are bounded in number, see `room`, and through a bastion once more.
+//! the other channels of the same host, but never those of other hosts behind its bastion. Sessions and handshakes are bounded in number, see `room`, and through a bastion once more.
 
+mod ahead;
 mod bastions;
 mod certificate;
 mod connect;

@@ -36,7 +36,7 @@ struct Nothing;
 
 #[async_trait::async_trait]
 impl HostKeys for Nothing {
-    fn known(&self, _: &Realm, _: &str) -> Result<Option<Learnt>, Cause> {
+    async fn known(&self, _: &Realm, _: &str) -> Result<Option<Learnt>, Cause> {
         Ok(None)
     }
     async fn learn(&self, _: &Realm, id: &str, _: Learnt) -> Result<Learnt, Cause> {

@@ -576,13 +576,22 @@ impl Engine for Conductor {
         let world = &self.inner.world;
         let realm = Realm::new(&loaded.name, &environment.name);
         let forgotten = hosts::keys::forget(&*world.control, &realm, id).map_err(|error| self.refused(&error))?;
-        let Some((old, ticket)) = forgotten else {
+        let found = hosts::kept::forget_keys(world, &loaded.name, environment, id).await;
+        if forgotten.is_none() && !found {
             let (project, environment) = (loaded.name.clone(), environment.name.to_string());
             return Err(Refusal::HostKeyNone { project, environment, id: id.to_owned() });
-        };
-        self.synced(&ticket).await?;
-        tracing::warn!(project = %loaded.name, environment = %environment.name, host = id, by, key = old.fingerprint,
-            "the learnt key of a host is forgotten; the next one it shows is learnt");
+        }
+        if let Some((old, ticket)) = forgotten {
+            self.synced(&ticket).await?;
+            // A bastion that everybody is still logged in to has not been asked for its key again.
+            world.links.let_go(id).await;
+            tracing::warn!(project = %loaded.name, environment = %environment.name, host = id, by, key = old.fingerprint,
+                "the learnt key of a host is forgotten; the next one it shows is learnt");
+        }
+        if found {
+            tracing::warn!(project = %loaded.name, environment = %environment.name, host = id, by,
+                "the keys that a source gave a host are forgotten; the source is asked for them again");
+        }
         Ok(hosts::show::view(world, &loaded, environment, false).await)
     }
 

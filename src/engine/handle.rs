@@ -35,7 +35,7 @@ pub enum Refusal {
     TokenUnknown(String),
     /// 404 `host_key_none`.
     #[error(
-        "no host key of {id:?} was learnt in {environment} of {project}; see `phased hosts {project} {environment}` for those that were"
+        "no host key of {id:?} was learnt in {environment} of {project}, and no source gave one; see `phased hosts {project} {environment}` for those that were learnt"
     )]
     HostKeyNone {
         /// Whose.

@@ -27,7 +27,7 @@ use crate::{
 };
 
 mod fleet;
-mod kept;
+pub(super) mod kept;
 pub(super) mod keys;
 pub(super) mod show;
 pub(super) mod watch;

@@ -1,6 +1,9 @@
 //! Learnt host keys over control: `host_key/<project>/<environment>/<id>`, written once by compare-and-set.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use async_trait::async_trait;
 use serde_json::json;
@@ -13,17 +16,36 @@ use crate::{
     ports::{
         control::{Commit, CommitError, Control, Revision},
         host_keys::HostKeys,
+        journal::Ticket,
     },
 };
 
 /// Host keys in a control log.
-pub struct ControlHostKeys(Arc<dyn Control>);
+pub struct ControlHostKeys {
+    control: Arc<dyn Control>,
+    /// Records that were written and may not be on disk yet. Held while one is written: nobody finds a key there without its ticket.
+    unsynced: Mutex<BTreeMap<String, Ticket>>,
+}
 
 impl ControlHostKeys {
     /// Over `control`.
     #[must_use]
     pub fn new(control: Arc<dyn Control>) -> Self {
-        ControlHostKeys(control)
+        ControlHostKeys { control, unsynced: Mutex::default() }
+    }
+
+    fn unsynced(&self) -> MutexGuard<'_, BTreeMap<String, Ticket>> {
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn synced(&self, id: &str, at: &str, ticket: &Ticket) -> Result<(), Cause> {
+        ticket.synced().await.map_err(|error| unkept(id, &error.to_string()))?;
+        let mut unsynced = self.unsynced();
+        // It may have been forgotten and learnt anew meanwhile.
+        if unsynced.get(at).is_some_and(|newest| newest.seq() == ticket.seq()) {
+            unsynced.remove(at);
+        }
+        Ok(())
     }
 }
 
@@ -33,8 +55,17 @@ fn unkept(id: &str, why: &str) -> Cause {
 
 #[async_trait]
 impl HostKeys for ControlHostKeys {
-    fn known(&self, realm: &Realm, id: &str) -> Result<Option<Learnt>, Cause> {
-        let Some(entry) = self.0.get(&realm.host_key(id)) else { return Ok(None) };
+    async fn known(&self, realm: &Realm, id: &str) -> Result<Option<Learnt>, Cause> {
+        let at = realm.host_key(id);
+        let (entry, ticket) = {
+            let unsynced = self.unsynced();
+            (self.control.get(&at), unsynced.get(&at).cloned())
+        };
+        let Some(entry) = entry else { return Ok(None) };
+        // Somebody else has met it this very moment.
+        if let Some(ticket) = ticket {
+            self.synced(id, &at, &ticket).await?;
+        }
         serde_json::from_value(entry.value).map(Some).map_err(|error| {
             let message = format!(
                 "what is kept of the key of {id} cannot be read ({error}): compare its key by another way, then `phased hosts {realm} \
@@ -47,13 +78,18 @@ impl HostKeys for ControlHostKeys {
     async fn learn(&self, realm: &Realm, id: &str, key: Learnt) -> Result<Learnt, Cause> {
         let at = realm.host_key(id);
         let puts = vec![(at.clone(), Some(json!(key)))];
-        match self.0.commit(Commit::Setting, &[(at, Revision(0))], puts) {
-            Ok(ticket) => {
-                ticket.synced().await.map_err(|error| unkept(id, &error.to_string()))?;
-                Ok(key)
+        let written = {
+            let mut unsynced = self.unsynced();
+            let written = self.control.commit(Commit::Setting, &[(at.clone(), Revision(0))], puts);
+            if let Ok(ticket) = &written {
+                unsynced.insert(at.clone(), ticket.clone());
             }
+            written
+        };
+        match written {
+            Ok(ticket) => self.synced(id, &at, &ticket).await.map(|()| key),
             Err(CommitError::Conflict { .. }) => {
-                self.known(realm, id)?.ok_or_else(|| unkept(id, "it was forgotten in the same moment; try again"))
+                self.known(realm, id).await?.ok_or_else(|| unkept(id, "it was forgotten in the same moment; try again"))
             }
             Err(error) => Err(unkept(id, &error.to_string())),
         }
@@ -83,18 +119,20 @@ mod tests {
             fingerprint: format!("SHA256:{n}"),
             address: "10.0.0.1".to_owned(),
             at_ms: 7,
+            unnamed_since_ms: None,
         };
         let keys = open(dir.path());
-        assert_eq!(keys.known(&realm, "i-1"), Ok(None));
+        assert_eq!(keys.known(&realm, "i-1").await, Ok(None));
         assert_eq!(keys.learn(&realm, "i-1", key("a")).await, Ok(key("a")));
         // Somebody else met it a moment later.
         assert_eq!(keys.learn(&realm, "i-1", key("b")).await, Ok(key("a")));
+        assert!(keys.unsynced().is_empty());
         drop(keys);
         let again = open(dir.path());
-        assert_eq!(again.known(&realm, "i-1"), Ok(Some(key("a"))));
-        assert_eq!(again.known(&realm, "i-2"), Ok(None));
+        assert_eq!(again.known(&realm, "i-1").await, Ok(Some(key("a"))));
+        assert_eq!(again.known(&realm, "i-2").await, Ok(None));
         // A record of a later version, or a damaged one, is no unknown host.
-        again.0.commit(Commit::Setting, &[], vec![(realm.host_key("i-2"), Some(json!({ "v": 9 })))]).unwrap();
-        assert_eq!(again.known(&realm, "i-2").unwrap_err().code, "host_key_unknown");
+        again.control.commit(Commit::Setting, &[], vec![(realm.host_key("i-2"), Some(json!({ "v": 9 })))]).unwrap();
+        assert_eq!(again.known(&realm, "i-2").await.unwrap_err().code, "host_key_unknown");
     }
 }

@@ -217,7 +217,7 @@ pub enum Bake {
     Baking {
         /// When it began.
         since: Stamp,
-        /// How long no daemon was there since.
+        /// How long nobody looked since: no daemon was there, or it had no room for the sessions.
         away: std::time::Duration,
     },
     /// Over.
@@ -292,6 +292,15 @@ pub enum HealthRun {
 }
 
 impl Deployment {
+    /// Only watched time counts: so much of what bakes was not.
+    pub(super) fn not_watched(&mut self, span: std::time::Duration) {
+        for wave in &mut self.waves {
+            if let Bake::Baking { away, .. } = &mut wave.bake {
+                *away += span;
+            }
+        }
+    }
+
     /// One that has only been created.
     #[must_use]
     pub fn created(n: u32, environment: EnvironmentName, at: &Stamp) -> Self {
@@ -548,5 +557,21 @@ impl HostRun {
             HealthRun::Unhealthy(cause) => Some(cause),
             _ => self.functions().into_iter().find_map(|(_, progress)| progress.cause()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_watched_is_no_part_of_a_bake() {
+        let at = Stamp { wall_ms: 0, boot_ms: 0, boot: "boot".into() };
+        let wave = |bake| WaveRun { bake, ..WaveRun::default() };
+        let baking = |away| Bake::Baking { since: at.clone(), away: std::time::Duration::from_secs(away) };
+        let mut deployment = Deployment::created(1, "production".parse().unwrap(), &at);
+        deployment.waves = vec![wave(Bake::Over), wave(baking(3)), wave(Bake::Due)];
+        deployment.not_watched(std::time::Duration::from_secs(4));
+        assert_eq!(deployment.waves, [wave(Bake::Over), wave(baking(7)), wave(Bake::Due)]);
     }
 }

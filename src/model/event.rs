@@ -248,6 +248,9 @@ pub enum Event {
     Observed {
         /// Which deployment bakes.
         deployment: u32,
+        /// Of the time until now so much was not watched after all, ms: there was no room for the sessions to look.
+        #[serde(skip_serializing_if = "is_zero", default)]
+        unwatched_ms: u64,
     },
     /// A paused deployment goes on.
     Unpaused {
@@ -363,6 +366,11 @@ pub enum BakeVerdict {
     Passed,
     /// Nothing could be concluded, and `on_inconclusive` says that it goes on.
     Inconclusive,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_zero(span: &u64) -> bool {
+    *span == 0
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature

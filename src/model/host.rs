@@ -190,6 +190,17 @@ impl Ssh {
             max_sessions: own.max_sessions.or(base.max_sessions),
         }
     }
+
+    /// `self`, an environment's, under a host's `own`. Keys of the host are not its bastions': how those are known is as for the environment.
+    #[must_use]
+    pub fn of_host(&self, own: &Ssh) -> Ssh {
+        let mut ssh = self.overlaid(own);
+        let hops = ssh.jump.iter_mut().flat_map(|jump| &mut jump.0);
+        if let (Some(HostKeys::Given(_)), Some(usual @ HostKeys::Policy(_))) = (&ssh.host_keys, &self.host_keys) {
+            hops.for_each(|hop| hop.host_keys = hop.host_keys.take().or_else(|| Some(usual.clone())));
+        }
+        ssh
+    }
 }
 
 /// A secret by name, never by value: `{"$secret": "deploy_key"}`.
@@ -199,4 +210,26 @@ pub struct SecretRef {
     /// The name under the secrets directory; may contain `/`.
     #[serde(rename = "$secret")]
     pub name: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{host_key::Policy, jump::Hop};
+
+    #[test]
+    fn keys_of_a_host_do_not_take_the_policy_of_its_environment_from_its_bastions() {
+        let (tofu, given) = (HostKeys::Policy(Policy::Tofu), HostKeys::Given(vec!["SHA256:x".to_owned()]));
+        let hop = |keys: Option<&HostKeys>| Hop { host_keys: keys.cloned(), ..Hop::parse("b").unwrap() };
+        let jump = Some(Jump(vec![hop(None), hop(Some(&given))]));
+        let environment = Ssh { host_keys: Some(tofu.clone()), jump, ..Ssh::default() };
+        let console = Ssh { host_keys: Some(given.clone()), ..Ssh::default() };
+        let ssh = environment.of_host(&console);
+        assert_eq!(
+            (ssh.host_keys, ssh.jump),
+            (Some(given.clone()), Some(Jump(vec![hop(Some(&tofu)), hop(Some(&given))])))
+        );
+        // Without keys of its own there is nothing to fill in.
+        assert_eq!(environment.of_host(&Ssh::default()).jump, environment.jump);
+    }
 }

@@ -98,6 +98,9 @@ pub struct Learnt {
     pub address: String,
     /// Wall time, ms.
     pub at_ms: i64,
+    /// Since when no source names the host, as far as that is known for sure; wall time, ms.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub unnamed_since_ms: Option<i64>,
 }
 
 #[cfg(test)]

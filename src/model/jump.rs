@@ -35,12 +35,13 @@ pub struct Hop {
     pub max_handshakes: Option<u32>,
 }
 
-/// As a project writes it, and as journals of earlier versions have it: a text, a table, or a list of these.
+/// As a project writes it, and as journals of earlier versions have it: a text, a table, or a list of these. The list comes first: serde
+/// would take one for a table whose values stand in order.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Written {
-    One(OneHop),
     Many(Vec<OneHop>),
+    One(OneHop),
 }
 
 #[derive(Deserialize)]
@@ -142,6 +143,8 @@ mod tests {
         assert_eq!(read(r#"{"address":"b","port":2222,"user":"x"}"#), Jump(vec![hop.clone()]));
         let two = read(r#"["x@b:2222", {"address": "::1", "key": {"$secret": "k"}}]"#);
         assert_eq!(two.to_string(), "x@b:2222, [::1]:22");
+        assert_eq!(read(r#"["x@b:2222"]"#), Jump(vec![hop.clone()]));
+        assert_eq!(read(r#"[{"address":"b","port":2222,"user":"x"}]"#), Jump(vec![hop]));
         assert_eq!(read(&serde_json::to_string(&two).unwrap()), two);
         assert_eq!((read(r#""none""#).0.len(), read(r#""none""#).to_string()), (0, "none".to_owned()));
         assert!(serde_json::from_str::<Jump>(r#"{"address":"b","usr":"x"}"#).is_err());

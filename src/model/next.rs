@@ -230,8 +230,9 @@ impl Run {
                 deployment.paused = None;
                 deployment.progress_at = Some(at.clone());
             }
-            Event::Observed { deployment } => {
-                self.deployment_mut("observed", *deployment)?;
+            Event::Observed { deployment, unwatched_ms } => {
+                let deployment = self.deployment_mut("observed", *deployment)?;
+                deployment.not_watched(std::time::Duration::from_millis(*unwatched_ms));
             }
             Event::Promoted { deployment, .. } => {
                 let deployment = self.deployment_mut("promoted", *deployment)?;
@@ -298,12 +299,7 @@ impl Run {
                             *again = true;
                         }
                     }
-                    for wave in &mut deployment.waves {
-                        // Only watched time counts.
-                        if let Bake::Baking { away: unwatched, .. } = &mut wave.bake {
-                            *unwatched += away;
-                        }
-                    }
+                    deployment.not_watched(away);
                 }
             }
             Event::DeploymentEnded { deployment, state, cause } => {

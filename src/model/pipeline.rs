@@ -156,7 +156,7 @@ impl Environment {
             (Transport::Ssh, Some(signal)) => Transport::Signal(Box::new(signal.clone())),
             (own, _) => own.clone(),
         };
-        Host { ssh: self.ssh.overlaid(&host.ssh), transport, ..host }
+        Host { ssh: self.ssh.of_host(&host.ssh), transport, ..host }
     }
 }
 

@@ -108,4 +108,9 @@ pub trait Links: Send + Sync {
     fn waiting(&self) -> Option<watch::Receiver<usize>> {
         None
     }
+
+    /// Ends the shared sessions to the bastion called `id`, if it is one: the next one to need it meets it anew.
+    async fn let_go(&self, id: &str) {
+        let _no_bastion = id;
+    }
 }

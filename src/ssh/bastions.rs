@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
@@ -21,16 +22,19 @@ use super::{
 };
 use crate::{
     model::{
+        cause::Cause,
         host::Host,
         host_key::{HostKeys, Policy, Realm},
         jump::{Hop, Jump},
     },
     ports::link::{Duplex, Link as _, LinkError},
-    time::{Span, Stamp, within},
+    time::{Clock, Span, Stamp, within},
 };
 
 /// How long a bastion that could not be reached is not asked again.
 const REST: Duration = Duration::from_secs(3);
+/// How long one that has not answered a request may take to answer anything.
+const PING: Duration = Duration::from_secs(5);
 /// How often it is seen whether anybody still uses one; after two looks without, it is let go.
 const LOOK: Duration = Duration::from_secs(30);
 /// Connections and handshakes through one bastion at the same moment. Each is a connection that its machine makes to another sshd, and
@@ -47,6 +51,8 @@ struct Bastion {
     state: tokio::sync::Mutex<State>,
     turns: Arc<Semaphore>,
     most: u32,
+    /// [`Hop::id`].
+    id: String,
 }
 
 #[derive(Default)]
@@ -56,10 +62,17 @@ struct State {
     failed: Option<(Stamp, LinkError)>,
 }
 
+impl State {
+    /// Why it is not tried again yet.
+    fn refusal(&self, now: &Stamp) -> Option<&LinkError> {
+        self.failed.as_ref().filter(|(at, _)| now.since(at) < REST).map(|(_, error)| error)
+    }
+}
+
 /// A way through a bastion, and the turn to use it until the host behind it has let us in.
 pub(super) struct Through {
     pub(super) link: Arc<SshLink>,
-    place: String,
+    pub(super) place: String,
     pub(super) turn: OwnedSemaphorePermit,
 }
 
@@ -75,27 +88,46 @@ impl SshLinks {
         jump: &Jump,
         user: &str,
     ) -> Result<Option<Through>, LinkError> {
-        let mut through: Option<Through> = None;
         let mut way = String::new();
-        for hop in &jump.0 {
+        let now = self.clock.now();
+        let hops = jump.0.iter().map(|hop| {
             let spec = Spec::of(realm, host, hop, user);
             way.push_str(&spec.key());
-            let bastion = self.bastions.of(&way, spec.most);
-            let link = bastion.link(self, &spec, through.take()).await.map_err(|error| named(hop, error))?;
+            Step { bastion: self.bastions.of(&way, &spec, &now), spec }
+        });
+        let steps: Vec<Step<'_>> = hops.collect();
+        self.behind(&steps).await
+    }
+
+    /// Ends the sessions to the bastion called `id`; all that goes through them ends with them.
+    pub async fn let_go(&self, id: &str) {
+        for bastion in self.bastions.called(id) {
+            let link = bastion.state.lock().await.link.take();
+            if let Some(link) = link {
+                link.close().await;
+            }
+        }
+    }
+
+    /// A session to the last of `steps`, and a turn on it. Those before it are only asked where it has no session yet: who finds one takes
+    /// nobody's turn but its own.
+    fn behind<'a>(&'a self, steps: &'a [Step<'a>]) -> BoxFuture<'a, Result<Option<Through>, LinkError>> {
+        Box::pin(async move {
+            let Some((Step { bastion, spec }, before)) = steps.split_last() else { return Ok(None) };
+            let link = bastion.link(self, spec, before).await.map_err(|error| named(spec.hop, error))?;
             let turn =
                 within(&*self.clock, WAIT, Arc::clone(&bastion.turns).acquire_owned()).await.and_then(Result::ok);
             let turn = turn.ok_or_else(|| {
                 let message = format!(
                     "the bastion {} has been busy for {}: its max_handshakes = {} are all under way",
-                    hop.place(),
+                    spec.hop.place(),
                     Span(WAIT),
                     bastion.most
                 );
-                LinkError::new("session_limit", message)
+                LinkError::new("session_limit", message).about(spec.hop)
             })?;
-            through = Some(Through { link, place: hop.place(), turn });
-        }
-        Ok(through)
+            Ok(Some(Through { link, place: spec.hop.place(), turn }))
+        })
     }
 }
 
@@ -105,29 +137,56 @@ impl Through {
     /// # Errors
     /// `unreachable` is what is behind it; everything else is the bastion's.
     pub(super) async fn dial(&self, address: &str, port: u16) -> Result<Box<dyn Duplex>, LinkError> {
-        self.link.dial(address, port).await.map_err(|error| match error.cause.code.as_str() {
+        self.link.dial_ahead(address, port).await.map_err(|error| match error.cause.code.as_str() {
             "forwarding_refused" => {
                 let message = format!(
                     "the bastion {} does not connect us to {address} port {port}: set AllowTcpForwarding local in its sshd_config, and no PermitOpen \
                      against it",
                     self.place
                 );
-                LinkError { cause: crate::model::cause::Cause { message, ..error.cause } }
+                LinkError { cause: Cause { message, ..error.cause } }
             }
             "unreachable" => error,
-            _ => LinkError { cause: crate::model::cause::Cause { message: format!("the bastion {}: {}", self.place, error.cause.message), ..error.cause } },
+            _ => LinkError { cause: Cause { message: format!("the bastion {}: {}", self.place, error.cause.message), ..error.cause } },
         })
     }
 }
 
+impl Through {
+    /// Asks the bastion whether it is there. One that does not answer is given up, with every session through it: the next one to come
+    /// makes it anew.
+    ///
+    /// # Errors
+    /// `connection_lost` of the bastion.
+    pub(super) async fn is_there(&self, clock: &dyn Clock) -> Result<(), LinkError> {
+        if self.link.answers(clock, PING).await {
+            return Ok(());
+        }
+        self.link.abandon();
+        let message = format!("the bastion {} does not answer any more: its session is given up", self.place);
+        Err(LinkError { cause: Cause::new("connection_lost", message).with("bastion", self.place.as_str()) })
+    }
+}
+
 fn named(hop: &Hop, error: LinkError) -> LinkError {
-    let place = hop.place();
     // One behind another one has been named already.
     if error.cause.facts.contains_key("bastion") {
         return error;
     }
-    let message = format!("the bastion {place}: {}", error.cause.message);
-    LinkError { cause: crate::model::cause::Cause { message, ..error.cause }.with("bastion", place) }
+    let message = format!("the bastion {}: {}", hop.place(), error.cause.message);
+    LinkError { cause: Cause { message, ..error.cause } }.about(hop)
+}
+
+impl LinkError {
+    fn about(self, hop: &Hop) -> Self {
+        LinkError { cause: self.cause.with("bastion", hop.place()) }
+    }
+}
+
+/// One bastion of a way.
+struct Step<'a> {
+    bastion: Arc<Bastion>,
+    spec: Spec<'a>,
 }
 
 /// What is to be known to reach one.
@@ -167,44 +226,50 @@ impl<'a> Spec<'a> {
 }
 
 impl Bastions {
-    fn of(&self, key: &str, most: u32) -> Arc<Bastion> {
+    fn called(&self, id: &str) -> Vec<Arc<Bastion>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.values().filter(|bastion| bastion.id == id).cloned().collect()
+    }
+
+    fn of(&self, key: &str, spec: &Spec<'_>, now: &Stamp) -> Arc<Bastion> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that nobody uses and that have no session are forgotten.
-        all.retain(|_, bastion| Arc::strong_count(bastion) > 1 || bastion.has_link());
-        let made = || Bastion { state: Default::default(), turns: Arc::new(Semaphore::new(most as usize)), most };
+        // Those that nobody uses and of which nothing is to be known are forgotten.
+        all.retain(|_, bastion| Arc::strong_count(bastion) > 1 || bastion.is_known(now));
+        let most = spec.most;
+        let turns = || Arc::new(Semaphore::new(most as usize));
+        let made = || Bastion { state: Default::default(), turns: turns(), most, id: spec.hop.id() };
         Arc::clone(all.entry(key.to_owned()).or_insert_with(|| Arc::new(made())))
     }
 }
 
 impl Bastion {
-    /// Also while somebody makes one.
-    fn has_link(&self) -> bool {
+    /// Whether there is a session, somebody makes one, or it is not to be tried again yet.
+    fn is_known(&self, now: &Stamp) -> bool {
         let Ok(state) = self.state.try_lock() else { return true };
-        state.link.as_ref().is_some_and(|link| !link.is_closed())
+        state.link.as_ref().is_some_and(|link| !link.is_closed()) || state.refusal(now).is_some()
     }
 
-    /// Its session, made where there is none; through the bastion before it, whose turn is held until then.
+    /// Its session, made where there is none; through the bastions before it, whose turn is held until then.
     async fn link(
         self: &Arc<Self>,
         links: &SshLinks,
         spec: &Spec<'_>,
-        through: Option<Through>,
+        before: &[Step<'_>],
     ) -> Result<Arc<SshLink>, LinkError> {
         let mut state = self.state.lock().await;
         if let Some(link) = state.link.as_ref().filter(|link| !link.is_closed()) {
             return Ok(Arc::clone(link));
         }
         state.link = None;
-        let now = links.clock.now();
-        if let Some((at, error)) = &state.failed
-            && now.since(at) < REST
-        {
+        if let Some(error) = state.refusal(&links.clock.now()) {
             return Err(error.clone());
         }
+        // What fails there is kept there.
+        let through = links.behind(before).await?;
         let (id, place) = (spec.hop.id(), spec.hop.place());
         let who = Who { id: &id, name: &place, address: &spec.hop.address, port: spec.way.to.port };
         let trust = Trust::of(spec.realm, &who, spec.way.host_keys, spec.way.known_hosts, &*links.kept);
-        let made = match trust {
+        let made = match trust.await {
             Ok(trust) => links.session(&spec.way, trust, through, None, None).await,
             Err(error) => Err(error),
         };

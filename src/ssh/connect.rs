@@ -29,6 +29,7 @@ use super::{
 use crate::{
     lifecycle::{Tasks, watch},
     model::{
+        cause::Cause,
         host::{Host, SecretRef},
         host_key::{HostKeys as Said, Learnt, Realm},
     },
@@ -148,7 +149,7 @@ impl SshLinks {
             connect_timeout_ms: host.ssh.connect_timeout_ms,
         };
         let who = Who { id: host.id.as_str(), name: &host.name, address: &host.address, port: way.to.port };
-        let trust = Trust::of(realm, &who, way.host_keys, way.known_hosts, &*self.kept)?;
+        let trust = Trust::of(realm, &who, way.host_keys, way.known_hosts, &*self.kept).await?;
         let held = self.room.session(&*self.clock, realm, host.ssh.max_sessions).await?;
         let through = match &host.ssh.jump {
             Some(jump) => self.through(realm, host, jump, &user).await?,
@@ -206,15 +207,25 @@ impl SshLinks {
         let key = self.key(way.key)?;
         let limit = way.connect_timeout_ms.map_or(CONNECT, Duration::from_millis);
         let place = format!("{}@{} port {}", to.user, to.address, to.port);
+        let by_way_of = through.as_ref().map(|through| through.place.clone());
         let timed_out = |what: &str| {
-            LinkError::new("connect_timeout", format!("{place} {what} within {}", crate::time::Span(limit)))
+            let limit = crate::time::Span(limit);
+            match &by_way_of {
+                Some(bastion) => {
+                    let message = format!("{place} {what} within {limit}, by way of the bastion {bastion}");
+                    LinkError { cause: Cause::new("connect_timeout", message).with("through", bastion.as_str()) }
+                }
+                None => LinkError::new("connect_timeout", format!("{place} {what} within {limit}")),
+            }
         };
         let began = self.clock.now();
+        let mut dialled = false;
         let greeted = within(&*self.clock, limit, async {
             let stream: Box<dyn Duplex> = match &through {
                 Some(bastion) => bastion.dial(to.address, to.port).await?,
                 None => tcp(to.address, to.port).await?,
             };
+            dialled = true;
             // A server speaks first. Before it does it takes nobody's turn: hosts that hang do not hold up the others.
             let mut stream = BufReader::with_capacity(GREETING, stream);
             match stream.fill_buf().await {
@@ -225,7 +236,16 @@ impl SshLinks {
                 Err(e) => Err(LinkError::new("connection_lost", format!("the connection to {place} was lost: {e}"))),
             }
         });
-        let stream = greeted.await.ok_or_else(|| timed_out("did not answer"))??;
+        let stream = match greeted.await {
+            Some(stream) => stream?,
+            None => {
+                // Neither did the bastion say that it cannot: it may be the one that is gone.
+                if let Some(bastion) = through.as_ref().filter(|_| !dialled) {
+                    bastion.is_there(&*self.clock).await?;
+                }
+                return Err(timed_out("did not answer"));
+            }
+        };
         let left = limit.saturating_sub(self.clock.now().since(&began)).max(Duration::from_millis(1));
 
         let mut turns = vec![self.room.handshake(&*self.clock).await?];
@@ -242,11 +262,12 @@ impl SshLinks {
         let handle = handle.ok_or_else(|| timed_out("did not let us in"))??;
         // Only what has let us in is remembered: a stranger at the address of a host is not taken for it because it has a key too.
         let new = new.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // The disk is waited for in nobody's turn.
+        valve.unbounded();
         let learnt = match new {
             Some(new) => Some(trust.learn(&*self.kept, new).await?),
             None => None,
         };
-        valve.unbounded();
         cut.keep();
         Ok(Arc::new(SshLink::new(handle, valve, place, base, through, learnt, self.tasks.clone())))
     }

@@ -37,6 +37,8 @@ pub struct Known {
     /// What the host is called there.
     name: Arc<str>,
     keys: Vec<KeyData>,
+    /// Whether the keys are those of its id, and not only of the address it has today.
+    names_id: bool,
     revoked: Vec<KeyData>,
     /// Authorities whose certificates are good for it.
     authorities: Vec<KeyData>,
@@ -76,13 +78,11 @@ pub fn parse(text: &str, who: &Who<'_>) -> Result<Known, (usize, &'static str)> 
     let name = name(who.address, who.port);
     // An id that is the address says nothing of the port.
     let id = Some(who.id.to_ascii_lowercase()).filter(|id| *id != who.address.to_ascii_lowercase());
-    let any_name = |patterns: &str| {
-        let names = [Some(name.as_str()), Some(who.address), id.as_deref(), Some(who.name)];
-        names
-            .into_iter()
-            .flatten()
-            .try_fold(false, |found, name| Ok(found || matches(patterns, &name.to_ascii_lowercase())?))
-    };
+    let plain = [Some(who.address), id.as_deref(), Some(who.name)].into_iter().flatten();
+    let all_names: Vec<String> =
+        plain.flat_map(|plain| [plain.to_ascii_lowercase(), self::name(plain, who.port)]).collect();
+    let by_all_names =
+        |patterns: &str| all_names.iter().map(|name| hit(patterns, name)).collect::<Result<Vec<_>, &'static str>>();
     let mut known = Known { name: Arc::from(name.as_str()), ..Known::default() };
     let mut by_id = Vec::new();
     for (i, line) in text.lines().enumerate() {
@@ -101,8 +101,13 @@ pub fn parse(text: &str, who: &Who<'_>) -> Result<Known, (usize, &'static str)> 
                 let names_id = id.as_deref().map_or(Ok(false), |id| names(patterns, id)).map_err(bad)?;
                 (names_id || matches(patterns, &name).map_err(bad)?, names_id)
             }
-            // Whatever may be meant by a name: more is revoked, and an authority only counts where certificates are asked for.
-            Some("@revoked" | "@cert-authority") => (any_name(patterns).map_err(bad)?, false),
+            // Whatever may be meant by a name: more is revoked.
+            Some("@revoked") => (by_all_names(patterns).map_err(bad)?.contains(&Hit::In), false),
+            // And a host that is taken out by one of its names is not let in by another.
+            Some("@cert-authority") => {
+                let hits = by_all_names(patterns).map_err(bad)?;
+                (hits.contains(&Hit::In) && !hits.contains(&Hit::Out), false)
+            }
             Some(_) => return Err(bad("its marker is neither @revoked nor @cert-authority")),
         };
         if !named {
@@ -126,9 +131,14 @@ pub fn parse(text: &str, who: &Who<'_>) -> Result<Known, (usize, &'static str)> 
             None => known.keys.push(key),
         }
     }
-    if let Some(id) = id.filter(|_| !by_id.is_empty()) {
-        (known.keys, known.name) = (by_id, Arc::from(id));
-    }
+    known.names_id = match id {
+        Some(id) if !by_id.is_empty() => {
+            (known.keys, known.name) = (by_id, Arc::from(id));
+            true
+        }
+        Some(_) => false,
+        None => !known.keys.is_empty(),
+    };
     Ok(known)
 }
 
@@ -146,27 +156,42 @@ fn usable(algorithm: &Algorithm) -> bool {
     matches!(algorithm, Algorithm::Ed25519 | Algorithm::Ecdsa { .. } | Algorithm::Rsa { .. })
 }
 
-/// Whether a list of patterns names `name`: one that matches, and no `!` one that does.
+/// What a list of patterns says of a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hit {
+    /// One matches, and no `!` one does.
+    In,
+    /// A `!` one does.
+    Out,
+    /// Nothing.
+    None,
+}
+
+/// Whether a list of patterns names `name`.
 fn matches(patterns: &str, name: &str) -> Result<bool, &'static str> {
+    Ok(hit(patterns, name)? == Hit::In)
+}
+
+fn hit(patterns: &str, name: &str) -> Result<Hit, &'static str> {
     if let Some(hashed) = patterns.strip_prefix("|1|") {
         let (salt, hash) = hashed.split_once('|').ok_or("its hashed name is cut")?;
         let decode = |part| base64::engine::general_purpose::STANDARD.decode(part);
         let (Ok(salt), Ok(hash)) = (decode(salt), decode(hash)) else { return Err("its hashed name is not base64") };
         let mut mac = hmac::Hmac::<sha1::Sha1>::new_from_slice(&salt).map_err(|_| "its salt is empty")?;
         mac.update(name.as_bytes());
-        return Ok(mac.verify_slice(&hash).is_ok());
+        return Ok(if mac.verify_slice(&hash).is_ok() { Hit::In } else { Hit::None });
     }
     if patterns.starts_with('|') {
         return Err("its name is hashed in an unknown way");
     }
-    let mut found = false;
+    let mut found = Hit::None;
     for pattern in patterns.split(',') {
         let (pattern, not) = pattern.strip_prefix('!').map_or((pattern, false), |rest| (rest, true));
         if wildcard(pattern.to_ascii_lowercase().as_bytes(), name.as_bytes()) {
             if not {
-                return Ok(false);
+                return Ok(Hit::Out);
             }
-            found = true;
+            found = Hit::In;
         }
     }
     Ok(found)
@@ -283,6 +308,12 @@ impl Known {
         self.keys.is_empty()
     }
 
+    /// Whether the file has a key of the host's id. An address that is no id may have been another machine's.
+    #[must_use]
+    pub fn names_id(&self) -> bool {
+        self.names_id
+    }
+
     /// Authorities whose certificates are good for the host.
     #[must_use]
     pub fn authorities(&self) -> &[KeyData] {
@@ -335,6 +366,8 @@ mod tests {
         assert_eq!(verdict(&file, "i-0old", A), Ok(()));
         // A pattern names addresses; an id is named exactly.
         assert_eq!(verdict(&format!("i-* {A}\n10.0.0.1 {B}"), "i-0new", A), changed());
+        assert!(parse(&file, &host("i-0new")).unwrap().names_id());
+        assert!(!parse(&file, &host("i-0old")).unwrap().names_id());
         assert_eq!(verdict(&format!("I-0NEW,!i-0new {A}\n10.0.0.1 {B}"), "i-0new", B), Ok(()));
         // What is revoked for it by any name is revoked.
         for name in ["i-0new", "10.0.0.1", "*"] {
@@ -407,6 +440,25 @@ mod tests {
         let error = known.check(&key(A)).unwrap_err();
         assert_eq!(error.cause.code, "host_key_unknown");
         assert!(error.cause.message.contains("@cert-authority"), "{error}");
+    }
+
+    #[test]
+    fn an_authority_is_not_one_of_a_host_that_any_of_its_names_takes_out() {
+        let authorities = |patterns: &str, address, port| {
+            let who = Who { id: "i-1", name: "web-1", address, port };
+            parse(&format!("@cert-authority {patterns} {A}"), &who).unwrap().authorities().len()
+        };
+        assert_eq!(authorities("*,!10.0.9.*", "10.0.1.1", 22), 1);
+        assert_eq!(authorities("*,!10.0.9.*", "10.0.9.1", 22), 0);
+        assert_eq!(authorities("*,!10.0.9.*", "10.0.9.1", 2222), 0);
+        assert_eq!(authorities("*,![10.0.9.1]:2222", "10.0.9.1", 2222), 0);
+        assert_eq!(authorities("*,![WEB-1]:2222", "10.0.9.1", 2222), 0);
+        assert_eq!(authorities("10.*,!i-1", "10.0.1.1", 22), 0);
+        assert_eq!(authorities("10.*,!i-2", "10.0.1.1", 22), 1);
+        // What is revoked for it by one name is not let in again by another.
+        let who = Who { id: "i-1", name: "web-1", address: "10.0.9.1", port: 22 };
+        let known = parse(&format!("10.0.9.1 {A}\n@revoked *,!10.0.9.* {A}"), &who).unwrap();
+        assert_eq!(known.check(&key(A)).unwrap_err().cause.code, "host_key_revoked");
     }
 
     #[test]

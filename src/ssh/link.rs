@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -15,16 +16,17 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
-use super::{connect::Checker, guard::Valve};
+use super::{ahead, connect::Checker, guard::Valve};
 use crate::{
     lifecycle::Tasks,
     ports::link::{Channel, Duplex, Exit, Link, LinkError},
+    time::{Clock, within},
 };
 
 /// Packets (32 KiB at most) of one stream that wait for their reader.
 const QUEUE: usize = 8;
 
-type Raw = russh::Channel<client::Msg>;
+pub(super) type Raw = russh::Channel<client::Msg>;
 
 /// One session to one host.
 pub(super) struct SshLink {
@@ -86,6 +88,51 @@ impl SshLink {
         opened.await.map_err(|_| self.lost())?
     }
 
+    /// A connection made by the machine itself. Cancel safe as `raw` is.
+    async fn forward(&self, host: &str, port: u16) -> Result<Raw, LinkError> {
+        let place = self.place.clone();
+        let (reply, opened) = oneshot::channel();
+        let (handle, to) = (self.handle.clone(), host.to_owned());
+        self.tasks.spawn("ssh forwarding", async move {
+            let opened = handle.channel_open_direct_tcpip(to, u32::from(port), "127.0.0.1", 0).await;
+            if let Err(Ok(raw)) = reply.send(opened) {
+                let _gone = raw.close().await;
+            }
+        });
+        match opened.await.map_err(|_| self.lost())? {
+            Ok(raw) => Ok(raw),
+            Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::ConnectFailed)) => Err(LinkError::new(
+                "unreachable",
+                format!("{place} cannot connect to {host} port {port}: nobody listens there"),
+            )),
+            Err(russh::Error::ChannelOpenFailure(reason)) => Err(LinkError::new(
+                "forwarding_refused",
+                format!(
+                    "{place} refused to connect to {host} port {port} for us ({reason:?}): set AllowTcpForwarding local in its \
+                     sshd_config (and no PermitOpen against it), or ask by a command instead (health.command)"
+                ),
+            )),
+            Err(other) => Err(refused(&place, other)),
+        }
+    }
+
+    /// The same as [`Link::dial`], read ahead: for what shares this session with others.
+    pub(super) async fn dial_ahead(&self, host: &str, port: u16) -> Result<Box<dyn Duplex>, LinkError> {
+        let raw = self.forward(host, port).await?;
+        Ok(ahead::read(raw, self.place.clone(), format!("{host} port {port}"), &self.tasks))
+    }
+
+    /// Whether the machine still answers.
+    pub(super) async fn answers(&self, clock: &dyn Clock, limit: Duration) -> bool {
+        within(clock, limit, self.handle.send_ping()).await.is_some_and(|sent| sent.is_ok()) && !self.is_closed()
+    }
+
+    /// Gives up a session whose machine does not answer, with all that goes through it.
+    pub(super) fn abandon(&self) {
+        self.closed.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.valve.cut();
+    }
+
     fn lost(&self) -> LinkError {
         LinkError::new("connection_lost", format!("the connection to {} was lost", self.place))
     }
@@ -114,11 +161,7 @@ impl Link for SshLink {
         let (dropped, ended) = (CancellationToken::new(), CancellationToken::new());
         // Lives as long as anything of the channel is in somebody's hands.
         let held = Arc::new(dropped.clone().drop_guard());
-        let stdin = Stdin {
-            writer: write.make_writer(),
-            ended: Box::pin(ended.clone().cancelled_owned()),
-            _held: held.clone(),
-        };
+        let stdin = Stdin::new(write.make_writer(), ended.clone(), held.clone());
         let pump = Pump { read, write, say: Some(say), place: self.place.clone(), dropped, _ended: ended.drop_guard() };
         self.tasks.spawn("ssh channel", pump.run(out, err));
         let lost = self.lost();
@@ -135,30 +178,7 @@ impl Link for SshLink {
     }
 
     async fn dial(&self, host: &str, port: u16) -> Result<Box<dyn Duplex>, LinkError> {
-        let place = self.place.clone();
-        let (reply, opened) = oneshot::channel();
-        let (handle, to) = (self.handle.clone(), host.to_owned());
-        self.tasks.spawn("ssh forwarding", async move {
-            let opened = handle.channel_open_direct_tcpip(to, u32::from(port), "127.0.0.1", 0).await;
-            if let Err(Ok(raw)) = reply.send(opened) {
-                let _gone = raw.close().await;
-            }
-        });
-        match opened.await.map_err(|_| self.lost())? {
-            Ok(raw) => Ok(Box::new(raw.into_stream())),
-            Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::ConnectFailed)) => Err(LinkError::new(
-                "unreachable",
-                format!("{place} cannot connect to {host} port {port}: nobody listens there"),
-            )),
-            Err(russh::Error::ChannelOpenFailure(reason)) => Err(LinkError::new(
-                "forwarding_refused",
-                format!(
-                    "{place} refused to connect to {host} port {port} for us ({reason:?}): set AllowTcpForwarding local in its \
-                     sshd_config (and no PermitOpen against it), or ask by a command instead (health.command)"
-                ),
-            )),
-            Err(other) => Err(refused(&place, other)),
-        }
+        Ok(Box::new(self.forward(host, port).await?.into_stream()))
     }
 
     fn is_closed(&self) -> bool {
@@ -282,10 +302,16 @@ impl AsyncRead for Reader {
 }
 
 /// A channel's standard input; writing fails once the channel has ended, instead of waiting for a window that never opens.
-struct Stdin<W> {
+pub(super) struct Stdin<W> {
     writer: W,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
     _held: Arc<DropGuard>,
+}
+
+impl<W> Stdin<W> {
+    pub(super) fn new(writer: W, ended: CancellationToken, held: Arc<DropGuard>) -> Self {
+        Stdin { writer, ended: Box::pin(ended.cancelled_owned()), _held: held }
+    }
 }
 
 impl<W: AsyncWrite + Unpin> AsyncWrite for Stdin<W> {

@@ -21,6 +21,9 @@ use crate::{
 /// The longest wait in line: sessions that are in use come to an end, but not always soon.
 pub(super) const WAIT: Duration = Duration::from_secs(300);
 
+/// The longest wait for a turn of a server that has greeted: it waits too, and not for ever (sshd's `LoginGraceTime` is 120 s).
+const GREETED: Duration = Duration::from_secs(30);
+
 /// Limits of the daemon on its sessions to hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SshLimits {
@@ -93,9 +96,10 @@ impl Room {
     /// # Errors
     /// `session_limit`: there was none for too long.
     pub(super) async fn handshake(&self, clock: &dyn Clock) -> Result<OwnedSemaphorePermit, LinkError> {
-        let turn = within(clock, WAIT, Arc::clone(&self.handshakes).acquire_owned()).await;
-        turn.and_then(Result::ok)
-            .ok_or_else(|| in_vain(&format!("[limits] handshakes = {}, and all of them are", self.limits.handshakes)))
+        let turn = within(clock, GREETED, Arc::clone(&self.handshakes).acquire_owned()).await;
+        turn.and_then(Result::ok).ok_or_else(|| {
+            in_vain(&format!("[limits] handshakes = {}, and all of them are", self.limits.handshakes), GREETED)
+        })
     }
 
     fn line(&self, realm: &Realm, most: u32) -> Arc<Semaphore> {
@@ -117,13 +121,13 @@ impl Room {
         }
         let _in_line = InLine::stand(&self.waiting);
         let place = within(clock, WAIT, Arc::clone(line).acquire_owned()).await;
-        place.and_then(Result::ok).ok_or_else(|| in_vain(&what()))
+        place.and_then(Result::ok).ok_or_else(|| in_vain(&what(), WAIT))
     }
 }
 
-fn in_vain(what: &str) -> LinkError {
+fn in_vain(what: &str, waited: Duration) -> LinkError {
     let message =
-        format!("nothing was sent to the host: {what} in use for {}. Raise it, or do less at once", Span(WAIT));
+        format!("nothing was sent to the host: {what} in use for {}. Raise it, or do less at once", Span(waited));
     LinkError::new("session_limit", message)
 }
 

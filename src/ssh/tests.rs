@@ -41,7 +41,7 @@ impl Learning {
 
 #[async_trait::async_trait]
 impl HostKeys for Learning {
-    fn known(&self, realm: &Realm, id: &str) -> Result<Option<Learnt>, Cause> {
+    async fn known(&self, realm: &Realm, id: &str) -> Result<Option<Learnt>, Cause> {
         Ok(self.0.lock().unwrap().get(&realm.host_key(id)).cloned())
     }
     async fn learn(&self, realm: &Realm, id: &str, key: Learnt) -> Result<Learnt, Cause> {
@@ -146,18 +146,30 @@ impl Sshd {
 
     /// Its sessions die with it.
     fn end(&mut self) {
+        let sessions = self.sessions();
         let Some(mut child) = self.child.take() else { return };
-        let listener = i32::try_from(child.id()).unwrap();
+        let _gone = child.kill();
+        let _status = child.wait();
+        for pid in sessions {
+            let _gone = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+
+    /// The processes that serve its sessions.
+    fn sessions(&self) -> Vec<nix::unistd::Pid> {
         let children = |of: i32| -> Vec<i32> {
             let text = std::fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
             text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
         };
-        let sessions: Vec<i32> =
-            children(listener).into_iter().flat_map(|pid| [vec![pid], children(pid)].concat()).collect();
-        let _gone = child.kill();
-        let _status = child.wait();
-        for pid in sessions {
-            let _gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        let listener = self.child.iter().map(|child| i32::try_from(child.id()).unwrap());
+        let of_it = listener.flat_map(children).flat_map(|pid| [vec![pid], children(pid)].concat());
+        of_it.map(nix::unistd::Pid::from_raw).collect()
+    }
+
+    /// Sends a signal to those.
+    fn signal(&self, signal: nix::sys::signal::Signal) {
+        for pid in self.sessions() {
+            nix::sys::signal::kill(pid, signal).unwrap();
         }
     }
 

@@ -57,7 +57,7 @@ impl Trust {
     ///
     /// # Errors
     /// Nothing is known by which anybody could be recognised: `host_key_unknown`.
-    pub(super) fn of(
+    pub(super) async fn of(
         realm: &Realm,
         who: &Who<'_>,
         said: Option<&Said>,
@@ -91,10 +91,15 @@ impl Trust {
                 }
                 Anchor::Authorities
             }
-            // Where the file has its key, nothing need be learnt.
-            Said::Policy(Policy::Tofu) if known.as_ref().is_some_and(|known| !known.is_empty()) => Anchor::File,
+            Said::Policy(Policy::Tofu) if known.as_ref().is_some_and(Known::names_id) => Anchor::File,
             Said::Policy(Policy::Tofu) => {
-                Anchor::First(kept.known(realm, who.id).map_err(|cause| LinkError { cause })?)
+                match kept.known(realm, who.id).await.map_err(|cause| LinkError { cause })? {
+                    // What it showed under its id counts, whoever had its address when the file was written.
+                    Some(learnt) => Anchor::First(Some(learnt)),
+                    // Where the file has its key, nothing need be learnt.
+                    None if known.as_ref().is_some_and(|known| !known.is_empty()) => Anchor::File,
+                    None => Anchor::First(None),
+                }
             }
         };
         Ok(Trust {
@@ -180,6 +185,7 @@ impl Trust {
                     fingerprint: key.fingerprint(HashAlg::Sha256).to_string(),
                     address: known_hosts::name(&self.address, self.port),
                     at_ms: now_ms,
+                    unnamed_since_ms: None,
                 }))
             }
         }
@@ -210,7 +216,9 @@ impl Trust {
             Anchor::Authorities => format!("{at} has no certificate of a kind that is known ({how})"),
             Anchor::Given(_) => format!(
                 "the key of {at} is none of those that its host_keys give ({how}): somebody may be listening in, or the record is of another \
-                 machine. If the host was installed anew, correct its record"
+                 machine. If the host was installed anew, correct its record; where its source found the keys out (console_keys), let it look \
+                 again: phased hosts {} --forget-key '{}'",
+                self.realm, self.id
             ),
             Anchor::First(Some(learnt)) => {
                 let (algorithm, since) = (learnt.key.split(' ').next().unwrap_or_default(), rfc3339(learnt.at_ms));

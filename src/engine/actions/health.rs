@@ -1,6 +1,6 @@
 //! The watch over hosts: after their deploy until there is a verdict, and while a wave bakes.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 
@@ -13,7 +13,10 @@ use crate::model::{
     host::{Host, Transport},
     pipeline::{Check, Health, Version, VersionFrom},
 };
-use crate::time::Stamp;
+use crate::{
+    ports::link::{Link, LinkError},
+    time::{Span, Stamp, within},
+};
 
 /// Looks at a host until there is a verdict.
 pub(super) async fn watch(
@@ -31,7 +34,7 @@ pub(super) async fn watch(
         true => Watch::again(health, deployed, clock.now().since(began)),
     };
     loop {
-        let round = look(context, deployment, host, health).await;
+        let round = look(context, deployment, host, health, None).await;
         let elapsed = clock.now().since(began);
         let seen = round.as_deref().map_err(|cause| cause.message.clone());
         let unhealthy = match watch.see(elapsed, seen) {
@@ -67,13 +70,23 @@ fn on_host(cause: Cause, host: &Host) -> Cause {
     Cause { message, ..cause }.with("host", host.id.as_str())
 }
 
-/// One round over every check: what each saw, or why none could look. A check may print what a step of this run has used.
-async fn look(context: &Context, deployment: u32, host: &Host, health: &Health) -> Result<Vec<Sight>, Cause> {
+/// One round over every check: what each saw, or why none could look. A check may print what a step of this run has used. With `room` no
+/// longer is waited for a session than that says.
+async fn look(
+    context: &Context,
+    deployment: u32,
+    host: &Host,
+    health: &Health,
+    room: Option<&Room>,
+) -> Result<Vec<Sight>, Cause> {
     let limit = Duration::from_millis(health.timeout_ms);
     if let Transport::Signal(_) = &host.transport {
         return signals::send::well(&context.world, host, health, limit).await;
     }
-    let link = context.sessions.link(deployment, host).await;
+    let link = match room {
+        None => context.sessions.link(deployment, host).await,
+        Some(room) => room.link(context, deployment, host).await,
+    };
     let link = link.map_err(|error| {
         let message = format!("the host cannot be reached: {}", error.cause.message);
         context.sessions.redact_cause(&Cause { message, ..error.cause })
@@ -97,8 +110,37 @@ const WIDE: usize = 32;
 const IN_A_ROW: u32 = 3;
 /// A host that nobody gets to for so long is lost.
 const CUT: Duration = Duration::from_secs(120);
-/// The longest wait between two rounds.
+/// The longest wait between two rounds, and for room in one of them.
 const ROUND: Duration = Duration::from_secs(10);
+
+/// How long the looks of one round may wait for room, together.
+struct Room {
+    wait: Duration,
+    since: Stamp,
+}
+
+impl Room {
+    /// A link to `host`, without standing in line for a session for longer than this: others of the round are to be looked at too.
+    async fn link(&self, context: &Context, deployment: u32, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
+        let clock = &context.world.clock;
+        let left = self.wait.saturating_sub(clock.now().since(&self.since));
+        let mut link = std::pin::pin!(context.sessions.link(deployment, host));
+        match within(&**clock, left, &mut link).await {
+            Some(link) => link,
+            None if is_crowded(context) => {
+                let message = format!("nobody looked: there was no room for a session within {}", Span(self.wait));
+                Err(LinkError::new("session_limit", message))
+            }
+            // It stands in no line: the way to the host takes what it takes.
+            None => link.await,
+        }
+    }
+}
+
+/// Whether anybody waits for room for a session.
+fn is_crowded(context: &Context) -> bool {
+    context.world.links.waiting().is_some_and(|waiting| *waiting.borrow() > 0)
+}
 
 /// A host that is watched while a wave bakes.
 pub(in crate::engine) struct Guarded {
@@ -112,36 +154,49 @@ pub(in crate::engine) struct Guarded {
     pub(super) cut: Option<Stamp>,
 }
 
-/// Watches hosts that were healthy until nobody wants to know any more; tells each that is not healthy any more, once.
+/// Watches hosts that were healthy until nobody wants to know any more; tells each that is not healthy any more, once. Time in which we did
+/// not look, as there was no room for sessions, is told too: it is no part of the bake.
 pub(super) async fn guard(context: &Context, deployment: u32, mut guarded: Vec<Guarded>, bake: Duration) {
     let Some(first) = guarded.first() else { return std::future::pending().await };
     let between = Duration::from_millis(first.health.interval_ms);
     let usual = (bake / 10).clamp(between, ROUND.max(between));
+    let clock = &context.world.clock;
+    let (mut told, mut unwatched) = (clock.now(), Duration::ZERO);
     loop {
         let most = guarded.iter().filter_map(|guarded| guarded.host.ssh.max_sessions).min();
         let most = most.map_or(WIDE, |most| WIDE.min(most.max(1) as usize));
         let wide = guarded.len() > most;
+        let room = &Room { wait: ROUND.min(bake / 4), since: clock.now() };
         let looks = guarded.into_iter().map(|mut guarded| async move {
-            let round = look(context, deployment, &guarded.host, &guarded.health).await;
-            if wide {
-                // A wide fleet's connections are not kept for it.
+            let round = look(context, deployment, &guarded.host, &guarded.health, Some(room)).await;
+            if wide || is_crowded(context) {
+                // A wide fleet's connections are not kept for it, nor any that others wait for.
                 context.sessions.forget(&guarded.host.id).await;
             }
             if let Err(cause) = round {
                 // A cut says nothing of the release: it is waited for, and then it is the host that is lost.
-                let since = guarded.cut.get_or_insert_with(|| context.world.clock.now());
-                let lost = context.world.clock.now().since(since) >= CUT;
-                return (guarded, lost.then_some((cause.message, cause.code)));
+                let since = guarded.cut.get_or_insert_with(|| clock.now());
+                let is_ours = cause.code == "session_limit";
+                let lost = clock.now().since(since) >= CUT || (is_ours && unwatched >= CUT);
+                return (guarded, !is_ours, lost.then_some((cause.message, cause.code)));
             }
             guarded.cut = None;
             let bad = guarded.watch.round(round.as_deref().map_err(|cause| cause.message.clone()));
             guarded.bad = if bad.is_some() { guarded.bad + 1 } else { 0 };
             let bad = bad.filter(|(_, hopeless)| *hopeless || guarded.bad >= IN_A_ROW);
-            (guarded, bad.map(|(why, _)| (why, "unhealthy".to_owned())))
+            (guarded, true, bad.map(|(why, _)| (why, "unhealthy".to_owned())))
         });
         let seen: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(most).collect().await;
+        let now = clock.now();
+        if seen.iter().any(|(_, looked, _)| !looked) {
+            let span = now.since(&told);
+            unwatched += span;
+            let unwatched_ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+            context.facts(vec![Event::Observed { deployment, unwatched_ms }], false).await;
+        }
+        told = now;
         let mut well = Vec::new();
-        for (guarded, bad) in seen {
+        for (guarded, _, bad) in seen {
             match bad {
                 Some((why, code)) => {
                     let message = format!("it was healthy, and is not any more: {why}");
@@ -156,6 +211,6 @@ pub(super) async fn guard(context: &Context, deployment: u32, mut guarded: Vec<G
         guarded = well;
         // One that seems ill is looked at again soon.
         let soon = guarded.iter().any(|guarded| guarded.bad > 0);
-        context.world.clock.sleep(if soon { between } else { usual }).await;
+        clock.sleep(if soon { between } else { usual }).await;
     }
 }

@@ -15,6 +15,7 @@ use crate::{
         cause::Cause,
         discovery::{Merged, Out, believe},
         host::Host,
+        host_key::HostKeys,
         ids::{Digest, EnvironmentName, HostId, ProjectName},
         pipeline::SourceLimits,
         rollout::Budget,
@@ -251,6 +252,23 @@ impl Fleet {
         }
     }
 
+    /// Takes the keys of a host off the last lists. Whether there were any.
+    pub(super) fn forget_keys(&mut self, id: &str) -> bool {
+        let has_keys = |host: &Host| host.id.as_str() == id && matches!(host.ssh.host_keys, Some(HostKeys::Given(_)));
+        let mut any = false;
+        for good in self.sources.iter_mut().filter_map(|source| source.good.as_mut()) {
+            if !good.hosts.iter().any(has_keys) {
+                continue;
+            }
+            any = true;
+            good.blob = None;
+            for host in Arc::make_mut(&mut good.hosts).iter_mut().filter(|host| has_keys(host)) {
+                host.ssh.host_keys = None;
+            }
+        }
+        any
+    }
+
     /// Writes down who is there no more, and why; whoever is back is taken out.
     pub(super) fn compare(&mut self, before: &Merged, now: &Merged, now_ms: i64) {
         self.gone.retain(|gone| !now.hosts.contains_key(&gone.id));
@@ -337,6 +355,18 @@ mod tests {
         hear(&mut fleet, told("role=db", 5, Ok(&["db1", "db2", "db3"])));
         assert_eq!(good(&fleet, "role=db").unwrap(), ["db1", "db2", "db3"]);
         assert_eq!(good(&fleet, "role=web").unwrap(), ["web1", "web2", "web3"]);
+    }
+
+    #[test]
+    fn keys_that_a_source_found_out_are_forgotten_so_that_it_looks_again() {
+        let mut fleet = Fleet::default();
+        let mut answer = told("", 1, Ok(&["web1", "web2"]));
+        let keys = Some(HostKeys::Given(vec!["SHA256:x".to_owned()]));
+        answer.answer.as_mut().unwrap().iter_mut().for_each(|host| host.ssh.host_keys = keys.clone());
+        hear(&mut fleet, answer);
+        assert!(fleet.forget_keys("web1") && !fleet.forget_keys("web1") && !fleet.forget_keys("web3"));
+        let known = fleet.known(&origin("")).unwrap().good.as_ref().unwrap();
+        assert_eq!([&known.hosts[0].ssh.host_keys, &known.hosts[1].ssh.host_keys], [&None, &keys]);
     }
 
     #[test]

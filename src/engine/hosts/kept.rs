@@ -122,6 +122,27 @@ pub(super) async fn take_in(
     keep(world, project, environment, fleet).await
 }
 
+/// Takes the keys that sources gave a host off their last lists: they are asked for them again. `false` = none gave any.
+pub(in crate::engine) async fn forget_keys(
+    world: &World,
+    project: &ProjectName,
+    environment: &Environment,
+    id: &str,
+) -> bool {
+    // What an earlier daemon has left counts too.
+    fleet(world, project, &environment.name).await;
+    let mut any = false;
+    let fleet = world.fleets.change(project, &environment.name, |known| {
+        let mut fleet = known.clone();
+        any = fleet.forget_keys(id);
+        fleet
+    });
+    if any {
+        keep(world, project, environment, fleet).await;
+    }
+    any
+}
+
 /// A line of the log when a source begins to fail, fails otherwise, or is well again.
 fn say(project: &ProjectName, environment: &Environment, source: &str, was: Option<&Cause>, is: Option<&Cause>) {
     match (was, is) {

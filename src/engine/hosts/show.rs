@@ -45,7 +45,7 @@ fn shown(world: &World, loaded: &Loaded, environment: &Environment, fleet: &Arc<
         .into_values()
         .map(|host| {
             let note = notes.get(&host.id);
-            let ssh = environment.ssh.overlaid(&host.ssh);
+            let ssh = environment.ssh.of_host(&host.ssh);
             FoundHost {
                 sources: merged.named_by.remove(&host.id).unwrap_or_default(),
                 id: text(&host.id),

@@ -406,7 +406,7 @@ impl Scene<'_> {
                     decision.act(Action::Append(event));
                 } else if self.now.since(&self.run.last_at) >= OBSERVED {
                     // A restart would lose what was watched since the last record.
-                    decision.act(Action::Append(Event::Observed { deployment: d.n }));
+                    decision.act(Action::Append(Event::Observed { deployment: d.n, unwatched_ms: 0 }));
                 } else {
                     decision.wake(OBSERVED.saturating_sub(self.now.since(&self.run.last_at)));
                     self.guard(decision);

@@ -326,4 +326,12 @@ async fn the_first_key_of_an_id_is_learnt_and_every_other_one_refused() {
     wary.ssh.host_keys = Some(HostKeys::Policy(Policy::Tofu));
     assert_eq!(links(&sshd).connect(&realm(), &wary).await.unwrap().learnt(), None);
     assert_eq!(learning.len(), 3);
+    // Whoever had its address when the file was written does not count against what it showed itself.
+    sshd.key("other", &["-t", "ed25519"]);
+    sshd.known("127.0.0.1", &sshd.text("other.pub"));
+    wary.id = "i-0new".parse().unwrap();
+    links(&sshd).connect(&realm(), &wary).await.unwrap();
+    wary.id = "i-0never".parse().unwrap();
+    assert_eq!(refused(links(&sshd).connect(&realm(), &wary).await, "address").cause.code, "host_key_changed");
+    assert_eq!(learning.len(), 3);
 }

@@ -103,6 +103,12 @@ async fn hosts_behind_a_bastion_share_its_session_which_is_made_anew_when_it_is_
     let again = links.connect(&realm(), &host).await.unwrap();
     assert_eq!(exec(&*again, "echo again", b"").await.0, b"again\n");
     assert_eq!(bastion.logins(), 1, "the log began anew with it");
+    // Its key is to be met anew: nobody goes on through the session that was made with the old one.
+    links.let_go("bastion other:22").await;
+    assert_eq!(exec(&*again, "echo still", b"").await.0, b"still\n");
+    links.let_go(&format!("bastion 127.0.0.1:{}", bastion.port)).await;
+    links.connect(&realm(), &host).await.unwrap();
+    assert_eq!(bastion.logins(), 2);
 }
 
 #[tokio::test]
@@ -178,6 +184,10 @@ async fn a_dead_bastion_costs_its_hosts_one_time_out_and_others_nothing() {
         assert!(error.cause.code == "connect_timeout" && error.cause.message.starts_with(&named), "{error}");
     }
     assert!(clock.now().since(&began) < Duration::from_millis(2900), "{:?}", clock.now().since(&began));
+    // Who comes when the others are gone is told so as well, as are those that were there.
+    let later = clock.now();
+    assert_eq!(refusal(links.connect(&realm(), &host).await).cause.code, "connect_timeout");
+    assert!(clock.now().since(&later) < Duration::from_millis(1000), "{:?}", clock.now().since(&later));
     // One that refuses is its own error too.
     let (_taken, port) = refused_port();
     host.ssh.jump = Some(Jump(vec![hop(port)]));
@@ -257,9 +267,83 @@ async fn a_bastion_is_not_asked_for_more_at_once_than_it_may_be() {
     }
     for error in waiting.join_all().await {
         assert_eq!(error.cause.code, "connect_timeout", "{error}");
-        assert!(!error.cause.message.contains("bastion"), "it is the host that hangs: {error}");
+        assert!(!error.cause.message.starts_with("the bastion"), "it is the host that hangs: {error}");
+        assert_eq!(error.cause.facts["through"], format!("127.0.0.1:{}", bastion.port).as_str());
     }
     assert_eq!(most.load(Ordering::SeqCst), 3);
+}
+
+/// A server that greets and then says whatever it likes, for as long as it is let; one word for each connection that was ended.
+async fn flooder() -> (u16, tokio::sync::mpsc::Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (say, ended) = tokio::sync::mpsc::channel(1);
+    Tasks::new().spawn("flooder", async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"SSH-2.0-flood\r\n").await.unwrap();
+            while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
+            say.send(()).await.unwrap();
+        }
+    });
+    (port, ended)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_host_says_holds_up_no_other_behind_the_same_bastion() {
+    let Some(bastion) = Sshd::start("LogLevel VERBOSE\nMaxSessions 1").await else { return };
+    let Some(inner) = Sshd::start("").await else { return };
+    let host = behind(&inner, &bastion);
+    let links = inner.links_with(Arc::default(), SshLimits { sessions: 500, handshakes: 1 });
+    let (noisy, good) = (links.connect(&realm(), &host).await.unwrap(), links.connect(&realm(), &host).await.unwrap());
+    // Commands that say much and that nobody reads.
+    let mut unread = Vec::new();
+    for _ in 0..8 {
+        unread.push(noisy.open("yes").await.unwrap());
+    }
+    // A host that is no sshd, while it waits for a turn.
+    let turn = links.room.handshake(&SystemClock::new()).await.unwrap();
+    let (port, mut ended) = flooder().await;
+    let mut flood = host.clone();
+    flood.ssh.port = Some(port);
+    let mut waiting = JoinSet::new();
+    let flooded = links.clone();
+    waiting.spawn(async move { refusal(flooded.connect(&realm(), &flood).await) });
+    let cut = crate::time::within(&SystemClock::new(), Duration::from_secs(20), ended.recv()).await;
+    assert_eq!(cut, Some(Some(())), "it is cut, and it alone");
+    for n in 0..20 {
+        assert_eq!(exec(&*good, &format!("echo {n}"), b"").await.0, format!("{n}\n").into_bytes());
+    }
+    drop(turn);
+    let error = waiting.join_next().await.unwrap().unwrap();
+    assert_eq!(error.cause.code, "connection_lost", "{error}");
+    // What keeps to its windows goes on where it was.
+    drop(unread.split_off(1));
+    let mut some = vec![0; 1 << 20];
+    tokio::io::AsyncReadExt::read_exact(&mut unread[0].stdout, &mut some).await.unwrap();
+    assert!(some.chunks(2).all(|line| line == b"y\n") && !noisy.is_closed());
+    assert_eq!(bastion.logins(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bastion_that_answers_nothing_any_more_is_named_and_given_up() {
+    let Some(bastion) = Sshd::start("LogLevel VERBOSE").await else { return };
+    let Some(inner) = Sshd::start("").await else { return };
+    let mut host = behind(&inner, &bastion);
+    host.ssh.connect_timeout_ms = Some(1000);
+    let links = inner.links();
+    let link = links.connect(&realm(), &host).await.unwrap();
+    bastion.signal(nix::sys::signal::Signal::SIGSTOP);
+    let error = refusal(links.connect(&realm(), &host).await);
+    let place = format!("127.0.0.1:{}", bastion.port);
+    assert_eq!(
+        (error.cause.code.as_str(), &error.cause.facts["bastion"]),
+        ("connection_lost", &place.into()),
+        "{error}"
+    );
+    bastion.signal(nix::sys::signal::Signal::SIGCONT);
+    links.connect(&realm(), &host).await.unwrap();
+    assert!(link.open("true").await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
