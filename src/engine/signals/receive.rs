@@ -17,7 +17,7 @@ use crate::{
         event::Wanted,
         ids::{Digest, Epoch, RunId},
         pipeline::{Environment, When},
-        run::Trigger,
+        run::{RunState, Trigger},
         signal::{self, Answer, Deploy, Domain, MOST_BYTES, Order, Received, Rules, RunStands, Said, Signal, in_order},
     },
     ports::{
@@ -54,7 +54,12 @@ pub(in crate::engine) async fn take(
             (if word == "deploy" { 202 } else { 200 }, said)
         }
         Err(cause) => {
-            told(conductor, now_ms, Some(&signal), &cause);
+            // Every sender asks first whether its order is known.
+            if cause.code == "signal_no_run" && matches!(signal.order, Order::Follow { .. }) {
+                conductor.inner.inbox.took("follow");
+            } else {
+                told(conductor, now_ms, Some(&signal), &cause);
+            }
             (status(&cause), Said::Refused { cause })
         }
     };
@@ -219,7 +224,7 @@ async fn deployed(
                 return Err(signal::replayed());
             }
             let run = run_of(conductor, signal, &deploy.token)?;
-            return Ok(("repeated", run_said(stands::run(conductor, &run).await?)));
+            return Ok(("repeated", began(conductor, run).await));
         }
         let entry = control.get(&epoch_key);
         let newest = entry.as_ref().and_then(|entry| entry.value.get("epoch")?.as_u64()).map(Epoch);
@@ -256,9 +261,15 @@ async fn deployed(
         let only_if = [(token_key.clone(), Revision::default()), (epoch_key.clone(), revision)];
         let by = format!("{}, run {}", sender(accepted), deploy.run);
         let asked = conductor.request(&place.loaded.name, Trigger::Signal, by, ask, &only_if, Vec::new()).await;
-        if let Some(view) = asked.map_err(|refusal| not_taken(&refusal))? {
-            let run = view.id.parse::<RunId>().map_err(|error| Cause::new("signal_not_taken", error.to_string()))?;
-            return Ok(("deploy", run_said(stands::run(conductor, &run).await?)));
+        match asked {
+            // Somebody else's came first.
+            Ok(None) => {}
+            Ok(Some(_)) => return Ok(("deploy", began(conductor, run_of(conductor, signal, &deploy.token)?).await)),
+            Err(refusal) => {
+                // Also one that waits for room on the disk was taken: it may still be done.
+                let run = run_of(conductor, signal, &deploy.token).map_err(|_| not_taken(&refusal))?;
+                return Ok(("deploy", began(conductor, run).await));
+            }
         }
     }
     Err(Cause::new("signal_not_taken", "too many signals at once; send it again"))
@@ -286,6 +297,12 @@ fn run_of(conductor: &Conductor, signal: &Signal, token: &Digest) -> Result<RunI
     let entry = conductor.inner.world.control.get(&token_key(&signal.project, &signal.environment, token));
     let run = entry.and_then(|entry| entry.value.get("run")?.as_str()?.parse().ok());
     run.ok_or_else(|| Cause::new("signal_no_run", "no run was begun here by a signal with this token"))
+}
+
+/// What is answered once the token is in control: never that nothing was done.
+async fn began(conductor: &Conductor, run: RunId) -> Said {
+    let queued = RunStands { run: run.clone(), state: RunState::Queued, over: false, bad: false, cause: None };
+    run_said(stands::run(conductor, &run).await.unwrap_or(queued))
 }
 
 fn run_said(stands: RunStands) -> Said {

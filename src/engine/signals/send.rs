@@ -122,7 +122,7 @@ impl Receiver<'_> {
                 }
                 _ => return Err(Missed::Lost(self.odd("it does not say how much it has"))),
             }
-            if part.have == have && !part.whole {
+            if part.have <= have && !part.whole {
                 return Err(Missed::Lost(self.odd("it keeps nothing of what it is sent")));
             }
         }
