@@ -28,8 +28,8 @@ use super::{conductor::locked, view::signals::RefusedView};
 use crate::{
     model::{
         cause::Cause,
-        ids::{EnvironmentName, Epoch, ProjectName, RunId},
-        signal::{Nonces, Received, Signal},
+        ids::{EnvironmentName, ProjectName, RunId},
+        signal::{Newest, Nonces, Received, Signal},
     },
     time::rfc3339,
 };
@@ -103,7 +103,7 @@ pub(super) struct Taken {
     pub(super) received: Received,
     project: ProjectName,
     environment: EnvironmentName,
-    epoch: Epoch,
+    newest: Newest,
     nonce: String,
 }
 
@@ -112,7 +112,7 @@ fn token_key(project: &ProjectName, environment: &EnvironmentName, token: &crate
     format!("signal/{project}/{environment}/{token}")
 }
 
-/// The epoch of the newest deployment that was taken.
+/// The newest deployment that was taken.
 fn epoch_key(project: &ProjectName, environment: &EnvironmentName) -> String {
     format!("signal-epoch/{project}/{environment}")
 }
@@ -123,7 +123,7 @@ impl Taken {
         let token = token_key(&self.project, &self.environment, &self.received.token);
         [
             (token, Some(json!({ "run": run, "nonce": self.nonce, "at_ms": at_ms }))),
-            (epoch_key(&self.project, &self.environment), Some(json!({ "epoch": self.epoch, "run": run }))),
+            (epoch_key(&self.project, &self.environment), Some(json!(self.newest))),
         ]
     }
 }

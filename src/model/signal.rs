@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub use check::{Nonces, Rules, SKEW, check, in_order, replayed};
+pub use check::{Newest, Nonces, Rules, SKEW, check, in_order, replayed};
 pub use key::{KeyError, PublicKey};
 
 use super::{
@@ -120,11 +120,18 @@ pub struct Deploy {
     pub token: Digest,
     /// Of the sender's lease: an older one than was accepted before is refused.
     pub epoch: Epoch,
+    /// Of the sender's deployment in its run: a rollback has the lease of what it takes back, and comes after it.
+    pub deployment: u32,
+    /// The sender's step, and which attempt of it: an earlier one that comes late is refused.
+    pub step: String,
+    /// From 1.
+    pub attempt: u32,
     /// The sender's run.
     pub run: RunId,
     /// What ships.
     pub release: Shipped,
-    /// It puts back what was good: a rollback or a convergence. A freeze lets it in, and it may be older than what is live.
+    /// It puts back what was good: a rollback or a convergence. A freeze lets it in, and it may be older than what is live. A release that was
+    /// found bad here it does not bring back, unless it was known-good here since.
     pub back: bool,
     /// Also a release that was found bad here.
     pub retry_bad: bool,

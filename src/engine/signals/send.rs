@@ -285,7 +285,8 @@ fn sight(after: &AskedAfter, stands: &Stands) -> Sight {
     }
 }
 
-/// Whether a host's daemon is there, has nothing else to do, and would take a signal.
+/// Whether a host's daemon is there, has nothing else to do, has not found the release bad, and would take a signal.
 pub(in crate::engine) async fn would_take(world: &Arc<World>, host: &Host, after: &AskedAfter) -> bool {
-    receiver(world, host, after).look(after).await.is_ok_and(|stands| stands.shut.is_none() && stands.busy.is_none())
+    let takes = |stands: &Stands| stands.shut.is_none() && stands.busy.is_none() && stands.bad.is_none();
+    receiver(world, host, after).look(after).await.is_ok_and(|stands| takes(&stands))
 }

@@ -31,6 +31,7 @@ pub(in crate::engine) struct Errand {
     project: ProjectName,
     environment: EnvironmentName,
     epoch: Epoch,
+    deployment: u32,
     run: RunId,
     release: Shipped,
     back: bool,
@@ -46,6 +47,7 @@ impl Errand {
             project: run.header.project.clone(),
             environment: deployment.environment.clone(),
             epoch: deployment.lease?,
+            deployment: deployment.n,
             run: run.header.run.clone(),
             release: Shipped {
                 id: release.id.clone(),
@@ -89,6 +91,9 @@ pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
     let order = Order::Deploy(Box::new(Deploy {
         token: job.token.clone(),
         epoch: errand.epoch,
+        deployment: errand.deployment,
+        step: job.key.as_str().to_owned(),
+        attempt: job.attempt,
         run: errand.run.clone(),
         release: errand.release.clone(),
         back: errand.back,
@@ -178,9 +183,7 @@ impl Talk<'_> {
                 Some(Outcome::failed(self.job.placed(cause)))
             }
             // Somebody answers, and it is not the host we know, or it does not know us; no order of ours is under way to it.
-            Err(Missed::Lost(cause))
-                if self.run.is_none() && !self.maybe && !self.sent && !cause.is_unreachable() =>
-            {
+            Err(Missed::Lost(cause)) if self.run.is_none() && !self.maybe && !self.sent && !cause.is_unreachable() => {
                 Some(Outcome::failed(self.job.placed(cause)))
             }
             // An answer that was lost or that anybody could have given is no answer: the order may have been taken.
@@ -267,6 +270,9 @@ impl Talk<'_> {
         let order = Order::Stop { token: self.job.token.clone(), reason: reason.to_owned() };
         match self.receiver.ask(order).await {
             Ok(_) => format!("{name} was told to stop"),
+            Err(Missed::Refused(cause)) if cause.code == "signal_no_run" => {
+                format!("{name} had begun nothing, and will not")
+            }
             Err(missed) => format!("{name} could not be told to stop: {}", missed.cause().message),
         }
     }
@@ -295,7 +301,12 @@ impl Talk<'_> {
 fn by_rule(cause: &Cause) -> bool {
     matches!(
         cause.code.as_str(),
-        "signal_epoch" | "signal_frozen" | "signal_paused" | "signal_bad_release" | "signal_artifact"
+        "signal_epoch"
+            | "signal_stopped"
+            | "signal_frozen"
+            | "signal_paused"
+            | "signal_bad_release"
+            | "signal_artifact"
     )
 }
 
