@@ -242,6 +242,12 @@ pub struct Stands {
     /// Something is wrong with what is live: how the last deployment ended, or what a look at its health has just seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wrong: Option<Cause>,
+    /// It cannot be told how it is: a deployment changes it just now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unseen: Option<Cause>,
+    /// The checks of that environment's health were made on the receiver itself, for this answer.
+    #[serde(default)]
+    pub looked: bool,
     /// A run is under way there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub busy: Option<RunId>,

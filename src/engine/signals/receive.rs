@@ -304,8 +304,8 @@ fn by_its_own_rules(conductor: &Conductor, deploy: &Deploy, place: &Place, now_m
 /// Whether it may bring a release that was found bad here: when somebody says so, or when it puts back one that was good here since.
 fn overrides_bad(conductor: &Conductor, deploy: &Deploy, place: &Place) -> bool {
     let control = &*conductor.inner.world.control;
-    let good = || ledger::known_good(control, &place.loaded.name, &place.environment().name);
-    deploy.retry_bad || (deploy.back && good().iter().any(|good| good.target.release.id == deploy.release.id))
+    let (project, environment) = (&place.loaded.name, &place.environment().name);
+    deploy.retry_bad || (deploy.back && ledger::is_good(control, project, environment, &deploy.release.id))
 }
 
 /// The run that a token began.
