@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub use check::{Newest, Nonces, Rules, SKEW, check, in_order, replayed};
+pub use check::{Newest, Nonces, Rules, SKEW, check, in_order, remembered, replayed};
 pub use key::{KeyError, PublicKey};
 
 use super::{

@@ -141,6 +141,7 @@ async fn done(
     let listening = &conductor.inner.world.listening;
     let rules = Rules { host: &listening.host, projects: &accepted.projects, max_age: listening.max_age, now_ms };
     signal::check(signal, &rules)?;
+    signal::remembered(signal, conductor.inner.since.wall_ms)?;
     locked(&conductor.inner.inbox.nonces).see(signal, &rules)?;
     let place = Place::of(conductor, signal)?;
     let word = signal.order.word();

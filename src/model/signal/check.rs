@@ -100,6 +100,22 @@ fn may(projects: &[String], project: &ProjectName, environment: &EnvironmentName
     })
 }
 
+/// Whether a signal was made since this daemon began to remember nonces, as far as clocks tell: an older one may have been here before.
+///
+/// # Errors
+/// `signal_expired`.
+pub fn remembered(signal: &Signal, began_ms: i64) -> Result<(), Cause> {
+    if signal.issued_at_ms >= began_ms.saturating_sub(ms(SKEW)) {
+        return Ok(());
+    }
+    let message = format!(
+        "the signal was made at {}, before this daemon was started at {}, which cannot tell whether it was here before: send a new one",
+        rfc3339(signal.issued_at_ms),
+        rfc3339(began_ms)
+    );
+    refuse("signal_expired", message)
+}
+
 /// Nonces of signals that came, until they would be refused for their age.
 #[derive(Debug, Default)]
 pub struct Nonces {

@@ -119,6 +119,12 @@ fn what_came_once_is_not_taken_again_as_long_as_it_could_be() {
 }
 
 #[test]
+fn what_was_made_before_a_start_is_not_taken_after_it() {
+    assert!(remembered(&signal(), NOW - 1).is_ok() && remembered(&signal(), NOW + 60_000).is_ok());
+    assert_eq!(remembered(&signal(), NOW + 60_001).unwrap_err().code, "signal_expired");
+}
+
+#[test]
 fn an_older_deployment_comes_too_late() {
     let newest = |epoch, deployment, step: &str, attempt| Newest {
         epoch: Epoch(epoch),
