@@ -96,6 +96,9 @@ impl App {
         // The daemon's own, and no project's: code under test is kept from it as from all secrets.
         let own_key = signals::own_key(&config.signals, &*secrets)?;
         let guard = guard::Guard::new(&config.exec);
+        if let Some(name) = config.signals.key.as_ref().filter(|_| own_key.is_some()) {
+            guard.own_key(name)?;
+        }
         let programs: Arc<dyn Programs> = Arc::new(guard.programs(projects(&config, &secrets)));
         // Loading only asks which secrets exist; whatever uses them gets those that may be used here.
         let secrets = guard.secrets(secrets);

@@ -30,6 +30,7 @@ pub struct FileBlobs {
     dir: PathBuf,
     next: AtomicU64,
     sweep: Arc<Mutex<Sweep>>,
+    parts: parts::Parts,
 }
 
 /// What a sweep must not touch.
@@ -50,8 +51,8 @@ impl Drop for Held {
     }
 }
 
-fn locked(sweep: &Mutex<Sweep>) -> MutexGuard<'_, Sweep> {
-    sweep.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl FileBlobs {
@@ -69,7 +70,7 @@ impl FileBlobs {
                 fs::remove_file(entry.path())?;
             }
         }
-        Ok(FileBlobs { dir, next: AtomicU64::new(0), sweep: Arc::default() })
+        Ok(FileBlobs { dir, next: AtomicU64::new(0), sweep: Arc::default(), parts: parts::Parts::default() })
     }
 
     /// A name that no blob has yet.

@@ -134,7 +134,8 @@ fn asking_failed(shown: &str, error: reqwest::Error) -> Cause {
         Cause::new("timeout", format!("{shown} did not answer in time"))
     } else if error.is_builder() {
         Cause::new("http_url", format!("{shown} cannot be asked: {said}"))
-    } else if tls {
+    } else if tls && error.is_connect() {
+        // Only before anything was sent: one that is cut off later may have been heard.
         let help = "does the system trust its certificate, and is it for this name?";
         Cause::new("http_tls", format!("{shown}: no trusted connection ({said}); {help}"))
     } else if error.is_connect() {

@@ -30,17 +30,17 @@ impl Signer for Ed25519 {
             .map_err(|error| unknown(format!("the receivers in {file} cannot be read: {error}")))?;
         let mut found: Option<PublicKey> = None;
         for (n, line) in text.lines().enumerate().map(|(n, line)| (n + 1, line.trim())) {
-            if line.is_empty() || line.starts_with('#') {
+            // Only its own lines are read: what is wrong with another's is nothing to it. An id may hold a space.
+            let Some(rest) = line.strip_prefix(host.as_str()) else { continue };
+            let key = rest.trim_start();
+            let others = key.len() == rest.len() || (!key.starts_with("ssh-") && key.contains("ssh-"));
+            if others && !rest.is_empty() {
                 continue;
             }
-            let (id, key) = line
-                .split_once(" ssh-")
-                .map(|(id, key)| (id.trim(), format!("ssh-{key}")))
-                .ok_or_else(|| unknown(format!("{file}:{n} is no receiver: write `HOST-ID ssh-ed25519 AAAA...`")))?;
+            if !key.starts_with("ssh-") {
+                return Err(unknown(format!("{file}:{n} is no receiver: write `HOST-ID ssh-ed25519 AAAA...`")));
+            }
             let key: PublicKey = key.parse().map_err(|error| unknown(format!("{file}:{n}: {error}")))?;
-            if id != host.as_str() {
-                continue;
-            }
             if found.as_ref().is_some_and(|other| other.bytes() != key.bytes()) {
                 return Err(unknown(format!("{file}:{n}: {host} has another key already; keep the one that is right")));
             }

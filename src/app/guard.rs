@@ -41,6 +41,15 @@ impl Guard {
         if self.exposed { Arc::new(Guarded { guard: self.clone(), inner: secrets }) } else { secrets }
     }
 
+    /// Whether the daemon may have a key of its own for signals.
+    ///
+    /// # Errors
+    /// Code under test could read it.
+    pub(super) fn own_key(&self, name: &str) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.exposed, "the key {name:?} of [signals] cannot be used: {WHY}; {HELP}");
+        Ok(())
+    }
+
     /// The loader, refusing projects that name such secrets.
     pub(super) fn programs(&self, loader: Loader) -> Guarded<Loader> {
         Guarded { guard: self.clone(), inner: loader }

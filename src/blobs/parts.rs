@@ -1,13 +1,15 @@
 //! Blobs that come in pieces: `.part-<sha256>` until all of it is there.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::PathBuf,
+    sync::{Arc, Mutex},
 };
 
-use super::{FileBlobs, stream, unsynced};
+use super::{FileBlobs, locked, stream, unsynced};
 use crate::{
     model::{ids::Digest, signal::Part},
     ports::blobs::Blobs as _,
@@ -28,24 +30,60 @@ fn size_of(path: &std::path::Path) -> io::Result<Option<u64>> {
     }
 }
 
+/// What pieces are kept by: one at a time of each blob, and what is whole.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    locks: Mutex<BTreeMap<Digest, Arc<Mutex<()>>>>,
+    /// Blobs that were read and found right in this life: by then reading all of them again at every question would take too long.
+    right: Mutex<BTreeSet<Digest>>,
+}
+
+impl Parts {
+    fn lock(&self, blob: &Digest) -> Arc<Mutex<()>> {
+        let mut locks = locked(&self.locks);
+        locks.retain(|other, lock| other == blob || Arc::strong_count(lock) > 1);
+        Arc::clone(locks.entry(blob.clone()).or_default())
+    }
+}
+
 pub(super) fn part(blobs: &FileBlobs, blob: &Digest) -> io::Result<Part> {
+    let lock = blobs.parts.lock(blob);
+    let _alone = locked(&lock);
+    there(blobs, blob)
+}
+
+/// How much there is; a blob that is damaged comes again.
+fn there(blobs: &FileBlobs, blob: &Digest) -> io::Result<Part> {
     // Before it is looked for: no sweep takes what its sender is told is there.
     blobs.spare(blob);
     if let Some(have) = size_of(&blobs.path(blob))? {
-        return Ok(Part { blob: blob.clone(), have, whole: true });
+        let mut right = locked(&blobs.parts.right).contains(blob);
+        if !right {
+            right = stream::digest(&mut File::open(blobs.path(blob))?)? == *blob;
+        }
+        if right {
+            locked(&blobs.parts.right).insert(blob.clone());
+            return Ok(Part { blob: blob.clone(), have, whole: true });
+        }
     }
     Ok(Part { blob: blob.clone(), have: size_of(&path(blobs, blob))?.unwrap_or(0), whole: false })
 }
 
 pub(super) fn append(blobs: &FileBlobs, blob: &Digest, size: u64, offset: u64, bytes: &[u8]) -> io::Result<Part> {
-    let there = part(blobs, blob)?;
-    if there.whole || there.have != offset {
+    let lock = blobs.parts.lock(blob);
+    let _alone = locked(&lock);
+    let there = there(blobs, blob)?;
+    // All of it is there, and whoever was to make it a blob did not come to it.
+    let unfinished = !there.whole && there.have == size && size > 0;
+    if !unfinished && (there.whole || there.have != offset) {
         // Sent again after an answer that was lost, or by two at once: they are told where it goes on.
         return Ok(there);
     }
     let path = path(blobs, blob);
-    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
-    file.write_all(bytes)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+    if !unfinished {
+        file.write_all_at(bytes, offset)?;
+    }
     let have = file.metadata()?.len();
     if have < size {
         return Ok(Part { blob: blob.clone(), have, whole: false });
@@ -55,7 +93,9 @@ pub(super) fn append(blobs: &FileBlobs, blob: &Digest, size: u64, offset: u64, b
         fs::remove_file(&path)?;
         return Err(io::Error::new(io::ErrorKind::InvalidData, "its bytes are not those of its name"));
     }
+    // Over one that is damaged, too.
     blobs.name(&path, blob)?;
+    locked(&blobs.parts.right).insert(blob.clone());
     Ok(Part { blob: blob.clone(), have, whole: true })
 }
 
@@ -87,5 +127,38 @@ mod tests {
         blobs.append(&other, 5, 0, b"oth").unwrap();
         drop(blobs);
         assert_eq!(FileBlobs::open(dir.path().to_owned()).unwrap().part(&other).unwrap().have, 0);
+    }
+
+    #[test]
+    fn all_bytes_that_nobody_made_a_blob_of_become_one_and_a_damaged_blob_comes_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = FileBlobs::open(dir.path().to_owned()).unwrap();
+        let (bytes, blob) = (b"hello, world", Digest::of(b"hello, world"));
+        let part = |have, whole| Part { blob: blob.clone(), have, whole };
+        fs::write(path(&blobs, &blob), bytes).unwrap();
+        assert_eq!(blobs.part(&blob).unwrap(), part(12, false));
+        assert_eq!(blobs.append(&blob, 12, 11, &bytes[11..]).unwrap(), part(12, true));
+        assert_eq!(blobs.get(&blob).unwrap(), bytes);
+        drop(blobs);
+        fs::write(dir.path().join(blob.as_str()), b"hello, World").unwrap();
+        let blobs = FileBlobs::open(dir.path().to_owned()).unwrap();
+        assert_eq!(blobs.part(&blob).unwrap(), part(0, false));
+        assert_eq!(blobs.append(&blob, 12, 0, bytes).unwrap(), part(12, true));
+        assert_eq!(blobs.get(&blob).unwrap(), bytes);
+    }
+
+    #[test]
+    fn of_two_that_send_the_same_piece_one_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = FileBlobs::open(dir.path().to_owned()).unwrap();
+        let bytes: Vec<u8> = (0..64_000u32).flat_map(u32::to_le_bytes).collect();
+        let (blob, size) = (Digest::of(&bytes), bytes.len() as u64);
+        let send = || {
+            for (n, piece) in bytes.chunks(16_000).enumerate() {
+                blobs.append(&blob, size, n as u64 * 16_000, piece).unwrap();
+            }
+        };
+        std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(send))));
+        assert_eq!(blobs.get(&blob).unwrap(), bytes);
     }
 }

@@ -431,7 +431,7 @@ impl Conductor {
                     continue;
                 };
                 // What puts back something known tests nothing: it waits for nobody's tests and takes nobody's place.
-                let deploys = |(_, requested): &(RunId, Requested)| requested.request.purpose.is_deploy();
+                let deploys = |(_, requested): &(RunId, Requested)| self.tests(&project, &requested.request);
                 let (mut queued, straight): (Vec<_>, Vec<_>) = queued.into_iter().partition(deploys);
                 for (id, requested) in straight.into_iter().filter(|_| !self.inner.maintenance.is_on()) {
                     self.begin(&loaded, id, requested);
@@ -455,12 +455,23 @@ impl Conductor {
         }
     }
 
+    /// Whether a run is one that tests, as against one that only puts back what is known there.
+    fn tests(&self, project: &ProjectName, request: &Request) -> bool {
+        request.purpose.is_deploy() && !ledger::comes_back(&*self.inner.world.control, project, request)
+    }
+
     /// Those whose place no newer one takes: one that goes at least as far as they do. The others are ended.
     fn newest(&self, loaded: &Loaded, queued: Vec<(RunId, Requested)>) -> Vec<(RunId, Requested)> {
         let mut kept: Vec<(RunId, Requested)> = Vec::new();
         for (id, requested) in queued.into_iter().rev() {
             let reach = reach(loaded, &requested.request);
-            match kept.iter().find(|(_, newer)| self::reach(loaded, &newer.request) >= reach) {
+            // A signal is for its environment and no other: none on the way there has it.
+            let there = |newer: &Request| {
+                (newer.signal.is_none() && requested.request.signal.is_none())
+                    || newer.environment == requested.request.environment
+            };
+            let takes = |newer: &Request| there(newer) && self::reach(loaded, newer) >= reach;
+            match kept.iter().find(|(_, newer)| takes(&newer.request)) {
                 Some((newer, _)) => self.supersede(loaded, &id, requested, newer),
                 None => kept.push((id, requested)),
             }
@@ -547,8 +558,8 @@ impl Conductor {
             Ok(run) => run,
             Err(error) => return tracing::error!(run = %id, %error, "a run cannot begin"),
         };
-        let deploys = run.header.request.purpose.is_deploy();
-        let Some(seat) = self.seat(&id, &run.header.project, deploys, true) else { return };
+        let tests = self.tests(&run.header.project, &run.header.request);
+        let Some(seat) = self.seat(&id, &run.header.project, tests, true) else { return };
         match self.inner.world.journals.append(&id, epoch, Seq(0), vec![first]) {
             Ok(ticket) => self.sit(seat, run, ticket.seq(), epoch, Some(ticket), None),
             // It stays on the list: nothing begins over it.
@@ -579,8 +590,8 @@ impl Conductor {
 
     /// Takes up a run that an earlier life left unfinished.
     pub(super) fn resume(&self, run: Run, seq: Seq, epoch: Epoch, taken: owner::Taken) {
-        let deploys = run.header.request.purpose.is_deploy();
-        if let Some(seat) = self.seat(&run.header.run, &run.header.project, deploys, false) {
+        let tests = self.tests(&run.header.project, &run.header.request);
+        if let Some(seat) = self.seat(&run.header.run, &run.header.project, tests, false) {
             self.sit(seat, run, seq, epoch, None, Some(taken));
         }
     }

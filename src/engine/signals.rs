@@ -28,8 +28,8 @@ use super::{conductor::locked, view::signals::RefusedView};
 use crate::{
     model::{
         cause::Cause,
-        ids::{EnvironmentName, Epoch, ProjectName, RunId},
-        signal::{Nonces, Received, Signal},
+        ids::{EnvironmentName, ProjectName, RunId},
+        signal::{Newest, Nonces, Received, Signal},
     },
     time::rfc3339,
 };
@@ -53,7 +53,10 @@ struct Counts {
     /// By code.
     refused: BTreeMap<String, u64>,
     recent: VecDeque<RefusedView>,
+    /// The last genuine one.
     last_ms: Option<i64>,
+    /// When the log was told last, by code.
+    logged_ms: BTreeMap<String, i64>,
 }
 
 impl Inbox {
@@ -61,14 +64,19 @@ impl Inbox {
         *locked(&self.counts).taken.entry(word).or_default() += 1;
     }
 
-    /// Counts a refusal; true when it is worth a line of the log: a flood of the same is one line a second.
+    /// Counts a refusal; true when it is worth a line of the log: one a second of each code. Only those of a `signal` that is genuine are shown:
+    /// what strangers send is counted, and nobody is called for it.
     fn refused(&self, now_ms: i64, signal: Option<&Signal>, cause: &Cause) -> bool {
         let mut counts = locked(&self.counts);
         *counts.refused.entry(cause.code.clone()).or_default() += 1;
+        let logs = counts.logged_ms.get(&cause.code).is_none_or(|last| now_ms.saturating_sub(*last) >= 1_000);
+        if logs {
+            counts.logged_ms.insert(cause.code.clone(), now_ms);
+        }
         let same = counts.recent.front().is_some_and(|last| last.code == cause.code);
         let flood = same && counts.last_ms.is_some_and(|last| now_ms.saturating_sub(last) < 1_000);
-        if flood {
-            return false;
+        if signal.is_none() || flood {
+            return logs;
         }
         counts.last_ms = Some(now_ms);
         counts.recent.push_front(RefusedView {
@@ -80,7 +88,7 @@ impl Inbox {
             order: signal.map(|signal| signal.order.word().to_owned()),
         });
         counts.recent.truncate(SHOWN);
-        true
+        logs
     }
 
     /// What people should know of it: signals were refused lately.
@@ -88,9 +96,8 @@ impl Inbox {
         let counts = locked(&self.counts);
         counts.last_ms.filter(|last| now_ms.saturating_sub(*last) < FRESH_MS)?;
         let last = counts.recent.front()?;
-        let all: u64 = counts.refused.values().sum();
         let message = format!(
-            "{all} signals were refused since the start, the last at {}: {} ({}). All of them: phased signals",
+            "signals of senders that are known here were refused, the last at {}: {} ({}). All of them: phased signals",
             last.at, last.message, last.code
         );
         Some(Cause::new("signals_refused", message))
@@ -103,7 +110,7 @@ pub(super) struct Taken {
     pub(super) received: Received,
     project: ProjectName,
     environment: EnvironmentName,
-    epoch: Epoch,
+    newest: Newest,
     nonce: String,
 }
 
@@ -112,7 +119,7 @@ fn token_key(project: &ProjectName, environment: &EnvironmentName, token: &crate
     format!("signal/{project}/{environment}/{token}")
 }
 
-/// The epoch of the newest deployment that was taken.
+/// The newest deployment that was taken.
 fn epoch_key(project: &ProjectName, environment: &EnvironmentName) -> String {
     format!("signal-epoch/{project}/{environment}")
 }
@@ -123,7 +130,24 @@ impl Taken {
         let token = token_key(&self.project, &self.environment, &self.received.token);
         [
             (token, Some(json!({ "run": run, "nonce": self.nonce, "at_ms": at_ms }))),
-            (epoch_key(&self.project, &self.environment), Some(json!({ "epoch": self.epoch, "run": run }))),
+            (epoch_key(&self.project, &self.environment), Some(json!(self.newest))),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_strangers_send_is_counted_and_calls_nobody() {
+        let inbox = Inbox::default();
+        let forged = Cause::new("signal_signature", "forged");
+        let logged = (0..5).filter(|n| inbox.refused(1_000 + n * 400, None, &forged)).count();
+        assert_eq!(logged, 2, "one line a second");
+        assert!(inbox.refused(1_000, None, &Cause::new("signal_off", "off")), "each code has its own");
+        assert!(inbox.trouble(3_000).is_none());
+        let counts = locked(&inbox.counts);
+        assert!(counts.refused["signal_signature"] == 5 && counts.recent.is_empty());
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub use check::{Nonces, Rules, SKEW, check, in_order, replayed};
+pub use check::{Newest, Nonces, Rules, SKEW, check, in_order, remembered, replayed};
 pub use key::{KeyError, PublicKey};
 
 use super::{
@@ -120,11 +120,18 @@ pub struct Deploy {
     pub token: Digest,
     /// Of the sender's lease: an older one than was accepted before is refused.
     pub epoch: Epoch,
+    /// Of the sender's deployment in its run: a rollback has the lease of what it takes back, and comes after it.
+    pub deployment: u32,
+    /// The sender's step, and which attempt of it: an earlier one that comes late is refused.
+    pub step: String,
+    /// From 1.
+    pub attempt: u32,
     /// The sender's run.
     pub run: RunId,
     /// What ships.
     pub release: Shipped,
-    /// It puts back what was good: a rollback or a convergence. A freeze lets it in, and it may be older than what is live.
+    /// It puts back what was good: a rollback or a convergence. A freeze lets it in, and it may be older than what is live. A release that was
+    /// found bad here it does not bring back, unless it was known-good here since.
     pub back: bool,
     /// Also a release that was found bad here.
     pub retry_bad: bool,
@@ -235,6 +242,12 @@ pub struct Stands {
     /// Something is wrong with what is live: how the last deployment ended, or what a look at its health has just seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wrong: Option<Cause>,
+    /// It cannot be told how it is: a deployment changes it just now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unseen: Option<Cause>,
+    /// The checks of that environment's health were made on the receiver itself, for this answer.
+    #[serde(default)]
+    pub looked: bool,
     /// A run is under way there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub busy: Option<RunId>,

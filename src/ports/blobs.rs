@@ -69,14 +69,15 @@ pub trait Blobs: Send + Sync {
     /// The disk's; `InvalidData` when they are not.
     fn check(&self, blob: &Digest) -> std::io::Result<()>;
 
-    /// How much of a blob that comes in pieces is there. Blocks on the disk shortly.
+    /// How much of a blob that comes in pieces is there; one that is damaged is not whole. Blocks on the disk, the first time that a whole one
+    /// is asked about for as long as reading it takes.
     ///
     /// # Errors
     /// The disk's.
     fn part(&self, blob: &Digest) -> std::io::Result<Part>;
 
     /// Adds a piece to a blob of `size` bytes, if it begins where what is there ends; the last one makes it a blob, fsynced, if the bytes are
-    /// those of its name, else all of it is forgotten. Blocks on the disk.
+    /// those of its name, else all of it is forgotten. Where all of them are there already, any piece does that. Blocks on the disk.
     ///
     /// # Errors
     /// The disk's; `InvalidData` when the bytes were not those of the name.

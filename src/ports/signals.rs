@@ -21,7 +21,8 @@ pub trait Signer: Send + Sync {
     /// small read takes.
     ///
     /// # Errors
-    /// `host_key_unknown`: the file cannot be read, has a line that is none, or has no key or more than one for it.
+    /// `host_key_unknown`: the file cannot be read, or has no key, a bad one or more than one for it. What is wrong with another host's line is
+    /// nothing to it.
     fn receiver(&self, file: &str, host: &HostId) -> Result<PublicKey, Cause>;
 
     /// Whether `signature` is that of `document` by the private half of `key`.

@@ -76,6 +76,10 @@ fn a_file_of_receivers_has_one_key_for_each() {
     let text = format!("# production\n\nweb1 {one}\ni 0 {two}\nweb1 {one}\n");
     assert_eq!(look(&text, "web1").unwrap(), one);
     assert_eq!(look(&text, "i 0").unwrap(), two, "an id may hold a space");
+    // Another's line may be as wrong as it likes; tabs are as good as spaces.
+    let text = format!("web\nweb11 {two}\nweb2 ssh-rsa AAAA\n?\nweb1\t{one}\n{text}");
+    assert_eq!(look(&text, "web1").unwrap(), one);
+    assert!(look(&text, "i").unwrap_err().message.contains("no public key of i "));
     for (text, host, why) in [
         (text.as_str(), "web3", "no public key of web3"),
         (&format!("web1 {one}\nweb1 {two}"), "web1", "another key"),

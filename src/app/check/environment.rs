@@ -8,6 +8,8 @@ use crate::{
         plan::{self, Fleet, Phases},
         rollout::{Budget, Canary, OnFailure, OnInconclusive, Rollout, Waves},
     },
+    ports::signals::Signer as _,
+    signal::Ed25519,
     time::Span,
 };
 
@@ -27,7 +29,7 @@ pub(super) fn lines(environment: &Environment) -> Vec<(&'static str, String)> {
         .collect();
     let mut lines = vec![("hosts", hosts.join(" and "))];
     lines.extend(environment.signal.as_ref().map(|signal| {
-        let receivers = signal.receivers.as_ref().map_or_else(String::new, |file| format!(", known by {file}"));
+        let receivers = signal.receivers.as_ref().map_or_else(String::new, |file| known_by(file, environment));
         ("reached", format!("by signals to daemons of their own, signed by the secret {}{receivers}", signal.key.name))
     }));
     lines.extend(rollout(environment));
@@ -42,6 +44,23 @@ pub(super) fn lines(environment: &Environment) -> Vec<(&'static str, String)> {
     }));
     lines.extend(doors(environment));
     lines
+}
+
+/// How many of the hosts that are listed have their key in the file of receivers, and what is wrong with the first that has none.
+fn known_by(file: &str, environment: &Environment) -> String {
+    let listed = environment.hosts.iter().filter_map(|source| match source {
+        HostSource::Static(hosts) => Some(hosts),
+        HostSource::Plugin { .. } => None,
+    });
+    let without: Vec<_> = listed.flatten().filter(|host| host.receiver_key.is_none()).collect();
+    let keys = without.iter().map(|host| Ed25519.receiver(file, &host.id));
+    let wrong: Vec<_> = keys.filter_map(Result::err).collect();
+    match wrong.first() {
+        None => format!(", known by {file}"),
+        Some(first) => {
+            format!(", known by {file}, but {} of {} are not: {}", wrong.len(), without.len(), first.message)
+        }
+    }
 }
 
 /// The hosts that the file itself lists, where it lists all of them, and the plan over them.

@@ -179,11 +179,13 @@ fn known_bad(world: &World, run: &Run, commit: &Commit) -> Option<Cause> {
 fn resolved(world: &World, run: &Run, commit: Commit, tag: Option<String>) -> Event {
     let header = &run.header;
     if let Some(signal) = &header.request.signal {
-        // Its bytes and its name are the sender's, who has tested it; what this project tests besides is tested as well.
+        // Its bytes and its name are the sender's, who has tested it; what this project tests besides is tested as well, unless what was good
+        // here comes back.
         let (id, tag) = (signal.release.id.clone(), tag.or_else(|| signal.release.tag.clone()));
         let branch = Some(header.pipeline.source.branch.clone());
         let release = Release { id, commit, branch, tag, artifacts: signal.release.artifacts.clone() };
-        return Event::Resolved { release: Box::new(release), passed: None, live: Vec::new(), target: None };
+        let passed = ledger::comes_back(&*world.control, &header.project, &header.request).then(|| header.run.clone());
+        return Event::Resolved { release: Box::new(release), passed, live: Vec::new(), target: None };
     }
     let builds = ledger::builds(&*world.control, &header.project, &commit.sha);
     let stored = |artifact: &Artifact| artifact.content.blob().is_none_or(|blob| world.blobs.path(blob).exists());

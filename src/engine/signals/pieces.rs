@@ -49,8 +49,9 @@ pub(super) async fn keep(conductor: &Conductor, piece: Piece<'_>) -> Result<Part
         let message = format!("a blob of {} bytes is larger than max_artifact here ({most} bytes)", piece.size);
         return Err(refused(message));
     }
+    conductor.writable().map_err(|refusal| Cause::new("signal_not_taken", refusal.to_string()))?;
     let end = piece.offset.saturating_add(piece.bytes.len() as u64);
-    if piece.bytes.is_empty() || end > piece.size || Digest::of(piece.bytes) != *piece.sha256 {
+    if (piece.bytes.is_empty() && piece.size > 0) || end > piece.size || Digest::of(piece.bytes) != *piece.sha256 {
         return Err(Cause::new("signal_form", "the piece is not the one that was signed"));
     }
     let world = Arc::clone(&conductor.inner.world);
@@ -71,16 +72,18 @@ pub(super) async fn next(world: &Arc<World>, part: &Part) -> Result<Option<(Orde
     let read = move || {
         let size = std::fs::metadata(from.blobs.path(&blob))?.len();
         let mut bytes = Vec::new();
+        // It has all bytes and did not come to make a blob of them: the last one, again, tells it to.
+        let offset = if offset == size { size.saturating_sub(1) } else { offset };
         let mut rest = from.blobs.read(&blob, Form::Plain, offset)?.take(PIECE as u64);
         rest.read_to_end(&mut bytes)?;
-        std::io::Result::Ok((blob, size, bytes))
+        std::io::Result::Ok((blob, size, offset, bytes))
     };
     let read = world.tasks.blocking(read).await.map_err(std::io::Error::other).and_then(|read| read);
-    let (blob, size, bytes) = read.map_err(|error| {
+    let (blob, size, offset, bytes) = read.map_err(|error| {
         let message = format!("an artifact of the release is not in the blobs of this daemon any more: {error}");
         Cause::new("artifact_missing", message)
     })?;
-    if bytes.is_empty() {
+    if bytes.is_empty() && size > 0 {
         return Ok(None);
     }
     let order = Order::Piece { blob, size, offset, sha256: Digest::of(&bytes) };

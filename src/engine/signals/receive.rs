@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Taken, epoch_key, pieces, stands, token_key};
 use crate::{
@@ -15,13 +15,15 @@ use crate::{
     model::{
         cause::Cause,
         event::Wanted,
-        ids::{Digest, Epoch, RunId},
+        ids::{Digest, RunId},
         pipeline::{Environment, When},
-        run::Trigger,
-        signal::{self, Answer, Deploy, Domain, MOST_BYTES, Order, Received, Rules, RunStands, Said, Signal, in_order},
+        run::{RunState, Trigger},
+        signal::{
+            self, Answer, Deploy, Domain, MOST_BYTES, Newest, Order, Received, Rules, RunStands, Said, Signal, in_order,
+        },
     },
     ports::{
-        control::Revision,
+        control::{Commit, CommitError, Revision},
         program::Loaded,
         signals::{Accepted, Listening},
     },
@@ -54,7 +56,12 @@ pub(in crate::engine) async fn take(
             (if word == "deploy" { 202 } else { 200 }, said)
         }
         Err(cause) => {
-            told(conductor, now_ms, Some(&signal), &cause);
+            // Every sender asks first whether its order is known.
+            if cause.code == "signal_no_run" && matches!(signal.order, Order::Follow { .. }) {
+                conductor.inner.inbox.took("follow");
+            } else {
+                told(conductor, now_ms, Some(&signal), &cause);
+            }
             (status(&cause), Said::Refused { cause })
         }
     };
@@ -134,6 +141,7 @@ async fn done(
     let listening = &conductor.inner.world.listening;
     let rules = Rules { host: &listening.host, projects: &accepted.projects, max_age: listening.max_age, now_ms };
     signal::check(signal, &rules)?;
+    signal::remembered(signal, conductor.inner.since.wall_ms)?;
     locked(&conductor.inner.inbox.nonces).see(signal, &rules)?;
     let place = Place::of(conductor, signal)?;
     let word = signal.order.word();
@@ -144,7 +152,7 @@ async fn done(
             run_said(stands::run(conductor, &run).await?)
         }
         (Order::Stop { token, reason }, None) => {
-            let run = run_of(conductor, signal, token)?;
+            let run = stopped(conductor, signal, token, now_ms).await?;
             let stopped = conductor.stop(&run, false, Some(reason.clone()), &sender(accepted)).await;
             stopped.map_err(|refusal| not_taken(&refusal))?;
             run_said(stands::run(conductor, &run).await?)
@@ -218,13 +226,20 @@ async fn deployed(
             if entry.value.get("nonce").and_then(Value::as_str) == Some(&*signal.nonce) {
                 return Err(signal::replayed());
             }
+            if entry.value.get("stopped").is_some() {
+                let message = "its sender told it to stop before it began; nothing was done";
+                return Err(Cause::new("signal_stopped", message));
+            }
             let run = run_of(conductor, signal, &deploy.token)?;
-            return Ok(("repeated", run_said(stands::run(conductor, &run).await?)));
+            return Ok(("repeated", began(conductor, run).await));
         }
         let entry = control.get(&epoch_key);
-        let newest = entry.as_ref().and_then(|entry| entry.value.get("epoch")?.as_u64()).map(Epoch);
-        in_order(signal, newest)?;
+        let newest = entry.as_ref().map(|entry| serde_json::from_value::<Newest>(entry.value.clone()));
+        let newest = newest.transpose().map_err(|error| Cause::new("signal_not_taken", error.to_string()))?;
+        in_order(signal, newest.as_ref())?;
         by_its_own_rules(conductor, deploy, place, now_ms)?;
+        // Until the run names them no sweep takes them.
+        let _hold = conductor.inner.world.blobs.hold();
         let missing = pieces::missing(conductor, &deploy.release.artifacts).await?;
         if !missing.is_empty() {
             return Ok(("missing", Said::Missing { blobs: missing }));
@@ -240,7 +255,7 @@ async fn deployed(
             received,
             project: project.clone(),
             environment: environment.clone(),
-            epoch: deploy.epoch,
+            newest: Newest::of(deploy),
             nonce: signal.nonce.clone(),
         };
         let ask = Ask {
@@ -248,7 +263,7 @@ async fn deployed(
             environment: Some(environment.clone()),
             reason: deploy.reason.clone(),
             redeploy: true,
-            retry_bad: deploy.retry_bad || deploy.back,
+            retry_bad: overrides_bad(conductor, deploy, place),
             signal: Some(Box::new(taken)),
             ..Ask::default()
         };
@@ -256,9 +271,15 @@ async fn deployed(
         let only_if = [(token_key.clone(), Revision::default()), (epoch_key.clone(), revision)];
         let by = format!("{}, run {}", sender(accepted), deploy.run);
         let asked = conductor.request(&place.loaded.name, Trigger::Signal, by, ask, &only_if, Vec::new()).await;
-        if let Some(view) = asked.map_err(|refusal| not_taken(&refusal))? {
-            let run = view.id.parse::<RunId>().map_err(|error| Cause::new("signal_not_taken", error.to_string()))?;
-            return Ok(("deploy", run_said(stands::run(conductor, &run).await?)));
+        match asked {
+            // Somebody else's came first.
+            Ok(None) => {}
+            Ok(Some(_)) => return Ok(("deploy", began(conductor, run_of(conductor, signal, &deploy.token)?).await)),
+            Err(refusal) => {
+                // Also one that waits for room on the disk was taken: it may still be done.
+                let run = run_of(conductor, signal, &deploy.token).map_err(|_| not_taken(&refusal))?;
+                return Ok(("deploy", began(conductor, run).await));
+            }
         }
     }
     Err(Cause::new("signal_not_taken", "too many signals at once; send it again"))
@@ -269,7 +290,7 @@ fn by_its_own_rules(conductor: &Conductor, deploy: &Deploy, place: &Place, now_m
     if let Some(shut) = stands::shut(conductor, &place.loaded, place.environment(), now_ms, deploy.back) {
         return Err(shut);
     }
-    if deploy.retry_bad || deploy.back {
+    if overrides_bad(conductor, deploy, place) {
         return Ok(());
     }
     match ledger::bad_release(&*conductor.inner.world.control, &place.loaded.name, &deploy.release.id) {
@@ -281,11 +302,42 @@ fn by_its_own_rules(conductor: &Conductor, deploy: &Deploy, place: &Place, now_m
     }
 }
 
+/// Whether it may bring a release that was found bad here: when somebody says so, or when it puts back one that was good here since.
+fn overrides_bad(conductor: &Conductor, deploy: &Deploy, place: &Place) -> bool {
+    let control = &*conductor.inner.world.control;
+    let (project, environment) = (&place.loaded.name, &place.environment().name);
+    deploy.retry_bad || (deploy.back && ledger::is_good(control, project, environment, &deploy.release.id))
+}
+
 /// The run that a token began.
 fn run_of(conductor: &Conductor, signal: &Signal, token: &Digest) -> Result<RunId, Cause> {
     let entry = conductor.inner.world.control.get(&token_key(&signal.project, &signal.environment, token));
     let run = entry.and_then(|entry| entry.value.get("run")?.as_str()?.parse().ok());
     run.ok_or_else(|| Cause::new("signal_no_run", "no run was begun here by a signal with this token"))
+}
+
+/// The run that is to be stopped. A token that has begun none never will: its order may still be under way.
+async fn stopped(conductor: &Conductor, signal: &Signal, token: &Digest, now_ms: i64) -> Result<RunId, Cause> {
+    let control = &*conductor.inner.world.control;
+    let key = token_key(&signal.project, &signal.environment, token);
+    if control.get(&key).is_none() {
+        conductor.writable().map_err(|refusal| not_taken(&refusal))?;
+        let tombstone = json!({ "stopped": true, "nonce": signal.nonce, "at_ms": now_ms });
+        let puts = vec![(key.clone(), Some(tombstone))];
+        match control.commit(Commit::Setting, &[(key, Revision::default())], puts) {
+            Ok(ticket) => conductor.synced(&ticket).await.map_err(|refusal| not_taken(&refusal))?,
+            // The order itself came meanwhile.
+            Err(CommitError::Conflict { .. }) => {}
+            Err(error) => return Err(not_taken(&conductor.refused(&error))),
+        }
+    }
+    run_of(conductor, signal, token)
+}
+
+/// What is answered once the token is in control: never that nothing was done.
+async fn began(conductor: &Conductor, run: RunId) -> Said {
+    let queued = RunStands { run: run.clone(), state: RunState::Queued, over: false, bad: false, cause: None };
+    run_said(stands::run(conductor, &run).await.unwrap_or(queued))
 }
 
 fn run_said(stands: RunStands) -> Said {

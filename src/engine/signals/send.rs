@@ -122,7 +122,7 @@ impl Receiver<'_> {
                 }
                 _ => return Err(Missed::Lost(self.odd("it does not say how much it has"))),
             }
-            if part.have == have && !part.whole {
+            if part.have <= have && !part.whole {
                 return Err(Missed::Lost(self.odd("it keeps nothing of what it is sent")));
             }
         }
@@ -267,7 +267,13 @@ pub(in crate::engine) async fn well(
         let Check::Signal(Some(after)) = check else { continue };
         let asked = crate::time::within(&*world.clock, limit, receiver(world, host, after).look(after)).await;
         let late = || Err(Cause::new("connection_lost", format!("the daemon of {} did not answer in time", host.name)));
-        sights.push(sight(after, &asked.unwrap_or_else(late)?));
+        let stands = asked.unwrap_or_else(late)?;
+        // What it says of what is being changed is neither good nor bad.
+        if let (None, Some(unseen)) = (&stands.bad, &stands.unseen) {
+            let message = format!("the daemon of {} cannot tell how it is: {}", host.name, unseen.message);
+            return Err(Cause::new("connection_lost", message));
+        }
+        sights.push(sight(after, &stands));
     }
     Ok(sights)
 }
@@ -277,7 +283,9 @@ fn sight(after: &AskedAfter, stands: &Stands) -> Sight {
     match (&stands.bad, &stands.release, &stands.wrong) {
         (Some(why), ..) => bad(why.message.clone(), Some(Fact::Hopeless)),
         (None, Some(live), None) if *live == after.release => {
-            Sight { good: true, seen: format!("{live} is live and well"), fact: None }
+            let well =
+                if stands.looked { "and well" } else { "and was deployed well; its health was not looked at now" };
+            Sight { good: true, seen: format!("{live} is live {well}"), fact: None }
         }
         (None, Some(live), Some(wrong)) if *live == after.release => bad(wrong.message.clone(), None),
         (None, Some(live), _) => bad(format!("{live} is live there, and not {}", after.release), None),
@@ -285,7 +293,8 @@ fn sight(after: &AskedAfter, stands: &Stands) -> Sight {
     }
 }
 
-/// Whether a host's daemon is there, has nothing else to do, and would take a signal.
+/// Whether a host's daemon is there, has nothing else to do, has not found the release bad, and would take a signal.
 pub(in crate::engine) async fn would_take(world: &Arc<World>, host: &Host, after: &AskedAfter) -> bool {
-    receiver(world, host, after).look(after).await.is_ok_and(|stands| stands.shut.is_none() && stands.busy.is_none())
+    let takes = |stands: &Stands| stands.shut.is_none() && stands.busy.is_none() && stands.bad.is_none();
+    receiver(world, host, after).look(after).await.is_ok_and(|stands| takes(&stands))
 }

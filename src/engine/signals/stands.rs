@@ -14,6 +14,7 @@ use crate::{
     model::{
         cause::Cause,
         deployment::DeploymentState,
+        doors,
         health::{Deployed, Fact},
         host::Transport,
         ids::{ReleaseId, RunId},
@@ -98,34 +99,46 @@ pub(super) async fn live(
         let why = last.cause.map(|cause| format!(": {}", cause.message)).unwrap_or_default();
         Cause::new("last_deployment", format!("the last deployment there (run {}) did not end well{why}", last.run))
     });
-    let wrong = match (ended, &live, &busy) {
-        (Some(ended), ..) => Some(ended),
+    let unseen = changed(world, loaded, environment);
+    let (looked, wrong) = match (ended, &live, &unseen) {
+        (Some(ended), ..) => (false, Some(ended)),
         // What is being changed is not looked at: its own run does that.
         (None, Some(live), None) => ill(world, loaded, environment, live).await,
-        (None, ..) => None,
+        (None, ..) => (false, None),
     };
     Stands {
         release: live.map(|live| live.release.id),
         bad,
         wrong,
+        unseen,
+        looked,
         busy,
         shut: shut(conductor, loaded, environment, now_ms, false),
     }
 }
 
-/// What one look at this machine's health finds wrong: the checks of the environment, once.
-async fn ill(world: &World, loaded: &Loaded, environment: &Environment, live: &Live) -> Option<Cause> {
-    let health = environment.health.as_ref()?;
+/// The deployment that holds an environment; a person who holds it changes nothing by that.
+fn changed(world: &World, loaded: &Loaded, environment: &Environment) -> Option<Cause> {
+    let own = doors::leases(&loaded.name, environment).pop()?;
+    let held = world.leases.holder(&own)?;
+    held.holder.split('.').next()?.parse::<RunId>().ok()?;
+    let message = format!("deployment {} is under way there, and nobody looks meanwhile", held.holder);
+    Some(Cause::new("connection_lost", message))
+}
+
+/// What one look at this machine's health finds wrong, if it is looked at: the checks of the environment, once. Hosts elsewhere are not.
+async fn ill(world: &World, loaded: &Loaded, environment: &Environment, live: &Live) -> (bool, Option<Cause>) {
+    let Some(health) = &environment.health else { return (false, None) };
     let local = environment.hosts.iter().any(|source| match source {
         HostSource::Static(hosts) => hosts.iter().any(|host| host.transport == Transport::Local),
         HostSource::Plugin { .. } => false,
     });
     if !local {
-        return None;
+        return (false, None);
     }
     let link = match world.links.local(&loaded.name).await {
         Ok(link) => link,
-        Err(error) => return Some(error.cause),
+        Err(error) => return (false, Some(error.cause)),
     };
     let deployed = Deployed::new(&live.release, None);
     let variables = [
@@ -145,8 +158,8 @@ async fn ill(world: &World, loaded: &Loaded, environment: &Environment, live: &L
             _ => None,
         };
         if let Some(wrong) = wrong {
-            return Some(Cause::new("unhealthy", format!("{}: {wrong}", check.name())));
+            return (true, Some(Cause::new("unhealthy", format!("{}: {wrong}", check.name()))));
         }
     }
-    None
+    (true, None)
 }

@@ -31,6 +31,7 @@ pub(in crate::engine) struct Errand {
     project: ProjectName,
     environment: EnvironmentName,
     epoch: Epoch,
+    deployment: u32,
     run: RunId,
     release: Shipped,
     back: bool,
@@ -46,6 +47,7 @@ impl Errand {
             project: run.header.project.clone(),
             environment: deployment.environment.clone(),
             epoch: deployment.lease?,
+            deployment: deployment.n,
             run: run.header.run.clone(),
             release: Shipped {
                 id: release.id.clone(),
@@ -65,6 +67,10 @@ struct Talk<'a> {
     job: &'a Job,
     receiver: Receiver<'a>,
     order: Order,
+    /// A genuine answer was heard: it is the host we know, and it knows us. Nothing is ordered before.
+    met: bool,
+    /// An order to deploy was sent, and nothing genuine was heard of it yet.
+    sent: bool,
     /// An order that began a run there may have arrived.
     maybe: bool,
     /// Its run there.
@@ -85,19 +91,26 @@ pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
     let order = Order::Deploy(Box::new(Deploy {
         token: job.token.clone(),
         epoch: errand.epoch,
+        deployment: errand.deployment,
+        step: job.key.as_str().to_owned(),
+        attempt: job.attempt,
         run: errand.run.clone(),
         release: errand.release.clone(),
         back: errand.back,
         retry_bad: errand.retry_bad,
         reason: errand.reason.clone(),
     }));
-    let mut talk = Talk { job, receiver, order, maybe: job.resumed.is_some(), run: None, silent: None };
+    let maybe = job.resumed.is_some();
+    let mut talk = Talk { job, receiver, order, met: false, sent: false, maybe, run: None, silent: None };
     let mut wait = OFTEN;
     loop {
+        // Sending what a release has stored may take long: the limit is of all of it.
+        let rest = limit.saturating_sub(clock.now().since(&began));
         let said = tokio::select! {
             biased;
             said = talk.ask() => said,
             () = job.stop.cancelled() => return talk.cut().await,
+            () = clock.sleep(rest), if !rest.is_zero() => return talk.late(limit).await,
         };
         if let Some(outcome) = talk.heard(said) {
             return outcome;
@@ -116,17 +129,29 @@ pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
 
 impl Talk<'_> {
     /// Orders, or asks how the run stands that came of it; what the receiver lacks is sent first.
-    async fn ask(&self) -> Result<Said, Missed> {
-        let order = match &self.run {
-            Some(_) => Order::Follow { token: self.job.token.clone() },
-            None => self.order.clone(),
-        };
-        let said = self.receiver.ask(order).await?;
+    /// First it is asked about, which changes nothing: whoever cannot answer that truly is never sent an order.
+    async fn ask(&mut self) -> Result<Said, Missed> {
+        if self.run.is_some() || !self.met {
+            let said = self.receiver.ask(Order::Follow { token: self.job.token.clone() }).await;
+            match said {
+                Err(Missed::Refused(cause)) if self.run.is_none() && cause.code == "signal_no_run" => self.met = true,
+                said => return said,
+            }
+        }
+        let said = self.deploy().await?;
         let Said::Missing { blobs } = said else { return Ok(said) };
         for part in blobs {
             self.receiver.push(part).await?;
         }
-        self.receiver.ask(self.order.clone()).await
+        self.deploy().await
+    }
+
+    async fn deploy(&mut self) -> Result<Said, Missed> {
+        self.sent = true;
+        let said = self.receiver.ask(self.order.clone()).await;
+        // What never left, and what was answered truly, is in nobody's hands.
+        self.sent = !matches!(said, Ok(_) | Err(Missed::Shut(_)));
+        said
     }
 
     /// The outcome, if what was heard is one.
@@ -145,26 +170,44 @@ impl Talk<'_> {
                 stands.over.then(|| self.ended(&stands))
             }
             Ok(_) => self.silence(self.receiver.odd("it says nothing of a run")),
-            // What is known by its token is never refused by a rule, so nothing has begun.
-            Err(Missed::Refused(cause)) if self.run.is_none() && (!self.maybe || by_rule(&cause)) => {
-                Some(Outcome::failed(self.job.placed(cause)))
-            }
+            Err(Missed::Refused(cause)) if self.is_proof(&cause) => Some(Outcome::failed(self.job.placed(cause))),
             Err(Missed::Refused(cause)) => {
+                self.maybe = true;
+                if passes(&cause) || (self.run.is_none() && cause.code == "signal_no_run") {
+                    return self.silence(cause);
+                }
                 let message = format!("{}; nobody can tell what became of the release there", cause.message);
                 Some(Outcome::Unknown { cause: self.job.placed(Cause { message, ..cause }) })
             }
             Err(Missed::Shut(cause)) if self.run.is_none() && !self.maybe => {
                 Some(Outcome::failed(self.job.placed(cause)))
             }
-            Err(Missed::Lost(cause)) if self.run.is_none() && !self.maybe && !cause.is_unreachable() => {
-                // Somebody answers, and it is not the host we know, or it does not know us.
+            // Somebody answers, and it is not the host we know, or it does not know us; no order of ours is under way to it.
+            Err(Missed::Lost(cause)) if self.run.is_none() && !self.maybe && !self.sent && !cause.is_unreachable() => {
                 Some(Outcome::failed(self.job.placed(cause)))
             }
+            // An answer that was lost or that anybody could have given is no answer: the order may have been taken.
             Err(Missed::Lost(cause)) => {
-                self.maybe = true;
+                self.maybe |= self.sent;
                 self.silence(cause)
             }
             Err(Missed::Shut(cause)) => self.silence(cause),
+        }
+    }
+
+    /// Whether a refusal, which is the receiver's for certain, says that nothing was done there.
+    fn is_proof(&self, cause: &Cause) -> bool {
+        if self.run.is_some() {
+            false
+        } else if self.maybe {
+            // What is known by its token is never refused by a rule, so nothing has begun.
+            by_rule(cause)
+        } else if self.sent {
+            // Not what somebody gets who has recorded the order and sends it after us.
+            !matches!(cause.code.as_str(), "signal_replayed" | "signal_expired" | "signal_no_run")
+        } else {
+            // It was only asked about; one whose run it cannot read has begun that run.
+            cause.code != "signal_not_taken"
         }
     }
 
@@ -177,6 +220,10 @@ impl Talk<'_> {
             return None;
         }
         let run = self.run.as_ref().map_or_else(String::new, |run| format!(" (its run {run} was under way)"));
+        if self.run.is_none() && !self.maybe {
+            let message = format!("{}; nothing was heard of it for {}", cause.message, Span(patience));
+            return Some(Outcome::failed(self.job.placed(Cause { message, ..cause })));
+        }
         let message = format!(
             "{}{run}; nothing was heard of it for {}, so nobody can tell what became of the release there",
             cause.message,
@@ -223,6 +270,9 @@ impl Talk<'_> {
         let order = Order::Stop { token: self.job.token.clone(), reason: reason.to_owned() };
         match self.receiver.ask(order).await {
             Ok(_) => format!("{name} was told to stop"),
+            Err(Missed::Refused(cause)) if cause.code == "signal_no_run" => {
+                format!("{name} had begun nothing, and will not")
+            }
             Err(missed) => format!("{name} could not be told to stop: {}", missed.cause().message),
         }
     }
@@ -251,6 +301,16 @@ impl Talk<'_> {
 fn by_rule(cause: &Cause) -> bool {
     matches!(
         cause.code.as_str(),
-        "signal_epoch" | "signal_frozen" | "signal_paused" | "signal_bad_release" | "signal_artifact" | "signal_no_run"
+        "signal_epoch"
+            | "signal_stopped"
+            | "signal_frozen"
+            | "signal_paused"
+            | "signal_bad_release"
+            | "signal_artifact"
     )
+}
+
+/// Refusals after which the same may be answered: a receiver that goes down, or has much to do, or was sent it twice.
+fn passes(cause: &Cause) -> bool {
+    matches!(cause.code.as_str(), "signal_not_taken" | "signal_replayed" | "signal_expired")
 }

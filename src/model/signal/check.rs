@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Order, Signal, VERSION};
+use serde::{Deserialize, Serialize};
+
+use super::{Deploy, Order, Signal, VERSION};
 use crate::model::{
     cause::Cause,
     ids::{EnvironmentName, Epoch, HostId, ProjectName},
@@ -98,6 +100,22 @@ fn may(projects: &[String], project: &ProjectName, environment: &EnvironmentName
     })
 }
 
+/// Whether a signal was made since this daemon began to remember nonces, as far as clocks tell: an older one may have been here before.
+///
+/// # Errors
+/// `signal_expired`.
+pub fn remembered(signal: &Signal, began_ms: i64) -> Result<(), Cause> {
+    if signal.issued_at_ms >= began_ms.saturating_sub(ms(SKEW)) {
+        return Ok(());
+    }
+    let message = format!(
+        "the signal was made at {}, before this daemon was started at {}, which cannot tell whether it was here before: send a new one",
+        rfc3339(signal.issued_at_ms),
+        rfc3339(began_ms)
+    );
+    refuse("signal_expired", message)
+}
+
 /// Nonces of signals that came, until they would be refused for their age.
 #[derive(Debug, Default)]
 pub struct Nonces {
@@ -136,18 +154,47 @@ pub fn replayed() -> Cause {
     Cause::new("signal_replayed", message)
 }
 
+/// The newest deployment that was taken in an environment, as control keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Newest {
+    /// Of the sender's lease.
+    pub epoch: Epoch,
+    /// Of the sender's deployment.
+    #[serde(default)]
+    pub deployment: u32,
+    /// Of the sender's step.
+    #[serde(default)]
+    pub step: String,
+    /// Which attempt of it.
+    #[serde(default)]
+    pub attempt: u32,
+}
+
+impl Newest {
+    /// What `deploy` is once it was taken.
+    #[must_use]
+    pub fn of(deploy: &Deploy) -> Self {
+        let (step, attempt) = (deploy.step.clone(), deploy.attempt);
+        Newest { epoch: deploy.epoch, deployment: deploy.deployment, step, attempt }
+    }
+}
+
 /// Whether an order may follow the `newest` deployment that was taken in its environment.
 ///
 /// # Errors
 /// `signal_epoch`: that one is newer.
-pub fn in_order(signal: &Signal, newest: Option<Epoch>) -> Result<(), Cause> {
+pub fn in_order(signal: &Signal, newest: Option<&Newest>) -> Result<(), Cause> {
     let (Order::Deploy(deploy), Some(newest)) = (&signal.order, newest) else { return Ok(()) };
-    if deploy.epoch >= newest {
+    let (this, last) = ((deploy.epoch, deploy.deployment), (newest.epoch, newest.deployment));
+    // Steps of one deployment come as its code says; only attempts of the same one have an order by themselves.
+    let late = this < last || (this == last && deploy.step == newest.step && deploy.attempt < newest.attempt);
+    if !late {
         return Ok(());
     }
     let message = format!(
-        "a newer deployment to {} has been here (epoch {}, and this one is of epoch {}): it comes too late",
-        signal.environment, newest.0, deploy.epoch.0
+        "a newer deployment to {} has been here (epoch {}, deployment {}, attempt {}, and this one is epoch {}, deployment {}, attempt {}): \
+         it comes too late",
+        signal.environment, last.0.0, last.1, newest.attempt, this.0.0, this.1, deploy.attempt
     );
     refuse("signal_epoch", message)
 }

@@ -43,6 +43,9 @@ impl Forger {
             order: Order::Deploy(Box::new(Deploy {
                 token: Digest::of(&self.nonce.to_be_bytes()),
                 epoch: Epoch(epoch),
+                deployment: 1,
+                step: "step".to_owned(),
+                attempt: 1,
                 run: RunId::new(now, u128::from(self.nonce)),
                 release: Shipped {
                     id: self.revision[..12].parse().unwrap(),

@@ -19,6 +19,9 @@ pub(in crate::model) fn signal() -> Signal {
         order: Order::Deploy(Box::new(Deploy {
             token: Digest::of(b"token"),
             epoch: Epoch(7),
+            deployment: 2,
+            step: "step".to_owned(),
+            attempt: 2,
             run: crate::model::ids::RunId::new(NOW, 1),
             release: Shipped {
                 id: ReleaseId::first_build(&SHA.parse().unwrap()),
@@ -42,7 +45,7 @@ fn code(signal: &Signal, projects: &[&str], now_ms: i64) -> Result<(), String> {
 
 #[test]
 fn a_signal_is_golden() {
-    let text = r#"{"audience":"web1","environment":"production","issued_at_ms":1800000000000,"nonce":"00112233445566778899aabbccddeeff","not_after_ms":1800000120000,"order":{"back":false,"epoch":7,"kind":"deploy","reason":"a push","release":{"artifacts":[],"id":"a1b2c3d4e5f6","revision":"a1b2c3d4e5f60718293a4b5c6d7e8f9012345678"},"retry_bad":false,"run":"01mcc5rm000000000000000001","token":"3c469e9d6c5875d37a43f353d4f88e61fcf812c66eee3457465a40b0da4153e0"},"project":"shop","version":1}"#;
+    let text = r#"{"audience":"web1","environment":"production","issued_at_ms":1800000000000,"nonce":"00112233445566778899aabbccddeeff","not_after_ms":1800000120000,"order":{"attempt":2,"back":false,"deployment":2,"epoch":7,"kind":"deploy","reason":"a push","release":{"artifacts":[],"id":"a1b2c3d4e5f6","revision":"a1b2c3d4e5f60718293a4b5c6d7e8f9012345678"},"retry_bad":false,"run":"01mcc5rm000000000000000001","step":"step","token":"3c469e9d6c5875d37a43f353d4f88e61fcf812c66eee3457465a40b0da4153e0"},"project":"shop","version":1}"#;
     assert_eq!(String::from_utf8(written(&signal())).unwrap(), text);
     assert_eq!(read::<Signal>(text.as_bytes()).unwrap(), signal());
     // The same data otherwise written, with something more, or something twice, is another document, and none that is read.
@@ -116,9 +119,38 @@ fn what_came_once_is_not_taken_again_as_long_as_it_could_be() {
 }
 
 #[test]
+fn what_was_made_before_a_start_is_not_taken_after_it() {
+    assert!(remembered(&signal(), NOW - 1).is_ok() && remembered(&signal(), NOW + 60_000).is_ok());
+    assert_eq!(remembered(&signal(), NOW + 60_001).unwrap_err().code, "signal_expired");
+}
+
+#[test]
 fn an_older_deployment_comes_too_late() {
-    assert!(in_order(&signal(), None).is_ok() && in_order(&signal(), Some(Epoch(7))).is_ok());
-    assert_eq!(in_order(&signal(), Some(Epoch(8))).unwrap_err().code, "signal_epoch");
+    let newest = |epoch, deployment, step: &str, attempt| Newest {
+        epoch: Epoch(epoch),
+        deployment,
+        step: step.to_owned(),
+        attempt,
+    };
+    let code = |newest: &Newest| in_order(&signal(), Some(newest)).map_err(|cause| cause.code);
+    assert!(in_order(&signal(), None).is_ok());
+    // Its own, an earlier one, an earlier attempt, and a later attempt of another step of the same deployment.
+    for newest in [
+        newest(7, 2, "step", 2),
+        newest(6, 9, "step", 9),
+        newest(7, 1, "step", 9),
+        newest(7, 2, "step", 1),
+        newest(7, 2, "other", 3),
+    ] {
+        assert_eq!(code(&newest), Ok(()), "{newest:?}");
+    }
+    // A later lease, the rollback of the same lease, and a later attempt of the same step.
+    for newest in [newest(8, 1, "step", 1), newest(7, 3, "back", 1), newest(7, 2, "step", 3)] {
+        assert_eq!(code(&newest), Err("signal_epoch".to_owned()), "{newest:?}");
+    }
+    // What was kept before deployments had numbers here.
+    let old: Newest = serde_json::from_value(serde_json::json!({ "epoch": 7, "run": "x" })).unwrap();
+    assert_eq!(code(&old), Ok(()));
     let stop = Order::Stop { token: Digest::of(b"token"), reason: String::new() };
-    assert!(in_order(&Signal { order: stop, ..signal() }, Some(Epoch(8))).is_ok());
+    assert!(in_order(&Signal { order: stop, ..signal() }, Some(&newest(8, 1, "step", 1))).is_ok());
 }
