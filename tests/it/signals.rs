@@ -2,6 +2,7 @@
 
 mod fleet;
 mod forged;
+mod proxy;
 
 use serde_json::{Value, json};
 

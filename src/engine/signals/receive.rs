@@ -56,9 +56,10 @@ pub(in crate::engine) async fn take(
             (if word == "deploy" { 202 } else { 200 }, said)
         }
         Err(cause) => {
-            // Every sender asks first whether its order is known.
-            if cause.code == "signal_no_run" && matches!(signal.order, Order::Follow { .. }) {
-                conductor.inner.inbox.took("follow");
+            // Every sender asks first whether its order is known, and may stop one that never came.
+            let asks = matches!(signal.order, Order::Follow { .. } | Order::Stop { .. });
+            if cause.code == "signal_no_run" && asks {
+                conductor.inner.inbox.took(signal.order.word());
             } else {
                 told(conductor, now_ms, Some(&signal), &cause);
             }
@@ -98,7 +99,7 @@ fn status(cause: &Cause) -> u16 {
         "signal_signature" => 401,
         "signal_audience" | "signal_not_allowed" => 403,
         "signal_off" | "signal_unknown" => 404,
-        "signal_paused" | "signal_not_taken" | "signal_key" => 503,
+        "signal_paused" | "signal_not_taken" | "signal_unsure" | "signal_key" => 503,
         _ => 409,
     }
 }
@@ -349,8 +350,10 @@ fn sender(accepted: &Accepted) -> String {
     format!("signal of {}", accepted.key.name())
 }
 
+/// What a disk that fails has kept is seen at the next start: that is no word for nothing.
 fn not_taken(refusal: &Refusal) -> Cause {
-    Cause::new("signal_not_taken", refusal.to_string())
+    let code = if matches!(refusal, Refusal::Degraded(_)) { "signal_unsure" } else { "signal_not_taken" };
+    Cause::new(code, refusal.to_string())
 }
 
 /// What people see of it.

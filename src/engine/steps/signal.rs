@@ -128,8 +128,7 @@ pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
 }
 
 impl Talk<'_> {
-    /// Orders, or asks how the run stands that came of it; what the receiver lacks is sent first.
-    /// First it is asked about, which changes nothing: whoever cannot answer that truly is never sent an order.
+    /// Orders, or asks how the run stands that came of it; what the receiver lacks is sent first. Before all it is asked about, which changes nothing: whoever cannot answer that truly is never sent an order.
     async fn ask(&mut self) -> Result<Said, Missed> {
         if self.run.is_some() || !self.met {
             let said = self.receiver.ask(Order::Follow { token: self.job.token.clone() }).await;
@@ -204,7 +203,7 @@ impl Talk<'_> {
             by_rule(cause)
         } else if self.sent {
             // Not what somebody gets who has recorded the order and sends it after us.
-            !matches!(cause.code.as_str(), "signal_replayed" | "signal_expired" | "signal_no_run")
+            !matches!(cause.code.as_str(), "signal_replayed" | "signal_expired" | "signal_no_run" | "signal_unsure")
         } else {
             // It was only asked about; one whose run it cannot read has begun that run.
             cause.code != "signal_not_taken"
@@ -312,5 +311,5 @@ fn by_rule(cause: &Cause) -> bool {
 
 /// Refusals after which the same may be answered: a receiver that goes down, or has much to do, or was sent it twice.
 fn passes(cause: &Cause) -> bool {
-    matches!(cause.code.as_str(), "signal_not_taken" | "signal_replayed" | "signal_expired")
+    matches!(cause.code.as_str(), "signal_not_taken" | "signal_unsure" | "signal_replayed" | "signal_expired")
 }

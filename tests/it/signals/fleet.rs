@@ -25,6 +25,8 @@ pub struct Wants {
     pub receiver: &'static str,
     /// What is deployed beside the revision: Lua of `deploy(host, release)`.
     pub deploy: &'static str,
+    /// The port at which the sender asks instead of the receiver's own.
+    pub through: Option<u16>,
 }
 
 impl Default for Wants {
@@ -35,6 +37,7 @@ impl Default for Wants {
             stages: r#"{ "unit", run = function(run) run:sh "true" end }"#,
             receiver: "",
             deploy: "",
+            through: None,
         }
     }
 }
@@ -65,7 +68,7 @@ impl Fleet {
         let mut lines = String::new();
         let mut hosts = String::new();
         for receiver in &receivers {
-            let (id, port) = (&receiver.id, receiver.port);
+            let (id, port) = (&receiver.id, wants.through.unwrap_or(receiver.port));
             lines.push_str(&format!("{id} {}\n", key(&receiver.world, id)));
             hosts.push_str(&format!("{{ id = \"{id}\", address = \"127.0.0.1\", port = {port} }}, "));
         }
