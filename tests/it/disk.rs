@@ -170,7 +170,9 @@ fn after_a_failed_write_or_sync_nothing_is_changed_until_a_restart() {
         for path in ["/v1/status", "/v1/runs", &format!("/v1/runs/{}", run.id)] {
             daemon.api.get(path).is(200);
         }
-        assert!(daemon.status()["trouble"].to_string().contains("restart phased"), "{}", daemon.status());
+        eventually("the status says what to do", || {
+            daemon.status()["trouble"].to_string().contains("restart phased").then_some(())
+        });
         assert!(daemon.api.get("/readyz").is(503).text().contains("restart phased"));
         // What runs on a host does not notice.
         std::fs::write(world.path("tested/gate"), "").unwrap();
