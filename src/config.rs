@@ -24,7 +24,7 @@ mod secrets;
 mod values;
 
 pub use error::ConfigError;
-pub use secrets::FileSecrets;
+pub use secrets::{FileSecrets, is_name as is_secret_name};
 pub use values::{Size, UidRange};
 
 /// The whole file.

@@ -4,8 +4,8 @@
 --
 -- Credentials are found as Amazon's own tools find them: the daemon's environment, the shared files (profile), web identity, the container,
 -- the instance profile; or given as access_key_id and secret_access_key. role is assumed with these. What is needed is
--- ec2:DescribeInstances, nothing else (and ec2:GetConsoleOutput for console_keys). An instance's id is the host's; its tags are its labels, and so are region, type, image, vpc, subnet,
--- account and autoscaling_group. AWS_ENDPOINT_URL in the daemon's environment is honoured.
+-- ec2:DescribeInstances, nothing else (and ec2:GetConsoleOutput for console_keys). An instance's id is the host's; its tags are its labels,
+-- and so are region, type, image, vpc, subnet, account and autoscaling_group. AWS_ENDPOINT_URL in the daemon's environment is honoured.
 
 -- EC2's words for what phased calls state.
 local STATES = {
@@ -30,20 +30,18 @@ local FACTS = { "region", "type", "image", "vpc", "subnet", "account", "autoscal
 -- Consoles that are read at one asking; the others' turn comes at the next one.
 local CONSOLES = 100
 
+-- Who asks whom, and for how long, besides what is asked.
+local function asked(options, what)
+  for _, name in ipairs { "access_key_id", "secret_access_key", "session_token", "profile", "role", "external_id", "endpoint" } do
+    what[name] = options[name]
+  end
+  what.timeout = options.timeout or "2m"
+  return what
+end
+
 local function ask(options, filters)
-  return phased.ec2_instances {
-    regions = options.regions or { options.region },
-    filters = filters,
-    access_key_id = options.access_key_id,
-    secret_access_key = options.secret_access_key,
-    session_token = options.session_token,
-    profile = options.profile,
-    role = options.role,
-    external_id = options.external_id,
-    page_size = options.page_size,
-    endpoint = options.endpoint,
-    timeout = options.timeout or "2m",
-  }
+  local regions = options.regions or { options.region }
+  return phased.ec2_instances(asked(options, { regions = regions, filters = filters, page_size = options.page_size }))
 end
 
 local function host(instance, options)
@@ -91,17 +89,7 @@ local function console_keys(options, about, instances, found)
     end
   end
   if n == 0 then return end
-  local read = phased.ec2_host_keys {
-    instances = unread,
-    access_key_id = options.access_key_id,
-    secret_access_key = options.secret_access_key,
-    session_token = options.session_token,
-    profile = options.profile,
-    role = options.role,
-    external_id = options.external_id,
-    endpoint = options.endpoint,
-    timeout = options.timeout or "2m",
-  }
+  local read = phased.ec2_host_keys(asked(options, { instances = unread }))
   for _, one in ipairs(found) do
     one.host_keys = one.host_keys or read[one.id]
     if one.state == "running" and not one.host_keys and not known[one.id] then

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 
 use crate::{
     cli::KeysCommand,
-    config::{Config, FileSecrets, Signals},
+    config::{Config, FileSecrets, Signals, is_secret_name},
     ports::{
         secrets::{Secret, Secrets},
         signals::{Accepted, Listening},
@@ -104,11 +104,7 @@ fn secrets(config: &Path) -> anyhow::Result<PathBuf> {
 
 /// The file of a secret, if its name can be one.
 fn file(dir: &Path, name: &str) -> anyhow::Result<PathBuf> {
-    let plain = |part: &str| {
-        !matches!(part, "" | "." | "..")
-            && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-    };
-    if !name.split('/').all(plain) {
+    if !is_secret_name(name) {
         bail!("{name:?} cannot be a secret's name: parts of A-Z a-z 0-9 . _ - joined by /");
     }
     Ok(dir.join(name))

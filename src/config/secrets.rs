@@ -50,7 +50,9 @@ impl Secrets for FileSecrets {
     }
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether a secret can be called that: parts of A-Z a-z 0-9 . _ - joined by /.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
     name.len() <= 200
         && name.split('/').all(|part| {
             !matches!(part, "" | "." | "..")

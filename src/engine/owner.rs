@@ -36,7 +36,6 @@ use crate::{
     ports::{
         blobs::Hold,
         journal::Ticket,
-        outputs::{Frame, Stream},
         program::{Opening, Program, Sink, Turn},
     },
     time::Stamp,
@@ -718,16 +717,8 @@ impl Owner {
         self.note(key, steps::values::bytes_of(args.get("text").unwrap_or(&Value::Null)));
     }
 
-    /// A line of the pipeline, or of phased itself, in the run's output.
-    fn note(&self, key: &StepKey, mut bytes: Vec<u8>) {
-        bytes.push(b'\n');
-        let bytes = self.sessions.redact_bytes(&bytes);
-        let wall_ms = self.world.clock.now().wall_ms;
-        let raw_len = bytes.len() as u64;
-        let frame = Frame { step: key.clone(), attempt: 1, stream: Stream::Note, offset: 0, raw_len, wall_ms, bytes };
-        if let Err(error) = self.world.outputs.append(&self.run.header.run, frame) {
-            tracing::warn!(run = %self.run.header.run, %error, "a line of the pipeline's log was not stored");
-        }
+    fn note(&self, key: &StepKey, bytes: Vec<u8>) {
+        self.sessions.note(&self.run.header.run, key, 1, bytes);
     }
 
     /// Begins an attempt: first the record, then, once it is on disk, the effect.

@@ -24,8 +24,12 @@ use crate::{
         host_key::Realm,
         ids::{EnvironmentName, HostId, ProjectName, RunId},
         run::Run,
+        step::StepKey,
     },
-    ports::link::{Link, LinkError},
+    ports::{
+        link::{Link, LinkError},
+        outputs::{Frame, Stream},
+    },
 };
 
 /// The machines that a run has met: in its journal before anything begins on one, so that none is ever taken for another.
@@ -208,5 +212,16 @@ impl Sessions {
 
     pub(super) fn redact_bytes(&self, bytes: &[u8]) -> Vec<u8> {
         locked(&self.redactor).bytes(bytes)
+    }
+
+    /// A line of the pipeline, or of phased itself, in the run's output.
+    pub(super) fn note(&self, run: &RunId, key: &StepKey, attempt: u32, mut bytes: Vec<u8>) {
+        bytes.push(b'\n');
+        let bytes = self.redact_bytes(&bytes);
+        let (raw_len, wall_ms) = (bytes.len() as u64, self.world.clock.now().wall_ms);
+        let frame = Frame { step: key.clone(), attempt, stream: Stream::Note, offset: 0, raw_len, wall_ms, bytes };
+        if let Err(error) = self.world.outputs.append(run, frame) {
+            tracing::warn!(%run, %error, "a line of the pipeline's log was not stored");
+        }
     }
 }

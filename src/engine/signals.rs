@@ -75,17 +75,15 @@ impl Inbox {
         }
         let same = counts.recent.front().is_some_and(|last| last.code == cause.code);
         let flood = same && counts.last_ms.is_some_and(|last| now_ms.saturating_sub(last) < 1_000);
-        if signal.is_none() || flood {
-            return logs;
-        }
+        let Some(signal) = signal.filter(|_| !flood) else { return logs };
         counts.last_ms = Some(now_ms);
         counts.recent.push_front(RefusedView {
             at: rfc3339(now_ms),
             code: cause.code.clone(),
             message: super::view::shortened(&cause.message),
-            project: signal.map(|signal| signal.project.to_string()),
-            environment: signal.map(|signal| signal.environment.to_string()),
-            order: signal.map(|signal| signal.order.word().to_owned()),
+            project: Some(signal.project.to_string()),
+            environment: Some(signal.environment.to_string()),
+            order: Some(signal.order.word().to_owned()),
         });
         counts.recent.truncate(SHOWN);
         logs

@@ -103,6 +103,14 @@ pub struct Learnt {
     pub unnamed_since_ms: Option<i64>,
 }
 
+impl Learnt {
+    /// For people: `ssh-ed25519 SHA256:...`.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        format!("{} {}", self.key.split(' ').next().unwrap_or_default(), self.fingerprint)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

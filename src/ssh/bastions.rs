@@ -150,9 +150,7 @@ impl Through {
             _ => LinkError { cause: Cause { message: format!("the bastion {}: {}", self.place, error.cause.message), ..error.cause } },
         })
     }
-}
 
-impl Through {
     /// Asks the bastion whether it is there. One that does not answer is given up, with every session through it: the next one to come
     /// makes it anew.
     ///
@@ -302,8 +300,8 @@ impl Bastion {
                 // Another one has been made, which has a keeper of its own; or this one is gone.
                 let Some(link) = state.link.as_ref().filter(|link| !link.is_closed()) else { return };
                 let unused = Arc::strong_count(link) == 1 && bastion.turns.available_permits() == bastion.most as usize;
-                if !(unused && std::mem::replace(&mut idle, unused)) {
-                    idle = unused;
+                let was_unused = std::mem::replace(&mut idle, unused);
+                if !(unused && was_unused) {
                     continue;
                 }
                 if let Some(link) = state.link.take() {

@@ -12,6 +12,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
+    config::Limits,
     lifecycle::watch,
     model::host_key::Realm,
     ports::link::LinkError,
@@ -35,8 +36,8 @@ pub struct SshLimits {
 
 impl Default for SshLimits {
     fn default() -> Self {
-        // A session is a file descriptor and some 100 KiB; a handshake some milliseconds of a processor on each side.
-        SshLimits { sessions: 500, handshakes: 16 }
+        let Limits { sessions, handshakes, .. } = Limits::default();
+        SshLimits { sessions, handshakes }
     }
 }
 

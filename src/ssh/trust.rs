@@ -196,9 +196,8 @@ impl Trust {
     /// # Errors
     /// It cannot be kept, or somebody else met another one under this id in the same moment.
     pub(super) async fn learn(&self, kept: &dyn HostKeys, new: Learnt) -> Result<String, LinkError> {
-        let (key, fingerprint) = (new.key.clone(), new.fingerprint.clone());
+        let (key, words) = (new.key.clone(), new.shown());
         let counts = kept.learn(&self.realm, &self.id, new).await.map_err(|cause| LinkError { cause })?;
-        let words = format!("{} {fingerprint}", key.split(' ').next().unwrap_or_default());
         if counts.key == key {
             tracing::warn!(project = %self.realm.project, environment = %self.realm.environment, host = %self.id, address = %self.address, key = words,
                 "a host was met for the first time and its key is kept: compare it with the host's own");
@@ -221,12 +220,16 @@ impl Trust {
                 self.realm, self.id
             ),
             Anchor::First(Some(learnt)) => {
-                let (algorithm, since) = (learnt.key.split(' ').next().unwrap_or_default(), rfc3339(learnt.at_ms));
+                let since = rfc3339(learnt.at_ms);
                 format!(
-                    "the key of {at} is not the one that {} has had since {since}, when it was met at {}: {algorithm} {} ({how}). Somebody may \
+                    "the key of {at} is not the one that {} has had since {since}, when it was met at {}: {} ({how}). Somebody may \
                      be listening in, or it was installed anew under its old id. Compare the key with the host's own by another way; if it is \
                      right: phased hosts {} --forget-key '{}'",
-                    self.id, learnt.address, learnt.fingerprint, self.realm, self.id
+                    self.id,
+                    learnt.address,
+                    learnt.shown(),
+                    self.realm,
+                    self.id
                 )
             }
             Anchor::First(None) => format!("{at} shows no key that can be kept ({how})"),

@@ -37,6 +37,12 @@ async fn fleets(
     Ok(app.engine.hosts(project, environment, &visible, refresh).await?)
 }
 
+/// One environment's hosts, after a change of them.
+fn as_it_is(app: &App, headers: &HeaderMap, fleet: &FleetView) -> Response {
+    let now_ms = app.clock.now().wall_ms;
+    in_form(headers, fleet, |fleet| render::hosts::fleets(std::slice::from_ref(fleet), now_ms))
+}
+
 /// The hosts of every environment as its sources found them last: what each source said, when, what changed since, and why a host is out.
 #[utoipa::path(get, path = "/v1/hosts", tag = "hosts",
     params(
@@ -78,8 +84,7 @@ pub(super) async fn accept(
     caller.project(&project)?;
     fields.finish()?;
     let fleet = app.engine.accept_hosts(&project, &environment, &caller.actor()).await?;
-    let now_ms = app.clock.now().wall_ms;
-    Ok(in_form(&headers, &fleet, |fleet| render::hosts::fleets(std::slice::from_ref(fleet), now_ms)))
+    Ok(as_it_is(&app, &headers, &fleet))
 }
 
 /// Forgets the host key that was learnt of one host of an environment: the next one that it shows is learnt. For a host that was installed
@@ -111,8 +116,7 @@ pub(super) async fn forget_key(
         )
     })?;
     let fleet = app.engine.forget_host_key(&project, &environment, &host, &caller.actor()).await?;
-    let now_ms = app.clock.now().wall_ms;
-    Ok(in_form(&headers, &fleet, |fleet| render::hosts::fleets(std::slice::from_ref(fleet), now_ms)))
+    Ok(as_it_is(&app, &headers, &fleet))
 }
 
 /// A group of targets, as Prometheus reads it from `http_sd` and `file_sd`.

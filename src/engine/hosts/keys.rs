@@ -24,10 +24,9 @@ pub(in crate::engine) fn view(control: &dyn Control, realm: &Realm) -> Vec<HostK
     let entries = control.scan(&prefix).into_iter();
     let shown = |key: &str, value| {
         let learnt: Learnt = serde_json::from_value(value).ok()?;
-        let algorithm = learnt.key.split(' ').next().unwrap_or_default();
         Some(HostKeyView {
             id: decode(key.strip_prefix(&prefix)?),
-            key: format!("{algorithm} {}", learnt.fingerprint),
+            key: learnt.shown(),
             since: rfc3339(learnt.at_ms),
             address: learnt.address,
         })

@@ -15,7 +15,6 @@ use crate::{
         signal::{Deploy, Order, RunStands, Said, Shipped},
         step::Outcome,
     },
-    ports::outputs::{Frame, Stream},
     time::{Span, Stamp},
 };
 
@@ -128,7 +127,8 @@ pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
 }
 
 impl Talk<'_> {
-    /// Orders, or asks how the run stands that came of it; what the receiver lacks is sent first. Before all it is asked about, which changes nothing: whoever cannot answer that truly is never sent an order.
+    /// Orders, or asks how the run stands that came of it; what the receiver lacks is sent first. Before all it is asked about, which changes
+    /// nothing: whoever cannot answer that truly is never sent an order.
     async fn ask(&mut self) -> Result<Said, Missed> {
         if self.run.is_some() || !self.met {
             let said = self.receiver.ask(Order::Follow { token: self.job.token.clone() }).await;
@@ -279,20 +279,7 @@ impl Talk<'_> {
     /// A line in the run's log.
     fn note(&self, text: &str) {
         let job = self.job;
-        let bytes = job.sessions.redact_bytes(format!("{text}\n").as_bytes());
-        let (raw_len, wall_ms) = (bytes.len() as u64, job.world.clock.now().wall_ms);
-        let frame = Frame {
-            step: job.key.clone(),
-            attempt: job.attempt,
-            stream: Stream::Note,
-            offset: 0,
-            raw_len,
-            wall_ms,
-            bytes,
-        };
-        if let Err(error) = job.world.outputs.append(&job.run, frame) {
-            tracing::warn!(run = %job.run, %error, "a line of the log was not stored");
-        }
+        job.sessions.note(&job.run, &job.key, job.attempt, text.into());
     }
 }
 

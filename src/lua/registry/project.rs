@@ -242,7 +242,7 @@ pub(super) fn host() -> Shape {
         )
         .optional(
             "host_keys",
-            Kind::Union(vec![Kind::words(Policy::WORDS), text("a host key", rules::host_key).some()]),
+            policy_or_keys(),
             "By what it is known to be itself, as in ssh; or its keys: { \"SHA256:...\" } or { \"ssh-ed25519 AAAA...\" }, any of them.",
         )
         .optional("jump", way(), "The bastion on the way, or several in their order; \"none\" where that of ssh is not meant.")
@@ -287,6 +287,11 @@ fn ssh() -> Shape {
         )
 }
 
+/// `host_keys` of one machine.
+fn policy_or_keys() -> Kind {
+    Kind::Union(vec![Kind::words(Policy::WORDS), text("a host key", rules::host_key).some()])
+}
+
 /// `ssh.jump`.
 fn way() -> Kind {
     let hop = || Kind::Union(vec![text("[user@]host[:port]", rules::jump), jump().table()]);
@@ -306,7 +311,7 @@ fn jump() -> Shape {
         )
         .optional(
             "host_keys",
-            Kind::Union(vec![Kind::words(Policy::WORDS), text("a host key", rules::host_key).some()]),
+            policy_or_keys(),
             "By what it is known to be itself, as for a host; the policy of the hosts when absent.",
         )
         .with_default(
