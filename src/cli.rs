@@ -11,6 +11,7 @@ use crate::time::Span;
 
 mod client;
 mod exit;
+pub mod generate;
 mod output;
 mod progress;
 mod verbs;
@@ -71,6 +72,9 @@ pub enum Command {
     /// What the daemon has job users do: reads a request on standard input and packs what it names
     #[command(hide = true)]
     Pack,
+    /// What packages ship: man pages, completions, types for editors; written from the binary itself, so that none is stale
+    #[command(hide = true)]
+    Generate(GenerateArgs),
     /// A verb that asks the daemon.
     #[command(flatten)]
     Client(ClientCommand),
@@ -136,6 +140,14 @@ pub struct DemoArgs {
     /// Production listens to signals: an integration daemon without a shell anywhere, and five daemons of production
     #[arg(long, conflicts_with = "crash")]
     pub signals: bool,
+}
+
+/// Of `generate`.
+#[derive(Debug, Clone, Args)]
+pub struct GenerateArgs {
+    /// The directory to write `man/`, `completions/` and `lua/` into
+    #[arg(value_name = "DIRECTORY")]
+    pub directory: PathBuf,
 }
 
 /// Of `keys`.

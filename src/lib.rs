@@ -58,7 +58,7 @@
 //! | [`demo`] | `phased demo`: a repository, the real daemon, and hosts that are SSH servers in this process |
 //!
 //! Beside `src/`: `plugins/` are the shipped Lua plugins, built in; they use the public Lua API and nothing else. `packaging/` holds the
-//! configuration and the example that `phased init` writes.
+//! configuration and the example that `phased init` writes, and what the deb and the rpm are made of (`scripts/package`).
 //!
 //! # Invariants
 //!

@@ -6,7 +6,9 @@ use phased::{
     app, cli,
     cli::{CheckFormat, Command, ServeArgs},
     config::Config,
-    daemon, telemetry,
+    daemon,
+    journal::{LockError, SchemaError},
+    telemetry,
 };
 
 fn main() -> ExitCode {
@@ -22,6 +24,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo(&args),
         Command::Keys(command) => said(app::signals::keys(&command)),
         Command::Pack => said(pack()),
+        Command::Generate(args) => said(cli::generate::run(&args.directory)),
     }
 }
 
@@ -30,9 +33,20 @@ fn said(done: anyhow::Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("phased: {error:#}");
-            ExitCode::from(1)
+            ExitCode::from(if is_wrong_data(&error) { WRONG_DATA } else { 1 })
         }
     }
+}
+
+/// EX_CONFIG of sysexits: to start again does not help, so the unit says `RestartPreventExitStatus=78`.
+const WRONG_DATA: u8 = 78;
+
+/// The data directory is of a format that this phased does not know.
+fn is_wrong_data(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| match cause.downcast_ref() {
+        Some(LockError::Schema(why)) => !matches!(why, SchemaError::Io { .. }),
+        _ => false,
+    })
 }
 
 fn serve(args: &ServeArgs) -> anyhow::Result<()> {

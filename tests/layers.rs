@@ -44,6 +44,8 @@ const QUARANTINE: &[(&str, &[&str])] = &[
     ("reqwest", &["http"]),
     ("toml", &["config"]),
     ("clap", &["cli"]),
+    ("clap_complete", &["cli"]),
+    ("clap_mangen", &["cli"]),
     ("zstd", &["blobs"]),
     ("tar", &["blobs", "exec"]),
     ("aws_config", &["discovery"]),

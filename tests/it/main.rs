@@ -25,6 +25,7 @@ mod hosts;
 mod maintenance;
 mod names;
 mod output;
+mod package;
 mod peers;
 mod poll;
 mod push;
