@@ -71,6 +71,9 @@ pub enum Command {
     /// What the daemon has job users do: reads a request on standard input and packs what it names
     #[command(hide = true)]
     Pack,
+    /// What phased-job@.service runs, the daemon's connection as standard input: starts a program as a project's job user
+    #[command(hide = true)]
+    Job(JobArgs),
     /// A verb that asks the daemon.
     #[command(flatten)]
     Client(ClientCommand),
@@ -168,6 +171,17 @@ pub enum KeysCommand {
         #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
         config: PathBuf,
     },
+}
+
+/// Of `job`.
+#[derive(Debug, Clone, Args)]
+pub struct JobArgs {
+    /// The configuration file: it says which users a job may be; only root may be able to write it
+    #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
+    pub config: PathBuf,
+    /// The daemon's user, by name or uid: nobody else may ask, but root
+    #[arg(long, default_value = "phased", value_name = "USER")]
+    pub daemon: String,
 }
 
 /// Of `rebuild`.

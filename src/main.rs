@@ -22,6 +22,8 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo(&args),
         Command::Keys(command) => said(app::signals::keys(&command)),
         Command::Pack => said(pack()),
+        // No thread, no log, and root for a moment: it says why it refuses to its unit's log and to who asked.
+        Command::Job(args) => phased::exec::shim::run(&args.config, &args.daemon),
     }
 }
 
