@@ -261,3 +261,147 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Closing<W> {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write as _,
+        os::unix::{fs::PermissionsExt as _, net::UnixListener},
+        thread::JoinHandle,
+    };
+
+    use super::*;
+    use crate::time::SystemClock;
+
+    fn unit(socket: &Path) -> Unit {
+        let unit = Unit::new(socket.to_owned(), Arc::new(SystemClock::new()));
+        Unit { patience: Duration::from_millis(1), ..unit }
+    }
+
+    fn who() -> Who {
+        Who { project: "shop".parse().unwrap(), uid: 61_000, gid: 61_000 }
+    }
+
+    fn sh() -> Run {
+        Run { who: who(), argv: vec!["sh".into()], env: Vec::new(), cwd: "/".into() }
+    }
+
+    /// A job unit that answers every connection with these bytes and closes it.
+    fn says(socket: &Path, answer: &'static [u8], times: usize) -> JoinHandle<()> {
+        let listener = UnixListener::bind(socket).unwrap();
+        std::thread::spawn(move || {
+            for _ in 0..times {
+                let (mut connection, _) = listener.accept().unwrap();
+                let mut line = Vec::new();
+                // What comes is read first: a close with something unread would be a reset.
+                io::BufReader::new(&connection).read_until(b'\n', &mut line).unwrap();
+                assert!(Request::parse(line.strip_suffix(b"\n").unwrap()).is_ok());
+                connection.write_all(answer).unwrap();
+            }
+        })
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_is_named_and_what_to_do() {
+        for (answer, code, text) in [
+            (&b""[..], "channel_refused", "MaxConnections="),
+            (b"\"started", "channel_refused", "cannot be asked"),
+            (b"garbage\n", "channel_refused", "not understood"),
+            (b"{\"taken\":7}\n", "job_unit", "it answered Taken(7)"),
+            (b"{\"refused\":\"uid 1\\u001b[2Jno\"}\n", "job_unit", "refused: uid 1 [2Jno (see `journalctl"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let socket = dir.path().join("sock");
+            let server = says(&socket, answer, 1);
+            // Not even once more: it may come too late for the one that was asked.
+            let error = unit(&socket).try_start(&Request::Run(sh())).await.err().unwrap();
+            assert_eq!(error.cause.code, code, "{error}");
+            assert!(error.cause.message.contains(text), "{error}");
+            server.join().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_not_there_or_not_ours_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("sock");
+        let error = unit(&socket).start(sh()).await.err().unwrap();
+        assert_eq!(error.cause.code, "channel_refused");
+        assert!(error.cause.message.contains("systemctl start phased-job.socket"), "{error}");
+        let error = unit(&socket).give(&who(), dir.path()).await.err().unwrap();
+        assert!(error.cause.message.contains("systemctl start phased-job.socket"), "{error}");
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = unit(&socket).absent(&denied);
+        assert!(error.cause.code == "job_unit" && error.cause.message.contains("SocketUser="), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_place_that_comes_free_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("sock");
+        let patient = Unit { patience: Duration::from_secs(60), ..unit(&socket) };
+        let starting = tokio::task::spawn(async move { patient.start(sh()).await });
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = std::thread::spawn(move || {
+            // Twice there is none.
+            for _ in 0..2 {
+                drop(listener.accept().unwrap());
+            }
+            let (connection, _) = listener.accept().unwrap();
+            let (mut line, mut buffer) = (Vec::new(), [0; 4096]);
+            let (n, fds) = wire::receive(&connection, &mut buffer).unwrap();
+            line.extend_from_slice(&buffer[..n]);
+            assert!(line.ends_with(b"\n") && fds.len() == 3);
+            let mut fds = fds.into_iter().map(std::fs::File::from);
+            let (stdin, mut stdout) = (fds.next().unwrap(), fds.next().unwrap());
+            drop(fds);
+            wire::send_all(&connection, b"\"started\"\n", &[]).unwrap();
+            let mut text = String::new();
+            io::BufReader::new(stdin).read_to_string(&mut text).unwrap();
+            stdout.write_all(text.to_uppercase().as_bytes()).unwrap();
+            drop(stdout);
+            wire::send_all(&connection, b"{\"ended\":{\"signal\":\"KILL\"}}\n", &[]).unwrap();
+        });
+        let mut channel = starting.await.unwrap().unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut channel.stdin, b"hello").await.unwrap();
+        tokio::io::AsyncWriteExt::shutdown(&mut channel.stdin).await.unwrap();
+        let mut text = String::new();
+        channel.stdout.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "HELLO");
+        assert_eq!(channel.exit.await, Ok(Exit::Signal("KILL".into())));
+        server.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_tree_goes_file_by_file_and_itself_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, tree) = (dir.path().join("sock"), dir.path().join("tree"));
+        std::fs::create_dir(&tree).unwrap();
+        for n in 0..250 {
+            std::fs::write(tree.join(n.to_string()), "").unwrap();
+        }
+        std::fs::set_permissions(tree.join("0"), std::fs::Permissions::from_mode(0)).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", tree.join("link")).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = std::thread::spawn(move || {
+            let (connection, _) = listener.accept().unwrap();
+            let mut buffer = [0; 4096];
+            let (n, fds) = wire::receive(&connection, &mut buffer).unwrap();
+            assert!(matches!(Request::parse(&buffer[..n - 1]).unwrap(), Request::Give(_)) && fds.is_empty());
+            wire::send_all(&connection, b"\"ready\"\n", &[]).unwrap();
+            let mut kinds = Vec::new();
+            loop {
+                let (n, fds) = wire::receive(&connection, &mut buffer[..1]).unwrap();
+                if n == 0 {
+                    return kinds;
+                }
+                kinds.extend(fds.iter().map(|fd| nix::sys::stat::fstat(fd).unwrap().st_mode & nix::libc::S_IFMT));
+                wire::send_all(&connection, &Reply::Taken(fds.len()).line().unwrap(), &[]).unwrap();
+            }
+        });
+        unit(&socket).give(&who(), &tree).await.unwrap();
+        let kinds = server.join().unwrap();
+        assert_eq!((kinds.len(), kinds.last()), (252, Some(&nix::libc::S_IFDIR)));
+        assert_eq!(kinds.iter().filter(|kind| **kind == nix::libc::S_IFLNK).count(), 1);
+    }
+}
