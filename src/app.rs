@@ -32,7 +32,7 @@ use crate::{
         Conductor, Fleets, Views,
         world::{Limits, Retention, World},
     },
-    exec::Local,
+    exec::{Local, Way},
     forge::{Git, GitHub},
     http::Client,
     journal::{
@@ -95,7 +95,8 @@ impl App {
         let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(config.secret_dirs(options.credentials.as_deref())));
         // The daemon's own, and no project's: code under test is kept from it as from all secrets.
         let own_key = signals::own_key(&config.signals, &*secrets)?;
-        let guard = guard::Guard::new(&config.exec);
+        let way = uids::way(&config.exec);
+        let guard = guard::Guard::new(&config.exec, &way);
         if let Some(name) = config.signals.key.as_ref().filter(|_| own_key.is_some()) {
             guard.own_key(name)?;
         }
@@ -118,8 +119,11 @@ impl App {
         let control = ControlLog::open(&layout.journal, Arc::clone(&clock), storage.clone(), kills.control)?;
         let control: Arc<dyn Control> = Arc::new(control);
 
-        let users = uids::job_users(&config.exec, &control)?;
-        let local = Local::new(layout.jobs.clone(), users.clone());
+        if let Way::Unit(socket) = &way {
+            tracing::info!(socket = %socket.display(), "local commands are started by the job unit");
+        }
+        let users = uids::job_users(&config.exec, &way, &control)?;
+        let local = Local::new(layout.jobs.clone(), users, &way, Arc::clone(&clock));
         let ssh = SshLinks::new(
             Arc::clone(&secrets),
             Arc::new(ControlHostKeys::new(Arc::clone(&control))),
@@ -141,6 +145,7 @@ impl App {
             index,
             storage,
             outputs: Arc::new(FileOutputs::open(layout.runs.clone())?),
+            hands: Arc::new(local.clone()),
             links: Arc::new(Ways { local, ssh }),
             programs,
             forge: Arc::new(Git::new(layout.work.clone(), Arc::clone(&secrets), Arc::clone(&clock))),
@@ -168,7 +173,6 @@ impl App {
                 },
             },
             controller: controller(),
-            job_user: uids::owner(users),
             random: Arc::new(random),
             data_dir: layout.root.clone(),
             // As it is called now: an upgrade puts another file there, whose `pack` is as good.
@@ -195,7 +199,7 @@ impl App {
         conductor.start(loaded).await.context("failed to take up what an earlier start left")?;
         conductor.tell_set_aside(&SledIndex::set_aside(&layout.state));
         let auth = api::AuthConfig {
-            job_uids: uids::range(&config.exec),
+            job_uids: uids::range(&config.exec, &way),
             fixed_token: options.fixed_token,
             host_names: config.api.host_names.clone(),
         };
@@ -297,7 +301,7 @@ struct Ways {
 #[async_trait]
 impl Links for Ways {
     async fn local(&self, project: &ProjectName) -> Result<Arc<dyn Link>, LinkError> {
-        self.local.link(project)
+        self.local.link(project).await
     }
 
     async fn host(&self, realm: &Realm, host: &Host) -> Result<Arc<dyn Link>, LinkError> {

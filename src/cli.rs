@@ -75,6 +75,9 @@ pub enum Command {
     /// What packages ship: man pages, completions, types for editors; written from the binary itself, so that none is stale
     #[command(hide = true)]
     Generate(GenerateArgs),
+    /// What phased-job@.service runs, the daemon's connection as standard input: starts a program as a project's job user
+    #[command(hide = true)]
+    Job(JobArgs),
     /// A verb that asks the daemon.
     #[command(flatten)]
     Client(ClientCommand),
@@ -180,6 +183,17 @@ pub enum KeysCommand {
         #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
         config: PathBuf,
     },
+}
+
+/// Of `job`.
+#[derive(Debug, Clone, Args)]
+pub struct JobArgs {
+    /// The configuration file: it says which users a job may be; only root may be able to write it
+    #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
+    pub config: PathBuf,
+    /// The daemon's user, by name or uid: nobody else may ask, but root
+    #[arg(long, default_value = "phased", value_name = "USER")]
+    pub daemon: String,
 }
 
 /// Of `rebuild`.

@@ -92,7 +92,8 @@
 //! Architecture invariant: liveness of a command is a lock its processes hold, never a process id. Nothing of a command is in an
 //! argv, here or on a host.
 //!
-//! Architecture invariant: code under test has a user of its own. A daemon that cannot give it one refuses projects that name a secret
+//! Architecture invariant: code under test has a user of its own. Root switches to it, or the job unit does ([`exec`]), which opens no path
+//! as root and believes nothing it is asked: who asks is the kernel's word, who may be switched to is root's. A daemon that has neither refuses projects that name a secret
 //! (`source.webhook` apart), unless `[exec] same_user = true` says on purpose that they may share its own.
 //!
 //! Architecture invariant: what code under test has made is read by its own user (`phased pack`, the command protocol), never by the
@@ -134,6 +135,7 @@
 //! | view | a document for people, folded from synced events, kept in the index |
 //! | signal, receiver | a signed order of one daemon to another, which deploys by rules of its own; that other daemon |
 //! | link | a way to open channels to a machine, local or SSH |
+//! | job user, job unit | who a project's local commands are; the systemd unit that starts one channel of them as that user |
 //! | cause | why something ended or waits: `{code, message, ...}` |
 //! | alarm | cause (a probe), alert (a channel) and action, all three; watched while a deployment goes on |
 //! | measurement, verdict | what a probe found once; what an alarm's measurements mean: pass, fail or inconclusive |

@@ -25,6 +25,8 @@ fn main() -> ExitCode {
         Command::Keys(command) => said(app::signals::keys(&command)),
         Command::Pack => said(pack()),
         Command::Generate(args) => said(cli::generate::run(&args.directory)),
+        // No thread, no log, and root for a moment: it says why it refuses to its unit's log and to who asked.
+        Command::Job(args) => phased::exec::shim::run(&args.config, &args.daemon),
     }
 }
 

@@ -322,7 +322,7 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
             ..Limits::default()
         },
         controller: Arc::from("simulated"),
-        job_user: Arc::new(|_| Ok(None)),
+        hands: Arc::new(Nowhere),
         random: Arc::new(move |bytes| {
             let mut numbers = locked(&numbers);
             bytes.iter_mut().for_each(|byte| *byte = u8::try_from(numbers.below(256)).unwrap_or(0));

@@ -22,6 +22,7 @@ mod failures;
 mod health;
 mod host_keys;
 mod hosts;
+mod jobs;
 mod maintenance;
 mod names;
 mod output;
