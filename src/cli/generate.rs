@@ -48,7 +48,8 @@ fn files() -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
     pages(&command, &mut files)?;
     let toml = roff::page("phased.toml", "the configuration of the phased daemon", &roff::toml(CONFIG));
     files.push(("man/man5/phased.toml.5".into(), toml.into_bytes()));
-    let lua_page = roff::page("phased-lua", "projects and plugins of phased", &roff::markdown(&lua::reference::markdown()));
+    let lua_page =
+        roff::page("phased-lua", "projects and plugins of phased", &roff::markdown(&lua::reference::markdown()));
     files.push(("man/man5/phased-lua.5".into(), lua_page.into_bytes()));
     for (shell, name) in [(Shell::Bash, "phased.bash"), (Shell::Zsh, "_phased"), (Shell::Fish, "phased.fish")] {
         let mut text = Vec::new();
@@ -93,7 +94,10 @@ mod tests {
             assert_eq!(names.contains(&page), !verb.is_hide_set(), "{}", page.display());
         }
         assert!(names.contains(&"man/man8/phased-token-create.8".into()));
-        assert!(text("man/man8/phased-start.8").contains("--redeploy") || text("man/man8/phased-start.8").contains("\\-\\-redeploy"));
+        assert!(
+            text("man/man8/phased-start.8").contains("--redeploy")
+                || text("man/man8/phased-start.8").contains("\\-\\-redeploy")
+        );
     }
 
     #[test]

@@ -118,7 +118,10 @@ mod tests {
             fs::write(dir.path().join("VERSION"), bad).unwrap();
             let error = check(dir.path()).unwrap_err();
             assert!(matches!(error, SchemaError::Unreadable { .. }), "{bad:?}: {error}");
-            assert!(error.to_string().contains("its text is \"1\"") && !error.to_string().contains('\u{1b}'), "{error}");
+            assert!(
+                error.to_string().contains("its text is \"1\"") && !error.to_string().contains('\u{1b}'),
+                "{error}"
+            );
         }
     }
 

@@ -27,7 +27,7 @@ pub use daemon::{BINARY, Daemon, Output, output};
 pub use fleet::{Sshd, free_port, listening_silent, refused_port};
 pub use jobs::Jobs;
 pub use machine::Machine;
-pub use network::Network;
+pub use network::{Forge, Network};
 pub use packages::package;
 pub use project::Project;
 pub use repo::Repo;

@@ -6,6 +6,7 @@
 mod faults;
 mod lifecycle;
 mod lint;
+mod quick_start;
 mod rpm;
 mod site;
 mod upgrade;

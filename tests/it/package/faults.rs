@@ -9,11 +9,9 @@ fn killed_hung_or_rebooted_the_service_comes_back_and_runs_go_on() {
     site.install("0.1.0");
     site.projects();
     // As it is installed, but quicker to lose patience.
-    site.integration.ok(
-        "mkdir -p /etc/systemd/system/phased.service.d
+    site.integration.ok("mkdir -p /etc/systemd/system/phased.service.d
          printf '[Service]\nWatchdogSec=3s\nTimeoutAbortSec=1s\n' >/etc/systemd/system/phased.service.d/test.conf
-         systemctl daemon-reload && systemctl restart phased",
-    );
+         systemctl daemon-reload && systemctl restart phased");
     let run = site.press("shop");
     let local = site.press("build");
     site.all_begun();

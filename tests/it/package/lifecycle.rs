@@ -12,7 +12,9 @@ fn remove_keeps_what_is_yours_and_purge_takes_it() {
     // The daemon is nobody's fool: not root, and its data and secrets are not everybody's.
     let (_, pid) = site.service();
     assert_eq!(machine.ok(&format!("stat -c %U /proc/{pid}")).trim(), "phased");
-    let modes = machine.ok("stat -c '%a %U %G %n' /var/lib/phased /etc/phased/secrets /etc/phased/phased.toml /run/phased/phased.sock");
+    let modes = machine.ok(
+        "stat -c '%a %U %G %n' /var/lib/phased /etc/phased/secrets /etc/phased/phased.toml /run/phased/phased.sock",
+    );
     let expected = "711 phased phased /var/lib/phased\n2750 root phased /etc/phased/secrets\n644 root root /etc/phased/phased.toml\n\
                     660 phased phased /run/phased/phased.sock\n";
     assert_eq!(modes, expected);
@@ -51,7 +53,9 @@ fn data_of_a_newer_version_is_refused_once_and_for_all() {
     let site = Site::new();
     site.install("0.1.0");
     let machine = &site.integration;
-    machine.ok("systemctl stop phased.socket phased.service; echo '99 is the format of this data' >/var/lib/phased/VERSION");
+    machine.ok(
+        "systemctl stop phased.socket phased.service; echo '99 is the format of this data' >/var/lib/phased/VERSION",
+    );
     let refused = machine.run("systemctl start phased.service");
     assert_ne!(refused.code, 0);
     assert_eq!(machine.unit("phased.service", "ExecMainStatus"), "78");

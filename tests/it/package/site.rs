@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::fixture::{Api, Booted, Network, Run, mask, package};
+use crate::fixture::{Api, Booted, Forge, Network, Repo, Run, eventually, mask, package};
 
 /// How many hosts there are, all of them on one machine.
 pub const HOSTS: usize = 20;
@@ -14,6 +14,9 @@ pub struct Site {
     pub integration: Booted,
     pub web: Booted,
     pub network: Network,
+    /// Served as http://127.0.0.3:8000/shop.git.
+    pub repo: Repo,
+    _forge: Forge,
     _dir: tempfile::TempDir,
 }
 
@@ -25,7 +28,7 @@ for n = 1, 20 do
   hosts[n] = { id = id, address = "127.0.0.2", base = "/home/deploy/base-" .. id }
 end
 return phased.project {
-  source = { git = "file:///srv/git/shop.git", branch = "main" },
+  source = { git = "http://127.0.0.3:8000/shop.git", branch = "main" },
   test = { { "unit", run = function(run) run:sh "true" end } },
   environments = { { "production",
     hosts = hosts,
@@ -47,7 +50,7 @@ return phased.project {
 /// Five commands at once on the integration server itself, and then a look whether each of them ran once and to its end.
 const BUILD: &str = r#"
 return phased.project {
-  source = { git = "file:///srv/git/shop.git", branch = "main" },
+  source = { git = "http://127.0.0.3:8000/shop.git", branch = "main" },
   test = { { "unit", run = function(run)
     local side_by_side = {}
     for n = 1, 5 do
@@ -90,10 +93,17 @@ impl Site {
             let unit = "[Unit]\nStartLimitIntervalSec=0\n[Service]\n\
                         ExecStart=/bin/sh -c 'echo started >>/srv/started; exec sleep infinity'\n[Install]\nWantedBy=multi-user.target\n";
             write(upper, "etc/systemd/system/shop.service", unit);
-            write(upper, "etc/sudoers.d/phased", "deploy ALL=(root) NOPASSWD: /usr/bin/systemctl restart shop.service\n");
+            write(
+                upper,
+                "etc/sudoers.d/phased",
+                "deploy ALL=(root) NOPASSWD: /usr/bin/systemctl restart shop.service\n",
+            );
         });
         web.ok("useradd -m -s /bin/sh deploy; mkdir -m 1777 /srv/marks; systemctl start shop");
-        Site { integration, web, network, _dir: dir }
+        let repo = Repo::create(dir.path());
+        std::os::unix::fs::symlink("repo.git", dir.path().join("shop.git")).unwrap();
+        let forge = network.git(dir.path(), "127.0.0.3:8000");
+        Site { integration, web, network, repo, _forge: forge, _dir: dir }
     }
 
     /// Puts the deb of this version where `integration` finds it, and returns its name there.
@@ -121,12 +131,8 @@ impl Site {
 
     /// Two projects, a repository with a commit, a key that `web` lets in; the daemon has loaded it, and the first runs are over.
     pub fn projects(&self) {
+        self.repo.push("A commit");
         self.integration.ok(r#"
-            git init -q --bare -b main /srv/git/shop.git
-            git clone -q /srv/git/shop.git /srv/shop 2>/dev/null && cd /srv/shop
-            git -c user.name=Ada -c user.email=ada@example.com commit -q --allow-empty -m "A commit"
-            git push -q origin HEAD:main
-            chown -R phased: /srv/git
             ssh-keygen -q -t ed25519 -N '' -f /etc/phased/secrets/deploy_key
             chgrp phased /etc/phased/secrets/deploy_key
             chmod 640 /etc/phased/secrets/deploy_key
@@ -169,7 +175,7 @@ impl Site {
 
     fn first(&self, project: &str) -> Run {
         let api = self.api();
-        let found = crate::fixture::eventually("the first run begins", || {
+        let found = eventually("the first run begins", || {
             let runs = api.get(&format!("/v1/runs?project={project}")).json();
             runs["items"][0]["id"].as_str().map(str::to_owned)
         });
@@ -191,8 +197,8 @@ impl Site {
 
     /// All commands of both runs have begun.
     pub fn all_begun(&self) {
-        crate::fixture::eventually("twenty commands run on hosts", || (self.marks("begin") == HOSTS).then_some(()));
-        crate::fixture::eventually("five commands run here", || (self.local_marks() == 5).then_some(()));
+        eventually("twenty commands run on hosts", || (self.marks("begin") == HOSTS).then_some(()));
+        eventually("five commands run here", || (self.local_marks() == 5).then_some(()));
     }
 
     /// How many such marks hosts have left; with one more than there are hosts, a command ran twice.

@@ -17,7 +17,8 @@ fn an_upgrade_and_a_downgrade_in_the_middle_of_a_rollout_hurt_nothing() {
         let (_, before) = site.service();
         // Made before the clock runs.
         site.deb(version);
-        let poller = site.network.poll("127.0.0.1:7427", site.integration.path("/run/phased/phased.sock").to_str().unwrap());
+        let poller =
+            site.network.poll("127.0.0.1:7427", site.integration.path("/run/phased/phased.sock").to_str().unwrap());
         site.install(version);
         site.integration.ok("phased status");
         let seen = poller.stop();
