@@ -340,7 +340,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("sock");
         let patient = Unit { patience: Duration::from_secs(60), ..unit(&socket) };
-        let starting = tokio::task::spawn(async move { patient.start(sh()).await });
         let listener = UnixListener::bind(&socket).unwrap();
         let server = std::thread::spawn(move || {
             // Twice there is none.
@@ -362,7 +361,7 @@ mod tests {
             drop(stdout);
             wire::send_all(&connection, b"{\"ended\":{\"signal\":\"KILL\"}}\n", &[]).unwrap();
         });
-        let mut channel = starting.await.unwrap().unwrap();
+        let mut channel = patient.start(sh()).await.unwrap();
         tokio::io::AsyncWriteExt::write_all(&mut channel.stdin, b"hello").await.unwrap();
         tokio::io::AsyncWriteExt::shutdown(&mut channel.stdin).await.unwrap();
         let mut text = String::new();

@@ -23,7 +23,7 @@ const SPACE: usize = rustix::cmsg_space!(ScmRights(MOST_FDS));
 pub(super) fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); SPACE];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+    if fds.len() > MOST_FDS || (!fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds))) {
         return Err(io::Error::other("too many file descriptors for one message"));
     }
     Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
@@ -64,7 +64,8 @@ pub(super) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize
             fds.extend(rights);
         }
     }
-    if got.flags.contains(ReturnFlags::CTRUNC) {
+    // The space is a little more than needed.
+    if got.flags.contains(ReturnFlags::CTRUNC) || fds.len() > MOST_FDS {
         return Err(io::Error::other("more file descriptors came than one message may have"));
     }
     Ok((got.bytes, fds))
