@@ -98,6 +98,9 @@ pub struct ServeArgs {
     /// Become this user before anything else
     #[arg(long, requires = "daemonize", value_name = "NAME")]
     pub user: Option<String>,
+    /// Log into this file instead of standard error; SIGHUP opens it anew, for logrotate [default with --daemonize: DATA_DIR/daemon.log]
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
 }
 
 /// How `check` shows errors.

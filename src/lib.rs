@@ -53,6 +53,7 @@
 //! | [`discovery`] | what discovery needs that is not Lua: DNS, EC2, signed tokens; the rest is in `plugins/discovery` |
 //! | [`engine`] | the conductor, the owner of a run, actions, steps, the command protocol, recovery, maintenance, retention, views |
 //! | [`api`] | the HTTP API; one file per noun under `routes/` |
+//! | [`service`] | what systemd and the daemon tell each other: readiness, the watchdog, sockets, limits |
 //! | [`cli`], [`daemon`], [`app`] | the command line; into the background; the wiring, where `App::start` is the start script |
 //! | [`sim`] | the same engine in a simulated world, from a seed: virtual time, hosts, faults, crashes, and what must hold |
 //! | [`demo`] | `phased demo`: a repository, the real daemon, and hosts that are SSH servers in this process |
@@ -140,6 +141,7 @@
 //! | alarm | cause (a probe), alert (a channel) and action, all three; watched while a deployment goes on |
 //! | measurement, verdict | what a probe found once; what an alarm's measurements mean: pass, fail or inconclusive |
 //! | baseline | hosts that still run what was live before, as many as an alarm compares them with |
+//! | pulse, beat | a round trip through everything a run needs to go on; what each part lets go of when it is reached |
 //! | outbox | messages to people that are not delivered yet |
 //! | pinned code | the Lua files a run began with, kept by hash |
 
@@ -162,6 +164,7 @@ pub mod lua;
 pub mod model;
 pub mod ports;
 pub mod probe;
+pub mod service;
 pub mod signal;
 pub mod sim;
 pub mod ssh;

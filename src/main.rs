@@ -8,7 +8,8 @@ use phased::{
     config::Config,
     daemon,
     journal::{LockError, SchemaError},
-    telemetry,
+    service::{limits, notify, sockets},
+    telemetry::{self, file::LogFile},
 };
 
 fn main() -> ExitCode {
@@ -53,27 +54,36 @@ fn is_wrong_data(error: &anyhow::Error) -> bool {
 
 fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
+    let passed = sockets::Passed::of_environment()?;
+    let log_file = args.log_file.as_deref().map(std::path::absolute).transpose()?.map(LogFile::at);
+    let mut log = log_file.clone();
+    let mut background = None;
+    if args.daemonize {
+        let file = log_file.unwrap_or_else(|| LogFile::at(config.data_dir.join("daemon.log")));
+        log = Some(file.clone());
+        let socket = config.api.socket.parent().map(PathBuf::from);
+        let dirs = std::iter::once(config.data_dir.clone()).chain(socket).collect();
+        let what = daemon::Background { pid_file: args.pid_file.clone(), user: args.user.clone(), log: file, dirs };
+        background = Some(daemon::go(&what)?);
+    } else if let Some(file) = &log {
+        file.begin()?;
+    }
+    telemetry::init(config.log.format, &config.log.filter)?;
+    limits::raise_open_files(&config.limits);
     let options = app::Options {
         credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+        passed,
+        manager: notify::Manager::of_environment(),
+        log,
         ..app::Options::default()
     };
-    let parent = if args.daemonize {
-        std::fs::create_dir_all(&config.data_dir)?;
-        let log = config.data_dir.join("daemon.log");
-        let background = daemon::Background { pid_file: args.pid_file.clone(), user: args.user.clone(), log };
-        Some(daemon::go(&background)?)
-    } else {
-        None
-    };
-    telemetry::init(config.log.format, &config.log.filter)?;
-    let mut parent = parent;
     let done = app::run(config, options, || {
-        if let Some(parent) = parent.take() {
-            parent.ready();
+        if let Some(daemon) = &mut background {
+            daemon.ready();
         }
     });
-    if let (Err(error), Some(parent)) = (&done, parent) {
-        parent.failed(&format!("{error:#}"));
+    if let Some(daemon) = background {
+        daemon.ended(done.as_ref().err().map(|error| format!("{error:#}")).as_deref());
     }
     done
 }

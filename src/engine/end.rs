@@ -37,7 +37,7 @@ pub(super) async fn finish(world: &World, run: &Run, ticket: Option<&Ticket>) ->
         Err(error) => Err(error.to_string()),
     };
     if let Err(error) = &ended {
-        tracing::error!(run = %run.header.run, %error, "the end of a run is not in control; the next start completes it");
+        tracing::error!(project = %run.header.project, run = %run.header.run, %error, "the end of a run is not in control; the next start completes it");
         return ended;
     }
     clear(world, run);

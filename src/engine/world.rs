@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use super::hosts::Fleets;
 use crate::{
-    lifecycle::Tasks,
+    lifecycle::{Tasks, stall::Stalls},
+    model::ids::ProjectName,
     ports::{
         blobs::Blobs,
         control::Control,
@@ -135,6 +136,8 @@ pub struct World {
     pub random: Arc<Random>,
     /// Where run directories lie when they are no checkout's; for messages.
     pub data_dir: PathBuf,
+    /// Where a part of it stands still, for tests.
+    pub stalls: Stalls,
     /// The program that is running: job users pack artifacts with it.
     pub binary: PathBuf,
     /// The address people reach the daemon at, for commands in messages.

@@ -31,7 +31,7 @@ use crate::{
         world::{Limits, Retention, World},
     },
     journal::{ControlLeases, ControlLog, DataDisk, RunJournals, SimulatedDisk},
-    lifecycle::Tasks,
+    lifecycle::{Tasks, stall::Stalls},
     model::{
         event::Record,
         ids::{RunId, Seq},
@@ -328,6 +328,7 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
             bytes.iter_mut().for_each(|byte| *byte = u8::try_from(numbers.below(256)).unwrap_or(0));
         }),
         data_dir: PathBuf::from("/simulated"),
+        stalls: Stalls::default(),
         binary: PathBuf::from("/simulated/phased"),
         version: "0",
     });

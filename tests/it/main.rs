@@ -35,6 +35,7 @@ mod reach;
 mod retention;
 mod rollouts;
 mod secrets;
+mod service;
 mod signals;
 mod stages;
 mod steps;
