@@ -3,9 +3,11 @@
 //! [`App::start`] reads as the start script, [`App::shut_down`] as the stop script.
 
 pub mod check;
+pub mod doctor;
 mod guard;
 pub mod init;
 pub mod rebuild;
+pub mod restore;
 pub mod signals;
 mod uids;
 
@@ -36,7 +38,8 @@ use crate::{
     forge::{Git, GitHub},
     http::Client,
     journal::{
-        ControlHostKeys, ControlLeases, ControlLog, DataDisk, DataLock, FileOutputs, Kills, Layout, RunJournals,
+        ControlHostKeys, ControlLeases, ControlLog, DataArchive, DataDisk, DataLock, FileOutputs, Kills, Layout,
+        RunJournals,
     },
     lifecycle::{Tasks, watch},
     lua::{diagnostics, loader, sandbox},
@@ -140,6 +143,7 @@ impl App {
             blobs,
             index,
             storage,
+            archive: Arc::new(DataArchive::new(layout.clone(), config.secrets.dir.clone())),
             outputs: Arc::new(FileOutputs::open(layout.runs.clone())?),
             links: Arc::new(Ways { local, ssh }),
             programs,

@@ -92,6 +92,8 @@ pub(super) struct Inner {
     newest: Mutex<i64>,
     /// Held by the dry run that is under way.
     pub(super) rehearsal: tokio::sync::Mutex<()>,
+    /// Held by the backup that is being made.
+    pub(super) backup: Arc<tokio::sync::Mutex<()>>,
     /// Unfinished runs have been taken up: the queue may start others.
     pub(super) recovered: watch::Sender<bool>,
 }
@@ -123,6 +125,7 @@ impl Conductor {
                 claims: Mutex::default(),
                 newest: Mutex::default(),
                 rehearsal: tokio::sync::Mutex::default(),
+                backup: Arc::default(),
                 recovered: watch::channel(false).0,
             }),
         }

@@ -7,6 +7,7 @@ use crate::{
     lifecycle::Tasks,
     model::ids::ProjectName,
     ports::{
+        backup::Archive,
         blobs::Blobs,
         control::Control,
         discovery::Discovery,
@@ -102,6 +103,8 @@ pub struct World {
     pub index: Arc<dyn Index>,
     /// The disk under all of these.
     pub storage: Arc<dyn Storage>,
+    /// Copies all of it.
+    pub archive: Arc<dyn Archive>,
     /// Output of commands.
     pub outputs: Arc<dyn Outputs>,
     /// Ways to machines.

@@ -9,6 +9,7 @@ mod fixture;
 
 mod alarms;
 mod artifacts;
+mod backup;
 mod checks;
 mod crash;
 mod demo;
@@ -22,6 +23,7 @@ mod failures;
 mod health;
 mod host_keys;
 mod hosts;
+mod init;
 mod maintenance;
 mod names;
 mod output;
