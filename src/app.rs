@@ -3,9 +3,11 @@
 //! [`App::start`] reads as the start script, [`App::shut_down`] as the stop script.
 
 pub mod check;
+pub mod doctor;
 mod guard;
 pub mod init;
 pub mod rebuild;
+pub mod restore;
 pub mod signals;
 mod uids;
 
@@ -33,7 +35,8 @@ use crate::{
     forge::{Git, GitHub},
     http::Client,
     journal::{
-        ControlHostKeys, ControlLeases, ControlLog, DataDisk, DataLock, FileOutputs, Kills, Layout, RunJournals,
+        ControlHostKeys, ControlLeases, ControlLog, DataArchive, DataDisk, DataLock, FileOutputs, Kills, Layout,
+        RunJournals,
     },
     lifecycle::{Tasks, stall::Stalls, watch},
     lua::{diagnostics, loader, sandbox},
@@ -161,6 +164,7 @@ impl App {
             blobs,
             index,
             storage,
+            archive: Arc::new(DataArchive::new(layout.clone(), config.secrets.dir.clone())),
             outputs: Arc::new(FileOutputs::open(layout.runs.clone())?),
             hands: Arc::new(local.clone()),
             links: Arc::new(Ways { local, ssh }),

@@ -7,12 +7,14 @@
 //! file     append-only files and the one thread that writes and syncs them      group commit
 //! runs     runs/<run>/journal        control   the key-value log        leases   grants over control
 //! outputs  runs/<run>/out/<call>.log           lock, layout, schema   the data directory itself, and which format it has
+//! backup   all of it as one archive, while it is written
 //! kill     where a debug build dies on purpose, for tests of recovery
 //! ```
 //!
 //! Nothing is acknowledged before it is on disk, and after the first failed write or sync of a file nothing further is. A write that
 //! finds no room has not failed: it waits for some.
 
+pub mod backup;
 mod control;
 mod data_disk;
 mod disk;
@@ -27,6 +29,7 @@ mod outputs;
 mod runs;
 mod schema;
 
+pub use backup::DataArchive;
 pub use control::ControlLog;
 pub use data_disk::DataDisk;
 pub use disk::simulated::SimulatedDisk;

@@ -20,8 +20,10 @@ fn main() -> ExitCode {
             app::check::run(&args.config, if cli.client.json { CheckFormat::Json } else { args.format })
         }
         Command::Serve(args) => said(serve(&args)),
-        Command::Init(args) => said(init(&args.directory)),
+        Command::Doctor(args) => app::doctor::run(&args, &cli.client),
+        Command::Init(args) => said(app::init::run(&args, cli.client.json)),
         Command::Rebuild(args) => said(rebuild(&args.config)),
+        Command::Restore(args) => said(app::restore::run(&args, cli.client.json)),
         Command::Demo(args) => demo(&args),
         Command::Keys(command) => said(app::signals::keys(&command)),
         Command::Pack => said(pack()),
@@ -104,15 +106,6 @@ fn demo(args: &cli::DemoArgs) -> ExitCode {
 fn pack() -> anyhow::Result<()> {
     let request = serde_json::from_reader(std::io::stdin().lock())?;
     Ok(phased::exec::pack::pack(&request, std::io::stdout().lock())?)
-}
-
-fn init(directory: &std::path::Path) -> anyhow::Result<()> {
-    for (name, new) in app::init::run(directory)? {
-        println!("{} {name}", if new { "wrote " } else { "kept  " });
-    }
-    println!("Next: copy plugins/projects/shop.lua.example to plugins/projects/<name>.lua, make it yours, and run");
-    println!("  phased check --config {}", directory.join("phased.toml").display());
-    Ok(())
 }
 
 fn rebuild(config: &std::path::Path) -> anyhow::Result<()> {

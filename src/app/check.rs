@@ -60,8 +60,11 @@ fn found(config: &Config, loaded: &[Loaded]) -> String {
     let mut out = String::new();
     if loaded.is_empty() {
         let dirs: Vec<String> = config.plugins.iter().map(|dir| dir.join("projects").display().to_string()).collect();
-        let _infallible =
-            writeln!(out, "No projects. Put one into {}; `phased init` writes an example.", dirs.join(" or "));
+        let _infallible = writeln!(
+            out,
+            "No projects. `phased init URL` writes one from a repository; they are files in {}.",
+            dirs.join(" or ")
+        );
         return out;
     }
     for project in loaded {

@@ -93,6 +93,8 @@ pub(super) struct Inner {
     newest: Mutex<i64>,
     /// Held by the dry run that is under way.
     pub(super) rehearsal: tokio::sync::Mutex<()>,
+    /// Held by the backup that is being made.
+    pub(super) backup: Arc<tokio::sync::Mutex<()>>,
     /// Unfinished runs have been taken up: the queue may start others.
     pub(super) recovered: watch::Sender<bool>,
     /// Who asks whether the queue works.
@@ -128,6 +130,7 @@ impl Conductor {
                 claims: Mutex::default(),
                 newest: Mutex::default(),
                 rehearsal: tokio::sync::Mutex::default(),
+                backup: Arc::default(),
                 recovered: watch::channel(false).0,
                 beats: Mutex::default(),
                 reload: watch::channel(Reload::default()).0,

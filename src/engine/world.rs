@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use super::hosts::Fleets;
 use crate::{
     lifecycle::{Tasks, stall::Stalls},
-    model::ids::ProjectName,
     ports::{
+        backup::Archive,
         blobs::Blobs,
         control::Control,
         discovery::Discovery,
@@ -100,6 +100,8 @@ pub struct World {
     pub index: Arc<dyn Index>,
     /// The disk under all of these.
     pub storage: Arc<dyn Storage>,
+    /// Copies all of it.
+    pub archive: Arc<dyn Archive>,
     /// Output of commands.
     pub outputs: Arc<dyn Outputs>,
     /// Ways to machines.

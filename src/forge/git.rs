@@ -36,8 +36,11 @@ use crate::{
 mod access;
 mod command;
 mod fault;
+mod look;
 mod refs;
 mod tree;
+
+pub use look::Looked;
 
 use access::Access;
 use command::{Command, Ended};

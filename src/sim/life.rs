@@ -303,6 +303,7 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
         blobs,
         index,
         storage: room,
+        archive: Arc::new(Nowhere),
         outputs: Arc::new(machine.outputs.clone()),
         links: Arc::new(Ways { outside: outside.clone(), life: life.clone() }),
         programs: program::programs(outside, loaded.clone()),

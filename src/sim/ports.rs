@@ -21,6 +21,7 @@ use crate::{
         step::{CallKey, StepKey},
     },
     ports::{
+        backup::{Archive, Manifest},
         blobs::{self, Blobs, Form, Hold},
         discovery::{Discovery, DnsQuery, Ec2Query, JwtAsk},
         hands::Hands,
@@ -282,6 +283,12 @@ impl Http for Nowhere {
 
     async fn request_over(&self, _stream: Box<dyn Duplex>, _request: Request) -> Result<Response, Cause> {
         Err(Cause::new("http_connect", "requests are not simulated"))
+    }
+}
+
+impl Archive for Nowhere {
+    fn write(&self, _manifest: &Manifest, _to: &mut dyn std::io::Write) -> std::io::Result<()> {
+        Err(std::io::Error::other("backups are not simulated"))
     }
 }
 

@@ -9,6 +9,7 @@ mod fixture;
 
 mod alarms;
 mod artifacts;
+mod backup;
 mod checks;
 mod crash;
 mod demo;
@@ -23,6 +24,7 @@ mod health;
 mod host_keys;
 mod hosts;
 mod jobs;
+mod init;
 mod maintenance;
 mod names;
 mod output;
