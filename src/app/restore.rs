@@ -31,7 +31,7 @@ use crate::{
 /// Where it is unpacked before it is known to be right.
 const NEW: &str = "restore.new";
 /// What a data directory has before anybody has written to it.
-const NOTHING: &[&str] = &["LOCK", "lost+found", NEW];
+const NOTHING: &[&str] = &["LOCK", "VERSION", "lost+found", NEW];
 
 /// What was done, as `--json` shows it.
 #[derive(Debug, Serialize)]
