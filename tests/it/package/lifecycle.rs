@@ -16,7 +16,7 @@ fn remove_keeps_what_is_yours_and_purge_takes_it() {
     let modes = machine.ok(
         "stat -c '%a %U %G %n' /var/lib/phased /etc/phased/secrets /etc/phased/phased.toml /run/phased/phased.sock",
     );
-    let expected = "711 phased phased /var/lib/phased\n2750 root phased /etc/phased/secrets\n644 root root /etc/phased/phased.toml\n\
+    let expected = "711 phased phased /var/lib/phased\n700 phased phased /etc/phased/secrets\n644 root root /etc/phased/phased.toml\n\
                     660 phased phased /run/phased/phased.sock\n";
     assert_eq!(modes, expected);
     machine.ok("test -d /etc/phased/plugins/projects && test -f /usr/share/phased/plugins/alerts/log.lua");

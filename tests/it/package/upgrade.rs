@@ -21,7 +21,7 @@ fn an_upgrade_and_a_downgrade_in_the_middle_of_a_rollout_hurt_nothing() {
             site.network.poll("127.0.0.1:7427", site.integration.path("/run/phased/phased.sock").to_str().unwrap());
         site.install(version);
         site.integration.ok("phased status");
-        let seen = poller.stop();
+        nobody_refused(what, &poller.stop(), GAP_MS);
         let (state, after) = site.service();
         assert_eq!(state, "active");
         assert_ne!(before, after, "another process serves");
@@ -34,6 +34,5 @@ fn an_upgrade_and_a_downgrade_in_the_middle_of_a_rollout_hurt_nothing() {
             site.again(run).wait().is("succeeded");
         }
         site.ran_once();
-        nobody_refused(what, &seen, GAP_MS);
     }
 }
