@@ -1,6 +1,6 @@
 //! Two machines: `integration`, where phased is installed, and `web`, which stands for twenty hosts and has a real unit to restart.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -116,7 +116,7 @@ impl Site {
         self.bring(&package(version).rpm)
     }
 
-    fn bring(&self, package: &PathBuf) -> String {
+    fn bring(&self, package: &Path) -> String {
         let name = package.file_name().unwrap();
         std::fs::copy(package, self.integration.share().join(name)).unwrap();
         format!("/share/{}", name.to_str().unwrap())
