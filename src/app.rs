@@ -3,24 +3,23 @@
 //! [`App::start`] reads as the start script, [`App::shut_down`] as the stop script.
 
 pub mod check;
+pub mod doctor;
 mod guard;
 pub mod init;
 pub mod rebuild;
+pub mod restore;
 pub mod signals;
 mod uids;
 
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::Context as _;
 use async_trait::async_trait;
-use tokio::net::{TcpListener, UnixListener};
 
 use crate::{
     alert::Smtp,
@@ -32,13 +31,14 @@ use crate::{
         Conductor, Fleets, Views,
         world::{Limits, Retention, World},
     },
-    exec::Local,
+    exec::{Local, Way},
     forge::{Git, GitHub},
     http::Client,
     journal::{
-        ControlHostKeys, ControlLeases, ControlLog, DataDisk, DataLock, FileOutputs, Kills, Layout, RunJournals,
+        ControlHostKeys, ControlLeases, ControlLog, DataArchive, DataDisk, DataLock, FileOutputs, Kills, Layout,
+        RunJournals,
     },
-    lifecycle::{Tasks, watch},
+    lifecycle::{Tasks, stall::Stalls, watch},
     lua::{diagnostics, loader, sandbox},
     model::{cause::Cause, host::Host, host_key::Realm, ids::ProjectName},
     ports::{
@@ -49,30 +49,46 @@ use crate::{
         secrets::Secrets,
     },
     probe::Probes,
+    service::{notify::Manager, sockets::Passed, watchdog},
     signal::Ed25519,
     ssh::{SshLimits, SshLinks},
     store::SledIndex,
+    telemetry::file::LogFile,
     time::{Clock, SystemClock},
 };
+
+/// How long requests under way may take to be answered before the engine goes down.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long shutting down may take before those still working are named and left.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// What is no matter of the configuration file.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Options {
     /// A bearer token with every right that no file holds; for the demo.
     pub fixed_token: Option<String>,
     /// `$CREDENTIALS_DIRECTORY`.
     pub credentials: Option<std::path::PathBuf>,
+    /// Sockets that are bound already.
+    pub passed: Passed,
+    /// Who wants to hear how the daemon is.
+    pub manager: Manager,
+    /// Where the log goes, if it has to be opened anew after a rotation.
+    pub log: Option<LogFile>,
 }
 
 /// A running daemon.
 pub struct App {
     tasks: Tasks,
+    /// The API's own: it ends first.
+    doors: Tasks,
     conductor: Conductor,
+    manager: Manager,
+    log: Option<LogFile>,
     addr: Option<SocketAddr>,
-    socket: std::path::PathBuf,
+    /// Removed in the end.
+    socket: Option<std::path::PathBuf>,
     _lock: DataLock,
 }
 
@@ -82,9 +98,12 @@ impl App {
     /// # Errors
     /// In words for the terminal: what is wrong, where, and what to do.
     pub async fn start(config: Config, options: Options) -> anyhow::Result<App> {
-        let tasks = Tasks::new();
+        let (tasks, doors) = (Tasks::new(), Tasks::new());
+        options.manager.starting("starting: loading projects, taking up unfinished runs");
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let kills = Kills::named(std::env::var("PHASED_KILL").ok().as_deref()).map_err(anyhow::Error::msg)?;
+        let stalls = Stalls::named(std::env::var("PHASED_STALL").ok().as_deref()).map_err(anyhow::Error::msg)?;
+        let kills = kills.with(&stalls);
         let layout = Layout::create(&config.data_dir)?;
         let lock = DataLock::take(&layout.root, &clock.now())?;
         // Before anything else is written: where there is hardly any room, the reserve is what there is to start with.
@@ -95,11 +114,13 @@ impl App {
         let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(config.secret_dirs(options.credentials.as_deref())));
         // The daemon's own, and no project's: code under test is kept from it as from all secrets.
         let own_key = signals::own_key(&config.signals, &*secrets)?;
-        let guard = guard::Guard::new(&config.exec);
+        let way = uids::way(&config.exec);
+        let guard = guard::Guard::new(&config.exec, &way);
         if let Some(name) = config.signals.key.as_ref().filter(|_| own_key.is_some()) {
             guard.own_key(name)?;
         }
-        let programs: Arc<dyn Programs> = Arc::new(guard.programs(projects(&config, &secrets)));
+        let programs: Arc<dyn Programs> =
+            Arc::new(guard.programs(projects(&config, &secrets).stalling(stalls.at("lua"))));
         // Loading only asks which secrets exist; whatever uses them gets those that may be used here.
         let secrets = guard.secrets(secrets);
         let loaded = {
@@ -118,8 +139,11 @@ impl App {
         let control = ControlLog::open(&layout.journal, Arc::clone(&clock), storage.clone(), kills.control)?;
         let control: Arc<dyn Control> = Arc::new(control);
 
-        let users = uids::job_users(&config.exec, &control)?;
-        let local = Local::new(layout.jobs.clone(), users.clone());
+        if let Way::Unit(socket) = &way {
+            tracing::info!(socket = %socket.display(), "local commands are started by the job unit");
+        }
+        let users = uids::job_users(&config.exec, &way, &control)?;
+        let local = Local::new(layout.jobs.clone(), users, &way, Arc::clone(&clock));
         let ssh = SshLinks::new(
             Arc::clone(&secrets),
             Arc::new(ControlHostKeys::new(Arc::clone(&control))),
@@ -140,7 +164,9 @@ impl App {
             blobs,
             index,
             storage,
+            archive: Arc::new(DataArchive::new(layout.clone(), config.secrets.dir.clone())),
             outputs: Arc::new(FileOutputs::open(layout.runs.clone())?),
+            hands: Arc::new(local.clone()),
             links: Arc::new(Ways { local, ssh }),
             programs,
             forge: Arc::new(Git::new(layout.work.clone(), Arc::clone(&secrets), Arc::clone(&clock))),
@@ -168,9 +194,9 @@ impl App {
                 },
             },
             controller: controller(),
-            job_user: uids::owner(users),
             random: Arc::new(random),
             data_dir: layout.root.clone(),
+            stalls,
             // As it is called now: an upgrade puts another file there, whose `pack` is as good.
             binary: std::env::current_exe().context("failed to find the program that is running")?,
             version: env!("CARGO_PKG_VERSION"),
@@ -191,17 +217,22 @@ impl App {
             );
         }
         // Bound before work begins: a second daemon on the same addresses must not have started anything.
-        let (listeners, addr) = listeners(&config).await?;
+        let bound = options.passed.listen(&config.api).await?;
         conductor.start(loaded).await.context("failed to take up what an earlier start left")?;
         conductor.tell_set_aside(&SledIndex::set_aside(&layout.state));
         let auth = api::AuthConfig {
-            job_uids: uids::range(&config.exec),
+            job_uids: uids::range(&config.exec, &way),
             fixed_token: options.fixed_token,
             host_names: config.api.host_names.clone(),
         };
-        api::serve(Arc::new(conductor.clone()), listeners, auth, &tasks, clock);
+        api::serve(Arc::new(conductor.clone()), bound.listeners, auth, &doors, Arc::clone(&clock));
+        options.manager.follow(&conductor, &tasks, Arc::clone(&clock));
+        watchdog::feed(options.manager.clone(), conductor.clone(), &tasks, clock);
+        let addr = bound.addr;
         tracing::info!(socket = %config.api.socket.display(), listen = ?addr, data_dir = %layout.root.display(), "phased is ready");
-        Ok(App { tasks, conductor, addr, socket: config.api.socket, _lock: lock })
+        let (manager, log) = (options.manager, options.log);
+        manager.ready(conductor.summary());
+        Ok(App { tasks, doors, conductor, manager, log, addr, socket: bound.ours, _lock: lock })
     }
 
     /// Where TCP is served.
@@ -210,22 +241,32 @@ impl App {
         self.addr
     }
 
-    /// Reloads the projects, as `phased reload` does; what is wrong is logged and the old ones stay.
+    /// Reloads the projects, as `phased reload` does; what is wrong is logged and the old ones stay. The log file is opened anew.
     pub async fn reload(&self) {
         use crate::engine::handle::Engine as _;
-        match self.conductor.reload().await {
-            Ok(names) => tracing::info!(projects = names.len(), "the projects were reloaded"),
-            Err(refusal) => tracing::error!("{refusal}"),
+        if let Some(log) = &self.log {
+            match log.begin() {
+                Ok(()) => tracing::info!(log = %log.path().display(), "the log was opened anew"),
+                Err(error) => tracing::error!(%error, "the log goes on into the file that was put aside"),
+            }
         }
+        let _it_has_said_so_itself = self.conductor.reload().await;
     }
 
-    /// Stops: nothing new is begun, runs are left as they are for the next start, those still working after 5 s are named.
+    /// Stops: nothing new is begun, runs are left as they are for the next start, those still working after 5 s are named. Who has asked
+    /// something already is answered before.
     pub async fn shut_down(self) {
-        let late = self.tasks.shut_down(SHUTDOWN).await;
+        self.manager.stopping();
+        // Waiting requests may wait for longer: they end with the engine.
+        let _still_asking = self.doors.shut_down(LAST_WORDS).await;
+        let mut late = self.tasks.shut_down(SHUTDOWN).await;
+        late.extend(self.doors.shut_down(Duration::ZERO).await);
         if !late.is_empty() {
             tracing::warn!(tasks = ?late, "still working at shutdown");
         }
-        let _gone_already = std::fs::remove_file(&self.socket);
+        if let Some(socket) = self.socket {
+            let _gone_already = std::fs::remove_file(socket);
+        }
     }
 }
 
@@ -238,40 +279,6 @@ pub(crate) fn projects(config: &Config, secrets: &Arc<dyn Secrets>) -> loader::L
         ..sandbox::Limits::default()
     };
     loader::Loader::new(dirs, loader::SHIPPED, &config.data_dir, Arc::clone(secrets), limits)
-}
-
-async fn listeners(config: &Config) -> anyhow::Result<(api::Listeners, Option<SocketAddr>)> {
-    let tcp = match config.api.listen {
-        None => None,
-        Some(addr) => Some(TcpListener::bind(addr).await.with_context(|| {
-            format!("failed to listen on {addr}: set `listen` in [api] to a free address, or to \"none\"")
-        })?),
-    };
-    let addr = tcp.as_ref().map(TcpListener::local_addr).transpose()?;
-    let unix = socket(&config.api.socket).with_context(|| {
-        format!(
-            "failed to listen on the socket `{}`: set `socket` in [api] to a place the daemon may write",
-            config.api.socket.display()
-        )
-    })?;
-    Ok((api::Listeners { unix: Some(unix), tcp }, addr))
-}
-
-/// The socket, 0660 and of group phased where there is such a group. A stale one is taken away: LOCK says that nobody serves it.
-fn socket(path: &Path) -> anyhow::Result<UnixListener> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => anyhow::bail!("another daemon answers there"),
-        Err(_) => drop(std::fs::remove_file(path)),
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    if let Ok(Some(group)) = nix::unistd::Group::from_name("phased") {
-        let _not_root = nix::unistd::chown(path, None, Some(group.gid));
-    }
-    Ok(listener)
 }
 
 /// Who writes: this machine's name and this process.
@@ -297,7 +304,7 @@ struct Ways {
 #[async_trait]
 impl Links for Ways {
     async fn local(&self, project: &ProjectName) -> Result<Arc<dyn Link>, LinkError> {
-        self.local.link(project)
+        self.local.link(project).await
     }
 
     async fn host(&self, realm: &Realm, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
@@ -327,9 +334,16 @@ pub fn run(config: Config, options: Options, ready: impl FnOnce()) -> anyhow::Re
         .build()
         .context("failed to start the runtime")?;
     runtime.block_on(async {
-        let app = App::start(config, options).await?;
+        // Before anything else: a SIGHUP that comes too early is a reload all the same, and no death.
         let (mut term, mut int, mut hup) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
+        let app = tokio::select! {
+            biased;
+            app = App::start(config, options) => app?,
+            // Nothing has begun that is not taken up by the next start.
+            _ = term.recv() => return Ok(()),
+            _ = int.recv() => return Ok(()),
+        };
         ready();
         loop {
             tokio::select! {

@@ -1,6 +1,6 @@
 //! The command line: `phased VERB [PROJECT [ENVIRONMENT]]`.
 //!
-//! Verbs that work offline (`serve check init demo rebuild`) only have their arguments here; `main.rs` hands them on. All others speak
+//! Verbs that work offline (`serve check init demo rebuild restore keys`) only have their arguments here; `main.rs` hands them on. All others speak
 //! the HTTP API and nothing else. stdout is data, stderr is progress and hints.
 
 use std::{path::PathBuf, process::ExitCode};
@@ -10,7 +10,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::time::Span;
 
 mod client;
+pub(crate) mod doctor;
 mod exit;
+pub mod generate;
+mod keep;
 mod output;
 mod progress;
 mod verbs;
@@ -35,6 +38,9 @@ const EXIT_CODES: &str = "Exit codes: 0 ok, 1 error, 2 usage, 3 run failed (also
 5 paused or inconclusive, 6 timed out waiting, 7 not authorised, 8 not found, 9 conflict or superseded, 10 daemon unreachable, \
 130 interrupted while waiting (the run goes on).\n\nEnvironment: PHASED_ADDR, PHASED_TOKEN, NO_COLOR.";
 
+/// Where the daemon is unless somebody says otherwise.
+pub const DEFAULT_ADDR: &str = "unix:///run/phased/phased.sock";
+
 /// What every verb that asks the daemon takes.
 #[derive(Debug, Clone, Args)]
 pub struct ClientArgs {
@@ -43,7 +49,7 @@ pub struct ClientArgs {
         long,
         global = true,
         env = "PHASED_ADDR",
-        default_value = "unix:///run/phased/phased.sock",
+        default_value = DEFAULT_ADDR,
         value_name = "ADDRESS"
     )]
     pub addr: String,
@@ -59,18 +65,28 @@ pub enum Command {
     Serve(ServeArgs),
     /// Check the configuration and all projects, offline, and show every error at once
     Check(CheckArgs),
-    /// Write a configuration and an example project to start from
+    /// Write a configuration, and a first project from a repository's URL: nothing that exists is overwritten
     Init(InitArgs),
     /// Show all of it on this machine: a repository, a daemon, a handful of hosts, four commits
     Demo(DemoArgs),
     /// Rebuild the index from the journals, offline
     Rebuild(RebuildArgs),
+    /// Find what is wrong with this installation: files, machine, projects, and, where the daemon answers, what it knows
+    Doctor(DoctorArgs),
+    /// Put a backup back, offline, where there is nothing yet: runs that were under way are ended, and the daemon begins in maintenance
+    Restore(RestoreArgs),
     /// Keys for signals between daemons: make one, list them, show the public half
     #[command(subcommand)]
     Keys(KeysCommand),
     /// What the daemon has job users do: reads a request on standard input and packs what it names
     #[command(hide = true)]
     Pack,
+    /// What packages ship: man pages, completions, types for editors; written from the binary itself, so that none is stale
+    #[command(hide = true)]
+    Generate(GenerateArgs),
+    /// What phased-job@.service runs, the daemon's connection as standard input: starts a program as a project's job user
+    #[command(hide = true)]
+    Job(JobArgs),
     /// A verb that asks the daemon.
     #[command(flatten)]
     Client(ClientCommand),
@@ -91,6 +107,9 @@ pub struct ServeArgs {
     /// Become this user before anything else
     #[arg(long, requires = "daemonize", value_name = "NAME")]
     pub user: Option<String>,
+    /// Log into this file instead of standard error; SIGHUP opens it anew, for logrotate [default with --daemonize: DATA_DIR/daemon.log]
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
 }
 
 /// How `check` shows errors.
@@ -119,9 +138,39 @@ pub struct CheckArgs {
 /// Of `init`.
 #[derive(Debug, Clone, Args)]
 pub struct InitArgs {
-    /// The directory to write into; nothing that exists is overwritten
-    #[arg(default_value = ".", value_name = "DIRECTORY")]
-    pub directory: PathBuf,
+    /// The repository to deploy: https://..., ssh://..., user@host:path, file:///... Without it only the configuration is written
+    #[arg(value_name = "URL")]
+    pub url: Option<String>,
+    /// The configuration file: written when it is not there, else read; known_hosts and the rest lie beside it
+    #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
+    pub config: PathBuf,
+    /// A host to deploy to, more than once for several: web1.example.com, deploy@10.0.0.3:2222
+    #[arg(long = "host", value_name = "[USER@]ADDRESS[:PORT]", requires = "url")]
+    pub hosts: Vec<String>,
+    /// What the project is called [default: the repository's name]
+    #[arg(long, requires = "url")]
+    pub name: Option<String>,
+    /// The branch that is deployed [default: the repository's own]
+    #[arg(long, requires = "url")]
+    pub branch: Option<String>,
+    /// The user to log in as on hosts [default: deploy]
+    #[arg(long, requires = "url")]
+    pub user: Option<String>,
+    /// Where releases lie on hosts [default: /srv/NAME]
+    #[arg(long, value_name = "DIRECTORY", requires = "url")]
+    pub dir: Option<String>,
+    /// The systemd unit that is restarted on hosts; "none" restarts nothing [default: the project's name]
+    #[arg(long, value_name = "UNIT", requires = "url")]
+    pub service: Option<String>,
+    /// What a healthy host answers: ":8080/healthz" or a URL [default: its unit is active]
+    #[arg(long, value_name = "URL", requires = "url")]
+    pub health: Option<String>,
+    /// Keep the SSH host keys that hosts and the repository's server show now, without being asked whether they are right
+    #[arg(long)]
+    pub accept_host_keys: bool,
+    /// Ask nothing, also on a terminal: what is not said is the default
+    #[arg(short, long)]
+    pub yes: bool,
 }
 
 /// Of `demo`.
@@ -136,6 +185,14 @@ pub struct DemoArgs {
     /// Production listens to signals: an integration daemon without a shell anywhere, and five daemons of production
     #[arg(long, conflicts_with = "crash")]
     pub signals: bool,
+}
+
+/// Of `generate`.
+#[derive(Debug, Clone, Args)]
+pub struct GenerateArgs {
+    /// The directory to write `man/`, `completions/` and `lua/` into
+    #[arg(value_name = "DIRECTORY")]
+    pub directory: PathBuf,
 }
 
 /// Of `keys`.
@@ -170,12 +227,51 @@ pub enum KeysCommand {
     },
 }
 
+/// Of `job`.
+#[derive(Debug, Clone, Args)]
+pub struct JobArgs {
+    /// The configuration file: it says which users a job may be; only root may be able to write it
+    #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
+    pub config: PathBuf,
+    /// The daemon's user, by name or uid: nobody else may ask, but root
+    #[arg(long, default_value = "phased", value_name = "USER")]
+    pub daemon: String,
+}
+
 /// Of `rebuild`.
 #[derive(Debug, Clone, Args)]
 pub struct RebuildArgs {
     /// The configuration file
     #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
     pub config: PathBuf,
+}
+
+/// Of `doctor`.
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArgs {
+    /// The configuration file
+    #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
+    pub config: PathBuf,
+    /// Do not ask the daemon, and so no host
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// Of `restore`.
+#[derive(Debug, Clone, Args)]
+pub struct RestoreArgs {
+    /// The backup, as `phased backup` wrote it
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The configuration file: it says which data_dir is filled
+    #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
+    pub config: PathBuf,
+    /// Also where there is something already; that is kept beside it
+    #[arg(long)]
+    pub force: bool,
+    /// With the secrets in it, where it has any: files that are there already stay as they are
+    #[arg(long)]
+    pub secrets: bool,
 }
 
 /// Verbs that ask the daemon.
@@ -269,6 +365,18 @@ pub enum ClientCommand {
     },
     /// To which other daemons this one listens, what came of them, and what of it was refused
     Signals,
+    /// Write all that the daemon knows into one file, while it works: for `phased restore`, here or on another machine
+    ///
+    /// Secrets, the configuration and the projects' files are not in it; nor are checkouts and caches.
+    Backup(BackupArgs),
+    /// Print the state as lines of JSON: projects, environments, hosts, host keys, bad releases, runs and deployments
+    Export {
+        /// Only this project's
+        project: Option<String>,
+        /// Only runs that are newer than this one
+        #[arg(long, value_name = "RUN")]
+        after: Option<String>,
+    },
     /// Whether bad news would arrive
     #[command(subcommand)]
     Alert(AlertCommand),
@@ -277,6 +385,17 @@ pub enum ClientCommand {
         /// Only this project's
         project: Option<String>,
     },
+}
+
+/// Of `backup`.
+#[derive(Debug, Clone, Args)]
+pub struct BackupArgs {
+    /// Where to, never over another file; - is standard output [default: phased-<date>.tar.zst here]
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// With the files of secrets, by the socket only: whoever has it then has them
+    #[arg(long)]
+    pub secrets: bool,
 }
 
 /// Of `start`.
@@ -408,7 +527,7 @@ pub enum TokenCommand {
     List,
     /// Make a token useless
     Revoke {
-        /// Its id, the middle part of its text
+        /// Its id, as `phased token list` shows it; the token's whole text will do
         id: String,
     },
 }

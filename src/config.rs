@@ -88,7 +88,16 @@ pub struct Exec {
     pub same_user: bool,
     /// `PATH` of local commands.
     pub path: String,
+    /// The socket of the job unit, which starts local commands for a daemon that cannot switch users itself. Without it
+    /// [`JOB_SOCKET`], if that is there and the daemon is not root.
+    #[serde(deserialize_with = "values::some_absolute")]
+    pub job_socket: Option<PathBuf>,
 }
+
+/// Where the package's `phased-job.socket` listens.
+pub const JOB_SOCKET: &str = "/run/phased-job.sock";
+/// The user ids of projects where the file names none.
+pub const JOB_UIDS: UidRange = UidRange { first: 61_000, last: 61_999 };
 
 /// `[signals]`: another daemon may ask this one to deploy. Without a key it listens to nobody.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -198,7 +207,7 @@ impl Default for Secrets {
 impl Default for Exec {
     fn default() -> Self {
         let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned();
-        Exec { user: None, uids: None, same_user: false, path }
+        Exec { user: None, uids: None, same_user: false, path, job_socket: None }
     }
 }
 
@@ -278,6 +287,9 @@ impl Exec {
             return Err(format!(
                 "`{first}` and `{second}` contradict each other: keep one of `uids`, `user`, `same_user`"
             ));
+        }
+        if self.same_user && self.job_socket.is_some() {
+            return Err("`same_user` and `job_socket` contradict each other: the job unit never runs commands as the daemon itself; keep one".to_owned());
         }
         if self.user.as_deref() == Some("") {
             return Err("`user` is empty: name a user, or leave it out".to_owned());

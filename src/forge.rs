@@ -3,5 +3,5 @@
 mod git;
 mod github;
 
-pub use git::Git;
+pub use git::{Git, Looked};
 pub use github::GitHub;

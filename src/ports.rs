@@ -3,10 +3,12 @@
 //! Shaped so that several controllers on a replicated log become another adapter: journals are fenced by epoch and expected
 //! number, control is compare-and-set, a lease can be lost.
 
+pub mod backup;
 pub mod blobs;
 pub mod control;
 pub mod discovery;
 pub mod forge;
+pub mod hands;
 pub mod host_keys;
 pub mod http;
 pub mod index;

@@ -6,6 +6,7 @@
 //! ahead        hosts say through them                     certificate  host certificates, checked whole
 //! room         how many sessions and handshakes
 //! guard, link  a session as a link                        server       a small server, for the demo and tests
+//! meet         what a server shows, before anybody logs in
 //! ```
 //!
 //! # Trust
@@ -26,6 +27,7 @@ mod connect;
 mod guard;
 pub mod known_hosts;
 mod link;
+mod meet;
 mod room;
 pub mod server;
 #[cfg(test)]
@@ -33,4 +35,5 @@ mod tests;
 mod trust;
 
 pub use connect::SshLinks;
+pub use meet::{Met, Shown, meet};
 pub use room::SshLimits;

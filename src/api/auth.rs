@@ -63,11 +63,13 @@ pub(super) fn needed(method: &Method, path: &str) -> Scope {
     let segments: Vec<&str> = path.split('/').skip(1).collect();
     let reads = matches!(*method, Method::GET | Method::HEAD);
     match segments.as_slice() {
-        ["v1", "tokens", ..] => Scope::Admin,
+        ["v1", "tokens" | "backup", ..] => Scope::Admin,
         _ if reads => Scope::Read,
         ["v1", "projects" | "runs", _, "stop"] | ["v1", "projects", _, "start"] if *method == Method::POST => {
             Scope::Deploy
         }
+        // It logs in and does nothing.
+        ["v1", "hosts", "check"] if *method == Method::POST => Scope::Deploy,
         ["v1", "projects", _, "environments", _, "freeze" | "lease"]
             if matches!(*method, Method::PUT | Method::DELETE) =>
         {
@@ -210,6 +212,8 @@ mod tests {
             (Method::HEAD, "/v1/runs", Scope::Read),
             (Method::GET, "/v1/tokens", Scope::Admin),
             (Method::GET, "/v1/tokens/x", Scope::Admin),
+            (Method::GET, "/v1/backup", Scope::Admin),
+            (Method::GET, "/v1/export", Scope::Read),
             (Method::POST, "/v1/projects/shop/start", Scope::Deploy),
             (Method::POST, "/v1/projects/shop/stop", Scope::Deploy),
             (Method::POST, "/v1/runs/x/stop", Scope::Deploy),
@@ -221,6 +225,7 @@ mod tests {
             (Method::DELETE, "/v1/projects/shop/start", Scope::Admin),
             (Method::POST, "/v1/projects/shop/st%61rt", Scope::Admin),
             (Method::POST, "/v1/projects/shop/start/", Scope::Admin),
+            (Method::POST, "/v1/hosts/check", Scope::Deploy),
             (Method::POST, "/v1/reload", Scope::Admin),
             (Method::GET, "/v1/maintenance", Scope::Read),
             (Method::GET, "/v1/signals", Scope::Read),

@@ -58,6 +58,9 @@ impl Stream for TcpStream {
     }
 }
 
+/// How long a connection that has asked nothing yet is kept once the daemon goes down.
+const LAST_CALL: Duration = Duration::from_millis(500);
+
 /// Accepts until the daemon goes down.
 pub(super) async fn accept<L: Listener>(server: Arc<Server>, listener: L) {
     let stopping = server.tasks.stopping();
@@ -109,8 +112,9 @@ async fn connection<S: Stream>(server: Arc<Server>, stream: S) {
     let first_byte = within(&*server.clock, server.limits.first_byte, stream.readable());
     let ready = tokio::select! {
         biased;
-        () = stopping.cancelled() => return,
         ready = first_byte => ready,
+        // One that was let in just before the end is answered, if it asks at once.
+        () = async { stopping.cancelled().await; server.clock.sleep(LAST_CALL).await } => return,
     };
     if !matches!(ready, Some(Ok(()))) {
         return;
@@ -128,6 +132,8 @@ async fn connection<S: Stream>(server: Arc<Server>, stream: S) {
     let serving = http.serve_connection(TokioIo::new(Strict::new(stream)), service);
     let mut serving = std::pin::pin!(serving);
     let ended = tokio::select! {
+        // Asked first: a request that has come is read before hyper is told to end, which lets go of one that has read nothing.
+        biased;
         ended = serving.as_mut() => ended,
         () = stopping.cancelled() => {
             serving.as_mut().graceful_shutdown();

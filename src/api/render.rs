@@ -219,7 +219,7 @@ pub fn status(status: &Status, now_ms: i64) -> String {
     if status.projects.is_empty() {
         line(
             &mut out,
-            "\nThere are no projects yet. Put one in plugins/projects/NAME.lua (`phased init` writes an example), then `phased reload`.",
+            "\nThere are no projects yet. `phased init URL` writes one from a repository; then `phased reload`.",
         );
     }
     for one in &status.projects {

@@ -24,6 +24,7 @@ use crate::{engine::handle::Engine, time::Clock};
 
 mod alarms;
 pub(crate) mod alerts;
+mod backup;
 mod environments;
 mod events;
 mod health;
@@ -92,11 +93,14 @@ fn all() -> OpenApiRouter<App> {
         .routes(routes!(hooks::hook))
         .routes(routes!(signals::show, signals::signal))
         .routes(routes!(signals::piece))
+        .routes(routes!(backup::backup))
+        .routes(routes!(backup::export))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
         .routes(routes!(alerts::test))
         .routes(routes!(alarms::list))
         .routes(routes!(hosts::list))
+        .routes(routes!(hosts::check))
         .routes(routes!(hosts::inventory))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))

@@ -15,7 +15,9 @@ use crate::{
         handle::*,
         view::{
             AlarmView, EventView, FreezeView, LeaseView, LogLine, MaintenanceView, MeasuredView, Page, Plan,
-            ProjectStatus, RunAtWork, RunView, Status, TokenView, hosts::FleetView, signals::SignalsView,
+            ProjectStatus, RunAtWork, RunView, Status, TokenView,
+            hosts::{FleetView, HostCheckView},
+            signals::SignalsView,
         },
     },
     model::{
@@ -265,6 +267,24 @@ impl Engine for Script {
             .map(one)
             .collect())
     }
+    async fn check_hosts(
+        &self,
+        project: Option<&str>,
+        _: Option<&str>,
+        visible: &(dyn for<'p> Fn(&'p str) -> bool + Sync),
+    ) -> Result<Vec<HostCheckView>, Refusal> {
+        let one = |name: &str| HostCheckView {
+            project: name.to_owned(),
+            environment: "production".to_owned(),
+            id: Some("i-1".to_owned()),
+            name: Some("web1".to_owned()),
+            address: Some("10.0.0.1".to_owned()),
+            took_ms: 7,
+            cause: Some((&Cause::new("auth_failed", "refused")).into()),
+        };
+        let names = ["shop", "blog"].into_iter();
+        Ok(names.filter(|name| visible(name) && project.is_none_or(|only| only == *name)).map(one).collect())
+    }
     async fn accept_hosts(&self, project: &str, environment: &str, _: &str) -> Result<FleetView, Refusal> {
         Ok(fleet(project, environment, true))
     }
@@ -306,6 +326,20 @@ impl Engine for Script {
         let mut now = self.maintenance.lock().unwrap();
         now.on = on;
         Ok(now.clone())
+    }
+    async fn backup(&self, secrets: bool, by: &str) -> Result<Pieces, Refusal> {
+        self.note(format!("backup {secrets} {by}"));
+        let (sender, pieces) = tokio::sync::mpsc::channel(4);
+        for piece in [Ok(b"one ".to_vec()), Ok(b"two".to_vec()), Err("the disk".to_owned())] {
+            sender.send(piece).await.unwrap();
+        }
+        Ok(pieces)
+    }
+    async fn export(&self, query: ExportQuery) -> Result<Pieces, Refusal> {
+        self.note(format!("export {query:?}"));
+        let (sender, pieces) = tokio::sync::mpsc::channel(1);
+        sender.send(Ok(b"{\"kind\":\"end\"}\n".to_vec())).await.unwrap();
+        Ok(pieces)
     }
     fn ready(&self) -> Vec<(&'static str, Option<String>)> {
         self.ready.lock().unwrap().clone()

@@ -1,49 +1,459 @@
-//! `phased init`: a configuration and an example project to start from. Nothing that exists is overwritten.
+//! `phased init`: a configuration, and a first project from a repository's URL. Nothing that exists is overwritten, so that it may be run
+//! again: then it says what is still missing.
+//!
+//! ```text
+//! files    writes once, with the modes and owners that the daemon needs        ask     the person at the terminal, if there is one
+//! detect   what the repository is written in                                   project the Lua file, and the script for hosts
+//! hosts    host keys, and whether hosts let us in                              report  what all of it says in the end
+//! ```
 
-use std::{fs, io::Write as _, path::Path};
+mod ask;
+mod detect;
+pub(super) mod files;
+mod hosts;
+mod project;
+mod report;
 
-use anyhow::Context as _;
+use std::{
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, bail};
+
+use self::{
+    ask::Asker,
+    files::Files,
+    hosts::{Key, State},
+    project::{Address, Draft},
+    report::{Report, Webhook},
+};
+use super::projects;
+use crate::{
+    cli::InitArgs,
+    config::{Config, FileSecrets, is_secret_name},
+    forge::{Git, Looked},
+    lifecycle::Tasks,
+    lua::diagnostics,
+    model::{cause::Cause, host::SecretRef, host_key::Realm, ids::ProjectName, pipeline::Source},
+    ports::{program::Programs as _, secrets::Secrets},
+    ssh::server,
+    time::{Clock, SystemClock},
+};
 
 const CONFIG: &str = include_str!("../../packaging/phased.toml");
-const PROJECT: &str = include_str!("../../packaging/examples/shop.lua");
-const EDITOR: &str = r#"{
-  "runtime.version": "Lua 5.4",
-  "workspace.library": ["types"],
-  "diagnostics.globals": ["phased"],
-  "workspace.checkThirdParty": false
-}
-"#;
+const EXAMPLE: &str = include_str!("../../packaging/examples/shop.lua");
+/// Where the packages put the types of the Lua API, and examples.
+const SHARED_TYPES: &str = "/usr/share/phased/lua";
+const SHARED_EXAMPLES: &str = "/usr/share/phased/examples";
+/// The key that phased logs in with on hosts; of all projects, unless somebody makes others.
+const DEPLOY_KEY: &str = "deploy_key";
 
-/// Writes into `dir` and returns what was written and what was there already.
+/// Does it, and says what it did.
 ///
 /// # Errors
-/// The disk's, with the file's name.
-pub fn run(dir: &Path) -> anyhow::Result<Vec<(String, bool)>> {
-    let types = crate::lua::types::meta();
-    let here = fs::canonicalize(dir).or_else(|_| fs::create_dir_all(dir).and_then(|()| fs::canonicalize(dir)));
-    let here = here.with_context(|| format!("failed to use the directory `{}`", dir.display()))?;
-    let config = CONFIG.replace("/etc/phased/", &format!("{}/", here.display()));
-    let files = [
-        ("phased.toml", config.as_str()),
-        // Beside, not in, projects/: it names repositories and hosts that are not yours.
-        ("plugins/projects/shop.lua.example", PROJECT),
-        ("plugins/types/phased.d.lua", &types),
-        ("plugins/.luarc.json", EDITOR),
-    ];
-    fs::create_dir_all(here.join("secrets"))?;
-    fs::set_permissions(here.join("secrets"), std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
-    files.into_iter().map(|(name, text)| write(&here, name, text).map(|new| (name.to_owned(), new))).collect()
+/// In words for the terminal: what cannot be written, which part of the way to the repository is barred, and what to do.
+pub fn run(args: &InitArgs, json: bool) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut report = Report::default();
+    let mut files = Files::new();
+    let done = runtime
+        .block_on(Init { args, files: &mut files, report: &mut report, asker: Asker::new(args.yes || json) }.run());
+    // Whatever came of the rest: what lies on the disk now is said.
+    report.files(&files);
+    match json {
+        true => println!("{}", serde_json::to_string(&report)?),
+        false => print!("{}", report.text()),
+    }
+    done
 }
 
-fn write(dir: &Path, name: &str, text: &str) -> anyhow::Result<bool> {
-    let path = dir.join(name);
-    let failed = || format!("failed to write `{}`", path.display());
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).with_context(failed)?;
+struct Init<'a> {
+    args: &'a InitArgs,
+    files: &'a mut Files,
+    report: &'a mut Report,
+    asker: Asker,
+}
+
+impl Init<'_> {
+    async fn run(mut self) -> anyhow::Result<()> {
+        let here = self.place()?;
+        self.refuse_directory()?;
+        let config = self.config(&here)?;
+        let plugins = config.plugins.first().cloned().unwrap_or_else(|| here.join("plugins"));
+        self.editor(&plugins)?;
+        let Some(url) = &self.args.url else {
+            if !Path::new(SHARED_EXAMPLES).is_dir() {
+                // Beside, not in, projects/: it names repositories and hosts that are not yours.
+                self.files.public(&plugins.join("projects/shop.lua.example"), EXAMPLE)?;
+            }
+            self.report.next =
+                "phased init URL --host HOST, with the URL of your repository, writes the first project".to_owned();
+            return Ok(());
+        };
+        let url =
+            Git::url(url).map_err(|cause| anyhow::anyhow!("{}", cause.message.replacen("source.git = ", "", 1)))?;
+        let name = self.name(&url)?;
+        let file = plugins.join(format!("projects/{name}.lua"));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(vec![config.secrets.dir.clone()]));
+        let known_hosts = here.join("known_hosts");
+        let (source, looked) = self.repository(&url, &name, &config, &known_hosts, &secrets, &clock).await?;
+        let (mut draft, said_user) = self.draft(&name, &source, looked, &known_hosts)?;
+        draft.file = file.display().to_string();
+
+        let dir = &config.secrets.dir;
+        let webhook = self.files.secret(dir, &draft.webhook, || Ok(format!("{}\n", random_hex(32)?)))?;
+        let key = self.files.secret(dir, &draft.key, || Ok(server::Key::generate()?.private_file()?))?;
+        let public = public_line(&key).with_context(|| format!("the secret {} in {}", draft.key, dir.display()))?;
+        self.files.public(&file, &project::lua(&draft))?;
+        let script = here.join(format!("{name}.host.sh"));
+        self.files.public(&script, &project::host_script(&draft, &public))?;
+        self.check(&config, &secrets, &file)?;
+
+        self.report.project = Some(name.to_string());
+        self.report.branch = Some(draft.branch.clone());
+        self.report.found = draft.found.iter().map(|found| found.what.clone()).collect();
+        self.report.public_key = Some(public);
+        self.report.sudoers = project::sudoers(&draft);
+        self.report.webhook = Some(Webhook::new(&config, &name, webhook.trim_end(), &draft.git));
+        let needs: Vec<&str> = draft.found.iter().flat_map(|found| &found.needs).copied().collect();
+        self.report.lacking = lacking(&needs, &config.exec.path);
+        self.hosts(&draft, &said_user, &name, &known_hosts, &secrets, &clock).await?;
+        let answers = std::os::unix::net::UnixStream::connect(&config.api.socket).is_ok();
+        self.report.decide_next(&draft, &script, answers);
+        Ok(())
     }
-    match fs::OpenOptions::new().write(true).create_new(true).open(&path) {
-        Ok(mut file) => file.write_all(text.as_bytes()).map(|()| true).with_context(failed),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(error).with_context(failed),
+
+    /// The directory of the configuration, made if it is not there.
+    fn place(&self) -> anyhow::Result<PathBuf> {
+        let dir = match self.args.config.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let failed = || {
+            format!(
+                "failed to make the directory `{}`: run this as root (sudo), or say another place with --config",
+                dir.display()
+            )
+        };
+        std::fs::create_dir_all(&dir).with_context(failed)?;
+        std::fs::canonicalize(&dir).with_context(failed)
+    }
+
+    /// A directory that is no repository was meant as the place to write to.
+    fn refuse_directory(&self) -> anyhow::Result<()> {
+        let Some(url) = &self.args.url else { return Ok(()) };
+        let path = Path::new(url);
+        let repository = ["HEAD", ".git"].iter().any(|name| path.join(name).exists());
+        if path.is_dir() && !repository {
+            bail!(
+                "`{url}` is a directory and no repository; to write a configuration there: phased init --config {}",
+                path.join("phased.toml").display()
+            );
+        }
+        if path.is_dir() && !path.is_absolute() {
+            bail!("`{url}` is on this machine: say it as an absolute path, {}", std::fs::canonicalize(path)?.display());
+        }
+        Ok(())
+    }
+
+    fn config(&mut self, here: &Path) -> anyhow::Result<Config> {
+        let file = here.join(self.args.config.file_name().context("--config names no file")?);
+        self.files.public(&file, &CONFIG.replace("/etc/phased/", &format!("{}/", here.display())))?;
+        self.report.config = file.display().to_string();
+        Config::load(&file)
+            .context("the configuration that is there cannot be used: mend it, or move it away and run this again")
+    }
+
+    /// Completion and types for editors.
+    fn editor(&mut self, plugins: &Path) -> anyhow::Result<()> {
+        let packaged = Path::new(SHARED_TYPES).join("phased.d.lua").exists();
+        let library = if packaged { SHARED_TYPES } else { "types" };
+        if !packaged {
+            self.files.public(&plugins.join("types/phased.d.lua"), &crate::lua::types::meta())?;
+        }
+        let settings = serde_json::json!({
+            "runtime.version": "Lua 5.4",
+            "workspace.library": [library],
+            "diagnostics.globals": ["phased"],
+            "workspace.checkThirdParty": false,
+        });
+        self.files.public(&plugins.join(".luarc.json"), &format!("{settings:#}\n"))
+    }
+
+    fn name(&self, url: &str) -> anyhow::Result<ProjectName> {
+        if let Some(name) = &self.args.name {
+            return name.parse().context("--name");
+        }
+        let last = url.trim_end_matches('/').rsplit(['/', ':']).next().unwrap_or_default();
+        let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' };
+        let name: String = last.strip_suffix(".git").unwrap_or(last).chars().map(plain).collect();
+        let name = name.trim_matches(['.', '-', '_']);
+        name.parse()
+            .with_context(|| format!("the project cannot be called after {url}: say what it is called with --name"))
+    }
+
+    /// Asks the repository, with what there is to get in with.
+    async fn repository(
+        &mut self,
+        url: &str,
+        name: &ProjectName,
+        config: &Config,
+        known_hosts: &Path,
+        secrets: &Arc<dyn Secrets>,
+        clock: &Arc<dyn Clock>,
+    ) -> anyhow::Result<(Source, Looked)> {
+        let dir = &config.secrets.dir;
+        let (token, key) = (format!("{name}_git_token"), format!("{name}_git_key"));
+        let server = Git::ssh_server(url);
+        let mut source = Source {
+            git: url.to_owned(),
+            branch: self.args.branch.clone().unwrap_or_default(),
+            tags: Vec::new(),
+            poll_ms: None,
+            webhook: Vec::new(),
+            user: None,
+            token: Some(token.clone()).filter(|name| dir.join(name).exists()).map(|name| SecretRef { name }),
+            key: None,
+            known_hosts: None,
+        };
+        let mut public = None;
+        if let Some((host, port)) = &server {
+            let text = self.files.secret(dir, &key, || Ok(server::Key::generate()?.private_file()?))?;
+            public = Some(public_line(&text).with_context(|| format!("the secret {key} in {}", dir.display()))?);
+            source.key = Some(SecretRef { name: key.clone() });
+            source.known_hosts = Some(known_hosts.display().to_string());
+            let met =
+                hosts::key(host, *port, known_hosts, self.args.accept_host_keys, self.asker, self.files, &**clock)
+                    .await?;
+            match met.with_context(|| format!("the server of {url}"))? {
+                Key::Known => {}
+                Key::Kept(key) => {
+                    self.report.notes.push(format!("{host} is known by its key {key}, in {}", known_hosts.display()))
+                }
+                Key::NotAccepted(key) => bail!(
+                    "{host} shows the key {key}, and nobody has said that it is right: compare it with what the server's owner publishes, then run this again \
+                     with --accept-host-keys (or on a terminal, which asks)"
+                ),
+            }
+        }
+        let place = Aside::new()?;
+        let git = Git::new(place.0.clone(), Arc::clone(secrets), Arc::clone(clock));
+        let looked = git.look(&source, detect::READ).await;
+        let looked = looked.map_err(|cause| {
+            anyhow::anyhow!("{}{}", cause.message, remedy(&cause, url, dir, &token, public.as_deref()))
+        })?;
+        source.branch.clone_from(&looked.branch);
+        Ok((source, looked))
+    }
+
+    /// What was said, asked and found. The second is the user of each host, where the host names one.
+    fn draft(
+        &self,
+        name: &ProjectName,
+        source: &Source,
+        looked: Looked,
+        known_hosts: &Path,
+    ) -> anyhow::Result<(Draft, Vec<Option<String>>)> {
+        let mut said: Vec<String> = self.args.hosts.clone();
+        if said.is_empty()
+            && let Some(answer) =
+                self.asker.line("Hosts to deploy to, as in web1.example.com web2.example.com (none yet: Enter):")
+        {
+            said = answer.split([' ', ',']).filter(|word| !word.is_empty()).map(str::to_owned).collect();
+        }
+        let read = said
+            .iter()
+            .map(|text| host(text).with_context(|| format!("--host {text:?}")))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let (users, hosts): (Vec<Option<String>>, Vec<Address>) = read.into_iter().unzip();
+        let mut named: Vec<&String> = users.iter().flatten().chain(&self.args.user).collect();
+        named.dedup();
+        let user = match named[..] {
+            [] if hosts.is_empty() => "deploy".to_owned(),
+            [] => self.asker.or("User to log in as on them", "deploy"),
+            [user] => user.clone(),
+            [first, second, ..] => bail!(
+                "hosts have one user to log in as, and here are {first:?} and {second:?}: name one, and mend the project's file"
+            ),
+        };
+        let service = match self.args.service.as_deref() {
+            Some("none") => None,
+            Some(unit) => Some(unit.to_owned()),
+            None if hosts.is_empty() => Some(name.to_string()),
+            None => Some(self.asker.or("The systemd unit that is restarted on them (none: nothing is)", name.as_str()))
+                .filter(|unit| unit != "none"),
+        };
+        let service = service.map(|unit| unit.strip_suffix(".service").map(str::to_owned).unwrap_or(unit));
+        let dir = self.args.dir.clone().unwrap_or_else(|| format!("/srv/{name}"));
+        if !dir.starts_with('/') || dir.chars().any(char::is_control) {
+            bail!("--dir {dir:?} is no absolute directory");
+        }
+        let texts = &looked.texts;
+        let found = detect::detect(&detect::Files { names: &looked.files, texts });
+        let draft = Draft {
+            name: name.to_string(),
+            git: source.git.clone(),
+            branch: source.branch.clone(),
+            token: source.token.as_ref().map(|secret| secret.name.clone()),
+            git_key: source.key.as_ref().map(|secret| secret.name.clone()),
+            webhook: format!("{name}_webhook"),
+            found,
+            hosts,
+            user,
+            key: DEPLOY_KEY.to_owned(),
+            known_hosts: known_hosts.display().to_string(),
+            dir,
+            service,
+            health: self.args.health.clone(),
+            file: String::new(),
+        };
+        anyhow::ensure!(is_secret_name(&draft.webhook), "the project's name is too long");
+        Ok((draft, users))
+    }
+
+    /// What `phased check` says of the file: what it has written must be right.
+    fn check(&self, config: &Config, secrets: &Arc<dyn Secrets>, file: &Path) -> anyhow::Result<()> {
+        if let Err(found) = projects(config, secrets).load() {
+            let ours: Vec<_> = found.iter().filter(|one| file.ends_with(&one.file)).cloned().collect();
+            let (which, all) = if ours.is_empty() { ("another project", &found) } else { ("the project", &ours) };
+            bail!("{which} is not as it must be; mend it, then run this again:\n{}", diagnostics::render(all, false));
+        }
+        Ok(())
+    }
+
+    async fn hosts(
+        &mut self,
+        draft: &Draft,
+        users: &[Option<String>],
+        name: &ProjectName,
+        known_hosts: &Path,
+        secrets: &Arc<dyn Secrets>,
+        clock: &Arc<dyn Clock>,
+    ) -> anyhow::Result<()> {
+        debug_assert_eq!(users.len(), draft.hosts.len());
+        let tasks = Tasks::new();
+        let realm = Realm { project: name.clone(), environment: "production".parse()? };
+        for address in &draft.hosts {
+            let port = address.port.unwrap_or(22);
+            let met = hosts::key(
+                &address.host,
+                port,
+                known_hosts,
+                self.args.accept_host_keys,
+                self.asker,
+                self.files,
+                &**clock,
+            )
+            .await?;
+            let mut state = State { host: address.id(), host_key: None, missing: Vec::new() };
+            match met {
+                Err(error) => state.missing.push(error.cause),
+                Ok(Key::NotAccepted(key)) => state.missing.push(Cause::new(
+                    "host_key_unknown",
+                    format!("it shows the key {key}, which nobody has said is right: compare it on the host (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then run this again with --accept-host-keys"),
+                )),
+                Ok(known) => {
+                    if let Key::Kept(key) = known {
+                        state.host_key = Some(key);
+                    }
+                    state.missing = hosts::look(draft, address, &realm, secrets, clock, &tasks).await;
+                }
+            }
+            self.report.hosts.push(state);
+        }
+        Ok(())
     }
 }
+
+/// `[USER@]ADDRESS[:PORT]`.
+fn host(text: &str) -> anyhow::Result<(Option<String>, Address)> {
+    let (user, place) = text.rsplit_once('@').map_or((None, text), |(user, place)| (Some(user.to_owned()), place));
+    let (host, port) = match place.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((host, rest)) => {
+            (host, if rest.is_empty() { None } else { Some(rest.strip_prefix(':').context("after ] comes :PORT")?) })
+        }
+        // More than one colon and no brackets: an address of IPv6.
+        None if place.matches(':').count() > 1 => (place, None),
+        None => place.split_once(':').map_or((place, None), |(host, port)| (host, Some(port))),
+    };
+    let port = match port {
+        None => None,
+        Some(port) => {
+            Some(port.parse::<u16>().ok().filter(|port| *port > 0).with_context(|| format!("{port:?} is no port"))?)
+        }
+    };
+    let plain = |text: &str, more: &str| {
+        !text.is_empty()
+            && !text.starts_with('-')
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+    };
+    anyhow::ensure!(plain(host, ".-:_"), "{host:?} is no address: write [USER@]ADDRESS[:PORT]");
+    anyhow::ensure!(
+        user.as_ref().is_none_or(|user| plain(user, "._-")),
+        "{user:?} is no user: write [USER@]ADDRESS[:PORT]"
+    );
+    Ok((user, Address { host: host.to_owned(), port: port.filter(|port| *port != 22) }))
+}
+
+/// What to do about a repository that does not let us in.
+fn remedy(cause: &Cause, url: &str, secrets: &Path, token: &str, public: Option<&str>) -> String {
+    let again = "then run this again";
+    match (cause.code.as_str(), public) {
+        ("git_auth" | "git_unreachable", Some(public))
+            if cause.code == "git_auth" || cause.message.contains("no repository is there") =>
+        {
+            format!(
+                "\nIf the repository is there, it does not know this machine's key yet. Add it as a deploy key, read-only (GitHub: Settings, Deploy keys; GitLab: Settings, \
+             Repository, Deploy keys; Gitea: Settings, Deploy Keys), {again}:\n  {public}"
+            )
+        }
+        ("git_auth", None) => format!(
+            "\nIs {url} right? Where the repository is private, phased needs a token that may read it (GitHub: a fine-grained token with Contents: read-only; GitLab and Gitea: an \
+             access token with read_repository). Put it into {file}, as in\n  sudo sh -c 'umask 077; cat >{file}'\n{again}; or give the URL for ssh, for which a key is made",
+            file = secrets.join(token).display()
+        ),
+        _ => String::new(),
+    }
+}
+
+fn public_line(private: &str) -> anyhow::Result<String> {
+    Ok(format!("{} phased", server::Key::read(private)?.public_line()?.trim()))
+}
+
+fn random_hex(bytes: usize) -> anyhow::Result<String> {
+    let mut random = vec![0; bytes];
+    getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("the system gave no randomness: {error}"))?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Programs that are not in `path`, and without which no test can run here.
+fn lacking(needs: &[&str], path: &str) -> Vec<String> {
+    let there = |program: &&&str| path.split(':').any(|dir| Path::new(dir).join(program).exists());
+    needs.iter().filter(|program| !there(program)).map(|program| (*program).to_owned()).collect()
+}
+
+/// A directory that is gone afterwards.
+struct Aside(PathBuf);
+
+impl Aside {
+    fn new() -> anyhow::Result<Self> {
+        let dir = std::env::temp_dir().join(format!("phased-init-{}", random_hex(8)?));
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&dir)
+            .with_context(|| format!("failed to make `{}`", dir.display()))?;
+        Ok(Aside(dir))
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        let _left_for_others_to_sweep = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,12 +2,12 @@
 
 use std::{
     io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, bail};
 
+use super::init::files::Files;
 use crate::{
     cli::KeysCommand,
     config::{Config, FileSecrets, Signals, is_secret_name},
@@ -69,7 +69,14 @@ pub fn keys(command: &KeysCommand) -> anyhow::Result<()> {
             }
             let (text, public) = signal::generate(&comment).map_err(|cause| anyhow::anyhow!(cause.message))?;
             let path = file(&dir, name)?;
-            write(&path, &text)?;
+            if path.exists() {
+                bail!(
+                    "{} is there already and is not written over: give another name, or move it away",
+                    path.display()
+                );
+            }
+            // As the daemon needs it: its own, wherever root makes it.
+            Files::new().secret(&dir, name, || Ok(text))?;
             eprintln!("wrote the private half to {} (0600): it stays on this machine", path.display());
             eprintln!("the public half, for the other side:");
             writeln!(out, "{public}")?;
@@ -85,12 +92,19 @@ pub fn keys(command: &KeysCommand) -> anyhow::Result<()> {
             let dir = secrets(config)?;
             let reader = FileSecrets::new(vec![dir.clone()]);
             let mut names = Vec::new();
-            names_below(&dir, "", &mut names)?;
+            if dir.is_dir() {
+                names_below(&dir, "", &mut names)?;
+            }
             names.sort();
+            let mut none = true;
             for name in names {
                 if let Some(public) = reader.get(&name).ok().and_then(|secret| signal::public_half(&secret).ok()) {
                     writeln!(out, "{name}  {}  {public}", public.fingerprint())?;
+                    none = false;
                 }
+            }
+            if none {
+                eprintln!("there is no key for signals in {}; `phased keys make` makes one", dir.display());
             }
         }
     }
@@ -108,26 +122,6 @@ fn file(dir: &Path, name: &str) -> anyhow::Result<PathBuf> {
         bail!("{name:?} cannot be a secret's name: parts of A-Z a-z 0-9 . _ - joined by /");
     }
     Ok(dir.join(name))
-}
-
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    if let Some(parent) = path.parent() {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(parent)
-            .with_context(|| format!("cannot create {}", parent.display()))?;
-    }
-    let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let mut file = match made {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            bail!("{} is there already and is not written over: give another name, or move it away", path.display())
-        }
-        made => made.with_context(|| format!("cannot write {}", path.display()))?,
-    };
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    Ok(())
 }
 
 fn names_below(dir: &Path, prefix: &str, found: &mut Vec<String>) -> anyhow::Result<()> {

@@ -257,7 +257,10 @@ impl Client {
             Some(Ok(stream)) => Ok(stream),
             // The daemon is there and this user is not let in.
             Some(Err(error)) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                let detail = format!("this user may not use {}; members of the group phased may", self.address);
+                let detail = format!(
+                    "this user may not use {}: root and members of the group phased may (sudo; or sudo usermod -aG phased $USER, then log in anew)",
+                    self.address
+                );
                 Err(Failure::Problem(Problem::new(hyper::http::StatusCode::FORBIDDEN, "socket_not_allowed", detail)))
             }
             Some(Err(error)) => Err(unreachable(&error.to_string())),

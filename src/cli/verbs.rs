@@ -75,9 +75,9 @@ fn explain(failure: &Failure, as_json: bool) {
     }
 }
 
-struct Asking {
-    client: Client,
-    json: bool,
+pub(super) struct Asking {
+    pub(super) client: Client,
+    pub(super) json: bool,
 }
 
 async fn done(asking: &Asking, command: &ClientCommand) -> Result<Code, Failure> {
@@ -125,6 +125,8 @@ async fn done(asking: &Asking, command: &ClientCommand) -> Result<Code, Failure>
         ClientCommand::Maintenance { switch: None } => asking.show("/v1/maintenance").await?,
         ClientCommand::Maintenance { switch: Some(switch) } => return asking.maintenance(switch).await,
         ClientCommand::Alert(AlertCommand::Test { project }) => return asking.test_alerts(project.as_deref()).await,
+        ClientCommand::Backup(args) => asking.backup(args).await?,
+        ClientCommand::Export { project, after } => asking.export(project.as_deref(), after.as_deref()).await?,
         ClientCommand::Events { project } => {
             let path = with_query("/v1/events", &[("project", project.clone())]);
             asking.stream(&path).await?;
@@ -142,7 +144,7 @@ impl Asking {
         data(&printable(&self.client.get(path, TEXT).await?))
     }
 
-    fn raw(&self, body: &str) -> Result<(), Failure> {
+    pub(super) fn raw(&self, body: &str) -> Result<(), Failure> {
         data(&format!("{}\n", body.trim_end()))
     }
 
@@ -355,6 +357,8 @@ impl Asking {
         match command {
             TokenCommand::List => self.show("/v1/tokens").await,
             TokenCommand::Revoke { id } => {
+                // Whoever has the whole text need not take it apart; and it is not sent anywhere.
+                let id = id.strip_prefix("phd_").and_then(|rest| rest.split('_').next()).unwrap_or(id);
                 self.client.delete(&format!("/v1/tokens/{}", encoded(id))).await?;
                 if !self.json {
                     say(&format!("token {} is of no use any more\n", one_line(id, 80)));

@@ -7,19 +7,21 @@ use futures_util::future::join_all;
 use serde_json::json;
 
 use super::{
-    actions, adoption, alarms, changes,
+    actions, adoption, alarms, backup, changes,
     conductor::{Ask, Conductor, Requested, locked},
-    dry_run, freezes,
+    dry_run, export, freezes,
     handle::{
-        ChangeAsk, Changed, Claim, Engine, EventStream, FreezeAsk, Hooked, KeptAnswer, LeaseAsk, LogQuery, LogStream,
-        NewToken, Refusal, RunsQuery, Signalled, Start, Started,
+        ChangeAsk, Changed, Claim, Engine, EventStream, ExportQuery, FreezeAsk, Hooked, KeptAnswer, LeaseAsk, LogQuery,
+        LogStream, NewToken, Pieces, Refusal, RunsQuery, Signalled, Start, Started,
     },
     hooks,
     hosts::{self, Need},
-    idempotency, leases, ledger, log, maintenance, plugin, signals, tokens,
+    idempotency, leases, ledger, log, maintenance, plugin, reload, signals, tokens,
     view::{
         AlarmView, CauseView, EnvironmentPlan, FreezeView, LeaseView, LiveView, MaintenanceView, Page, Plan,
-        PlannedHost, PlannedWave, ProjectStatus, RunView, Status, TokenView, hosts::FleetView, signals::SignalsView,
+        PlannedHost, PlannedWave, ProjectStatus, RunView, Status, TokenView,
+        hosts::{FleetView, HostCheckView},
+        signals::SignalsView,
     },
     views,
 };
@@ -82,6 +84,24 @@ impl Conductor {
         let requested = requested.ok_or_else(|| Refusal::RunUnknown(id.to_string()))?;
         let holder = self.testing(&requested.project);
         Ok(self.shown(views::queued(id, &requested.project, &requested.request, holder.as_ref())))
+    }
+
+    /// The projects of a question about hosts.
+    fn asked_about(
+        &self,
+        project: Option<&str>,
+        only: Option<&str>,
+        visible: &(dyn for<'p> Fn(&'p str) -> bool + Sync),
+    ) -> Result<Vec<Arc<Loaded>>, Refusal> {
+        let mut projects = match project {
+            Some(project) => vec![self.project(project)?],
+            None => self.all(),
+        };
+        projects.retain(|loaded| visible(loaded.name.as_str()));
+        if let (Some(only), [loaded]) = (only, projects.as_slice()) {
+            environment(loaded, only)?;
+        }
+        Ok(projects)
     }
 
     fn live(&self, loaded: &Loaded, environment: &Environment) -> LiveView {
@@ -454,21 +474,7 @@ impl Engine for Conductor {
     }
 
     async fn reload(&self) -> Result<Vec<ProjectName>, Refusal> {
-        self.writable()?;
-        let programs = Arc::clone(&self.inner.world.programs);
-        let loaded = self.inner.world.tasks.blocking(move || programs.load()).await;
-        let loaded = loaded.map_err(|e| Refusal::ProjectsInvalid(e.to_string()))?.map_err(|found| {
-            let line = |d: &crate::ports::program::Diagnostic| {
-                let help = d.help.as_ref().map(|h| format!(" ({h})")).unwrap_or_default();
-                format!("{}:{}:{}: error: {}{help}", d.file.display(), d.line, d.column, d.message)
-            };
-            Refusal::ProjectsInvalid(found.iter().map(line).collect::<Vec<_>>().join("\n"))
-        })?;
-        let names = loaded.iter().map(|l| l.name.clone()).collect();
-        self.install(loaded).await.map_err(|e| Refusal::Degraded(e.to_string()))?;
-        self.poll_all();
-        self.inner.nudge.notify_one();
-        Ok(names)
+        reload::reload(self).await
     }
 
     async fn test_alerts(&self, project: Option<&str>) -> Result<Vec<(String, Option<Cause>)>, Refusal> {
@@ -536,14 +542,7 @@ impl Engine for Conductor {
         visible: &(dyn for<'p> Fn(&'p str) -> bool + Sync),
         refresh: bool,
     ) -> Result<Vec<FleetView>, Refusal> {
-        let mut projects = match project {
-            Some(project) => vec![self.project(project)?],
-            None => self.all(),
-        };
-        projects.retain(|loaded| visible(loaded.name.as_str()));
-        if let (Some(only), [loaded]) = (only, projects.as_slice()) {
-            environment(loaded, only)?;
-        }
+        let projects = self.asked_about(project, only, visible)?;
         let mut looks = Vec::new();
         for loaded in &projects {
             for environment in &loaded.pipeline.environments {
@@ -553,6 +552,23 @@ impl Engine for Conductor {
             }
         }
         Ok(join_all(looks).await)
+    }
+
+    async fn check_hosts(
+        &self,
+        project: Option<&str>,
+        only: Option<&str>,
+        visible: &(dyn for<'p> Fn(&'p str) -> bool + Sync),
+    ) -> Result<Vec<HostCheckView>, Refusal> {
+        let mut found = Vec::new();
+        for loaded in &self.asked_about(project, only, visible)? {
+            for environment in &loaded.pipeline.environments {
+                if only.is_none_or(|only| environment.name.as_str() == only) {
+                    found.extend(hosts::check::check(&self.inner.world, loaded, environment).await);
+                }
+            }
+        }
+        Ok(found)
     }
 
     async fn accept_hosts(&self, project: &str, name: &str, by: &str) -> Result<FleetView, Refusal> {
@@ -619,6 +635,14 @@ impl Engine for Conductor {
         by: &str,
     ) -> Result<NewToken, Refusal> {
         tokens::create(self, name, scopes, projects, ttl, by).await
+    }
+
+    async fn backup(&self, secrets: bool, by: &str) -> Result<Pieces, Refusal> {
+        backup::begin(self, secrets, by).await
+    }
+
+    async fn export(&self, query: ExportQuery) -> Result<Pieces, Refusal> {
+        export::begin(self, query)
     }
 
     fn tokens(&self) -> Vec<TokenView> {

@@ -8,7 +8,10 @@ use crate::model::{
 
 use super::view::{
     AlarmView, EventView, FreezeView, LeaseView, LogLine, MaintenanceView, Page, Plan, ProjectStatus, RunView, Status,
-    TokenView, dry_run::DryRun, hosts::FleetView, signals::SignalsView,
+    TokenView,
+    dry_run::DryRun,
+    hosts::{FleetView, HostCheckView},
+    signals::SignalsView,
 };
 
 /// Why a request was not done. Each has one HTTP status and one stable code.
@@ -256,6 +259,18 @@ pub struct NewToken {
     pub token: TokenView,
 }
 
+/// A long answer, piece by piece; an error is its last. Who drops it ends what makes it.
+pub type Pieces = tokio::sync::mpsc::Receiver<Result<Vec<u8>, String>>;
+
+/// Which part of the state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExportQuery {
+    /// Of one project.
+    pub project: Option<String>,
+    /// Only runs that are newer than this one, by its id.
+    pub after: Option<String>,
+}
+
 /// Output, piece by piece.
 pub trait LogStream: Send {
     /// The next lines; `None` at the end. Cancel safe.
@@ -382,6 +397,14 @@ pub trait Engine: Send + Sync {
         visible: &(dyn for<'p> Fn(&'p str) -> bool + Sync),
         refresh: bool,
     ) -> Result<Vec<FleetView>, Refusal>;
+    /// Logs in to the hosts of every environment of `project` (of all when `None`) that `visible` lets through, or of the one called `only`, and runs
+    /// nothing there.
+    async fn check_hosts(
+        &self,
+        project: Option<&str>,
+        only: Option<&str>,
+        visible: &(dyn for<'p> Fn(&'p str) -> bool + Sync),
+    ) -> Result<Vec<HostCheckView>, Refusal>;
     /// Asks every source of an environment and believes what it says, whatever is missing; returns once it is on disk.
     async fn accept_hosts(&self, project: &str, environment: &str, by: &str) -> Result<FleetView, Refusal>;
     /// Forgets the host key that was learnt of one host; the next one it shows is learnt.
@@ -392,6 +415,10 @@ pub trait Engine: Send + Sync {
     async fn maintenance(&self, wait: Option<std::time::Duration>) -> MaintenanceView;
     /// Turns maintenance on or off; what is so already stays as it is.
     async fn switch_maintenance(&self, on: bool, reason: Option<String>, by: &str) -> Result<MaintenanceView, Refusal>;
+    /// A backup of everything, with the files of secrets if that is asked for. Returns once all that was acknowledged until now is on disk.
+    async fn backup(&self, secrets: bool, by: &str) -> Result<Pieces, Refusal>;
+    /// The state as lines of JSON.
+    async fn export(&self, query: ExportQuery) -> Result<Pieces, Refusal>;
     /// Whether everything needed is there; each check with `None` or what is wrong.
     fn ready(&self) -> Vec<(&'static str, Option<String>)>;
 

@@ -26,6 +26,7 @@ use crate::{
     time::{Span, within},
 };
 
+pub(super) mod check;
 mod fleet;
 pub(super) mod kept;
 pub(super) mod keys;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, Serializer, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 pub(super) use self::known::{
-    Good, bad, bad_in_a_row, bad_release, comes_back, forget_hosts, hosts, is_good, known_good, some_good,
+    Good, all_bad, bad, bad_in_a_row, bad_release, comes_back, forget_hosts, hosts, is_good, known_good, some_good,
 };
 use super::{actions::lease_names, world::World};
 use crate::{
@@ -198,7 +198,7 @@ pub(super) async fn tested(world: &World, run: &Run, ticket: &Ticket) {
     };
     if let Err(error) = told {
         // Told again with the end of its deployment, or by the next start.
-        tracing::error!(run = %run.header.run, %error, "control does not know yet that a release passed");
+        tracing::error!(project = %run.header.project, run = %run.header.run, %error, "control does not know yet that a release passed");
     }
 }
 
@@ -325,7 +325,7 @@ pub(super) async fn deployment_ended(world: &World, run: &Run, ticket: &Ticket) 
     let puts = puts(&*world.control, run);
     if let Err(error) = commit(&*world.control, Commit::DeploymentEnded, puts) {
         // The next start makes the same puts from the journal.
-        tracing::error!(run = %run.header.run, %error, "the end of a deployment is not in control yet");
+        tracing::error!(project = %run.header.project, run = %run.header.run, %error, "the end of a deployment is not in control yet");
         return;
     }
     release_leases(world, run);
@@ -423,6 +423,7 @@ mod tests {
         fn changed(&self) -> watch::Receiver<u64> {
             watch::channel(0).1
         }
+        fn beat(&self, _: crate::lifecycle::pulse::Beat) {}
     }
 
     #[test]

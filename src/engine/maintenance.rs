@@ -66,6 +66,12 @@ pub(super) struct Maintenance {
     work: watch::Sender<BTreeMap<RunId, Work>>,
 }
 
+/// The key of control, and the value, with which a daemon begins in maintenance: for what is made while none runs.
+#[must_use]
+pub fn shut(by: &str, reason: &str, since_ms: i64) -> (String, serde_json::Value) {
+    (KEY.to_owned(), json!(Shut { by: by.to_owned(), reason: Some(reason.to_owned()), since_ms }))
+}
+
 fn read(control: &dyn Control) -> Now {
     let entry = control.get(KEY)?;
     match serde_json::from_value(entry.value) {

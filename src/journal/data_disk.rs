@@ -198,6 +198,8 @@ pub(super) fn used(dir: &Path) -> io::Result<u64> {
     while let Some(dir) = open.pop() {
         let entries = match fs::read_dir(&dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // A job user's: where the daemon is not root it cannot look, and cannot make room there either.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
             other => other?,
         };
         for entry in entries {

@@ -24,7 +24,7 @@ use super::{
     line,
 };
 use crate::{
-    lifecycle::watch,
+    lifecycle::{pulse::Beat, watch},
     model::{
         event::Record,
         ids::{RunId, Seq},
@@ -338,6 +338,8 @@ struct Work {
     dirty: Vec<Arc<Log>>,
     /// Somebody waits for one of them: all are written, since syncs that meet are cheap.
     hurried: bool,
+    /// Who asks whether the writer works; let go of by its thread alone, so that one that died answers nobody.
+    beats: Vec<Beat>,
     ending: bool,
 }
 
@@ -376,6 +378,17 @@ impl Writer {
         drop(queue);
         if announce {
             self.announce(log, Haste::Now);
+        }
+    }
+
+    /// Lets go of `beat` once everything announced before it is written.
+    pub fn beat(&self, beat: Beat) {
+        match &self.way {
+            Way::Thread(_) => {
+                self.shared.work().beats.push(beat);
+                self.shared.wake.notify_one();
+            }
+            Way::Later(..) => drop(beat),
         }
     }
 
@@ -464,19 +477,23 @@ impl Drop for Writer {
 
 fn run(shared: &Shared, means: &Means) {
     loop {
-        let dirty = {
-            let idle = |work: &mut Work| work.dirty.is_empty() && !work.ending;
-            let rests = |work: &mut Work| !work.hurried && !work.ending;
+        let (dirty, beats) = {
+            let idle = |work: &mut Work| work.dirty.is_empty() && work.beats.is_empty() && !work.ending;
+            let rests = |work: &mut Work| !work.hurried && work.beats.is_empty() && !work.ending;
             let work = shared.wake.wait_while(shared.work(), idle).unwrap_or_else(PoisonError::into_inner);
             let (mut work, _) =
                 shared.wake.wait_timeout_while(work, REST, rests).unwrap_or_else(PoisonError::into_inner);
+            if work.dirty.is_empty() && work.beats.is_empty() {
+                return;
+            }
             work.hurried = false;
-            std::mem::take(&mut work.dirty)
+            (std::mem::take(&mut work.dirty), std::mem::take(&mut work.beats))
         };
-        if dirty.is_empty() {
-            return;
+        means.kill.stall.here();
+        if !dirty.is_empty() {
+            pass(&dirty, means, &|| shared.work().ending);
         }
-        pass(&dirty, means, &|| shared.work().ending);
+        drop(beats);
     }
 }
 

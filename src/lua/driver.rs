@@ -19,6 +19,7 @@ use super::{
     sandbox::{self, Asked, Limits, Owner, Sandbox},
 };
 use crate::{
+    lifecycle::{pulse::Beat, stall::Stall},
     model::{
         cause::Cause,
         ids::Digest,
@@ -315,9 +316,21 @@ impl Vm {
 }
 
 enum Order {
-    Call { key: CallKey, opening: Box<Opening> },
-    Resume { key: CallKey, branch: Branch, outcome: Outcome },
-    End { key: CallKey, cause: Cause },
+    Call {
+        key: CallKey,
+        opening: Box<Opening>,
+    },
+    Resume {
+        key: CallKey,
+        branch: Branch,
+        outcome: Outcome,
+    },
+    End {
+        key: CallKey,
+        cause: Cause,
+    },
+    /// To be let go of.
+    Beat(Beat),
 }
 
 /// The engine's side.
@@ -338,6 +351,10 @@ impl Program for Driven {
     fn end(&mut self, key: &CallKey, cause: Cause) {
         let _thread_gone = self.orders.send(Order::End { key: key.clone(), cause });
     }
+
+    fn beat(&mut self, beat: Beat) {
+        let _thread_gone = self.orders.send(Order::Beat(beat));
+    }
 }
 
 /// The thread's side.
@@ -352,6 +369,7 @@ struct Thread {
 impl Thread {
     fn obey(&mut self, order: Order) {
         match order {
+            Order::Beat(beat) => drop(beat),
             Order::End { key, cause } => {
                 // One that ended by itself has had its last turn.
                 if let Some(vm) = self.vms.remove(&key) {
@@ -417,12 +435,18 @@ impl Thread {
     }
 }
 
-/// Opens `bundle` for a run. The thread ends when the program is dropped and its queue is empty.
+/// Opens `bundle` for a run. The thread ends when the program is dropped and its queue is empty; `stall` is for tests of the watchdog.
 ///
 /// # Errors
 /// `lua_internal` when there can be no thread.
-pub fn open(bundle: Arc<Bundle>, run_seed: u64, limits: Limits, sink: Sink) -> Result<Box<dyn Program>, Cause> {
-    Ok(Box::new(start(bundle, run_seed, limits, sink, || {})?))
+pub fn open(
+    bundle: Arc<Bundle>,
+    run_seed: u64,
+    limits: Limits,
+    sink: Sink,
+    stall: Stall,
+) -> Result<Box<dyn Program>, Cause> {
+    Ok(Box::new(start(bundle, run_seed, limits, sink, move || stall.here())?))
 }
 
 /// As [`open`], but whoever gives an order waits until it is obeyed, and is told the turns it came to before the order returns: for a
@@ -499,6 +523,11 @@ impl Program for InOrder {
 
     fn end(&mut self, key: &CallKey, cause: Cause) {
         self.driven.end(key, cause);
+        self.tell();
+    }
+
+    fn beat(&mut self, beat: Beat) {
+        self.driven.beat(beat);
         self.tell();
     }
 }

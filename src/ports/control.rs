@@ -85,4 +85,7 @@ pub trait Control: Send + Sync {
 
     /// Changes with every commit: waiters look again.
     fn changed(&self) -> crate::lifecycle::watch::Receiver<u64>;
+
+    /// Lets go of `beat` once everything committed before it is on disk, or refused.
+    fn beat(&self, beat: crate::lifecycle::pulse::Beat);
 }

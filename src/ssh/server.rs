@@ -46,8 +46,8 @@ pub enum KeyError {
     /// The system gave no random numbers.
     #[error("no random numbers for a key: {0}")]
     Random(getrandom::Error),
-    /// It has no text form.
-    #[error("a key could not be written")]
+    /// It has no text form, or a text is none.
+    #[error("it is no key of OpenSSH without a passphrase")]
     Encoding(#[from] ssh_key::Error),
 }
 
@@ -60,6 +60,15 @@ impl Key {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(KeyError::Random)?;
         Ok(Key(PrivateKey::from(Ed25519Keypair::from_seed(&seed))))
+    }
+
+    /// From the text of a private key's file.
+    ///
+    /// # Errors
+    /// [`KeyError::Encoding`]: it is none, or it has a passphrase.
+    pub fn read(text: &str) -> Result<Self, KeyError> {
+        let key = PrivateKey::from_openssh(text)?;
+        if key.is_encrypted() { Err(ssh_key::Error::Encrypted.into()) } else { Ok(Key(key)) }
     }
 
     /// The private key as a file that OpenSSH reads, not encrypted.

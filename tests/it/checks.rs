@@ -7,7 +7,7 @@ use crate::fixture::output;
 /// A fresh `phased init` with these examples as projects, and their secrets; what `phased check` prints.
 fn checked(dir: &Path, examples: &[&str]) -> String {
     let phased = || Command::new(env!("CARGO_BIN_EXE_phased"));
-    assert_eq!(output(phased().arg("init").arg(dir)).code, 0);
+    assert_eq!(output(phased().args(["init", "--config"]).arg(dir.join("phased.toml"))).code, 0);
     for example in examples {
         let from = Path::new("packaging/examples").join(format!("{example}.lua"));
         std::fs::copy(from, dir.join(format!("plugins/projects/{example}.lua"))).unwrap();

@@ -16,7 +16,7 @@ use crate::{
     api::{auth::Caller, fields::Fields, problem::Problem, render},
     engine::view::{
         Page,
-        hosts::{FleetView, FoundHost},
+        hosts::{FleetView, FoundHost, HostCheckView},
     },
 };
 
@@ -64,6 +64,30 @@ pub(super) async fn list(
     let items = fleets(&app, &caller, project.as_deref(), environment.as_deref(), refresh).await?;
     let now_ms = app.clock.now().wall_ms;
     Ok(in_form(&headers, &Page { items, next_cursor: None }, |page| render::hosts::fleets(&page.items, now_ms)))
+}
+
+/// Logs in to every host and runs nothing there, as a deployment would begin: whether it can be reached, is the host that was meant, lets the daemon in,
+/// and has what commands need.
+#[utoipa::path(post, path = "/v1/hosts/check", tag = "hosts",
+    params(
+        ("project" = Option<String>, Query, description = "Only this project's; or in the body."),
+        ("environment" = Option<String>, Query, description = "Only those of environments of this name.")),
+    responses(
+        (status = 200, description = "One item for each host; `cause` says why it cannot be deployed to.", body = Page<HostCheckView>),
+        (status = 404, description = "`project_unknown`, `environment_unknown`.", body = Problem, content_type = "application/problem+json")))]
+pub(super) async fn check(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    mut fields: Fields,
+) -> Result<Json<Page<HostCheckView>>, Problem> {
+    let (project, environment) = (fields.text("project"), fields.text("environment"));
+    fields.finish()?;
+    if let Some(project) = &project {
+        caller.project(project)?;
+    }
+    let visible = |project: &str| caller.sees(project);
+    let items = app.engine.check_hosts(project.as_deref(), environment.as_deref(), &visible).await?;
+    Ok(Json(Page { items, next_cursor: None }))
 }
 
 /// Asks every source of an environment and takes what it says as all there is, however much is missing: for when hosts are gone for good

@@ -36,6 +36,8 @@ pub(super) struct Frame<'a> {
     pub host_id: Option<&'a str>,
     /// Where output goes on, by stream.
     pub from: [u64; 2],
+    /// The channel's control group has no commands but its own.
+    pub counted: bool,
 }
 
 /// The mark of everything asked about `token`: what the command prints does not contain it, since nobody told it.
@@ -54,6 +56,7 @@ impl Text {
         text.set("T", token)?;
         text.set("B", frame.base.unwrap_or(""))?;
         text.set("I", frame.host_id.unwrap_or(""))?;
+        text.set("J", if frame.counted { "1" } else { "" })?;
         text.set("O", &frame.from[0].to_string())?;
         text.set("E", &frame.from[1].to_string())?;
         for (name, value) in [("L", "100"), ("K", "2"), ("M", "0"), ("G", ""), ("P", ""), ("AS", ""), ("FEED", "")] {

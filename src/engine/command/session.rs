@@ -323,7 +323,8 @@ impl Session {
                 {
                     return Some(Verdict::Refused(cause));
                 }
-                Verdict::Exited { code, duration_ms }
+                let limited = super::Limited::of(words.get(3..).unwrap_or_default());
+                Verdict::Exited { code, duration_ms, limited }
             }
             "timeout" => Verdict::TimedOut { duration_ms },
             "stop" => Verdict::Stopped { duration_ms },

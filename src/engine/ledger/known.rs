@@ -150,7 +150,7 @@ pub(in crate::engine) fn forget_hosts(
 }
 
 /// The bad releases of a project, by their ids.
-fn all_bad(control: &dyn Control, project: &ProjectName) -> impl Iterator<Item = (String, Bad)> {
+pub(in crate::engine) fn all_bad(control: &dyn Control, project: &ProjectName) -> impl Iterator<Item = (String, Bad)> {
     let prefix = format!("bad/{project}/");
     let entries = control.scan(&prefix).into_iter();
     entries.filter_map(move |entry| {

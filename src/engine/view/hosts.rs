@@ -72,6 +72,25 @@ pub struct FoundHost {
     pub why: Option<String>,
 }
 
+/// Whether a host could be deployed to when it was looked at.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HostCheckView {
+    /// Whose.
+    pub project: String,
+    /// Which environment.
+    pub environment: String,
+    /// The provider's id; absent: the hosts could not be found out.
+    pub id: Option<String>,
+    /// What people call it.
+    pub name: Option<String>,
+    /// Where its sshd listens.
+    pub address: Option<String>,
+    /// How long it took to log in and run nothing.
+    pub took_ms: u64,
+    /// Why it cannot be deployed to.
+    pub cause: Option<CauseView>,
+}
+
 /// A host that is not deployed to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct OutHost {

@@ -96,9 +96,17 @@ fn kind(err: &str, remote: bool) -> (&'static str, Option<&'static str>) {
         ("git_auth", Some("the repository belongs to another user"))
     } else if says(&["redirect"]) {
         ("git_unreachable", Some("the repository has moved: write its new URL"))
+    } else if says(&["Could not resolve"]) {
+        ("git_unreachable", Some("is the server's name spelt right, and does DNS work on this machine?"))
+    } else if says(&["SSL certificate problem", "server certificate verification failed"]) {
+        (
+            "git_unreachable",
+            Some(
+                "this machine does not trust the server's certificate: is ca-certificates installed, and its clock right?",
+            ),
+        )
     } else if says(&[
         "unable to access",
-        "Could not resolve",
         "Connection",
         "timed out",
         "No route to host",

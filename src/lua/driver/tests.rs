@@ -65,7 +65,7 @@ impl Driving {
         let sink: Sink = Box::new(move |key, turn| {
             let _nobody_listens = told.send((key.clone(), turn));
         });
-        let program = open(bundle, 7, limits, sink).unwrap();
+        let program = open(bundle, 7, limits, sink, Stall::default()).unwrap();
         Driving { program, turns, key: CallKey::stage("unit", "run") }
     }
 

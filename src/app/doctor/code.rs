@@ -1,0 +1,133 @@
+//! Projects: whether they load, what they need of this machine, and whether anybody is told of anything.
+
+use std::{path::Path, sync::Arc};
+
+use nix::unistd::{Uid, User};
+
+use super::{Check, Daemon};
+use crate::{
+    app::projects,
+    config::{Config, Exec, FileSecrets},
+    lua::diagnostics,
+    ports::{
+        program::{Loaded, Programs as _},
+        secrets::Secrets,
+    },
+};
+
+/// Where the package's job unit listens: a daemon that is not root has commands run through it.
+const JOB_SOCKET: &str = "/run/phased-job.sock";
+
+pub(super) fn all(config: &Config, credentials: Option<&Path>, daemon: &Daemon) -> Vec<Check> {
+    let mut found = Vec::new();
+    for dir in config.plugins.iter().filter(|dir| !dir.is_dir()) {
+        found.push(Check::warn(
+            "plugins",
+            format!("{} is not there", dir.display()),
+            "make it, or take it out of `plugins`",
+        ));
+    }
+    let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(config.secret_dirs(credentials)));
+    let loaded = match projects(config, &secrets).load() {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            let lines: Vec<String> = errors.iter().map(diagnostics::line).collect();
+            found.push(Check::fail("projects", lines.join("\n"), "phased check shows each with its lines"));
+            Vec::new()
+        }
+    };
+    if found.iter().all(|check| check.check != "projects") {
+        let names: Vec<&str> = loaded.iter().map(|one| one.name.as_str()).collect();
+        found.push(match names[..] {
+            [] => Check::warn("projects", "there are none", "phased init URL writes the first"),
+            _ => Check::ok("projects", names.join(", ")),
+        });
+    }
+    found.push(job_users(&config.exec, daemon.uid, Path::new(JOB_SOCKET).exists(), names_secrets(&loaded)));
+    found.extend(by_ssh(&loaded, config.exec.path.split(':').any(|dir| Path::new(dir).join("ssh").exists())));
+    found.extend(loaded.iter().filter_map(|one| told(one.name.as_str(), &one.pipeline.notify.bad)));
+    found
+}
+
+/// Whether any project names a secret that code under test must not read.
+fn names_secrets(loaded: &[Loaded]) -> bool {
+    loaded.iter().any(|one| {
+        one.secrets.iter().any(|name| one.pipeline.source.webhook.iter().all(|webhook| webhook.name != *name))
+    })
+}
+
+pub(super) fn job_users(exec: &Exec, daemon: Uid, job_socket: bool, secrets: bool) -> Check {
+    if exec.same_user {
+        return Check::warn(
+            "job users",
+            "same_user = true: tests run as the daemon and can read its secrets",
+            "trust all code under test, or take it out of [exec]",
+        );
+    }
+    if let Some(name) = &exec.user {
+        return match User::from_name(name) {
+            Ok(Some(user)) if user.uid.is_root() => {
+                Check::fail("job users", format!("[exec] user is {name}, which is root"), "name another user")
+            }
+            Ok(Some(_)) => Check::ok("job users", format!("all tests run as {name}")),
+            _ => Check::fail(
+                "job users",
+                format!("[exec] user: there is no user {name}"),
+                format!("useradd --system {name}"),
+            ),
+        };
+    }
+    let (first, last) = exec.uids.map_or((61_000, 61_999), |uids| (uids.first, uids.last));
+    if !daemon.is_root() && !job_socket {
+        let what = format!(
+            "the daemon (uid {daemon}) can give tests no user of their own: it is not root, and {JOB_SOCKET} is not there"
+        );
+        let todo = "enable phased-job.socket of the package, or run the daemon as root";
+        return if secrets {
+            Check::fail("job users", format!("{what}; projects that name secrets are refused"), todo)
+        } else {
+            Check::warn("job users", what, todo)
+        };
+    }
+    let taken = (first..=last).find_map(|uid| User::from_uid(Uid::from_raw(uid)).ok().flatten());
+    match taken {
+        Some(user) => Check::fail(
+            "job users",
+            format!(
+                "uid {} of [exec] uids is the user {}: tests would run as somebody who is there already",
+                user.uid, user.name
+            ),
+            "choose a range in which nobody is: uids = \"62000-62999\"",
+        ),
+        None => Check::ok("job users", format!("each project's tests run as a uid of {first} to {last}")),
+    }
+}
+
+/// Git gets at repositories by ssh with the program of that name.
+fn by_ssh(loaded: &[Loaded], there: bool) -> Option<Check> {
+    let needs = |one: &&Loaded| crate::forge::Git::ssh_server(&one.pipeline.source.git).is_some();
+    let project = loaded.iter().find(needs)?;
+    Some(ssh(project.name.as_str(), there))
+}
+
+pub(super) fn ssh(project: &str, there: bool) -> Check {
+    match there {
+        true => Check::ok("ssh", "for repositories by ssh"),
+        false => Check::fail(
+            "ssh",
+            format!("the repository of {project} is asked by ssh, and there is no ssh here"),
+            "install openssh-client",
+        ),
+    }
+}
+
+/// Whether bad news gets anywhere but into a log.
+pub(super) fn told(project: &str, bad: &[String]) -> Option<Check> {
+    bad.iter().all(|channel| channel == "log").then(|| {
+        Check::warn(
+            "notify",
+            format!("bad news of {project} goes to the daemon's log only"),
+            "add alerts.slack, alerts.email or alerts.webhook to its notify; phased alert test tries it",
+        )
+    })
+}

@@ -1,0 +1,141 @@
+//! Files that are written once: nothing that exists is overwritten, whatever the umask is, and the daemon can read them.
+
+use std::{
+    fs,
+    io::{ErrorKind, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use nix::unistd::{Gid, Uid, User, chown};
+
+/// The user that the packaged daemon runs as.
+const DAEMON: &str = "phased";
+
+/// Writes files and remembers what became of each.
+#[derive(Debug, Default)]
+pub(in crate::app) struct Files {
+    /// Written now, in order.
+    pub wrote: Vec<PathBuf>,
+    /// There already, and left as they are.
+    pub kept: Vec<PathBuf>,
+    /// Whose secrets are: the daemon's, where root writes them and there is such a user.
+    owner: Option<(Uid, Gid)>,
+}
+
+impl Files {
+    pub fn new() -> Self {
+        let daemon = if Uid::effective().is_root() { User::from_name(DAEMON).ok().flatten() } else { None };
+        Files { owner: daemon.map(|user| (user.uid, user.gid)), ..Files::default() }
+    }
+
+    /// A file that everybody may read: configuration, Lua.
+    pub fn public(&mut self, path: &Path, text: &str) -> anyhow::Result<()> {
+        self.write(path, text, 0o644).map(|_| ())
+    }
+
+    /// A secret: the daemon's alone. Returns what is in it: `make`'s, or what was there.
+    pub fn secret(
+        &mut self,
+        dir: &Path,
+        name: &str,
+        make: impl FnOnce() -> anyhow::Result<String>,
+    ) -> anyhow::Result<String> {
+        self.secrets_dir(dir)?;
+        let path = dir.join(name);
+        // A name may have parts: each is a directory that only the daemon can enter.
+        let parts: Vec<&Path> =
+            Path::new(name).ancestors().skip(1).filter(|part| !part.as_os_str().is_empty()).collect();
+        for part in parts.iter().rev() {
+            self.secrets_dir(&dir.join(part))?;
+        }
+        if !path.exists() {
+            let text = make()?;
+            if self.write(&path, &text, 0o600)? {
+                return Ok(text);
+            }
+        } else {
+            self.kept.push(path.clone());
+        }
+        fs::read_to_string(&path)
+            .with_context(|| format!("the secret `{}` is there and cannot be read", path.display()))
+    }
+
+    /// Adds a line to a file that everybody may read.
+    pub fn append(&mut self, path: &Path, line: &str) -> anyhow::Result<()> {
+        let failed = || format!("failed to write `{}`", path.display());
+        let new = !path.exists();
+        let old = if new { String::new() } else { fs::read_to_string(path).with_context(failed)? };
+        let gap = if old.is_empty() || old.ends_with('\n') { "" } else { "\n" };
+        let mut file = fs::OpenOptions::new().append(true).create(true).mode(0o644).open(path).with_context(failed)?;
+        file.write_all(format!("{gap}{line}\n").as_bytes()).with_context(failed)?;
+        if new {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o644)).with_context(failed)?;
+            self.wrote.push(path.to_owned());
+        }
+        Ok(())
+    }
+
+    /// The directory of secrets, which only the daemon can enter. One that is there is given to it if it could not.
+    fn secrets_dir(&self, dir: &Path) -> anyhow::Result<()> {
+        let failed = || format!("failed to make the directory `{}`", dir.display());
+        let new = !dir.exists();
+        if new {
+            if let Some(parent) = dir.parent() {
+                self.directory(parent)?;
+            }
+            fs::create_dir(dir).with_context(failed)?;
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).with_context(failed)?;
+        }
+        let Some((uid, gid)) = self.owner else { return Ok(()) };
+        let meta = fs::metadata(dir).with_context(failed)?;
+        let enters = (meta.uid() == uid.as_raw() && meta.mode() & 0o100 != 0)
+            || (meta.gid() == gid.as_raw() && meta.mode() & 0o010 != 0)
+            || meta.mode() & 0o001 != 0;
+        if !enters {
+            chown(dir, Some(uid), Some(gid)).with_context(failed)?;
+        }
+        Ok(())
+    }
+
+    /// A directory that everybody may look into, with those above it.
+    fn directory(&self, dir: &Path) -> anyhow::Result<()> {
+        if dir.is_dir() {
+            return Ok(());
+        }
+        if let Some(parent) = dir.parent() {
+            self.directory(parent)?;
+        }
+        let failed = || format!("failed to make the directory `{}`", dir.display());
+        fs::create_dir(dir).with_context(failed)?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).with_context(failed)
+    }
+
+    /// True when it was not there.
+    fn write(&mut self, path: &Path, text: &str, mode: u32) -> anyhow::Result<bool> {
+        let failed = || format!("failed to write `{}`", path.display());
+        if let Some(parent) = path.parent() {
+            self.directory(parent)?;
+        }
+        match fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path) {
+            Ok(mut file) => {
+                file.write_all(text.as_bytes()).with_context(failed)?;
+                // The umask may have taken from it.
+                file.set_permissions(fs::Permissions::from_mode(mode)).with_context(failed)?;
+                if let Some((uid, gid)) = self.owner.filter(|_| mode == 0o600) {
+                    chown(path, Some(uid), Some(gid)).with_context(failed)?;
+                }
+                self.wrote.push(path.to_owned());
+                Ok(true)
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                self.kept.push(path.to_owned());
+                Ok(false)
+            }
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(error)
+                .with_context(|| format!("{}: run this as root (sudo), or say another place with --config", failed())),
+            Err(error) => Err(error).with_context(failed),
+        }
+    }
+}

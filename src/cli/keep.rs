@@ -1,0 +1,123 @@
+//! `phased backup` and `phased export`: answers that are too long to hold.
+
+use std::{
+    fs::File,
+    io::{Seek as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use serde_json::json;
+
+use super::{
+    BackupArgs,
+    client::{Failure, with_query},
+    output::{data, say},
+    verbs::Asking,
+};
+use crate::{api::text::one_line, journal::backup};
+
+impl Asking {
+    /// The file is whole, checked and on disk when this returns.
+    pub(super) async fn backup(&self, args: &BackupArgs) -> Result<(), Failure> {
+        let path = with_query("/v1/backup", &[("secrets", args.secrets.then(|| "true".to_owned()))]);
+        if args.file.as_deref() == Some(Path::new("-")) {
+            let mut out = std::io::stdout().lock();
+            let body = self.client.open(&path, "application/zstd").await?.into_body();
+            return pour(body, |bytes| out.write_all(bytes).map_err(|_| Failure::OutputClosed)).await;
+        }
+        let to = args.file.clone().unwrap_or_else(|| {
+            let at = self.client.clock.now().rfc3339();
+            let date: String = at.chars().filter(|c| c.is_ascii_digit() || *c == 'T').take(15).collect();
+            PathBuf::from(format!("phased-{date}.tar.zst"))
+        });
+        let broken = |what: &str, error: &std::io::Error| Failure::Broken(format!("{what} {}: {error}", to.display()));
+        if to.exists() {
+            return Err(Failure::Usage(format!("{} is there already: give another name", to.display())));
+        }
+        // Beside it, under another name until it is whole: what has the name is a backup.
+        let part = PartFile::create(&to).map_err(|error| broken("cannot write", &error))?;
+        let body = self.client.open(&path, "application/zstd").await?.into_body();
+        let mut file = &part.file;
+        pour(body, |bytes| file.write_all(bytes).map_err(|error| broken("cannot write", &error))).await?;
+        let checked = part.finish(&to).map_err(|error| broken("there is no backup in", &error))?;
+        let size = std::fs::metadata(&to).map_or(0, |meta| meta.len());
+        if self.json {
+            let document = json!({
+                "file": to.display().to_string(), "bytes": size, "at": checked.manifest.at, "runs": checked.runs, "blobs": checked.blobs,
+                "files": checked.files, "secrets": checked.manifest.secrets,
+            });
+            return self.raw(&document.to_string());
+        }
+        data(&format!("{}\n", to.display()))?;
+        let secrets = match checked.manifest.secrets {
+            true => "with secrets: keep it as you keep them",
+            false => "without secrets (--secrets takes them along)",
+        };
+        say(&format!(
+            "{} runs and {} blobs as of {}, {} KiB, {secrets}; the configuration and the projects' files are not in it either\n",
+            checked.runs,
+            checked.blobs,
+            one_line(&checked.manifest.at, 40),
+            size / 1024
+        ));
+        Ok(())
+    }
+
+    /// Line by line, as it comes.
+    pub(super) async fn export(&self, project: Option<&str>, after: Option<&str>) -> Result<(), Failure> {
+        let pairs = [("project", project.map(str::to_owned)), ("after", after.map(str::to_owned))];
+        let body = self.client.open(&with_query("/v1/export", &pairs), "application/x-ndjson").await?.into_body();
+        // Data for programs: as it is. JSON has escaped what a terminal would take for something else.
+        let mut out = std::io::stdout().lock();
+        pour(body, |bytes| out.write_all(bytes).map_err(|_| Failure::OutputClosed)).await
+    }
+}
+
+/// Gives all of a body to `take`.
+async fn pour(mut body: Incoming, mut take: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+    while let Some(frame) = body.frame().await {
+        let broken = |e: hyper::Error| Failure::Broken(format!("the daemon broke off, look at its log: {e}"));
+        if let Ok(bytes) = frame.map_err(broken)?.into_data() {
+            take(&bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// A file that is gone again unless it is finished.
+struct PartFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl PartFile {
+    fn create(to: &Path) -> std::io::Result<Self> {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let mut name = to.as_os_str().to_owned();
+        name.push(".part");
+        let path = PathBuf::from(name);
+        // What an earlier one left behind is of no use.
+        let _none_there = std::fs::remove_file(&path);
+        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        Ok(PartFile { path, file })
+    }
+
+    /// Reads it again, whole, puts it on disk and gives it its name.
+    fn finish(self, to: &Path) -> std::io::Result<backup::Unpacked> {
+        self.file.sync_all()?;
+        (&self.file).rewind()?;
+        let checked = backup::check(&mut &self.file)?;
+        std::fs::rename(&self.path, to)?;
+        let dir = to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(dir)?.sync_all()?;
+        Ok(checked)
+    }
+}
+
+impl Drop for PartFile {
+    fn drop(&mut self) {
+        let _has_its_name = std::fs::remove_file(&self.path);
+    }
+}

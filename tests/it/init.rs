@@ -1,0 +1,157 @@
+//! `phased init`: from a repository's URL to a project that deploys, and what it says where the way is barred.
+
+use std::{os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+
+use serde_json::Value;
+
+use crate::fixture::{BINARY, Daemon, Sshd, World, eventually, output};
+
+/// What `phased init` says, as JSON, and its exit code.
+fn init(dir: &Path, args: &[&str]) -> (i32, Value, String) {
+    let mut command = Command::new(BINARY);
+    command.args(["init", "--json", "--config"]).arg(dir.join("phased.toml")).args(args);
+    let done = output(&mut command);
+    (done.code, serde_json::from_str(&done.stdout).unwrap_or_default(), done.stderr)
+}
+
+fn codes(host: &Value) -> Vec<&str> {
+    host["missing"].as_array().unwrap().iter().map(|cause| cause["code"].as_str().unwrap()).collect()
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn what_is_there_is_kept_and_said_and_the_check_is_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, said, _) = init(dir.path(), &[]);
+    let files: Vec<String> =
+        ["phased.toml", "plugins/types/phased.d.lua", "plugins/.luarc.json", "plugins/projects/shop.lua.example"]
+            .map(|name| dir.path().join(name).display().to_string())
+            .to_vec();
+    assert_eq!((code, &said["wrote"], &said["kept"]), (0, &serde_json::json!(files), &serde_json::json!([])));
+    std::fs::write(dir.path().join("phased.toml"), "# mine\n").unwrap();
+    std::fs::remove_file(dir.path().join("plugins/.luarc.json")).unwrap();
+    let (code, said, _) = init(dir.path(), &[]);
+    assert_eq!((code, said["wrote"].as_array().unwrap().len(), said["kept"].as_array().unwrap().len()), (0, 1, 3));
+    assert_eq!(std::fs::read_to_string(dir.path().join("phased.toml")).unwrap(), "# mine\n");
+    // A directory, as it was said before there were URLs, and one that is no repository.
+    let (code, _, said) = init(dir.path(), &[dir.path().to_str().unwrap()]);
+    assert!(code == 1 && said.contains("is a directory and no repository") && said.contains("--config"), "{said}");
+}
+
+#[test]
+fn a_repository_becomes_a_project_that_deploys_and_each_missing_part_is_named() {
+    let world = World::new();
+    world.repo.commit(
+        &[("Makefile", "build:\n\techo built >app\ntest:\n\tgrep -q built app\n"), ("message.txt", "first")],
+        "first",
+    );
+    world.repo.push_as("trunk");
+    // The repository's own branch is not the one that phased would guess.
+    std::fs::write(world.path("repo.git/HEAD"), "ref: refs/heads/trunk\n").unwrap();
+    std::fs::remove_file(world.path("known_hosts")).unwrap();
+    Daemon::configure(&world);
+    let target = world.host("target");
+    std::fs::create_dir(&target).unwrap();
+    let host = format!("fleet@127.0.0.1:{}", world.sshd.port);
+    let dir = format!("{}/app", target.display());
+    let url = world.repo.url();
+    let args = ["--name", "shop", "--host", &host, "--service", "none", "--dir", &dir, &url];
+    let conf = world.root();
+
+    // Nobody has said that the host's key is right.
+    let (code, said, err) = init(conf, &args);
+    assert_eq!(code, 0, "{err}");
+    assert_eq!((codes(&said["hosts"][0]), &said["branch"]), (vec!["host_key_unknown"], &"trunk".into()), "{said:#}");
+    assert!(
+        said["next"].as_str().unwrap().contains("--accept-host-keys") && !conf.join("known_hosts").exists(),
+        "{said:#}"
+    );
+    assert_eq!(said["found"], serde_json::json!(["make (Makefile)"]));
+    for secret in ["secrets/deploy_key", "secrets/shop_webhook"] {
+        assert_eq!(mode(&conf.join(secret)), 0o600, "{secret}");
+    }
+    assert_eq!(mode(&conf.join("plugins/projects/shop.lua")), 0o644);
+    assert_eq!(said["webhook"]["secret"], std::fs::read_to_string(conf.join("secrets/shop_webhook")).unwrap().trim());
+
+    // It is, and the host knows nothing of our key.
+    let mut accepting = args.to_vec();
+    accepting.push("--accept-host-keys");
+    let (_, said, _) = init(conf, &accepting);
+    assert_eq!(codes(&said["hosts"][0]), ["auth_failed"], "{said:#}");
+    assert!(said["next"].as_str().unwrap().contains("shop.host.sh") && conf.join("shop.host.sh").exists(), "{said:#}");
+    let key = said["public_key"].as_str().unwrap().to_owned();
+    let pinned = std::fs::read_to_string(conf.join("known_hosts")).unwrap();
+    assert!(pinned.contains(&format!("[127.0.0.1]:{} ssh-ed25519 ", world.sshd.port)), "{pinned}");
+
+    // Now it does, and the user may not write where releases are to lie.
+    let authorized = world.path("sshd/authorized_keys");
+    let old = std::fs::read_to_string(&authorized).unwrap();
+    std::fs::write(&authorized, format!("{old}{key}\n")).unwrap();
+    let (_, said, _) = init(conf, &args);
+    assert_eq!(codes(&said["hosts"][0]), ["directory"], "{said:#}");
+    assert_eq!(std::fs::read_to_string(conf.join("known_hosts")).unwrap(), pinned, "it was pinned twice");
+    std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let (_, said, _) = init(conf, &args);
+    assert!(codes(&said["hosts"][0]).is_empty() && said["next"].as_str().unwrap().contains("phased"), "{said:#}");
+
+    // The daemon takes that file, and the commit gets there by itself.
+    world.projects.lock().unwrap().insert("shop".to_owned());
+    let _daemon = world.start();
+    eventually("it is live", || {
+        std::fs::read_to_string(format!("{dir}/current/app")).ok().filter(|text| text == "built\n")
+    });
+}
+
+#[test]
+fn without_hosts_and_without_a_terminal_nothing_is_deployed_by_itself() {
+    let world = World::new();
+    world.repo.push("first");
+    let (code, said, err) = init(&world.path("conf"), &[&world.repo.url()]);
+    assert_eq!(code, 0, "{err}");
+    let file = std::fs::read_to_string(world.path("conf/plugins/projects/repo.lua")).unwrap();
+    assert!(
+        file.contains("when = \"manual\"") && said["next"].as_str().unwrap().contains("put your hosts into"),
+        "{said:#}\n{file}"
+    );
+}
+
+#[test]
+fn every_bar_on_the_way_to_the_repository_is_named_with_its_remedy() {
+    let world = World::new();
+    world.repo.push("first");
+    let failed = |args: &[&str]| {
+        let (code, _, said) = init(&world.path("conf"), args);
+        assert_eq!(code, 1, "{args:?}: {said}");
+        said
+    };
+    // A name that no server has; a URL that is none; a repository that is not there; one without a commit; a branch that is not there.
+    let said = failed(&["https://nowhere.invalid/acme/shop.git"]);
+    assert!(said.contains("does DNS work on this machine?"), "{said}");
+    let said = failed(&["http://example.com/acme/shop.git"]);
+    assert!(said.contains("is not encrypted"), "{said}");
+    let said = failed(&["file:///nowhere/shop.git"]);
+    assert!(said.contains("no repository is there"), "{said}");
+    let said = failed(&["--branch", "nope", &world.repo.url()]);
+    assert!(said.contains("has no branch \"nope\""), "{said}");
+    let empty = world.path("empty.git");
+    output(Command::new("git").args(["init", "-q", "--bare"]).arg(&empty));
+    let said = failed(&[&format!("file://{}", empty.display())]);
+    assert!(said.contains("has no commit yet"), "{said}");
+
+    // By SSH: a server whose key nobody has accepted, one that does not know our key, one whose key is another than before.
+    let url = format!("ssh://fleet@127.0.0.1:{}{}", world.sshd.port, world.path("repo.git").display());
+    let said = failed(&[&url]);
+    assert!(said.contains("nobody has said that it is right") && said.contains("--accept-host-keys"), "{said}");
+    let said = failed(&["--accept-host-keys", &url]);
+    assert!(said.contains("Add it as a deploy key") && said.contains("ssh-ed25519 AAAA"), "{said}");
+    let other = Sshd::start(&world.path("other"), "", "");
+    let key = std::fs::read_to_string(world.path("other/hostkey.pub")).unwrap();
+    let known = format!("[127.0.0.1]:{} {}\n", world.sshd.port, key.split(' ').take(2).collect::<Vec<_>>().join(" "));
+    std::fs::write(world.path("conf/known_hosts"), known).unwrap();
+    drop(other);
+    let said = failed(&["--accept-host-keys", &url]);
+    assert!(said.contains("is not the one in") && said.contains("installed anew"), "{said}");
+}
