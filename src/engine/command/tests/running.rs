@@ -200,6 +200,19 @@ async fn a_refusal_of_sudo_names_the_line_to_add() {
     assert!(cause.message.ends_with("tester ALL=(root) NOPASSWD: /usr/bin/systemctl restart shop.service"), "{cause}");
 }
 
+#[tokio::test]
+async fn where_sudo_cannot_work_at_all_no_line_is_proposed() {
+    let probe = Host::new("dash");
+    let said = "sudo: The \"no new privileges\" flag is set, which prevents sudo from running as root.";
+    let path = fake_sudo(&probe, &format!("#!/bin/sh\necho '{said}' >&2\nexit 1\n"));
+    let host = Host::with("dash", &[("PATH", &path)]);
+    let mut cmd = sh(1, "true");
+    cmd.user = Some("app".into());
+    let Verdict::Refused(cause) = host.run(&cmd).await.0 else { panic!() };
+    assert!(cause.code == "sudo_refused" && cause.message.contains("phased-job@.service"), "{cause}");
+    assert!(!cause.message.contains("NOPASSWD"), "{cause}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_more_at_once_than_a_host_has_channels_for() {
     let host = Arc::new(Host::new("dash"));
