@@ -38,6 +38,7 @@ fn links_between_pages_lead_somewhere() {
         "docs/api.md",
         "docs/how-it-works.md",
         "docs/hosts.md",
+        "docs/jobs.md",
         "docs/rollouts.md",
         "docs/signals.md",
         "docs/how-to/host-keys.md",
