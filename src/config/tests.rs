@@ -85,6 +85,8 @@ fn slips_are_refused_with_their_place_and_the_right_word() {
         ("[exec]\nuids = \"60000-70000\"", "phased.toml:2:8: ", "65535"),
         ("[exec]\nuids = \"+1-5\"", "phased.toml:2:8: ", "61000-61999"),
         ("\n[exec]\nuser = \"a\"\nsame_user = true", "phased.toml:2:1: ", "contradict"),
+        ("[exec]\nsame_user = true\njob_socket = \"/run/x\"", "phased.toml:1:1: ", "contradict"),
+        ("[exec]\njob_socket = \"x\"", "phased.toml:2:14: ", "must be an absolute path"),
         ("[exec]\npath = \"bin\"", "phased.toml:1:1: ", "absolute"),
         ("[limits]\nmemory = \"1M\"", "phased.toml:2:10: ", "64MiB"),
         ("[limits]\nmemory = -1", "phased.toml:2:10: ", "negative"),

@@ -11,7 +11,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt as _,
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{ExitCode, Stdio},
     time::Duration,
 };
@@ -84,8 +84,7 @@ fn serve(connection: BorrowedFd<'_>, config: &Path, daemon: &str) -> Result<(), 
 
 impl Rules {
     fn load(config: &Path, daemon: &str) -> Result<Rules, Refusal> {
-        only_roots(config)?;
-        let config = Config::load(config).map_err(|error| error.to_string())?;
+        let config = Config::load(&only_roots(config)?).map_err(|error| error.to_string())?;
         let daemon = match daemon.parse::<u32>() {
             Ok(uid) => uid,
             Err(_) => user(daemon)?.uid.as_raw(),
@@ -145,8 +144,9 @@ fn user(name: &str) -> Result<User, Refusal> {
     found.ok_or_else(|| format!("there is no user {name:?}"))
 }
 
-/// What says who may be switched to must be root's word: nobody else may write the file, or put another in its place.
-fn only_roots(config: &Path) -> Result<(), Refusal> {
+/// What says who may be switched to must be root's word: nobody else may write the file, or put another in its place. Its path without
+/// links, which somebody else might turn to elsewhere.
+fn only_roots(config: &Path) -> Result<PathBuf, Refusal> {
     let unread = |error: io::Error| format!("the configuration {} cannot be read: {error}", config.display());
     let real = std::fs::canonicalize(config).map_err(unread)?;
     for (level, path) in real.ancestors().enumerate() {
@@ -162,7 +162,7 @@ fn only_roots(config: &Path) -> Result<(), Refusal> {
             ));
         }
     }
-    Ok(())
+    Ok(real)
 }
 
 /// One line and the descriptors that came with it.

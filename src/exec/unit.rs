@@ -379,7 +379,7 @@ mod tests {
         for n in 0..250 {
             std::fs::write(tree.join(n.to_string()), "").unwrap();
         }
-        std::fs::set_permissions(tree.join("0"), std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(tree.join("0"), std::fs::Permissions::from_mode(0o0)).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", tree.join("link")).unwrap();
         let listener = UnixListener::bind(&socket).unwrap();
         let server = std::thread::spawn(move || {

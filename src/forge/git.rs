@@ -437,7 +437,9 @@ impl Git {
     async fn clone_at(&self, mirror: &Path, sha: &Sha, dir: &Path) -> Answer<()> {
         let target = dir.to_owned();
         on_disk("make", dir, move || tree::fresh(&target)).await?;
-        let own = |command: Command| command.env("GIT_ALLOW_PROTOCOL", "file").config("protocol.file.allow", "always");
+        let own = |command: Command| {
+            command.plain_modes().env("GIT_ALLOW_PROTOCOL", "file").config("protocol.file.allow", "always")
+        };
         let clone = self
             .command()
             .args(["clone", "--quiet", "--no-hardlinks", "--no-checkout", "--template=", "--no-recurse-submodules"])

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// What a stage does that needs its directory, artifacts, reports and files of other steps.
-const BUILD: &str = r#"run:sh [[id -u; id -g; grep -e ^Groups -e ^CapEff -e ^CapPrm /proc/self/status; ls -ld . | cut -c1-10
+const BUILD: &str = r#"run:sh [[id -u; id -g; grep -e ^Groups -e ^CapEff -e ^CapPrm /proc/self/status; ls -ld . | cut -c1-10; stat -c 'modes %a' message.txt .git
       mkdir -p out/closed reports; echo built >out/app; echo '<testsuite><testcase name="a"/></testsuite>' >reports/a.xml
       mkdir -p left/behind && chmod 000 left/behind left]]
     run:sh { "true", reports = "reports/*.xml" }
@@ -39,7 +39,15 @@ fn a_daemon_without_rights_builds_as_the_projects_user_and_leaves_nothing() {
     let log = run.log_of("?step=test/unit");
     let lines: Vec<&str> = log.lines().filter_map(|line| line.split_once("] ").map(|(_, text)| text)).collect();
     let uid = world.uids.0.to_string();
-    for wanted in [uid.as_str(), "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "drwx------", "built"] {
+    for wanted in [
+        uid.as_str(),
+        "CapEff:\t0000000000000000",
+        "CapPrm:\t0000000000000000",
+        "drwx------",
+        "modes 644",
+        "modes 755",
+        "built",
+    ] {
         assert!(log.contains(wanted), "{wanted} is not in {log} {lines:?}");
     }
     assert!(log.contains("Groups:\t \n") || log.contains("Groups:\t\n") || log.contains("Groups: \n"), "{log}");

@@ -6,7 +6,7 @@
 # front of one call of `main`, and nothing of it is left afterwards:
 #   MARK  N number on this channel  V verb  T token  B base or empty  I expected host id or empty  O E offsets to resume output at
 #   L time limit, centiseconds  K grace after TERM, seconds  M most unread output, bytes  G epoch or empty  P its file
-#   AS user or empty  FEED has standard input  J control group counts are ours, or empty
+#   AS user or empty  FEED has standard input  J what the control group counts is ours (see counts.sh)
 #   and the functions `launch` and `feed`; by verb more.
 
 nl='
@@ -148,44 +148,6 @@ epoch() {
   # In place: a higher number is never a shorter one.
   echo "$G" 1<>"$B/$P" || refuse unwritable
   exec 5>&-
-}
-
-# What the kernel has counted in our control group: processes it killed for want of memory, and forks it refused. One hierarchy
-# (version 2), or one for each (version 1).
-counts() {
-  ooms=0 forks=0 memory= pids=
-  while IFS=: read -r k rest group; do
-    case ,$rest, in
-    ,,) : "${memory:=/sys/fs/cgroup$group}" "${pids:=/sys/fs/cgroup$group}" ;;
-    *,memory,*) memory=/sys/fs/cgroup/memory$group ;;
-    *,pids,*) pids=/sys/fs/cgroup/pids$group ;;
-    esac
-  done </proc/self/cgroup
-  for k in "$memory/memory.events" "$memory/memory.oom_control"; do
-    [ ! -r "$k" ] || while read -r k rest; do
-      [ "$k" != oom_kill ] || ooms=$rest
-    done <"$k"
-  done
-  [ ! -r "$pids/pids.events" ] || while read -r k rest; do
-    [ "$k" != max ] || forks=$rest
-  done <"$pids/pids.events"
-}
-
-# It failed: did the kernel have a part in it? Counted, not guessed from an exit code.
-limited() {
-  was=$ooms n=$forks
-  counts
-  if [ "$ooms" -gt "$was" ]; then
-    was=$((ooms - was)) n=memory k=$memory/memory.max
-    [ -e "$k" ] || k=$memory/memory.limit_in_bytes
-  elif [ "$forks" -gt "$n" ]; then
-    was=$((forks - n)) n=pids k=$pids/pids.max
-  else
-    return 0
-  fi
-  rest=
-  [ ! -r "$k" ] || read -r rest <"$k"
-  echo "more limit $n $was $rest" >>"$d.go"
 }
 
 # Under `lock`, and nothing was begun or ended: run it. This process is its wrapper. (As a child of this one by `&` the command

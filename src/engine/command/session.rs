@@ -365,6 +365,17 @@ impl Session {
         if !refused {
             return None;
         }
+        if said.contains("no new privileges") {
+            return Some(Cause::new(
+                "sudo_refused",
+                format!(
+                    "sudo cannot become anybody where this runs ({}). Nothing was run. In the job unit it may once a drop-in says so \
+                     (`systemctl edit phased-job@.service`: NoNewPrivileges=no, CapabilityBoundingSet=~) and sudoers has a line for it: \
+                     see docs/jobs.md",
+                    one_line(said.as_bytes())
+                ),
+            ));
+        }
         let login = self.state.lock().await.user.clone().unwrap_or_else(|| "<user>".to_owned());
         let (user, line) = wanted;
         let as_user = if user == "root" { "root".to_owned() } else { user };
