@@ -151,13 +151,14 @@ impl Entry {
         entry.field("PRIORITY", &priority.to_string());
         entry.field("SYSLOG_IDENTIFIER", "phased");
         // What `journalctl` shows by itself has to say it all.
-        let mut message = words.message.clone();
+        let mut message = printable(&words.message);
         for (name, value) in &words.fields {
-            let _a_string_takes_all = if value.is_empty() || value.contains(|c: char| c.is_whitespace() || c == '"') {
-                write!(message, " {name}={value:?}")
-            } else {
-                write!(message, " {name}={value}")
-            };
+            let _a_string_takes_all =
+                if value.is_empty() || value.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"') {
+                    write!(message, " {name}={value:?}")
+                } else {
+                    write!(message, " {name}={value}")
+                };
         }
         entry.field("MESSAGE", message.trim_start());
         for (name, value) in &words.fields {
@@ -189,6 +190,12 @@ fn shortened(text: &str, room: usize) -> std::borrow::Cow<'_, str> {
     const MARK: &str = " [... shortened]";
     let end = (0..=room.saturating_sub(MARK.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     format!("{}{MARK}", &text[..end]).into()
+}
+
+/// Without what would make `journalctl` show "blob data" instead: people write messages that end up in here.
+fn printable(text: &str) -> String {
+    let keep = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().flat_map(|c| if keep(c) { vec![c] } else { c.escape_default().collect() }).collect()
 }
 
 /// syslog's numbers.
@@ -251,6 +258,7 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!(project = %"shop", run = "01k", environment = None::<&str>, error = "no\nroom", "host web1: failed");
             tracing::info!(text = %"x".repeat(1 << 20), "long");
+            tracing::info!(by = "\u{1b}[2J", "red \u{1b}[31m");
         });
         let entry = received(&socket);
         let of = |name: &str| entry.get(name).map(String::as_str);
@@ -265,6 +273,7 @@ mod tests {
         assert!(of("CODE_LINE").is_some());
         let long = received(&socket);
         assert!(long["MESSAGE"].ends_with("[... shortened]") && long["PHASED_TEXT"].len() <= LONGEST);
+        assert_eq!(received(&socket)["MESSAGE"], r#"red \u{1b}[31m by="\u{1b}[2J""#);
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl Classic {
         let world = World::new();
         let root = world.root().display().to_string();
         let config = format!(
-            "data_dir = \"{root}/classic/data\"\nplugins = []\n[api]\nsocket = \"{root}/run/phased.sock\"\nlisten = \"none\"\n\
+            "data_dir = \"{root}/classic/data\"\nplugins = [\"{root}/plugins\"]\n[api]\nsocket = \"{root}/run/phased.sock\"\nlisten = \"none\"\n\
              [log]\nformat = \"json\"\n"
         );
         std::fs::write(world.path("classic.toml"), config).unwrap();
