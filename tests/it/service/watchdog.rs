@@ -66,12 +66,14 @@ fn a_part_that_stands_still_stops_the_pings() {
 fn a_full_disk_is_no_standstill() {
     let world = World::new();
     let disk = SmallDisk::of(&world);
-    world.project(&waiting());
+    // On a host, which has a disk of its own.
+    let wait = r#"host:sh { 'until [ -e "$T/go" ]; do sleep 0.05; done', env = { T = "@TESTED@" } }"#;
+    world.project(&Project::new("shop").hosts(&["h1"]).deploy_after(wait));
     world.repo.push("first");
     let manager = Manager::listen(&world, "notify");
     let served = watched(&world, &manager, None);
     let run = served.press();
-    manager.status_is("what runs", |status| status == "shop testing");
+    manager.status_is("what runs", |status| status == "shop deploying");
     disk.fill();
     eventually("the disk is found full", || {
         let _refused_or_taken = served.api.post("/v1/tokens", &json!({ "name": "t", "scopes": ["read"] }));
@@ -79,7 +81,7 @@ fn a_full_disk_is_no_standstill() {
         disk.fill();
         served.said().contains("the disk is full").then_some(())
     });
-    // The end of the stage cannot be written: the journals' writer waits for room.
+    // The end of the step cannot be written: the journals' writer waits for room.
     go(&world);
     let since = Instant::now();
     eventually("there are pings", || (pings(&manager, since) >= 5).then_some(()));
