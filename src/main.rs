@@ -65,8 +65,9 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     };
     let done = app::run(config, options, || {
         if let Some(daemon) = &mut background {
-            daemon.ready();
+            daemon.ready()?;
         }
+        Ok(())
     });
     let why = done.as_ref().err().map(|error| format!("{error:#}"));
     if let Some(why) = &why {
