@@ -242,7 +242,8 @@ impl App {
     }
 
     /// Reloads the projects, as `phased reload` does; what is wrong is logged and the old ones stay. The log file is opened anew.
-    pub async fn reload(&self) {
+    /// Returns at once: a load that takes its time holds no signal up.
+    pub fn reload(&self) {
         use crate::engine::handle::Engine as _;
         if let Some(log) = &self.log {
             match log.begin() {
@@ -250,7 +251,10 @@ impl App {
                 Err(error) => tracing::error!(%error, "the log goes on into the file that was put aside"),
             }
         }
-        let _it_has_said_so_itself = self.conductor.reload().await;
+        let conductor = self.conductor.clone();
+        self.tasks.spawn("reload", async move {
+            let _it_has_said_so_itself = conductor.reload().await;
+        });
     }
 
     /// Stops: nothing new is begun, runs are left as they are for the next start, those still working after 5 s are named. Who has asked
@@ -320,11 +324,11 @@ impl Links for Ways {
     }
 }
 
-/// Runs the daemon until SIGTERM or SIGINT; SIGHUP reloads. `ready` is called once it answers, or not at all.
+/// Runs the daemon until SIGTERM or SIGINT; SIGHUP reloads. `ready` is called once it answers, or not at all; where it fails the daemon ends.
 ///
 /// # Errors
 /// Why it did not start.
-pub fn run(config: Config, options: Options, ready: impl FnOnce()) -> anyhow::Result<()> {
+pub fn run(config: Config, options: Options, ready: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -344,17 +348,17 @@ pub fn run(config: Config, options: Options, ready: impl FnOnce()) -> anyhow::Re
             _ = term.recv() => return Ok(()),
             _ = int.recv() => return Ok(()),
         };
-        ready();
-        loop {
+        let ready = ready();
+        while ready.is_ok() {
             tokio::select! {
                 _ = term.recv() => break,
                 _ = int.recv() => break,
-                _ = hup.recv() => app.reload().await,
+                _ = hup.recv() => app.reload(),
             }
         }
         tracing::info!("phased goes down");
         app.shut_down().await;
-        anyhow::Ok(())
+        ready
     })?;
     // Threads that are blocked on a disk or in Lua are not waited for.
     runtime.shutdown_timeout(Duration::from_millis(500));

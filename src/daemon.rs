@@ -8,7 +8,7 @@ mod pid_file;
 use std::{
     fs::File,
     io::{Read as _, Write as _},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -29,9 +29,16 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// It answers: the parent ends with 0.
-    pub fn ready(&mut self) {
+    /// It answers: it may be sent signals, and the parent ends with 0.
+    ///
+    /// # Errors
+    /// The pid file cannot be written.
+    pub fn ready(&mut self) -> anyhow::Result<()> {
+        if let Some(pid_file) = &mut self.pid_file {
+            pid_file.write()?;
+        }
         self.tell(b"ready\n");
+        Ok(())
     }
 
     /// It ends. If it never was ready, the parent prints `why` and ends with 1.
@@ -69,7 +76,7 @@ pub struct Background {
 /// Before the fork: the user is unknown, a daemon runs already, a file cannot be opened.
 pub fn go(background: &Background) -> anyhow::Result<Daemon> {
     let user = background.user.as_deref().map(find).transpose()?;
-    let mut pid_file = background.pid_file.as_deref().map(PidFile::take).transpose()?;
+    let pid_file = background.pid_file.as_deref().map(PidFile::take).transpose()?;
     background.dirs.iter().try_for_each(|dir| provide(dir, user.as_ref()))?;
     // Closed in every command: one that outlives the daemon's start must not keep the parent waiting.
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("failed to make a pipe")?;
@@ -83,7 +90,7 @@ pub fn go(background: &Background) -> anyhow::Result<Daemon> {
         daemonize::Outcome::Child(outcome) => {
             drop(read);
             let mut parent = File::from(write);
-            let done = outcome.map_err(anyhow::Error::from).and_then(|_| settle(background, pid_file.as_mut(), user));
+            let done = outcome.map_err(anyhow::Error::from).and_then(|_| settle(background, user));
             match done {
                 Ok(()) => Ok(Daemon { parent: Some(parent), pid_file }),
                 Err(error) => {
@@ -106,7 +113,11 @@ fn provide(dir: &Path, user: Option<&User>) -> anyhow::Result<()> {
     }
     std::fs::create_dir_all(dir).with_context(|| format!("failed to make `{}`", dir.display()))?;
     if let Some(user) = user {
-        nix::unistd::chown(dir, Some(user.uid), Some(user.gid))
+        // What was made just now, and not what a link has put in its place since.
+        let flags = nix::libc::O_NOFOLLOW | nix::libc::O_DIRECTORY;
+        let opened = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(dir);
+        opened
+            .and_then(|made| std::os::unix::fs::fchown(made, Some(user.uid.as_raw()), Some(user.gid.as_raw())))
             .with_context(|| format!("failed to give `{}` to {}", dir.display(), user.name))?;
     }
     Ok(())
@@ -114,10 +125,7 @@ fn provide(dir: &Path, user: Option<&User>) -> anyhow::Result<()> {
 
 /// What the process does once it is in the background. The pid file stays root's, so that whoever reads it to send a signal may trust it;
 /// the log is opened by the user who writes it, who could have root open another file otherwise.
-fn settle(background: &Background, pid_file: Option<&mut PidFile>, user: Option<User>) -> anyhow::Result<()> {
-    if let Some(pid_file) = pid_file {
-        pid_file.write()?;
-    }
+fn settle(background: &Background, user: Option<User>) -> anyhow::Result<()> {
     become_user(user)?;
     background.log.begin()?;
     Ok(())

@@ -72,20 +72,26 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     }
     telemetry::init(config.log.format, &config.log.filter)?;
     limits::raise_open_files(&config.limits);
+    let manager = notify::Manager::of_environment();
     let options = app::Options {
         credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
         passed,
-        manager: notify::Manager::of_environment(),
+        manager: manager.clone(),
         log,
         ..app::Options::default()
     };
     let done = app::run(config, options, || {
         if let Some(daemon) = &mut background {
-            daemon.ready();
+            daemon.ready()?;
         }
+        Ok(())
     });
+    let why = done.as_ref().err().map(|error| format!("{error:#}"));
+    if let Some(why) = &why {
+        manager.works(format!("not started: {why}"));
+    }
     if let Some(daemon) = background {
-        daemon.ended(done.as_ref().err().map(|error| format!("{error:#}")).as_deref());
+        daemon.ended(why.as_deref());
     }
     done
 }

@@ -4,7 +4,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{Read as _, Seek as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -33,12 +33,19 @@ impl PidFile {
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o644)
+            .mode(0o600)
             .custom_flags(nix::libc::O_NOFOLLOW)
             .open(path)
             .with_context(|| format!("failed to open the pid file `{}`", path.display()))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(PidFile { file, path: path.to_owned() }),
+        // Whoever may read it could hold its lock for ever, and no daemon would start.
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))
+            .with_context(|| format!("failed to close the pid file `{}` to others", path.display()))?;
+        match locked(file) {
+            Ok(file) => {
+                // Until there is a process, nobody is to be sent a signal for it.
+                file.set_len(0).with_context(|| format!("failed to empty the pid file `{}`", path.display()))?;
+                Ok(PidFile { file, path: path.to_owned() })
+            }
             Err((file, Errno::EWOULDBLOCK)) => {
                 let whose = pid_in(file).map(|pid| format!(" as process {pid}")).unwrap_or_default();
                 anyhow::bail!(
@@ -71,6 +78,19 @@ impl PidFile {
     }
 }
 
+/// The lock; somebody who only looks whether a daemon lives may hold it for a moment.
+fn locked(mut file: File) -> Result<Flock<File>, (File, Errno)> {
+    for _ in 0..20 {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((file, Errno::EWOULDBLOCK)) => file,
+            other => return other,
+        };
+        #[allow(clippy::disallowed_methods)] // before there is any thread that it could hold up
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+}
+
 fn pid_in(file: File) -> Option<u32> {
     let mut text = String::new();
     file.take(32).read_to_string(&mut text).ok()?;
@@ -88,7 +108,10 @@ mod tests {
         // Left by somebody who is gone, or by a process that is not ours: here pid 1.
         for stale in ["1\n", "999999\n", "garbage", ""] {
             std::fs::write(&path, stale).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
             let mut first = PidFile::take(&path).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), "", "nobody yet");
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
             first.write().unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()), "{stale:?}");
             let error = PidFile::take(&path).unwrap_err().to_string();

@@ -101,6 +101,8 @@ pub(super) struct Inner {
     pub(super) beats: Mutex<Vec<Beat>>,
     /// How the last reload went.
     pub(super) reload: watch::Sender<Reload>,
+    /// Held by the reload that is under way.
+    pub(super) reloading: tokio::sync::Mutex<()>,
 }
 
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -134,6 +136,7 @@ impl Conductor {
                 recovered: watch::channel(false).0,
                 beats: Mutex::default(),
                 reload: watch::channel(Reload::default()).0,
+                reloading: tokio::sync::Mutex::default(),
             }),
         }
     }
@@ -386,7 +389,8 @@ impl Conductor {
         self.requests().into_iter().filter(|(_, requested)| requested.project == *project).collect()
     }
 
-    fn requests(&self) -> Vec<(RunId, Requested)> {
+    /// Requests that have no owner, of all projects.
+    pub(super) fn requests(&self) -> Vec<(RunId, Requested)> {
         let runs = locked(&self.inner.runs);
         let leaving = locked(&self.inner.leaving);
         let entries = self.inner.world.control.scan("run/");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Conductor, handle::Refusal};
 use crate::{lifecycle::watch, model::ids::ProjectName, ports::program::Diagnostic};
 
-/// The last reload. Two that meet are one to whoever looks: the later one's end is what counts.
+/// The last reload.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reload {
     /// Which, from 1; 0 = there was none.
@@ -23,6 +23,8 @@ impl Conductor {
 }
 
 pub(super) async fn reload(conductor: &Conductor) -> Result<Vec<ProjectName>, Refusal> {
+    // One after the other: what was read first must not be installed last.
+    let _one_at_a_time = conductor.inner.reloading.lock().await;
     let reload = &conductor.inner.reload;
     let mut number = 0;
     reload.send_modify(|reload| {
@@ -35,12 +37,7 @@ pub(super) async fn reload(conductor: &Conductor) -> Result<Vec<ProjectName>, Re
         Ok(projects) => tracing::info!(projects, "the projects were reloaded"),
         Err(why) => tracing::error!("{why}"),
     }
-    reload.send_modify(|reload| {
-        // One that began later has the last word.
-        if reload.number == number {
-            reload.done = Some(done);
-        }
-    });
+    reload.send_replace(Reload { number, done: Some(done) });
     loaded
 }
 

@@ -15,7 +15,7 @@ impl Conductor {
         let work = Work {
             projects: self.all().len(),
             running: self.running(),
-            queued: self.all().iter().map(|loaded| self.queued(&loaded.name).len()).sum(),
+            queued: self.requests().len(),
             maintenance: self.inner.maintenance.is_on(),
             trouble: locked(&self.inner.trouble)
                 .iter()

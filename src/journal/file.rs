@@ -381,7 +381,7 @@ impl Writer {
         }
     }
 
-    /// Lets go of `beat` once everything announced before it is written.
+    /// Lets go of `beat` once the writer gets on: it has written a file, or has nothing to write.
     pub fn beat(&self, beat: Beat) {
         match &self.way {
             Way::Thread(_) => {
@@ -477,7 +477,7 @@ impl Drop for Writer {
 
 fn run(shared: &Shared, means: &Means) {
     loop {
-        let (dirty, beats) = {
+        let dirty = {
             let idle = |work: &mut Work| work.dirty.is_empty() && work.beats.is_empty() && !work.ending;
             let rests = |work: &mut Work| !work.hurried && work.beats.is_empty() && !work.ending;
             let work = shared.wake.wait_while(shared.work(), idle).unwrap_or_else(PoisonError::into_inner);
@@ -487,19 +487,19 @@ fn run(shared: &Shared, means: &Means) {
                 return;
             }
             work.hurried = false;
-            (std::mem::take(&mut work.dirty), std::mem::take(&mut work.beats))
+            std::mem::take(&mut work.dirty)
         };
         means.kill.stall.here();
-        if !dirty.is_empty() {
-            pass(&dirty, means, &|| shared.work().ending);
-        }
-        drop(beats);
+        // After each file: many files on a slow disk are no standstill.
+        let gets_on = || drop(std::mem::take(&mut shared.work().beats));
+        pass(&dirty, means, &|| shared.work().ending, &gets_on);
+        gets_on();
     }
 }
 
 /// Commits each of `dirty`. Several files are synced side by side, as the file system puts syncs that meet into one commit of its own;
 /// the helpers last as long as the pass, for most passes have one file.
-fn pass(dirty: &[Arc<Log>], means: &Means, ended: &(dyn Fn() -> bool + Sync)) {
+fn pass(dirty: &[Arc<Log>], means: &Means, ended: &(dyn Fn() -> bool + Sync), gets_on: &(dyn Fn() + Sync)) {
     let next = AtomicUsize::new(0);
     let work = || {
         while let Some(log) = dirty.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -508,6 +508,7 @@ fn pass(dirty: &[Arc<Log>], means: &Means, ended: &(dyn Fn() -> bool + Sync)) {
             if committed.is_err() {
                 log.fail(&means.data, "a reader of it panicked");
             }
+            gets_on();
         }
     };
     std::thread::scope(|scope| {

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, PoisonError, mpsc},
 };
 
 use mlua::{Function, MultiValue, Table, Value};
@@ -329,14 +329,18 @@ enum Order {
         key: CallKey,
         cause: Cause,
     },
-    /// To be let go of.
-    Beat(Beat),
+    /// There is a beat to be let go of.
+    Beat,
 }
 
 /// The engine's side.
 struct Driven {
     orders: mpsc::Sender<Order>,
+    beats: Beats,
 }
+
+/// Beats that the thread has not come by. Beside the orders and not among them: a long queue of orders is no standstill.
+type Beats = Arc<Mutex<Vec<Beat>>>;
 
 impl Program for Driven {
     fn call(&mut self, key: &CallKey, opening: Opening) {
@@ -353,7 +357,11 @@ impl Program for Driven {
     }
 
     fn beat(&mut self, beat: Beat) {
-        let _thread_gone = self.orders.send(Order::Beat(beat));
+        self.beats.lock().unwrap_or_else(PoisonError::into_inner).push(beat);
+        if self.orders.send(Order::Beat).is_err() {
+            // The thread is gone, and with it everything that could be asked of it.
+            self.beats.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
     }
 }
 
@@ -369,7 +377,8 @@ struct Thread {
 impl Thread {
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Beat(beat) => drop(beat),
+            // All of them are let go of after each order.
+            Order::Beat => {}
             Order::End { key, cause } => {
                 // One that ended by itself has had its last turn.
                 if let Some(vm) = self.vms.remove(&key) {
@@ -480,10 +489,13 @@ fn start(
     obeyed: impl Fn() + Send + 'static,
 ) -> Result<Driven, Cause> {
     let (orders, received) = mpsc::channel();
+    let beats = Beats::default();
+    let felt = Arc::clone(&beats);
     let work = move || {
         let mut thread = Thread { bundle, limits, seed, vms: BTreeMap::new(), sink };
         for order in received {
             thread.obey(order);
+            drop(std::mem::take(&mut *felt.lock().unwrap_or_else(PoisonError::into_inner)));
             obeyed();
         }
     };
@@ -491,7 +503,7 @@ fn start(
         .name("lua".to_owned())
         .spawn(work)
         .map_err(|e| Cause::new("lua_internal", format!("there can be no thread for Lua: {e}")))?;
-    Ok(Driven { orders })
+    Ok(Driven { orders, beats })
 }
 
 /// The engine's side where it waits.

@@ -86,6 +86,6 @@ pub trait Control: Send + Sync {
     /// Changes with every commit: waiters look again.
     fn changed(&self) -> crate::lifecycle::watch::Receiver<u64>;
 
-    /// Lets go of `beat` once everything committed before it is on disk, or refused.
+    /// Lets go of `beat` once the writer gets on with what was committed.
     fn beat(&self, beat: crate::lifecycle::pulse::Beat);
 }

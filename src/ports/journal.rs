@@ -108,7 +108,7 @@ pub trait Journals: Send + Sync {
     /// [`AppendError`]; then none of `records` was taken.
     fn append(&self, run: &RunId, epoch: Epoch, expected: Seq, records: Vec<Record>) -> Result<Ticket, AppendError>;
 
-    /// Lets go of `beat` once everything appended before it is on disk, or refused.
+    /// Lets go of `beat` once the writer gets on with what was appended.
     fn beat(&self, beat: crate::lifecycle::pulse::Beat);
 
     /// Reads a journal, cutting an unsynced tail. Blocks on the disk.

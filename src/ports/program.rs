@@ -91,7 +91,7 @@ pub trait Program: Send {
     /// itself before.
     fn end(&mut self, key: &CallKey, cause: Cause);
 
-    /// Lets go of `beat` once all that was asked for before it is done.
+    /// Lets go of `beat` once the code gets on: it has done a turn, or has nothing to do.
     fn beat(&mut self, beat: Beat);
 }
 

@@ -1,6 +1,9 @@
 //! systemd's watchdog, fed by the engine's own progress: a ping goes out only after a round trip through everything a run needs.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
 use super::notify::Manager;
 use crate::{
@@ -19,26 +22,14 @@ pub fn feed(manager: Manager, conductor: Conductor, tasks: &Tasks, clock: Arc<dy
 async fn pings(limit: Duration, manager: Manager, conductor: Conductor, tasks: Tasks, clock: Arc<dyn Clock>) {
     let stopping = tasks.stopping();
     let pulse = Pulse::new();
+    let felt = complain_of_silence(limit / 2, pulse.clone());
     loop {
-        let felt = async {
-            let mut felt = std::pin::pin!(conductor.pulse(&pulse));
-            tokio::select! {
-                biased;
-                () = &mut felt => return,
-                () = clock.sleep(limit / 2) => {}
-            }
-            // Whoever reads the log after the restart is to know why there was one.
-            tracing::error!(
-                missing = %pulse.missing().join(", "),
-                "the engine has not answered for half of the watchdog's time; without an answer the daemon is restarted"
-            );
-            felt.await;
-        };
         tokio::select! {
             biased;
             () = stopping.cancelled() => return,
-            () = felt => manager.ping(),
+            () = conductor.pulse(&pulse) => manager.ping(),
         }
+        let _thread_gone = felt.send(());
         tokio::select! {
             biased;
             () = stopping.cancelled() => return,
@@ -46,4 +37,33 @@ async fn pings(limit: Duration, manager: Manager, conductor: Conductor, tasks: T
             () = clock.sleep(limit / 4) => {}
         }
     }
+}
+
+/// Logs who is missing when nothing was felt for `patience`: whoever reads the log after the restart is to know why there was one. On a thread
+/// of its own, since the runtime may be what stands still; it ends with what it returns.
+fn complain_of_silence(patience: Duration, pulse: Pulse) -> mpsc::Sender<()> {
+    let (felt, feels) = mpsc::channel();
+    let work = move || loop {
+        match feels.recv_timeout(patience) {
+            Ok(()) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                let missing = match pulse.missing().join(", ") {
+                    nobody if nobody.is_empty() => "the runtime itself".to_owned(),
+                    missing => missing,
+                };
+                tracing::error!(
+                    missing,
+                    "the engine has not answered for half of the watchdog's time; without an answer the daemon is restarted"
+                );
+                if feels.recv().is_err() {
+                    return;
+                }
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("watchdog".to_owned()).spawn(work) {
+        tracing::warn!(%error, "there is no thread to say why the watchdog gets no ping");
+    }
+    felt
 }

@@ -6,7 +6,7 @@ use std::{
     io::{self, Write as _},
     os::unix::{ffi::OsStrExt as _, net::UnixDatagram},
     path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -25,7 +25,7 @@ const LONGEST: usize = 48 * 1024;
 /// All values of an entry together.
 const MOST: usize = 160 * 1024;
 
-/// How long a journal that takes nothing holds the daemon up, each time; then the entry is lost, and that is said in the next one.
+/// How long a journal that takes nothing holds the daemon up, once; then entries are lost until it takes one again, and that is said.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The journal.
@@ -33,6 +33,7 @@ pub(super) struct Journal {
     socket: UnixDatagram,
     path: PathBuf,
     lost: AtomicU64,
+    patient: AtomicBool,
 }
 
 /// Whether standard error is the very stream that systemd connected to its journal: a child of a unit may have had it sent elsewhere.
@@ -65,7 +66,7 @@ impl Journal {
         socket.set_write_timeout(Some(PATIENCE))?;
         // Not connected: the journal may be restarted. But it has to be there now.
         std::fs::metadata(&path)?;
-        Ok(Journal { socket, path, lost: AtomicU64::new(0) })
+        Ok(Journal { socket, path, lost: AtomicU64::new(0), patient: AtomicBool::new(true) })
     }
 
     fn send(&self, entry: &Entry) {
@@ -73,8 +74,20 @@ impl Journal {
         if lost > 0 && self.put(&Entry::about_lost(lost)).is_err() {
             self.lost.fetch_add(lost, Ordering::Relaxed);
         }
-        if self.put(entry).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+        match self.put(entry) {
+            Ok(()) => self.waits(true),
+            Err(_) => {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+                // It has been waited for once: from here on nobody is held up until it takes something again.
+                self.waits(false);
+            }
+        }
+    }
+
+    /// Whether the next entry waits for a journal that is busy.
+    fn waits(&self, patient: bool) {
+        if self.patient.swap(patient, Ordering::Relaxed) != patient {
+            let _it_waits_at_most = self.socket.set_nonblocking(!patient);
         }
     }
 
@@ -151,13 +164,14 @@ impl Entry {
         entry.field("PRIORITY", &priority.to_string());
         entry.field("SYSLOG_IDENTIFIER", "phased");
         // What `journalctl` shows by itself has to say it all.
-        let mut message = words.message.clone();
+        let mut message = printable(&words.message);
         for (name, value) in &words.fields {
-            let _a_string_takes_all = if value.is_empty() || value.contains(|c: char| c.is_whitespace() || c == '"') {
-                write!(message, " {name}={value:?}")
-            } else {
-                write!(message, " {name}={value}")
-            };
+            let _a_string_takes_all =
+                if value.is_empty() || value.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"') {
+                    write!(message, " {name}={value:?}")
+                } else {
+                    write!(message, " {name}={value}")
+                };
         }
         entry.field("MESSAGE", message.trim_start());
         for (name, value) in &words.fields {
@@ -189,6 +203,12 @@ fn shortened(text: &str, room: usize) -> std::borrow::Cow<'_, str> {
     const MARK: &str = " [... shortened]";
     let end = (0..=room.saturating_sub(MARK.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     format!("{}{MARK}", &text[..end]).into()
+}
+
+/// Without what would make `journalctl` show "blob data" instead: people write messages that end up in here.
+fn printable(text: &str) -> String {
+    let keep = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().flat_map(|c| if keep(c) { vec![c] } else { c.escape_default().collect() }).collect()
 }
 
 /// syslog's numbers.
@@ -251,6 +271,7 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!(project = %"shop", run = "01k", environment = None::<&str>, error = "no\nroom", "host web1: failed");
             tracing::info!(text = %"x".repeat(1 << 20), "long");
+            tracing::info!(by = "\u{1b}[2J", "red \u{1b}[31m");
         });
         let entry = received(&socket);
         let of = |name: &str| entry.get(name).map(String::as_str);
@@ -265,6 +286,7 @@ mod tests {
         assert!(of("CODE_LINE").is_some());
         let long = received(&socket);
         assert!(long["MESSAGE"].ends_with("[... shortened]") && long["PHASED_TEXT"].len() <= LONGEST);
+        assert_eq!(received(&socket)["MESSAGE"], r#"red \u{1b}[31m by="\u{1b}[2J""#);
     }
 
     #[test]
@@ -283,6 +305,29 @@ mod tests {
         journal.send(&entry("three"));
         assert!(received(&socket)["MESSAGE"].starts_with("2 entries before this one were lost"));
         assert_eq!(received(&socket)["MESSAGE"], "three");
+    }
+
+    #[test]
+    fn a_journal_that_takes_nothing_is_waited_for_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let journal = Journal::at(path).unwrap();
+        let entry = Entry::new(6, &Words { message: "x".repeat(4096), fields: Vec::new() });
+        while journal.lost.load(Ordering::Relaxed) == 0 {
+            journal.send(&entry);
+        }
+        assert!(!journal.patient.load(Ordering::Relaxed));
+        // By the thousand, and none of them waits: each would take two seconds.
+        (0..1000).for_each(|_| journal.send(&entry));
+        assert!(journal.lost.load(Ordering::Relaxed) > 1000);
+        while journal.lost.load(Ordering::Relaxed) > 0 {
+            // Room for the word on those that are lost, and for the entry.
+            received(&socket);
+            received(&socket);
+            journal.send(&entry);
+        }
+        assert!(journal.patient.load(Ordering::Relaxed));
     }
 
     #[test]

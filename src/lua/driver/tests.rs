@@ -182,3 +182,25 @@ pub(super) fn failed(message: &str) -> Outcome {
         value: json!({"stdout": "out", "stderr": "err", "code": 3}),
     }
 }
+
+#[test]
+fn a_long_queue_of_calls_is_no_standstill() {
+    let mut driving = Driving::new("local n = 0; for i = 1, 3000000 do n = n + i end; return n");
+    const CALLS: usize = 12;
+    for n in 0..CALLS {
+        driving.program.call(&CallKey::stage(&format!("s{n}"), "run"), opening("test/unit/run"));
+    }
+    let pulse = crate::lifecycle::pulse::Pulse::new();
+    driving.program.beat(pulse.beat("lua"));
+    while !pulse.missing().is_empty() {
+        std::thread::yield_now();
+    }
+    let done = driving.turns.try_iter().count();
+    assert!(done < CALLS, "it was let go of after all {done} calls only");
+    for _ in done..CALLS {
+        assert!(matches!(driving.turn(), Turn::Return(_)));
+    }
+    // A thread that has ended holds nobody up.
+    let Driving { program, .. } = driving;
+    drop(program);
+}

@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::fixture::{Api, BINARY, World, eventually, output};
 
@@ -24,7 +24,7 @@ impl Classic {
         let world = World::new();
         let root = world.root().display().to_string();
         let config = format!(
-            "data_dir = \"{root}/classic/data\"\nplugins = []\n[api]\nsocket = \"{root}/run/phased.sock\"\nlisten = \"none\"\n\
+            "data_dir = \"{root}/classic/data\"\nplugins = [\"{root}/plugins\"]\n[api]\nsocket = \"{root}/run/phased.sock\"\nlisten = \"none\"\n\
              [log]\nformat = \"json\"\n"
         );
         std::fs::write(world.path("classic.toml"), config).unwrap();
@@ -202,7 +202,7 @@ fn a_rotation_loses_no_line() {
         for _ in 0..2 {
             scope.spawn(|| {
                 while !over.load(Ordering::SeqCst) {
-                    classic.api().post("/v1/reload", &Value::Null).is(200);
+                    classic.api().post("/v1/reload", &json!({})).is(200);
                     asked.fetch_add(1, Ordering::SeqCst);
                 }
             });

@@ -75,11 +75,26 @@ fn a_reload_is_told_with_how_it_went() {
     std::fs::write(&file, good).unwrap();
     let from = manager.heard().len();
     assert_eq!(cli("reload").code, 0);
-    manager.status_is("well again", |status| status.starts_with("idle"));
+    manager.status_is("well again", |status| !status.starts_with("reload failed"));
     assert_eq!(
         reload(&manager, from).iter().map(|lines| lines[0].as_str()).collect::<Vec<_>>(),
         ["RELOADING=1", "READY=1"]
     );
+}
+
+#[test]
+fn why_it_does_not_start_is_the_status() {
+    let world = World::new();
+    world.project(&Project::new("shop").hosts(&["h1"]));
+    let file = world.path("plugins/projects/shop.lua");
+    let good = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, good.replace("queue =", "kueue =")).unwrap();
+    let manager = Manager::listen(&world, "notify");
+    let mut command = Daemon::command(&Daemon::configure(&world));
+    let ended = output(command.env("NOTIFY_SOCKET", &manager.path));
+    assert_eq!(ended.code, 1);
+    manager.status_is("why", |status| status.starts_with("not started: ") && status.contains("kueue"));
+    assert!(manager.times("READY=1").is_empty());
 }
 
 #[test]

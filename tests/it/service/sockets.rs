@@ -109,7 +109,7 @@ fn who_comes_while_no_daemon_runs_waits() {
     UnixStream::connect(world.path("phased.sock")).unwrap();
     let served = Served::start(&world, &manager, sockets.command(&world));
     assert_eq!(waiting.map(|asker| asker.join().unwrap()), [Some(200); 2]);
-    // What it serves is what it was handed, and no child of it believes that it was meant.
+    // What it serves is what it was handed.
     assert!(served.said().contains(&sockets.addr.to_string()), "{}", served.said());
     served.end(Signal::SIGTERM);
     assert!(world.path("phased.sock").exists());

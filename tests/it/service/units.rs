@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-use crate::fixture::{BINARY, output};
+use super::{Manager, Served, waiting};
+use crate::fixture::{BINARY, Daemon, World, output};
 
 /// Whether this machine can judge units.
 fn systemd_analyze() -> bool {
@@ -62,4 +63,21 @@ fn the_units_and_the_daemon_agree() {
     assert!(!service.lines().any(|line| line.starts_with("ProcSubset=")));
     let files = service.lines().find_map(|line| line.strip_prefix("LimitNOFILE=")).unwrap().parse::<usize>().unwrap();
     assert!(files > config.limits.sessions * 3 + 4096);
+}
+
+#[test]
+fn open_files_are_as_many_as_there_may_be_and_too_few_are_said() {
+    let world = World::new();
+    world.project(&waiting());
+    let manager = Manager::listen(&world, "notify");
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"ulimit -Sn 256; ulimit -Hn 1024; exec "$0" serve --config "$1""#, BINARY]);
+    let served = Served::start(&world, &manager, {
+        command.arg(Daemon::configure(&world));
+        command
+    });
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", served.child.id())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["1024", "1024"]);
+    assert!(served.said().contains("1024 open files are too few for `sessions = 500`"), "{}", served.said());
 }

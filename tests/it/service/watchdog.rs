@@ -2,8 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use super::{Manager, Served, go, waiting};
-use crate::fixture::{Daemon, Project, World, eventually};
+use crate::{
+    disk::SmallDisk,
+    fixture::{Daemon, Project, World, eventually},
+};
 
 const LIMIT: Duration = Duration::from_secs(4);
 
@@ -55,6 +60,34 @@ fn a_part_that_stands_still_stops_the_pings() {
         go(&world);
         assert_eq!(served.wait(&run)["state"], "succeeded", "{place}");
     }
+}
+
+#[test]
+fn a_full_disk_is_no_standstill() {
+    let world = World::new();
+    let disk = SmallDisk::of(&world);
+    // On a host, which has a disk of its own.
+    let wait = r#"host:sh { 'until [ -e "$T/go" ]; do sleep 0.05; done', env = { T = "@TESTED@" } }"#;
+    world.project(&Project::new("shop").hosts(&["h1"]).deploy_after(wait));
+    world.repo.push("first");
+    let manager = Manager::listen(&world, "notify");
+    let served = watched(&world, &manager, None);
+    let run = served.press();
+    manager.status_is("what runs", |status| status == "shop deploying");
+    disk.fill();
+    eventually("the disk is found full", || {
+        let _refused_or_taken = served.api.post("/v1/tokens", &json!({ "name": "t", "scopes": ["read"] }));
+        // The reserve too, which a write that finds no room lets go of.
+        disk.fill();
+        served.said().contains("the disk is full").then_some(())
+    });
+    // The end of the step cannot be written: the journals' writer waits for room.
+    go(&world);
+    let since = Instant::now();
+    eventually("there are pings", || (pings(&manager, since) >= 5).then_some(()));
+    assert!(!served.said().contains("has not answered"), "{}", served.said());
+    disk.empty();
+    assert_eq!(served.wait(&run)["state"], "succeeded");
 }
 
 #[test]
