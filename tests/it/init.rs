@@ -8,8 +8,12 @@ use crate::fixture::{BINARY, Daemon, Sshd, World, eventually, output};
 
 /// What `phased init` says, as JSON, and its exit code.
 fn init(dir: &Path, args: &[&str]) -> (i32, Value, String) {
-    let mut command = Command::new(BINARY);
-    command.args(["init", "--json", "--config"]).arg(dir.join("phased.toml")).args(args);
+    // As people who are careful run it.
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "umask 077; exec \"$@\"", "sh", BINARY, "init", "--json", "--config"])
+        .arg(dir.join("phased.toml"))
+        .args(args);
     let done = output(&mut command);
     (done.code, serde_json::from_str(&done.stdout).unwrap_or_default(), done.stderr)
 }
