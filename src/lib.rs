@@ -44,7 +44,7 @@
 //! | [`model`] | ids, releases, hosts, pipelines, events, `next`, `decide`: start here, this is what phased *is* |
 //! | [`ports`] | what the engine needs from the world, as traits |
 //! | [`config`] | `phased.toml`, secrets as files |
-//! | [`journal`] | the truth: append-only files, group commit, the control log and its compaction, leases, output of commands, what a full or failed disk does, LOCK |
+//! | [`journal`] | the truth: append-only files, group commit, the control log and its compaction, leases, output of commands, what a full or failed disk does, LOCK, backups |
 //! | [`store`], [`blobs`] | the index in sled, which may be lost; content by hash, streamed where it is large |
 //! | [`lua`] | the registry of everything Lua may write, the loader and its errors, the boxed VM, the driver of calls and their replay |
 //! | [`exec`], [`ssh`] | links: a channel to `sh`, here or on a host |
@@ -54,7 +54,7 @@
 //! | [`engine`] | the conductor, the owner of a run, actions, steps, the command protocol, recovery, maintenance, retention, views |
 //! | [`api`] | the HTTP API; one file per noun under `routes/` |
 //! | [`service`] | what systemd and the daemon tell each other: readiness, the watchdog, sockets, limits |
-//! | [`cli`], [`daemon`], [`app`] | the command line; into the background; the wiring, where `App::start` is the start script |
+//! | [`cli`], [`daemon`], [`app`] | the command line; into the background; the wiring, where `App::start` is the start script, and what is done without a daemon: check, init, doctor, restore, rebuild |
 //! | [`sim`] | the same engine in a simulated world, from a seed: virtual time, hosts, faults, crashes, and what must hold |
 //! | [`demo`] | `phased demo`: a repository, the real daemon, and hosts that are SSH servers in this process |
 //!

@@ -42,6 +42,7 @@ fn links_between_pages_lead_somewhere() {
         "docs/rollouts.md",
         "docs/service.md",
         "docs/signals.md",
+        "docs/how-to/back-up-and-move.md",
         "docs/how-to/host-keys.md",
         "docs/how-to/hosts-from-ansible.md",
         "docs/how-to/hosts-from-azure.md",

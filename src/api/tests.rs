@@ -330,8 +330,12 @@ impl Engine for Script {
     async fn backup(&self, secrets: bool, by: &str) -> Result<Pieces, Refusal> {
         self.note(format!("backup {secrets} {by}"));
         let (sender, pieces) = tokio::sync::mpsc::channel(4);
+        // For whoever comes by the socket the disk fails in the middle.
+        let whole = !by.starts_with("uid ");
         for piece in [Ok(b"one ".to_vec()), Ok(b"two".to_vec()), Err("the disk".to_owned())] {
-            sender.send(piece).await.unwrap();
+            if piece.is_ok() || !whole {
+                sender.send(piece).await.unwrap();
+            }
         }
         Ok(pieces)
     }
@@ -647,6 +651,7 @@ async fn scopes_say_what_a_token_may() {
         let needed = if public(&method, &path) {
             continue;
         } else if path.starts_with("/v1/tokens")
+            || path == "/v1/backup"
             || ["/v1/reload", "/v1/alerts/test"].contains(&path.as_str())
             || (method == "POST" && path == "/v1/maintenance")
             || path.ends_with("/forget_key")

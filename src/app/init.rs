@@ -100,7 +100,7 @@ impl Init<'_> {
         let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(vec![config.secrets.dir.clone()]));
         let known_hosts = here.join("known_hosts");
         let (source, looked) = self.repository(&url, &name, &config, &known_hosts, &secrets, &clock).await?;
-        let (mut draft, said_user) = self.draft(&name, &source, looked, &known_hosts)?;
+        let mut draft = self.draft(&name, &source, looked, &known_hosts)?;
         draft.file = file.display().to_string();
 
         let dir = &config.secrets.dir;
@@ -120,7 +120,7 @@ impl Init<'_> {
         self.report.webhook = Some(Webhook::new(&config, &name, webhook.trim_end(), &draft.git));
         let needs: Vec<&str> = draft.found.iter().flat_map(|found| &found.needs).copied().collect();
         self.report.lacking = lacking(&needs, &config.exec.path);
-        self.hosts(&draft, &said_user, &name, &known_hosts, &secrets, &clock).await?;
+        self.hosts(&draft, &name, &known_hosts, &secrets, &clock).await?;
         let answers = std::os::unix::net::UnixStream::connect(&config.api.socket).is_ok();
         self.report.decide_next(&draft, &script, answers);
         Ok(())
@@ -249,14 +249,8 @@ impl Init<'_> {
         Ok((source, looked))
     }
 
-    /// What was said, asked and found. The second is the user of each host, where the host names one.
-    fn draft(
-        &self,
-        name: &ProjectName,
-        source: &Source,
-        looked: Looked,
-        known_hosts: &Path,
-    ) -> anyhow::Result<(Draft, Vec<Option<String>>)> {
+    /// What was said, asked and found.
+    fn draft(&self, name: &ProjectName, source: &Source, looked: Looked, known_hosts: &Path) -> anyhow::Result<Draft> {
         let mut said: Vec<String> = self.args.hosts.clone();
         if said.is_empty()
             && let Some(answer) =
@@ -311,7 +305,7 @@ impl Init<'_> {
             file: String::new(),
         };
         anyhow::ensure!(is_secret_name(&draft.webhook), "the project's name is too long");
-        Ok((draft, users))
+        Ok(draft)
     }
 
     /// What `phased check` says of the file: what it has written must be right.
@@ -327,13 +321,11 @@ impl Init<'_> {
     async fn hosts(
         &mut self,
         draft: &Draft,
-        users: &[Option<String>],
         name: &ProjectName,
         known_hosts: &Path,
         secrets: &Arc<dyn Secrets>,
         clock: &Arc<dyn Clock>,
     ) -> anyhow::Result<()> {
-        debug_assert_eq!(users.len(), draft.hosts.len());
         let tasks = Tasks::new();
         let realm = Realm { project: name.clone(), environment: "production".parse()? };
         for address in &draft.hosts {

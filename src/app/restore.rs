@@ -72,6 +72,12 @@ pub fn run(args: &RestoreArgs, json: bool) -> anyhow::Result<()> {
         .create(data)
         .with_context(|| format!("failed to make `{}`", data.display()))?;
     let lock = DataLock::take(data, &clock.now())?;
+    if let Some((uid, gid)) = owner {
+        // Also if nothing comes of this: the daemon must be able to take what was made here.
+        for made in [data.clone(), data.join("LOCK")] {
+            std::os::unix::fs::lchown(&made, Some(uid.as_raw()), Some(gid.as_raw()))?;
+        }
+    }
     let there = entries(data)?;
     if !there.is_empty() && !args.force {
         bail!(

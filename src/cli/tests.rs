@@ -28,6 +28,14 @@ fn the_grammar_holds_together() {
         "serve --config x --daemonize --pid-file y --user z",
         "check --format short",
         "init",
+        "init https://github.com/acme/shop.git --host web1 --host deploy@10.0.0.3:2222 --name shop --branch main --user deploy --yes",
+        "init file:///srv/x.git --dir /srv/x --service none --health :8080/healthz --accept-host-keys --config x",
+        "doctor",
+        "doctor --offline --json",
+        "backup",
+        "backup x.tar.zst --secrets",
+        "restore x.tar.zst --config y --force --secrets",
+        "export shop --after x",
         "demo --once",
         "demo --crash",
         "rebuild --config x",
@@ -66,6 +74,8 @@ fn the_grammar_holds_together() {
         "maintenance perhaps",
         "rollback shop",
         "pause shop",
+        "restore",
+        "init --host web1",
         "frobnicate",
     ] {
         assert_eq!(parsed(line).map(|_| ()).unwrap_err().exit_code(), 2, "{line}");
@@ -178,6 +188,30 @@ async fn without_a_daemon_the_code_is_ten() {
         let Command::Client(command) = cli.command else { panic!() };
         assert_eq!(verbs::run(&command, &cli.client).await as u8, exit, "{address}");
     }
+}
+
+#[tokio::test]
+async fn a_backup_that_breaks_off_leaves_nothing_under_its_name() {
+    let (world, dir) = (world().await, tempfile::tempdir().unwrap());
+    let file = dir.path().join("x.tar.zst");
+    // What it is sent breaks off in the middle.
+    assert_eq!(code(&world, &format!("backup {}", file.display())).await, 1);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    std::fs::write(&file, "another").unwrap();
+    assert_eq!(code(&world, &format!("backup --secrets {}", file.display())).await, 2);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "another");
+    assert_eq!(code(&world, &format!("backup {}/none/x", dir.path().display())).await, 1);
+    assert_eq!(code(&world, "export shop").await, 0);
+    let asked = world.engine.asked();
+    assert_eq!(asked.iter().filter(|a| a.starts_with("backup false uid ")).count(), 1, "{asked:?}");
+    assert!(asked.iter().any(|a| a.contains(r#"project: Some("shop"), after: None"#)), "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_token_is_revoked_by_its_whole_text_too() {
+    let world = world().await;
+    assert_eq!(code(&world, "token revoke phd_a_secretsecretsecret").await, 0);
+    assert_eq!(code(&world, "token revoke phd_b_secretsecretsecret").await, 8);
 }
 
 #[tokio::test]

@@ -8,8 +8,12 @@ use crate::fixture::{BINARY, Daemon, Sshd, World, eventually, output};
 
 /// What `phased init` says, as JSON, and its exit code.
 fn init(dir: &Path, args: &[&str]) -> (i32, Value, String) {
-    let mut command = Command::new(BINARY);
-    command.args(["init", "--json", "--config"]).arg(dir.join("phased.toml")).args(args);
+    // As people who are careful run it.
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "umask 077; exec \"$@\"", "sh", BINARY, "init", "--json", "--config"])
+        .arg(dir.join("phased.toml"))
+        .args(args);
     let done = output(&mut command);
     (done.code, serde_json::from_str(&done.stdout).unwrap_or_default(), done.stderr)
 }
@@ -31,11 +35,12 @@ fn what_is_there_is_kept_and_said_and_the_check_is_content() {
             .map(|name| dir.path().join(name).display().to_string())
             .to_vec();
     assert_eq!((code, &said["wrote"], &said["kept"]), (0, &serde_json::json!(files), &serde_json::json!([])));
-    std::fs::write(dir.path().join("phased.toml"), "# mine\n").unwrap();
+    let mine = format!("# mine\nplugins = [\"{}/plugins\"]\n", dir.path().display());
+    std::fs::write(dir.path().join("phased.toml"), &mine).unwrap();
     std::fs::remove_file(dir.path().join("plugins/.luarc.json")).unwrap();
     let (code, said, _) = init(dir.path(), &[]);
     assert_eq!((code, said["wrote"].as_array().unwrap().len(), said["kept"].as_array().unwrap().len()), (0, 1, 3));
-    assert_eq!(std::fs::read_to_string(dir.path().join("phased.toml")).unwrap(), "# mine\n");
+    assert_eq!(std::fs::read_to_string(dir.path().join("phased.toml")).unwrap(), mine);
     // A directory, as it was said before there were URLs, and one that is no repository.
     let (code, _, said) = init(dir.path(), &[dir.path().to_str().unwrap()]);
     assert!(code == 1 && said.contains("is a directory and no repository") && said.contains("--config"), "{said}");

@@ -247,6 +247,6 @@ fn a_line_a_check_and_what_to_do() {
     ];
     assert_eq!(
         text(&found),
-        "ok    config       /x\nwarn  clock        off\n                   by far\n                   -> set it\nFAIL  disk         full\u{fffd}[2J\n                   -> make room\n\n3 checks: 1 failed, 1 to look at.\n"
+        "ok    config       /x\nwarn  clock        off\n                   by far\n                   -> set it\nFAIL  disk         full\n                   -> make room\n\n3 checks: 1 failed, 1 to look at.\n"
     );
 }

@@ -139,3 +139,41 @@ impl Files {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_the_daemons_whoever_writes_them_and_their_directory_lets_it_in() {
+        if !Uid::effective().is_root() {
+            eprintln!("SKIPPED: only root gives files away");
+            return;
+        }
+        let (uid, gid) = (Uid::from_raw(61_234), Gid::from_raw(61_235));
+        let dir = tempfile::tempdir().unwrap();
+        let secrets = dir.path().join("secrets");
+        // As a package might have left it: root's, and nobody else enters.
+        fs::create_dir(&secrets).unwrap();
+        fs::set_permissions(&secrets, fs::Permissions::from_mode(0o700)).unwrap();
+        let mut files = Files { owner: Some((uid, gid)), ..Files::default() };
+        assert_eq!(files.secret(&secrets, "shop/url", || Ok("made".to_owned())).unwrap(), "made");
+        // What is there is kept, also by one that is asked to make another.
+        assert_eq!(files.secret(&secrets, "shop/url", || panic!("it is there")).unwrap(), "made");
+        assert_eq!((files.wrote.len(), files.kept.len()), (1, 1));
+        for (path, mode) in [("", 0o700), ("shop", 0o700), ("shop/url", 0o600)] {
+            let meta = fs::metadata(secrets.join(path)).unwrap();
+            assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o777), (61_234, 61_235, mode), "{path:?}");
+        }
+        files.public(&dir.path().join("plugins/projects/shop.lua"), "return 1").unwrap();
+        let meta = fs::metadata(dir.path().join("plugins/projects/shop.lua")).unwrap();
+        assert_eq!((meta.uid(), meta.mode() & 0o777), (0, 0o644));
+        // A group that may enter is enough: the package's own way is left alone.
+        let shared = dir.path().join("shared");
+        fs::create_dir(&shared).unwrap();
+        chown(&shared, None, Some(gid)).unwrap();
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o750)).unwrap();
+        files.secret(&shared, "one", || Ok("x".to_owned())).unwrap();
+        assert_eq!(fs::metadata(&shared).unwrap().uid(), 0);
+    }
+}

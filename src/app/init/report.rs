@@ -52,13 +52,11 @@ impl Webhook {
             (Some(host), Some(_)) => Some(format!("https://{host}{path}")),
             (None, Some(addr)) => Some(format!("http://{addr}{path}")),
         };
-        let how = if git.contains("gitlab") {
-            "GitLab's webhooks are not read yet: pushes are found within a minute by asking (poll)"
-        } else if git.contains("github.com") {
-            "GitHub: Settings, Webhooks, Add webhook: this URL, content type application/json, this secret, just the push event"
+        let how = if git.contains("gitlab") || git.contains("bitbucket") {
+            "this forge's webhooks are not read yet: pushes are found within a minute by asking (poll)"
         } else {
-            "GitHub, Gitea and Forgejo: Settings, Webhooks, Add webhook (of Gitea's kind, where there are kinds): this URL, content type application/json, \
-             this secret, push events. GitLab's webhooks are not read yet: there pushes are found within a minute by asking (poll)"
+            "GitHub: Settings, Webhooks, Add webhook: this URL, content type application/json, this secret, just the push event. \
+             Webhooks of GitLab, Gitea and others are not read yet: there pushes are found within a minute by asking (poll)"
         };
         Webhook { url, secret: secret.to_owned(), how: how.to_owned() }
     }

@@ -40,10 +40,10 @@ impl Git {
         let url = Url::parse(text).ok().filter(|url| url.kind == Kind::Ssh)?.text;
         let (authority, has_port) = match url.strip_prefix("ssh://") {
             Some(rest) => (rest.split('/').next()?.to_owned(), true),
-            // user@host:path, where the host may be in brackets.
+            // user@host:path
             None => {
                 let place = url.split_once('@').map_or(url.as_str(), |(_, place)| place);
-                (place[..place.find("]:").map_or_else(|| place.find(':'), |at| Some(at + 1))?].to_owned(), false)
+                (place.split_once(':')?.0.to_owned(), false)
             }
         };
         let place = authority.rsplit_once('@').map_or(authority.as_str(), |(_, place)| place);
@@ -128,7 +128,6 @@ mod tests {
             ("ssh://git@example.com:2222/srv/x.git", Some(("example.com", 2222))),
             ("ssh://example.com/x", Some(("example.com", 22))),
             ("ssh://[::1]:2200/x", Some(("::1", 2200))),
-            ("git@[::1]:x", Some(("::1", 22))),
             ("https://github.com/acme/shop.git", None),
             ("/srv/x.git", None),
             ("nonsense", None),
