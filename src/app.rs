@@ -3,6 +3,7 @@
 //! [`App::start`] reads as the start script, [`App::shut_down`] as the stop script.
 
 pub mod check;
+mod front;
 mod guard;
 pub mod init;
 pub mod rebuild;
@@ -71,6 +72,7 @@ pub struct Options {
 pub struct App {
     tasks: Tasks,
     conductor: Conductor,
+    certificates: Option<Arc<api::Certificates>>,
     addr: Option<SocketAddr>,
     socket: std::path::PathBuf,
     _lock: DataLock,
@@ -190,18 +192,16 @@ impl App {
                 ),
             );
         }
+        let front = front::front(&config, options.fixed_token)?;
+        let certificates = front.tls.clone();
         // Bound before work begins: a second daemon on the same addresses must not have started anything.
         let (listeners, addr) = listeners(&config).await?;
         conductor.start(loaded).await.context("failed to take up what an earlier start left")?;
         conductor.tell_set_aside(&SledIndex::set_aside(&layout.state));
-        let auth = api::AuthConfig {
-            job_uids: uids::range(&config.exec),
-            fixed_token: options.fixed_token,
-            host_names: config.api.host_names.clone(),
-        };
-        api::serve(Arc::new(conductor.clone()), listeners, auth, &tasks, clock);
+        front::warn(&config, addr);
+        api::serve(Arc::new(conductor.clone()), listeners, front, &tasks, clock)?;
         tracing::info!(socket = %config.api.socket.display(), listen = ?addr, data_dir = %layout.root.display(), "phased is ready");
-        Ok(App { tasks, conductor, addr, socket: config.api.socket, _lock: lock })
+        Ok(App { tasks, conductor, certificates, addr, socket: config.api.socket, _lock: lock })
     }
 
     /// Where TCP is served.
@@ -210,9 +210,12 @@ impl App {
         self.addr
     }
 
-    /// Reloads the projects, as `phased reload` does; what is wrong is logged and the old ones stay.
+    /// Reloads the projects and the certificate, as `phased reload` does; what is wrong is logged and the old ones stay.
     pub async fn reload(&self) {
         use crate::engine::handle::Engine as _;
+        if let Some(certificates) = &self.certificates {
+            let _it_has_said_so_itself = certificates.reload(&self.conductor, &SystemClock::new()).await;
+        }
         match self.conductor.reload().await {
             Ok(names) => tracing::info!(projects = names.len(), "the projects were reloaded"),
             Err(refusal) => tracing::error!("{refusal}"),

@@ -33,7 +33,7 @@ pub(super) async fn run(command: &ClientCommand, args: &ClientArgs) -> Code {
     let token = std::env::var("PHASED_TOKEN").ok();
     let done = match args.addr.parse::<Address>() {
         Ok(address) => {
-            let client = Client::new(address, token, Arc::new(SystemClock::new()));
+            let client = Client::new(address, token, Arc::new(SystemClock::new())).trusting(args.ca_file.clone());
             done(&Asking { client, json: args.json }, command).await
         }
         Err(failure) => Err(failure),

@@ -17,7 +17,7 @@ mod world;
 pub use api::{Answer, Api};
 pub use chance::{Dice, times};
 pub use clouds::{Dns, Moto, Web, fleet};
-pub use daemon::{BINARY, Daemon, output};
+pub use daemon::{BINARY, Daemon, Output, output};
 pub use fleet::{Sshd, free_port, listening_silent, refused_port};
 pub use machine::Machine;
 pub use project::Project;
