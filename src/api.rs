@@ -146,7 +146,10 @@ pub fn serve(
     if let Some(listener) = listeners.tcp {
         let door = listen::Door::tcp(&server, acceptor);
         if let Some(tls) = &server.tls {
-            tasks.spawn("api/certificate", tls.clone().watch(server.engine.clone(), server.clock.clone(), tasks.stopping()));
+            tasks.spawn(
+                "api/certificate",
+                tls.clone().watch(server.engine.clone(), server.clock.clone(), tasks.stopping()),
+            );
         }
         tasks.spawn("api/tcp", listen::accept(server, listener, door));
     }

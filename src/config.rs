@@ -192,7 +192,10 @@ impl Config {
     /// As [`Config::load`].
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         let config: Config = toml::from_str(text).map_err(|error| ConfigError::at(path, text, &error))?;
-        config.api.check(!config.signals.accept.is_empty()).map_err(|message| ConfigError::section(path, text, "api", message))?;
+        config
+            .api
+            .check(!config.signals.accept.is_empty())
+            .map_err(|message| ConfigError::section(path, text, "api", message))?;
         config.exec.check().map_err(|message| ConfigError::section(path, text, "exec", message))?;
         config.signals.check().map_err(|message| ConfigError::section(path, text, "signals", message))?;
         config.limits.check().map_err(|message| ConfigError::section(path, text, "limits", message))?;

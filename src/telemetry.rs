@@ -31,7 +31,12 @@ pub fn init(format: Format, filter: &str) -> Result<(), tracing_subscriber::filt
     let registry = tracing_subscriber::registry().with(filter);
     let _already_installed = match format {
         Format::Text => registry
-            .with(tracing_subscriber::fmt::layer().with_writer(harmless::stderr).with_target(false).with_ansi(colours()))
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .with_writer(|| harmless::stderr(colours()))
+                    .with_target(false)
+                    .with_ansi(colours()),
+            )
             .try_init(),
         Format::Json => registry
             .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr))

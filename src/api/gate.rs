@@ -101,7 +101,14 @@ impl Server {
 
     /// Tells the log who was refused; beyond their rate they are told to wait, and the log is spared. A right token or signature is not
     /// asked to wait: guessing one is hopeless, while neighbours behind one address would be locked out together.
-    fn refused(&self, response: Response<Body>, client: IpAddr, id: &str, method: &Method, path: &str) -> Response<Body> {
+    fn refused(
+        &self,
+        response: Response<Body>,
+        client: IpAddr,
+        id: &str,
+        method: &Method,
+        path: &str,
+    ) -> Response<Body> {
         let status = response.status().as_u16();
         if status == 401
             && let Err(wait) = self.refusals.take(Client::of(client), self.boot_time())

@@ -8,7 +8,7 @@ use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::Semaphore,
 };
-use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
+use tokio_rustls::TlsAcceptor;
 
 use super::{
     Server,
@@ -28,7 +28,8 @@ pub(super) trait Listener: Send + 'static {
 /// A connection of either kind.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     fn peer(&self) -> io::Result<Peer>;
-    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send;
+    /// The first byte once it is there, which is left where it is; nothing where it cannot be looked at.
+    fn first_byte(&self) -> impl Future<Output = io::Result<Option<u8>>> + Send;
 }
 
 impl Listener for UnixListener {
@@ -49,8 +50,8 @@ impl Stream for UnixStream {
     fn peer(&self) -> io::Result<Peer> {
         Ok(Peer::Socket { uid: self.peer_cred().ok().map(|c| c.uid()) })
     }
-    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
-        UnixStream::readable(self)
+    async fn first_byte(&self) -> io::Result<Option<u8>> {
+        self.readable().await.map(|()| None)
     }
 }
 
@@ -60,8 +61,12 @@ impl Stream for TcpStream {
         let _only_slower = self.set_nodelay(true);
         Ok(Peer::Tcp { local: self.local_addr()?, remote: self.peer_addr()?.ip().to_canonical() })
     }
-    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
-        TcpStream::readable(self)
+    async fn first_byte(&self) -> io::Result<Option<u8>> {
+        let mut byte = [0];
+        match self.peek(&mut byte).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(Some(byte[0])),
+        }
     }
 }
 
@@ -152,49 +157,50 @@ pub(super) async fn accept<L: Listener>(server: Arc<Server>, listener: L, door: 
 
 async fn connection<S: Stream>(server: Arc<Server>, door: &Door, stream: S, peer: Peer) {
     let stopping = server.tasks.stopping();
-    let first_byte = within(&*server.clock, server.limits.first_byte, stream.readable());
+    let first_byte = within(&*server.clock, server.limits.first_byte, stream.first_byte());
     let ready = tokio::select! {
         biased;
         () = stopping.cancelled() => return,
         ready = first_byte => ready,
     };
-    if !matches!(ready, Some(Ok(()))) {
-        return;
-    }
+    let Some(Ok(first)) = ready else { return };
     let Some(patience) = door.patience else { return requests(server, stream, peer).await };
     let stream = Patient::new(stream, server.clock.clone(), patience);
     let Some(tls) = &door.tls else { return requests(server, stream, peer).await };
+    let shaking = async {
+        match first {
+            Some(HANDSHAKE) | None => tls.accept(stream).await,
+            Some(_) => Err(speaks_tls(stream).await),
+        }
+    };
     let shaken = tokio::select! {
         biased;
         () = stopping.cancelled() => return,
-        shaken = within(&*server.clock, server.limits.first_byte, handshake(tls, stream)) => shaken,
+        shaken = within(&*server.clock, server.limits.first_byte, shaking) => shaken,
     };
-    if let Some(Some(stream)) = shaken {
-        requests(server, stream, peer).await;
+    match shaken {
+        Some(Ok(stream)) => requests(server, stream, peer).await,
+        Some(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
+        None => tracing::debug!("a client did not end its TLS handshake in time"),
     }
 }
 
-/// A whole handshake, or an answer in words where somebody speaks HTTP to a port that speaks TLS.
-async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(tls: &TlsAcceptor, stream: S) -> Option<TlsStream<S>> {
-    let (error, mut stream) = match tls.accept(stream).into_fallible().await {
-        Ok(stream) => return Some(stream),
-        Err(failed) => failed,
-    };
-    tracing::debug!(%error, "no TLS with a client");
-    let cause = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
-    if let Some(rustls::Error::InvalidMessage(_)) = cause {
-        let body = "this port speaks TLS: ask for https://\n";
-        let answer = format!(
-            "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let _gone_already = stream.write_all(answer.as_bytes()).await;
-        let _gone_already = stream.shutdown().await;
-        // Closing with bytes unread would take the answer back; the caller's limit ends this.
-        let mut rest = [0; 4096];
-        while stream.read(&mut rest).await.is_ok_and(|n| n > 0) {}
-    }
-    None
+/// What every TLS connection begins with (RFC 8446 §5.1).
+const HANDSHAKE: u8 = 22;
+
+/// Tells somebody who speaks HTTP to a port that speaks TLS.
+async fn speaks_tls<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Error {
+    let body = "this port speaks TLS: ask for https://\n";
+    let answer = format!(
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let _gone_already = stream.write_all(answer.as_bytes()).await;
+    let _gone_already = stream.shutdown().await;
+    // Closing with bytes unread would take the answer back; the caller's limit ends this.
+    let mut rest = [0; 4096];
+    while stream.read(&mut rest).await.is_ok_and(|n| n > 0) {}
+    io::Error::other("it does not speak TLS")
 }
 
 async fn requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(server: Arc<Server>, stream: S, peer: Peer) {

@@ -40,7 +40,9 @@ impl<S> Patient<S> {
             Box::pin(async move { clock.sleep(limit).await })
         });
         match wait.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing of its answer"))),
+            Poll::Ready(()) => {
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing of its answer")))
+            }
             Poll::Pending => Poll::Pending,
         }
     }

@@ -1108,11 +1108,7 @@ async fn smuggle(world: &World) {
         assert_eq!(said.matches("HTTP/1.").count(), 1, "{bad:.200}\n{said}");
     }
     // A right request with a body: what follows it is not read as a request either.
-    let said = raw(
-        &mut world.connect().await,
-        format!("{head}Content-Length: 1\r\n\r\na{second}").as_bytes(),
-    )
-    .await;
+    let said = raw(&mut world.connect().await, format!("{head}Content-Length: 1\r\n\r\na{second}").as_bytes()).await;
     assert!(said.starts_with("HTTP/1.1 401"), "{said}");
     assert_eq!(said.matches("HTTP/1.").count(), 1, "{said}");
     // While requests without bodies share a connection as ever.

@@ -190,9 +190,15 @@ impl Certificates {
         let (code, text) = if now_ms >= not_after_ms {
             ("tls_expired", format!("the certificate `{cert}` has expired on {to}: clients refuse it; renew it"))
         } else if now_ms < not_before_ms {
-            ("tls_not_yet_valid", format!("the certificate `{cert}` is valid from {from}: is this machine's clock right?"))
+            (
+                "tls_not_yet_valid",
+                format!("the certificate `{cert}` is valid from {from}: is this machine's clock right?"),
+            )
         } else if now_ms >= not_after_ms - soon {
-            ("tls_expires", format!("the certificate `{cert}` expires on {to}: renew it; a new one is taken up by itself"))
+            (
+                "tls_expires",
+                format!("the certificate `{cert}` expires on {to}: renew it; a new one is taken up by itself"),
+            )
         } else {
             return None;
         };
@@ -268,7 +274,8 @@ fn pair(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<Pair, TlsE
     let Some(first) = chain.first() else {
         return Err(wrong("certificate", cert, "holds no certificate: it must be PEM, -----BEGIN CERTIFICATE-----"));
     };
-    let facts = facts(first).ok_or_else(|| wrong("certificate", cert, "holds something that is no X.509 certificate"))?;
+    let facts =
+        facts(first).ok_or_else(|| wrong("certificate", cert, "holds something that is no X.509 certificate"))?;
     let bytes = content("key", key)?;
     let private = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| wrong("key", key, no_key(&bytes, &error)))?;
     let shown = CertifiedKey::from_der(chain, private, provider).map_err(|error| match error {
@@ -276,7 +283,11 @@ fn pair(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<Pair, TlsE
             TlsError::Mismatch { cert: cert.to_owned(), key: key.to_owned() }
         }
         rustls::Error::InvalidCertificate(error) => wrong("certificate", cert, format!("cannot be used: {error:?}")),
-        error => wrong("key", key, format!("cannot be used ({error}): RSA from 2048 bits, ECDSA P-256, P-384, P-521 and Ed25519 can")),
+        error => wrong(
+            "key",
+            key,
+            format!("cannot be used ({error}): RSA from 2048 bits, ECDSA P-256, P-384, P-521 and Ed25519 can"),
+        ),
     })?;
     Ok(Pair { shown: Arc::new(shown), facts })
 }

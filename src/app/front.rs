@@ -40,12 +40,19 @@ pub(super) fn front(config: &Config, fixed_token: Option<String>) -> anyhow::Res
 
 /// Says how far the TCP listener reaches, where that is farther than this machine and nothing protects it.
 pub(super) fn warn(config: &Config, listening: Option<SocketAddr>) {
-    let Some(listening) = listening.filter(|listening| !config.api.is_guarded(listening.ip()) || config.api.plaintext) else { return };
+    let Some(listening) = listening.filter(|listening| !config.api.is_guarded(listening.ip()) || config.api.plaintext)
+    else {
+        return;
+    };
     if listening.ip().to_canonical().is_loopback() {
         return;
     }
     match config.api.plaintext {
-        true => tracing::warn!(%listening, "other machines may ask without TLS (plaintext = true): their tokens can be read on the way"),
-        false => tracing::warn!(%listening, proxies = config.api.trusted_proxies.len(), "without TLS only trusted proxies and signed requests are answered here"),
+        true => {
+            tracing::warn!(%listening, "other machines may ask without TLS (plaintext = true): their tokens can be read on the way")
+        }
+        false => {
+            tracing::warn!(%listening, proxies = config.api.trusted_proxies.len(), "without TLS only trusted proxies and signed requests are answered here")
+        }
     }
 }

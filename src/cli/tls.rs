@@ -31,7 +31,9 @@ pub(super) fn config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, Failur
     let verifier: Arc<dyn ServerCertVerifier> = match ca_file {
         Some(file) => Arc::new(FromFile::read(file, &provider).map_err(Failure::Usage)?),
         None => Arc::new(rustls_platform_verifier::Verifier::new(provider).map_err(|error| {
-            Failure::Usage(format!("this machine knows no authorities ({error}): install ca-certificates, or {WHOM_TO_TRUST}"))
+            Failure::Usage(format!(
+                "this machine knows no authorities ({error}): install ca-certificates, or {WHOM_TO_TRUST}"
+            ))
         })?),
     };
     let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
@@ -45,7 +47,8 @@ pub(super) async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     host: &str,
     stream: S,
 ) -> io::Result<TlsStream<S>> {
-    let name = ServerName::try_from(host.to_owned()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    let name =
+        ServerName::try_from(host.to_owned()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
     TlsConnector::from(config).connect(name, stream).await
 }
 
@@ -93,13 +96,17 @@ impl FromFile {
     fn read(file: &Path, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
         let shown = file.display();
         let bytes = std::fs::read(file).map_err(|error| format!("cannot read the CA file `{shown}`: {error}"))?;
-        let very_own: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&bytes)
-            .collect::<Result<_, _>>()
-            .map_err(|error| format!("the CA file `{shown}` is damaged PEM: {error}"))?;
+        let very_own: Vec<CertificateDer<'static>> =
+            CertificateDer::pem_slice_iter(&bytes)
+                .collect::<Result<_, _>>()
+                .map_err(|error| format!("the CA file `{shown}` is damaged PEM: {error}"))?;
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(very_own.iter().cloned());
-        let none = || format!("the CA file `{shown}` holds no certificate: it must be PEM, -----BEGIN CERTIFICATE-----");
-        let authorities = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().map_err(|_| none())?;
+        let none =
+            || format!("the CA file `{shown}` holds no certificate: it must be PEM, -----BEGIN CERTIFICATE-----");
+        let authorities = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .build()
+            .map_err(|_| none())?;
         Ok(FromFile { authorities, very_own })
     }
 }

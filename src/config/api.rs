@@ -73,11 +73,13 @@ impl Api {
             return Err("`tls` is for `listen`, which is \"none\": give it an address, or leave `tls` out".to_owned());
         }
         match self.listen {
-            Some(listen) if !self.is_guarded(listen.ip()) && self.trusted_proxies.is_empty() && !signals => Err(format!(
-                "`listen` is {listen}, which other machines reach, and their tokens would cross the network readable: add tls = {{ cert = \"...\", key = \"...\" }}, \
+            Some(listen) if !self.is_guarded(listen.ip()) && self.trusted_proxies.is_empty() && !signals => {
+                Err(format!(
+                    "`listen` is {listen}, which other machines reach, and their tokens would cross the network readable: add tls = {{ cert = \"...\", key = \"...\" }}, \
                  or listen on 127.0.0.1 behind a proxy, or name a proxy on another machine in `trusted_proxies`; \
                  plaintext = true allows it as it is, for a VPN"
-            )),
+                ))
+            }
             _ => Ok(()),
         }
     }

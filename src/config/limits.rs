@@ -144,12 +144,19 @@ impl Limits {
             ("hook_body_size", self.hook_body_size, Size(64 << 10), Size::mib(1024)),
         ] {
             if !(least..=most).contains(&size) {
-                return Err(format!("`{name}` must be from {} to {} KiB, and is {} bytes", least.0 >> 10, most.0 >> 10, size.0));
+                return Err(format!(
+                    "`{name}` must be from {} to {} KiB, and is {} bytes",
+                    least.0 >> 10,
+                    most.0 >> 10,
+                    size.0
+                ));
             }
         }
         let largest = self.body_size.max(self.hook_body_size);
         if self.all_bodies_size < largest || self.all_bodies_size > Size::mib(64 * 1024) {
-            return Err("`all_bodies_size` must hold at least one body of `hook_body_size` and of `body_size`".to_owned());
+            return Err(
+                "`all_bodies_size` must hold at least one body of `hook_body_size` and of `body_size`".to_owned()
+            );
         }
         Ok(())
     }

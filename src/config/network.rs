@@ -42,8 +42,9 @@ impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("{text:?} is no network: write \"10.0.0.0/8\", \"2001:db8::/32\", or one address as \"127.0.0.1\"");
+        let wrong = || {
+            format!("{text:?} is no network: write \"10.0.0.0/8\", \"2001:db8::/32\", or one address as \"127.0.0.1\"")
+        };
         let (address, bits) = match text.split_once('/') {
             Some((address, bits)) => (address, Some(bits)),
             None => (text, None),
@@ -60,7 +61,9 @@ impl FromStr for Network {
         }
         let network = Network { address: masked(address, bits), bits };
         if network.address != address {
-            return Err(format!("{text:?} has bits beyond the first {bits}: is it {network}, or the one address {address}?"));
+            return Err(format!(
+                "{text:?} has bits beyond the first {bits}: is it {network}, or the one address {address}?"
+            ));
         }
         Ok(network)
     }

@@ -88,7 +88,9 @@ impl FromStr for Rate {
             return Ok(Rate::NONE);
         }
         let error = || {
-            format!("{text:?} is no rate: write how many a second, minute or hour, as in \"600/m\" (s, m or h), or \"none\"")
+            format!(
+                "{text:?} is no rate: write how many a second, minute or hour, as in \"600/m\" (s, m or h), or \"none\""
+            )
         };
         let (number, unit) = text.split_once('/').ok_or_else(error)?;
         let seconds = match unit {

@@ -119,7 +119,8 @@ async fn new_files_are_taken_up_by_themselves() {
     }
     let stopping = CancellationToken::new();
     let tasks = crate::lifecycle::Tasks::new();
-    let watching = tasks.spawn("watch", loaded.clone().watch(super::super::tests::Script::new(), Arc::new(Hasty), stopping.clone()));
+    let watching = tasks
+        .spawn("watch", loaded.clone().watch(super::super::tests::Script::new(), Arc::new(Hasty), stopping.clone()));
     // As certbot does it: another file under the same name.
     std::fs::copy(at("other.pem"), dir.path().join("new.pem")).unwrap();
     std::fs::rename(dir.path().join("new.pem"), &cert).unwrap();
@@ -128,7 +129,9 @@ async fn new_files_are_taken_up_by_themselves() {
             tokio::task::yield_now().await;
         }
     };
-    crate::time::within(&crate::time::SystemClock::new(), Duration::from_secs(60), taken_up).await.expect("it is taken up");
+    crate::time::within(&crate::time::SystemClock::new(), Duration::from_secs(60), taken_up)
+        .await
+        .expect("it is taken up");
     stopping.cancel();
     watching.await.unwrap();
 }

@@ -24,7 +24,8 @@ const NASTY: &[&str] = &[
 
 /// The first thing in `text` that a terminal would act on.
 fn acted_on(text: &str) -> Option<char> {
-    let layout = |c: char| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let layout =
+        |c: char| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.chars().find(|c| (c.is_control() && *c != '\n' && *c != '\t') || layout(*c))
 }
 
@@ -61,7 +62,11 @@ fn nasty() -> (World, Daemon, String) {
         .deploy(&format!(r#"host:sh [[printf '{octal}\n']]; error("it broke: {lua}")"#));
     world.project(&project);
     let daemon = world.start();
-    world.repo.commit_by(&NASTY[..3].join(" ").replace(['\u{7}', '<', '>'], ""), &[("file", "x")], &all.replace('\u{0}', ""));
+    world.repo.commit_by(
+        &NASTY[..3].join(" ").replace(['\u{7}', '<', '>'], ""),
+        &[("file", "x")],
+        &all.replace('\u{0}', ""),
+    );
     world.repo.push_as("main");
     (world, daemon, all)
 }
@@ -131,7 +136,8 @@ fn nothing_that_is_shown_moves_a_terminal_and_every_record_is_one_line() {
     let events = daemon.api.with("accept", "text/event-stream").get(&log).is(200).text();
     assert!(!events.chars().any(|c| c.is_control() && c != '\n'), "the log as events");
     let shown = eventually("the end is told", || {
-        Some(std::fs::read_to_string(&follower.path).unwrap()).filter(|told| told.contains("halted") || told.contains("failed"))
+        Some(std::fs::read_to_string(&follower.path).unwrap())
+            .filter(|told| told.contains("halted") || told.contains("failed"))
     });
     harmless("events", &shown);
     let told = eventually("the end is told", || {
@@ -156,7 +162,9 @@ fn nothing_that_is_shown_moves_a_terminal_and_every_record_is_one_line() {
     let asked = api.post("/v1/projects/shop/start", &json!({ "reason": all, "retest": true }));
     assert!(asked.status < 300 || asked.status >= 400, "{}", asked.status);
     api.with("x-forwarded-for", "\u{1b}").with("idempotency-key", "\u{1b}[31m").post("/v1/reload", &json!({}));
-    eventually("it has something to tell of it", || said().contains("a request to change something was answered").then_some(()));
+    eventually("it has something to tell of it", || {
+        said().contains("a request to change something was answered").then_some(())
+    });
     let ended = child.kill();
     child.wait().unwrap();
     ended.unwrap();

@@ -65,7 +65,8 @@ fn hundreds_of_idle_connections_disturb_nobody_and_leave_nothing() {
     drop(idle.split_off(450));
     let mut served = 0;
     eventually("places are free again", || {
-        served += usize::from(daemon.tcp().bearer(&token).try_ask("GET", "/v1/status", b"").is_ok_and(|a| a.status == 200));
+        served +=
+            usize::from(daemon.tcp().bearer(&token).try_ask("GET", "/v1/status", b"").is_ok_and(|a| a.status == 200));
         (served >= 200).then_some(())
     });
     drop(idle);
@@ -82,7 +83,9 @@ enum Slow {
 
 #[test]
 fn slow_clients_are_all_cut_off_while_others_are_served() {
-    let world = limited("first_byte_timeout = \"1s\"\nhead_timeout = \"1s\"\nbody_timeout = \"1s\"\nclient_connections = 1000\n");
+    let world = limited(
+        "first_byte_timeout = \"1s\"\nhead_timeout = \"1s\"\nbody_timeout = \"1s\"\nclient_connections = 1000\n",
+    );
     let daemon = world.start();
     let addr = daemon.addr;
     let mut slow: Vec<(Slow, TcpStream)> = (0..times(200, 900))
@@ -151,7 +154,9 @@ fn clients_alone_never_take_the_files_that_a_run_needs() {
     let sockets: Vec<UnixStream> = (0..100).map(|_| UnixStream::connect(&daemon.socket).unwrap()).collect();
     // Beyond their cap those on the socket are closed; each place that is left is an answer.
     drop(sockets);
-    eventually("the socket answers", || daemon.api.try_ask("GET", "/v1/status", b"").is_ok_and(|a| a.status == 200).then_some(()));
+    eventually("the socket answers", || {
+        daemon.api.try_ask("GET", "/v1/status", b"").is_ok_and(|a| a.status == 200).then_some(())
+    });
     let commit = world.repo.push("in between");
     daemon.deploy().is("succeeded");
     assert!(world.hosts_have(&["h1"], &commit));
@@ -200,7 +205,8 @@ fn a_daemon_without_files_lives_waits_and_goes_on() {
     // It asked now and then, and not all the time: the pauses are 200 ms at least.
     let said = daemon.said();
     let lines = || said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let moment = |line: &Value| line["timestamp"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_millisecond();
+    let moment =
+        |line: &Value| line["timestamp"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_millisecond();
     let began = lines().find(|l| l["message"].as_str().is_some_and(|m| m.starts_with("cannot accept"))).unwrap();
     let ended = lines().find(|l| l["message"] == "connections are accepted again").unwrap();
     let (failures, waited) = (ended["failures"].as_i64().unwrap(), moment(&ended) - moment(&began));

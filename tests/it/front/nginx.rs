@@ -73,7 +73,8 @@ impl Nginx {
     /// `curl ARGS https://phased.test/PATH` from this loopback address.
     fn curl(&self, from: &str, path: &str, args: &[&str]) -> Output {
         let mut curl = Command::new("curl");
-        curl.args(["-sS", "--max-time", "90", "-w", "\n%{http_code}", "--interface", from, "--cacert"]).arg(pem("ca.pem"));
+        curl.args(["-sS", "--max-time", "90", "-w", "\n%{http_code}", "--interface", from, "--cacert"])
+            .arg(pem("ca.pem"));
         curl.args(["--resolve", &format!("phased.test:{}:127.0.0.1", self.port)]).args(args);
         output(curl.arg(format!("https://phased.test:{}{path}", self.port)))
     }
@@ -83,7 +84,8 @@ impl Nginx {
 fn behind_nginx_every_client_is_itself_and_nobody_can_be_another() {
     let world = World::new();
     world.project(&Project::new("shop").hosts(&["h1"]).webhook());
-    std::fs::write(world.path("api.toml"), "host_names = [\"phased.test\"]\ntrusted_proxies = [\"127.0.0.1/32\"]\n").unwrap();
+    std::fs::write(world.path("api.toml"), "host_names = [\"phased.test\"]\ntrusted_proxies = [\"127.0.0.1/32\"]\n")
+        .unwrap();
     std::fs::write(world.path("limits.toml"), "refusal_rate = \"3/h\"\n").unwrap();
     let daemon = world.start();
     let token = token(&daemon, "admin", None);
@@ -126,7 +128,11 @@ fn behind_nginx_every_client_is_itself_and_nobody_can_be_another() {
     let direct = daemon.tcp().with("x-forwarded-for", "127.0.0.5");
     assert_eq!(direct.get("/v1/status").status, 401);
     assert!(daemon.said().contains("127.0.0.5"), "it came from the proxy's own address");
-    let other = output(Command::new("curl").args(["-sS", "--interface", "127.0.0.6", "-H", "X-Forwarded-For: 127.0.0.98"]).arg(format!("http://{}/v1/status", daemon.addr)));
+    let other = output(
+        Command::new("curl")
+            .args(["-sS", "--interface", "127.0.0.6", "-H", "X-Forwarded-For: 127.0.0.98"])
+            .arg(format!("http://{}/v1/status", daemon.addr)),
+    );
     assert!(other.stdout.contains("token_missing"), "{other:?}");
     assert!(daemon.said().contains("127.0.0.6") && !daemon.said().contains("127.0.0.98"));
 }

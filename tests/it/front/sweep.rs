@@ -34,9 +34,10 @@ fn mutations(method: &str, path: &str) -> Vec<(String, String, &'static str)> {
         format!("http://localhost/healthz?{path}"),
     ];
     let mut all: Vec<_> = targets.into_iter().map(as_is).collect();
-    all.extend(["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "get"].map(|other| {
-        (other.to_owned(), path.to_owned(), "")
-    }));
+    all.extend(
+        ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "get"]
+            .map(|other| (other.to_owned(), path.to_owned(), "")),
+    );
     let headers = [
         "X-HTTP-Method-Override: GET\r\n",
         "X-Original-URL: /healthz\r\nX-Rewrite-URL: /healthz\r\n",
@@ -58,25 +59,38 @@ fn is_public(method: &str, target: &str) -> bool {
 fn only_public_routes_answer_those_without_a_right_token_however_they_ask() {
     let world = World::new();
     world.project(&Project::new("shop").hosts(&["h1"]).webhook());
-    std::fs::write(world.path("limits.toml"), "refusal_rate = \"none\"\nhook_rate = \"none\"\nclient_connections = 1000\n").unwrap();
+    std::fs::write(
+        world.path("limits.toml"),
+        "refusal_rate = \"none\"\nhook_rate = \"none\"\nclient_connections = 1000\n",
+    )
+    .unwrap();
     let daemon = world.start();
     let addr = daemon.addr;
     world.repo.push("never asked for");
     let (read, expired) = (token(&daemon, "read", None), token(&daemon, "admin", Some("1s")));
-    eventually("the token has expired", || (daemon.tcp().bearer(&expired).get("/v1/status").status == 401).then_some(()));
+    eventually("the token has expired", || {
+        (daemon.tcp().bearer(&expired).get("/v1/status").status == 401).then_some(())
+    });
     let before = state(&daemon);
 
     let document = daemon.tcp().get("/openapi.json").is(200).json();
     let mut routes = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
-        let names = [("{project}", "shop"), ("{provider}", "github"), ("{environment}", "production"), ("{id}", "01kc0000000000000000000000")];
+        let names = [
+            ("{project}", "shop"),
+            ("{provider}", "github"),
+            ("{environment}", "production"),
+            ("{id}", "01kc0000000000000000000000"),
+        ];
         let path = names.iter().fold(path.clone(), |path, (name, value)| path.replace(name, value));
         let words = ["pause", "resume", "promote", "rollback", "converge", "adopt", "accept", "forget_key"];
         let paths: Vec<String> = match path.contains('{') {
             true => words.iter().map(|word| format!("{}{word}", &path[..path.find('{').unwrap()])).collect(),
             false => vec![path],
         };
-        for method in item.as_object().unwrap().keys().filter(|k| ["get", "put", "post", "delete"].contains(&k.as_str())) {
+        for method in
+            item.as_object().unwrap().keys().filter(|k| ["get", "put", "post", "delete"].contains(&k.as_str()))
+        {
             routes.extend(paths.iter().map(|path| (method.to_uppercase(), path.clone())));
         }
     }

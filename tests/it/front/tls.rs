@@ -139,7 +139,10 @@ fn what_is_wrong_at_start_is_said_with_file_and_remedy() {
     let world = secured("ec.pem", "ec.sec1.pem");
     std::fs::remove_file(world.path("key.pem")).unwrap();
     let said = starts(&world);
-    assert!(said.code == 1 && said.stderr.contains("key.pem") && said.stderr.contains("must be able to read it"), "{said:?}");
+    assert!(
+        said.code == 1 && said.stderr.contains("key.pem") && said.stderr.contains("must be able to read it"),
+        "{said:?}"
+    );
 }
 
 #[test]
@@ -149,7 +152,8 @@ fn a_listener_that_others_reach_needs_tls_or_a_word() {
     let config = Daemon::configure(&world);
     let text = std::fs::read_to_string(&config).unwrap();
     let with = |more: &str| {
-        std::fs::write(&config, text.replace("listen = \"127.0.0.1:0\"\n", &format!("listen = \"0.0.0.0:0\"\n{more}"))).unwrap();
+        std::fs::write(&config, text.replace("listen = \"127.0.0.1:0\"\n", &format!("listen = \"0.0.0.0:0\"\n{more}")))
+            .unwrap();
     };
     let check = || output(Command::new(BINARY).arg("check").arg("--config").arg(&config));
     with("");

@@ -117,6 +117,7 @@ fn forgeries_are_told_to_wait_and_genuine_deliveries_are_not() {
     let run = tell(&daemon, &commit);
     run.wait().is("succeeded");
     // Who was refused is in the log, with an address; not more often than that.
-    let refused = daemon.said().lines().filter(|l| l.contains("a request was refused") && l.contains("127.0.0.1")).count();
+    let refused =
+        daemon.said().lines().filter(|l| l.contains("a request was refused") && l.contains("127.0.0.1")).count();
     assert_eq!(refused, 5);
 }

@@ -18,7 +18,8 @@ fn a_burst_is_one_run_for_each_push_and_a_full_queue_says_when_to_come_again() {
 
     // Each push a hundred times: by its own id, by new ones, at any moment.
     let mut dice = Dice::new("storm");
-    let mut deliveries: Vec<(usize, usize)> = (0..commits.len()).flat_map(|push| (0..100).map(move |n| (push, n))).collect();
+    let mut deliveries: Vec<(usize, usize)> =
+        (0..commits.len()).flat_map(|push| (0..100).map(move |n| (push, n))).collect();
     for i in (1..deliveries.len()).rev() {
         deliveries.swap(i, usize::try_from(dice.below(i as u64 + 1)).unwrap());
     }
