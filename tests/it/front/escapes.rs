@@ -22,6 +22,9 @@ const NASTY: &[&str] = &[
     "\u{2028}separate\u{2029}",
 ];
 
+/// What is no control character, and acts on a terminal all the same.
+const MARKS: &str = "\u{202e}gpj.exe\u{2066}";
+
 /// The first thing in `text` that a terminal would act on.
 fn acted_on(text: &str) -> Option<char> {
     let layout =
@@ -58,7 +61,7 @@ fn nasty() -> (World, Daemon, String) {
     let host = world.host_table_with("h1", &format!(", name = \"web {lua}\", labels = {{ role = \"{lua}\" }}"));
     let project = Project::new("shop")
         .hosts(&[&host])
-        .stage("unit", &format!(r#"run:log("{lua}"); run:sh [[printf '{octal}\n{octal}' | tee /dev/stderr]]"#))
+        .stage("unit", &format!(r#"run:log("{lua}"); run:sh [[printf '{octal}\n{octal}'; printf '{octal}' >&2]]"#))
         .deploy(&format!(r#"host:sh [[printf '{octal}\n']]; error("it broke: {lua}")"#));
     world.project(&project);
     let daemon = world.start();
@@ -77,9 +80,15 @@ fn nothing_that_is_shown_moves_a_terminal_and_every_record_is_one_line() {
     let follower = daemon.follow(&["events", "shop"], "events");
     let lines = daemon.follow(&["--json", "events", "shop"], "events.json");
     let freeze = "/v1/projects/shop/environments/production/freeze";
-    daemon.api.put(freeze, &json!({ "for": "1h", "reason": all, "holder": "ann" }));
-    daemon.api.delete(freeze);
-    let ended = daemon.press_with(&json!({ "reason": all })).wait();
+    // What people give as a reason is refused with control characters in it; line ends and marks are kept.
+    let refused = daemon.api.post("/v1/projects/shop/start", &json!({ "reason": all }));
+    assert_eq!(refused.status, 422);
+    harmless("the refusal", &refused.text());
+    let reason = format!("{MARKS}\nERROR all is lost");
+    daemon.api.put(freeze, &json!({ "for": "1h", "reason": reason, "holder": format!("ann{MARKS}") })).is(200);
+    harmless("a freeze", &daemon.api.with("accept", "text/plain").get(freeze).text());
+    daemon.api.delete(freeze).is(200);
+    let ended = daemon.press_with(&json!({ "reason": reason })).wait();
     assert!(["failed", "halted"].contains(&ended.state()), "{}", ended.state());
     let run = ended.view["id"].as_str().unwrap().to_owned();
 
@@ -96,7 +105,7 @@ fn nothing_that_is_shown_moves_a_terminal_and_every_record_is_one_line() {
         &["hosts", "shop"],
         &["token", "list"],
         &["start", "shop", "--dry-run", "--reason", "\u{1b}[31m"],
-        &["start", "shop", "--wait", "--reason", "\u{1b}[31m"],
+        &["start", "shop", "--wait", "--redeploy", "--reason", MARKS],
     ] {
         let said = daemon.cli(args);
         harmless(&args.join(" "), &format!("{}{}", said.stdout, said.stderr));
@@ -158,9 +167,8 @@ fn nothing_that_is_shown_moves_a_terminal_and_every_record_is_one_line() {
     let said = || std::fs::read_to_string(&log).unwrap();
     eventually("it is ready", || said().contains("phased is ready").then_some(()));
     let api = crate::fixture::Api::socket(world.path("phased.sock"));
-    api.put(freeze, &json!({ "for": "1h", "reason": all, "holder": "\u{1b}[31mann" }));
-    let asked = api.post("/v1/projects/shop/start", &json!({ "reason": all, "retest": true }));
-    assert!(asked.status < 300 || asked.status >= 400, "{}", asked.status);
+    api.put(freeze, &json!({ "for": "1h", "reason": reason, "holder": format!("ann{MARKS}") })).is(200);
+    api.post("/v1/projects/shop/start", &json!({ "reason": reason, "retest": true })).is(202);
     api.with("x-forwarded-for", "\u{1b}").with("idempotency-key", "\u{1b}[31m").post("/v1/reload", &json!({}));
     eventually("it has something to tell of it", || {
         said().contains("a request to change something was answered").then_some(())
@@ -169,4 +177,5 @@ fn nothing_that_is_shown_moves_a_terminal_and_every_record_is_one_line() {
     child.wait().unwrap();
     ended.unwrap();
     harmless("the daemon's log as text", &said());
+    assert!(!said().lines().any(|line| line.starts_with("ERROR all is lost")), "{}", said());
 }
