@@ -11,7 +11,7 @@ use std::{
 
 use tokio_rustls::rustls::{
     self, InconsistentKeys, ServerConfig,
-    crypto::{CryptoProvider, aws_lc_rs},
+    crypto::{self, CryptoProvider},
     pki_types::{
         CertificateDer, PrivateKeyDer,
         pem::{self, PemObject as _},
@@ -114,7 +114,7 @@ impl Certificates {
     /// # Errors
     /// Which file cannot be used, why, and what to do.
     pub fn load(cert: &Path, key: &Path) -> Result<Arc<Self>, TlsError> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let provider = Arc::new(crypto::aws_lc_rs::default_provider());
         let files = files(cert, key);
         let pair = pair(cert, key, &provider)?;
         let (cert, key) = (cert.to_owned(), key.to_owned());

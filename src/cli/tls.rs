@@ -12,7 +12,7 @@ use tokio_rustls::{
             WebPkiServerVerifier,
             danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         },
-        crypto::{CryptoProvider, aws_lc_rs},
+        crypto::{self, CryptoProvider},
         pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
     },
 };
@@ -24,7 +24,7 @@ const WHOM_TO_TRUST: &str = "--ca-file or PHASED_CA_FILE names the file (PEM) of
 
 /// Whom we believe: the authorities in `ca_file`, or those that this machine trusts.
 pub(super) fn config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, Failure> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let provider = Arc::new(crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| Failure::Broken(format!("TLS cannot be set up: {error}")))?;

@@ -58,7 +58,7 @@ fn nasty() -> (World, Daemon, String) {
     let lua: String = all.bytes().map(|byte| format!("\\{byte:03}")).collect();
     let octal: String = all.bytes().map(|byte| format!("\\{byte:03o}")).collect();
     let world = World::new();
-    let host = world.host_table_with("h1", &format!(", name = \"web {lua}\", labels = {{ role = \"{lua}\" }}"));
+    let host = world.host_table_with("h1", &format!(", name = \"web {MARKS}\", labels = {{ role = \"{MARKS}\" }}"));
     let project = Project::new("shop")
         .hosts(&[&host])
         .stage("unit", &format!(r#"run:log("{lua}"); run:sh [[printf '{octal}\n{octal}'; printf '{octal}' >&2]]"#))

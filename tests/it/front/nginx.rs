@@ -83,7 +83,7 @@ impl Nginx {
 #[test]
 fn behind_nginx_every_client_is_itself_and_nobody_can_be_another() {
     let world = World::new();
-    world.project(&Project::new("shop").hosts(&["h1"]).webhook());
+    world.project(&Project::new("shop").hosts(&["h1"]).webhook().stage("unit", r#"run:sh "echo it is tested""#));
     std::fs::write(world.path("api.toml"), "host_names = [\"phased.test\"]\ntrusted_proxies = [\"127.0.0.1/32\"]\n")
         .unwrap();
     std::fs::write(world.path("limits.toml"), "refusal_rate = \"3/h\"\n").unwrap();
@@ -100,7 +100,7 @@ fn behind_nginx_every_client_is_itself_and_nobody_can_be_another() {
     assert!(said.stdout.ends_with("\n202"), "{said:?}");
     let run = daemon.nth_run(1);
     let log = nginx.curl("127.0.0.2", &format!("/v1/runs/{}/log?follow", run.id), &["-H", &bearer, "-N"]);
-    assert!(log.code == 0 && log.stdout.contains("production"), "{log:?}");
+    assert!(log.code == 0 && log.stdout.contains("it is tested"), "{log:?}");
     run.wait().is("succeeded");
     assert!(world.hosts_have(&["h1"], &commit));
     let large = world.path("large");
