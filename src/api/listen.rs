@@ -164,9 +164,10 @@ async fn connection<S: Stream>(server: Arc<Server>, door: &Door, stream: S, peer
         ready = first_byte => ready,
     };
     let Some(Ok(first)) = ready else { return };
-    let Some(patience) = door.patience else { return requests(server, stream, peer).await };
+    // Boxed: an idle connection takes no more memory than its own kind needs.
+    let Some(patience) = door.patience else { return Box::pin(requests(server, stream, peer)).await };
     let stream = Patient::new(stream, server.clock.clone(), patience);
-    let Some(tls) = &door.tls else { return requests(server, stream, peer).await };
+    let Some(tls) = &door.tls else { return Box::pin(requests(server, stream, peer)).await };
     let shaking = async {
         match first {
             Some(HANDSHAKE) | None => tls.accept(stream).await,
@@ -179,7 +180,7 @@ async fn connection<S: Stream>(server: Arc<Server>, door: &Door, stream: S, peer
         shaken = within(&*server.clock, server.limits.first_byte, shaking) => shaken,
     };
     match shaken {
-        Some(Ok(stream)) => requests(server, stream, peer).await,
+        Some(Ok(stream)) => Box::pin(requests(server, stream, peer)).await,
         Some(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
         None => tracing::debug!("a client did not end its TLS handshake in time"),
     }
@@ -213,7 +214,8 @@ async fn requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(server: Ar
         let server = server.clone();
         move |request| {
             let (server, peer) = (server.clone(), peer.clone());
-            async move { Ok::<_, std::convert::Infallible>(server.answer(request, peer).await) }
+            // Boxed: hyper keeps room for one answer under way as long as the connection lives.
+            async move { Ok::<_, std::convert::Infallible>(Box::pin(server.answer(request, peer)).await) }
         }
     });
     let serving = http.serve_connection(TokioIo::new(Strict::new(stream)), service);
