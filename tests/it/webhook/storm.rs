@@ -24,7 +24,7 @@ fn a_burst_is_one_run_for_each_push_and_a_full_queue_says_when_to_come_again() {
         deliveries.swap(i, usize::try_from(dice.below(i as u64 + 1)).unwrap());
     }
     let deliver = |push: usize, n: usize| {
-        let id = if n % 2 == 0 { format!("push-{push}") } else { format!("push-{push}-{n}") };
+        let id = if n.is_multiple_of(2) { format!("push-{push}") } else { format!("push-{push}-{n}") };
         Hook::push(MAIN, &commits[push]).id(&id).send(&daemon)
     };
     // What each push was answered: accepted as which run, how often.
