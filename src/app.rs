@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod doctor;
+mod front;
 mod guard;
 pub mod init;
 pub mod rebuild;
@@ -86,6 +87,7 @@ pub struct App {
     conductor: Conductor,
     manager: Manager,
     log: Option<LogFile>,
+    certificates: Option<Arc<api::Certificates>>,
     addr: Option<SocketAddr>,
     /// Removed in the end.
     socket: Option<std::path::PathBuf>,
@@ -216,23 +218,21 @@ impl App {
                 ),
             );
         }
+        let front = front::front(&config, &way, options.fixed_token)?;
+        let certificates = front.tls.clone();
         // Bound before work begins: a second daemon on the same addresses must not have started anything.
         let bound = options.passed.listen(&config.api).await?;
         conductor.start(loaded).await.context("failed to take up what an earlier start left")?;
         conductor.tell_set_aside(&SledIndex::set_aside(&layout.state));
-        let auth = api::AuthConfig {
-            job_uids: uids::range(&config.exec, &way),
-            fixed_token: options.fixed_token,
-            host_names: config.api.host_names.clone(),
-        };
-        api::serve(Arc::new(conductor.clone()), bound.listeners, auth, &doors, Arc::clone(&clock));
+        front::warn(&config, bound.addr);
+        api::serve(Arc::new(conductor.clone()), bound.listeners, front, &doors, Arc::clone(&clock))?;
         options.manager.follow(&conductor, &tasks, Arc::clone(&clock));
         watchdog::feed(options.manager.clone(), conductor.clone(), &tasks, clock);
         let addr = bound.addr;
         tracing::info!(socket = %config.api.socket.display(), listen = ?addr, data_dir = %layout.root.display(), "phased is ready");
         let (manager, log) = (options.manager, options.log);
         manager.ready(conductor.summary());
-        Ok(App { tasks, doors, conductor, manager, log, addr, socket: bound.ours, _lock: lock })
+        Ok(App { tasks, doors, conductor, manager, log, certificates, addr, socket: bound.ours, _lock: lock })
     }
 
     /// Where TCP is served.
@@ -241,8 +241,8 @@ impl App {
         self.addr
     }
 
-    /// Reloads the projects, as `phased reload` does; what is wrong is logged and the old ones stay. The log file is opened anew.
-    /// Returns at once: a load that takes its time holds no signal up.
+    /// Reloads the projects and the certificate, as `phased reload` does; what is wrong is logged and the old ones stay. The log file is
+    /// opened anew. Returns at once: a load that takes its time holds no signal up.
     pub fn reload(&self) {
         use crate::engine::handle::Engine as _;
         if let Some(log) = &self.log {
@@ -251,8 +251,11 @@ impl App {
                 Err(error) => tracing::error!(%error, "the log goes on into the file that was put aside"),
             }
         }
-        let conductor = self.conductor.clone();
+        let (conductor, certificates) = (self.conductor.clone(), self.certificates.clone());
         self.tasks.spawn("reload", async move {
+            if let Some(certificates) = certificates {
+                let _it_has_said_so_itself = certificates.reload(&conductor, &SystemClock::new()).await;
+            }
             let _it_has_said_so_itself = conductor.reload().await;
         });
     }

@@ -16,6 +16,7 @@ pub mod generate;
 mod keep;
 mod output;
 mod progress;
+mod tls;
 mod verbs;
 mod wait;
 
@@ -36,7 +37,7 @@ pub struct Cli {
 
 const EXIT_CODES: &str = "Exit codes: 0 ok, 1 error, 2 usage, 3 run failed (also halted, stopped, damaged, rollback failed), 4 rolled back, \
 5 paused or inconclusive, 6 timed out waiting, 7 not authorised, 8 not found, 9 conflict or superseded, 10 daemon unreachable, \
-130 interrupted while waiting (the run goes on).\n\nEnvironment: PHASED_ADDR, PHASED_TOKEN, NO_COLOR.";
+130 interrupted while waiting (the run goes on).\n\nEnvironment: PHASED_ADDR, PHASED_TOKEN, PHASED_CA_FILE, NO_COLOR.";
 
 /// Where the daemon is unless somebody says otherwise.
 pub const DEFAULT_ADDR: &str = "unix:///run/phased/phased.sock";
@@ -44,7 +45,7 @@ pub const DEFAULT_ADDR: &str = "unix:///run/phased/phased.sock";
 /// What every verb that asks the daemon takes.
 #[derive(Debug, Clone, Args)]
 pub struct ClientArgs {
-    /// The daemon: unix:///path/of/socket or http://host:port (with PHASED_TOKEN)
+    /// The daemon: unix:///path/of/socket, https://host:port or http://host:port (with PHASED_TOKEN)
     #[arg(
         long,
         global = true,
@@ -53,6 +54,9 @@ pub struct ClientArgs {
         value_name = "ADDRESS"
     )]
     pub addr: String,
+    /// Over https, believe the authorities in this file (PEM) instead of those that this machine trusts
+    #[arg(long, global = true, env = "PHASED_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
     /// Print JSON, as the HTTP API answers it
     #[arg(long, global = true)]
     pub json: bool,

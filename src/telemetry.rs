@@ -2,6 +2,7 @@
 //! systemd's journal, which then gets every field by itself ([`journald`]).
 
 pub mod file;
+mod harmless;
 mod journald;
 
 use std::io::IsTerminal as _;
@@ -31,7 +32,12 @@ fn colours() -> bool {
 pub fn init(format: Format, filter: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
     let filter = EnvFilter::builder().parse(filter)?;
     let registry = tracing_subscriber::registry().with(filter);
-    let text = || tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(colours());
+    let text = || {
+        tracing_subscriber::fmt::layer()
+            .with_writer(|| harmless::stderr(colours()))
+            .with_target(false)
+            .with_ansi(colours())
+    };
     let _already_installed = match (format, journald::Journal::of_stderr()) {
         (Format::Text, Some(journal)) => registry.with(journal).try_init(),
         (Format::Text, None) => registry.with(text()).try_init(),

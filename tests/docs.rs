@@ -53,6 +53,7 @@ fn links_between_pages_lead_somewhere() {
         "docs/how-to/hosts-from-other-clouds.md",
         "docs/how-to/hosts-from-prometheus.md",
         "docs/how-to/keep-deployments-out.md",
+        "docs/how-to/proxy.md",
         "docs/how-to/reach-hosts-through-a-bastion.md",
     ] {
         let text = fs::read_to_string(page).unwrap_or_default();

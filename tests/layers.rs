@@ -39,6 +39,8 @@ const QUARANTINE: &[(&str, &[&str])] = &[
     ("mlua", &["lua"]),
     ("full_moon", &["lua"]),
     ("axum", &["api"]),
+    ("tokio_rustls", &["api", "cli"]),
+    ("rustls_platform_verifier", &["cli"]),
     ("daemonize", &["daemon"]),
     ("sd_notify", &["service"]),
     ("listenfd", &["service"]),

@@ -626,6 +626,10 @@ impl Engine for Conductor {
         vec![("disk", of("disk")), ("journal", of("journal")), ("index", of("index")), ("recovery", recovering)]
     }
 
+    fn remark(&self, place: &str, cause: Option<Cause>) {
+        self.trouble(place, cause);
+    }
+
     async fn create_token(
         &self,
         name: &str,
