@@ -90,6 +90,7 @@ impl App {
         let kills = Kills::named(std::env::var("PHASED_KILL").ok().as_deref()).map_err(anyhow::Error::msg)?;
         let layout = Layout::create(&config.data_dir)?;
         let lock = DataLock::take(&layout.root, &clock.now())?;
+        restore::whole(&layout.root)?;
         // Before anything else is written: where there is hardly any room, the reserve is what there is to start with.
         let storage = Arc::new(DataDisk::open(&layout.root).context("failed to make the reserve in data_dir")?);
         // Spooled files of an earlier life; nothing names them.
