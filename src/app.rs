@@ -108,6 +108,7 @@ impl App {
         let kills = kills.with(&stalls);
         let layout = Layout::create(&config.data_dir)?;
         let lock = DataLock::take(&layout.root, &clock.now())?;
+        restore::whole(&layout.root)?;
         // Before anything else is written: where there is hardly any room, the reserve is what there is to start with.
         let storage = Arc::new(DataDisk::open(&layout.root).context("failed to make the reserve in data_dir")?);
         // Spooled files of an earlier life; nothing names them.

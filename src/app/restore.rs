@@ -31,7 +31,23 @@ use crate::{
 /// Where it is unpacked before it is known to be right.
 const NEW: &str = "restore.new";
 /// What a data directory has before anybody has written to it.
-const NOTHING: &[&str] = &["LOCK", "VERSION", "lost+found", NEW];
+const NOTHING: &[&str] = &["LOCK", "VERSION", "lost+found", NEW, MARKER];
+/// There while a restore puts things in their place.
+const MARKER: &str = "RESTORING";
+
+/// Whether a data directory is whole: a daemon that began on half of one would know neither of freezes nor of maintenance.
+///
+/// # Errors
+/// A restore was cut off in the middle.
+pub(super) fn whole(data: &Path) -> anyhow::Result<()> {
+    if data.join(MARKER).exists() {
+        bail!(
+            "a restore into `{}` was cut off: do it again with --force, which keeps what is there beside it",
+            data.display()
+        );
+    }
+    Ok(())
+}
 
 /// What was done, as `--json` shows it.
 #[derive(Debug, Serialize)]
@@ -97,8 +113,12 @@ pub fn run(args: &RestoreArgs, json: bool) -> anyhow::Result<()> {
         // Nothing else was touched.
         let _left_for_the_next_try = remove(&new);
     })?;
+    // From here to the end no daemon may take what is there for all there is.
+    let marker = data.join(MARKER);
+    File::create(&marker)?.sync_all()?;
+    File::open(data)?.sync_all()?;
     let kept = if there.is_empty() { None } else { Some(set_aside(data, &there, clock.now().wall_ms)?) };
-    let (secrets, secrets_kept) = place_secrets(&new.join("secrets"), &config.secrets.dir)?;
+    let (secrets, secrets_kept) = place_secrets(&new.join("secrets"), &config.secrets.dir, owner)?;
     remove(&new.join("secrets"))?;
     for name in entries(&new)? {
         fs::rename(new.join(&name), data.join(&name))
@@ -110,6 +130,9 @@ pub fn run(args: &RestoreArgs, json: bool) -> anyhow::Result<()> {
     if let Some((uid, gid)) = owner {
         give(&layout.root, uid, gid)?;
     }
+    nix::unistd::syncfs(File::open(data)?)?;
+    fs::remove_file(&marker)?;
+    File::open(data)?.sync_all()?;
     drop(lock);
     let report = Report {
         data_dir: data.display().to_string(),
@@ -210,20 +233,29 @@ fn set_aside(data: &Path, there: &[String], now_ms: i64) -> anyhow::Result<PathB
 }
 
 /// Secrets that are not there yet; those that are stay.
-fn place_secrets(from: &Path, to: &Path) -> anyhow::Result<(Vec<String>, Vec<String>)> {
+fn place_secrets(from: &Path, to: &Path, daemon: Option<(Uid, Gid)>) -> anyhow::Result<(Vec<String>, Vec<String>)> {
     let (mut wrote, mut kept) = (Vec::new(), Vec::new());
     if !from.is_dir() {
         return Ok((wrote, kept));
     }
-    let owner = owner(to)?;
+    let new = !to.exists();
     fs::DirBuilder::new().recursive(true).mode(0o700).create(to)?;
+    if let (true, Some((uid, gid))) = (new, daemon) {
+        std::os::unix::fs::lchown(to, Some(uid.as_raw()), Some(gid.as_raw()))?;
+    }
     let mut open = vec![PathBuf::new()];
     while let Some(dir) = open.pop() {
         for entry in fs::read_dir(from.join(&dir))? {
             let entry = entry?;
             let name = dir.join(entry.file_name());
             if entry.file_type()?.is_dir() {
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(to.join(&name))?;
+                let place = to.join(&name);
+                if !place.exists() {
+                    fs::DirBuilder::new().mode(0o700).create(&place)?;
+                    if let Some((uid, gid)) = daemon {
+                        std::os::unix::fs::lchown(&place, Some(uid.as_raw()), Some(gid.as_raw()))?;
+                    }
+                }
                 open.push(name);
                 continue;
             }
@@ -231,6 +263,10 @@ fn place_secrets(from: &Path, to: &Path) -> anyhow::Result<(Vec<String>, Vec<Str
             match made {
                 Ok(mut file) => {
                     io::copy(&mut File::open(entry.path())?, &mut file)?;
+                    // Only what was made here: what was there keeps its owner.
+                    if let Some((uid, gid)) = daemon {
+                        std::os::unix::fs::fchown(&file, Some(uid.as_raw()), Some(gid.as_raw()))?;
+                    }
                     file.sync_all()?;
                     wrote.push(name.display().to_string());
                 }
@@ -240,9 +276,6 @@ fn place_secrets(from: &Path, to: &Path) -> anyhow::Result<(Vec<String>, Vec<Str
                 }
             }
         }
-    }
-    if let Some((uid, gid)) = owner {
-        give(to, uid, gid)?;
     }
     wrote.sort();
     kept.sort();

@@ -63,7 +63,8 @@ pub(super) async fn begin(conductor: &Conductor, secrets: bool, by: &str) -> Res
             Ok(bytes) => tracing::info!(by, secrets, bytes, "a backup was made"),
             Err(error) => {
                 tracing::warn!(by, %error, "a backup was not finished");
-                let _nobody_listens = failed.send(Err(error.to_string())).await;
+                // Who does not take it sees the end that is missing.
+                let _nobody_listens = failed.try_send(Err(error.to_string()));
             }
         }
     });

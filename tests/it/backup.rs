@@ -251,3 +251,26 @@ fn what_the_doctor_sees_of_a_daemon_that_runs() {
         (!of(&report, "daemon", "warn").is_empty()).then_some(())
     });
 }
+
+#[test]
+fn a_host_in_flight_when_the_backup_was_made_may_have_been_switched() {
+    let deploy =
+        r#"host:sh { [[ echo x >>"$T/begun"; until [ -e "$T/go" ]; do sleep 0.05; done ]], env = { T = "@TESTED@" } }"#;
+    let (world, daemon) = World::with(&Project::new("shop").hosts(&["h1"]).deploy(deploy));
+    world.repo.push("one");
+    let run = daemon.press();
+    eventually("the first host is deployed to", || world.path("tested/begun").exists().then_some(()));
+    let file = world.path("backup.tar.zst");
+    assert_eq!(daemon.cli(&["backup", file.to_str().unwrap()]).code, 0);
+    std::fs::write(world.path("tested/go"), "").unwrap();
+    run.wait().is("succeeded");
+    daemon.kill();
+    let restored = restore(&world, "data", &["--force", file.to_str().unwrap()]);
+    assert_eq!(restored.report["ended"][0]["state"], json!("halted"), "{:#} {}", restored.report, restored.stderr);
+    // One that was cut off is no beginning for a daemon.
+    std::fs::write(world.path("data/RESTORING"), "").unwrap();
+    let refused = output(&mut Daemon::command(&Daemon::configure(&world)));
+    assert!(refused.code == 1 && refused.stderr.contains("was cut off"), "{refused:?}");
+    std::fs::remove_file(world.path("data/RESTORING")).unwrap();
+    assert_eq!(world.start().run(&run.id).wait().is("halted").code(), "restored");
+}

@@ -12,7 +12,7 @@ use crate::{
     journal::{ControlLog, DataDisk, Kill, RunJournals},
     model::{
         cause::Cause,
-        deployment::DeploymentState,
+        deployment::{Deployment, DeploymentState},
         event::{Event, Record},
         ids::{Epoch, RunId, Seq},
         run::{Run, RunState},
@@ -67,16 +67,21 @@ pub(super) fn lay_to_rest(dir: &Path, manifest: &Manifest) -> anyhow::Result<Pas
     let control = ControlLog::open(&dir.join("journal"), Arc::clone(&clock), data, Kill::default())?;
     let mut past = Past::default();
     let mut tickets = Vec::new();
+    let mut begun = Vec::new();
     for id in journals.runs()? {
         let found = journals.read(&id)?;
         if let Some(damage) = found.damage {
             past.damaged.push(format!("the journal of run {id}: {damage}"));
+            begun.push(id);
             continue;
         }
         let records = || found.records.iter().map(|(seq, _, record)| (*seq, record));
         if found.records.is_empty() {
+            // Cut off before its first record: it waits like those that have no file, and the file would begin it.
+            std::fs::remove_dir_all(dir.join("journal/runs").join(id.as_str()))?;
             continue;
         }
+        begun.push(id.clone());
         let run = match Run::fold(records()) {
             Ok(run) => run,
             Err(illegal) => {
@@ -90,12 +95,17 @@ pub(super) fn lay_to_rest(dir: &Path, manifest: &Manifest) -> anyhow::Result<Pas
             past.ended.push(Over { run: id.to_string(), project: run.header.project.to_string(), state });
         }
     }
-    tickets.push(settle(&control, &journals, &mut past, clock.now().wall_ms, manifest)?);
+    tickets.push(settle(&control, &begun, &mut past, clock.now().wall_ms, manifest)?);
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     for ticket in tickets {
         runtime.block_on(ticket.synced()).context("what was under way could not be ended")?;
     }
     Ok(past)
+}
+
+/// Whether anything may have been switched: also where a deploy was under way, of which nobody can tell.
+fn touched(deployment: &Deployment) -> bool {
+    deployment.hosts.iter().any(|host| host.touched || host.deploy.is_open())
 }
 
 /// Ends one run: first its deployments, those that take others back before those, then itself.
@@ -122,13 +132,12 @@ fn end(
     let open = run.deployments.iter().rev().filter(|deployment| deployment.end.is_none());
     let mut events: Vec<Record> = open
         .map(|deployment| {
-            let state = if deployment.touched() { DeploymentState::Halted } else { DeploymentState::Failed };
+            let state = if touched(deployment) { DeploymentState::Halted } else { DeploymentState::Failed };
             record(Event::DeploymentEnded { deployment: deployment.n, state, cause: Some(cause.clone()) })
         })
         .collect();
-    // Also where what was switched has ended before: what the run left is not what was asked for.
-    let touched = run.deployments.iter().any(|deployment| deployment.end.is_none() && deployment.touched());
-    let (state, word) = if touched { (RunState::Halted, "halted") } else { (RunState::Failed, "failed") };
+    let halted = run.deployments.iter().any(|deployment| deployment.end.is_none() && touched(deployment));
+    let (state, word) = if halted { (RunState::Halted, "halted") } else { (RunState::Failed, "failed") };
     events.push(record(Event::End { state, cause: Some(cause) }));
     let ticket = journals.append(id, epoch, last, events)?;
     journals.close(id);
@@ -138,12 +147,11 @@ fn end(
 /// What control has to say of all this.
 fn settle(
     control: &ControlLog,
-    journals: &RunJournals,
+    begun: &[RunId],
     past: &mut Past,
     now_ms: i64,
     manifest: &Manifest,
 ) -> anyhow::Result<Ticket> {
-    let begun = journals.runs()?;
     let mut puts: Vec<(String, Option<Value>)> = Vec::new();
     for entry in control.scan("run/") {
         // A run that has a journal is completed from it by the next start, which tells people and gives leases back.
