@@ -50,6 +50,11 @@ fn is_signed(method: &Method, path: &str) -> bool {
     path.starts_with("/hooks/") || is_signal(method, path)
 }
 
+/// Whether somebody was not let in: counted by client. A delivery to a project that is none is a guess as well.
+fn is_refusal(status: StatusCode, path: &str) -> bool {
+    matches!(status.as_u16(), 401 | 403) || (status == StatusCode::NOT_FOUND && path.starts_with("/hooks/"))
+}
+
 /// What another daemon asks for.
 fn is_signal(method: &Method, path: &str) -> bool {
     *method == Method::POST && matches!(path, "/v1/signals" | "/v1/signals/pieces")
@@ -69,9 +74,7 @@ impl Server {
             Err(_) => problem::internal().into_response(),
         };
         let response = match client {
-            Some(client) if matches!(response.status().as_u16(), 401 | 403) => {
-                self.refused(response, client, &id, &method, &path)
-            }
+            Some(client) if is_refusal(response.status(), &path) => self.refused(response, client, &id, &method, &path),
             _ => response,
         };
         let mut response = written(response, &path, &id);
@@ -110,13 +113,19 @@ impl Server {
         path: &str,
     ) -> Response<Body> {
         let status = response.status().as_u16();
-        if status == 401
-            && let Err(wait) = self.refusals.take(Client::of(client), self.boot_time())
-        {
+        let (who, now) = (Client::of(client), self.boot_time());
+        // Those whom a signature lets in have a rate of their own: a forge whose secret is out of date sends a lot. The log has one for all.
+        let told = self.refusals.take(who, now);
+        let asked = if path.starts_with("/hooks/") { self.hooks.take(who, now) } else { told };
+        if let (true, Err(wait)) = (status != 403, asked) {
             tracing::debug!(request_id = id, %client, %method, path, "a client is refused too often");
             let what = "too many requests of this client had no right token or signature";
             // The next guess costs a connection.
             return rate_limited(what, wait).with_header(header::CONNECTION, "close").into_response();
+        }
+        if told.is_err() {
+            tracing::debug!(request_id = id, %client, %method, path, status, "a request was refused; the log is spared");
+            return response;
         }
         let code = response.extensions().get::<Problem>().map(|problem| problem.code.clone());
         tracing::info!(request_id = id, %client, %method, path, status, code, "a request was refused");
@@ -157,10 +166,6 @@ impl Server {
             let names = Names { configured: &self.auth.host_names, tls: self.tls.as_deref() };
             check_host(&parts.headers, &parts.uri, parts.version, local.ip(), &names)?;
         }
-        if let Some(client) = client.filter(|_| hook) {
-            let counted = self.hooks.take(Client::of(client), self.boot_time());
-            counted.map_err(|wait| rate_limited("too many deliveries of this client", wait))?;
-        }
         let caller = match Caller::identify(&*self.engine, &self.auth, &peer, &parts.headers) {
             Ok(caller) => {
                 if !is_public(&method, &path) {
@@ -198,9 +203,10 @@ impl Server {
                 Some(key) => server.once(request, caller, key, &path, &id).await,
             };
             let status = answer.as_ref().map_or_else(|p| p.status, |r| r.status().as_u16());
-            if is_signal(&method, &path) {
-                // Most of them only ask how a run stands; what they change is told by what takes them.
-                tracing::debug!(request_id = id, %method, path, status, "a signal was answered");
+            if is_signal(&method, &path) || (hook && matches!(status, 401 | 404)) {
+                // Most signals only ask how a run stands, and what they change is told by what takes them; a delivery that nobody signed is
+                // told of, within a rate, where its answer goes out.
+                tracing::debug!(request_id = id, %method, path, status, "a signed request was answered");
             } else {
                 let client = client.map(tracing::field::display);
                 tracing::info!(request_id = id, by = actor, client, %method, path, status, "a request to change something was answered");

@@ -31,9 +31,9 @@ pub struct Limits {
     pub(super) other_body: usize,
     /// KiB of bodies held at the same time: hooks are read before anybody is known, so this bounds memory.
     pub(super) all_bodies_kib: usize,
-    /// Deliveries of one client.
+    /// Deliveries of one client without a right signature or a project.
     pub(super) hooks: Rate,
-    /// Refusals of one client.
+    /// Other refusals of one client, and how often the log tells of any.
     pub(super) refusals: Rate,
     /// Between signs of life in a quiet stream; proxies give up at 30 s or more.
     pub(super) heartbeat: Duration,

@@ -51,9 +51,10 @@ pub struct Limits {
     pub hook_body_size: Size,
     /// Of all bodies that are being received, at the same moment. One client may have half of it.
     pub all_bodies_size: Size,
-    /// Deliveries to `/hooks/` of one client.
+    /// Deliveries to `/hooks/` of one client that have no right signature or no such project; beyond it the answer is 429.
     pub hook_rate: Rate,
-    /// Requests of one client that are refused for want of a right token or signature; beyond it the answer is 429.
+    /// Other requests of one client that are refused for want of a right token or signature; beyond it the answer is 429. No client is in
+    /// the log more often than this.
     pub refusal_rate: Rate,
 }
 
@@ -84,7 +85,7 @@ impl Default for Limits {
             body_size: Size::mib(1),
             hook_body_size: Size::mib(25),
             all_bodies_size: Size::mib(64),
-            // A forge sends for all its users from few addresses, and does not send again what was refused.
+            // A forge sends for all its users from few addresses: a secret that is out of date is not a flood.
             hook_rate: Rate::per_minute(600),
             refusal_rate: Rate::per_minute(60),
         }
