@@ -83,7 +83,10 @@ struct Server {
     tasks: Tasks,
     clock: Arc<dyn Clock>,
     router: axum::Router,
+    /// KiB of bodies of those who have no token; the socket's take none of either stock.
     bodies: Arc<Semaphore>,
+    /// KiB of bodies of those who have one, so that strangers cannot lock them out.
+    known_bodies: Arc<Semaphore>,
     /// Of the bodies, each client's.
     body_shares: Arc<clients::Shares>,
     hooks: clients::Rates,
@@ -107,6 +110,7 @@ impl Server {
             engine,
             auth,
             bodies: Arc::new(Semaphore::new(limits.all_bodies_kib)),
+            known_bodies: Arc::new(Semaphore::new(limits.known_bodies_kib())),
             body_shares: clients::Shares::new(limits.client_bodies_kib()),
             hooks: clients::Rates::new(limits.hooks),
             refusals: clients::Rates::new(limits.refusals),

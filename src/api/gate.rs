@@ -186,7 +186,13 @@ impl Server {
             "/v1/signals" => MOST_BYTES,
             _ => self.limits.other_body,
         };
-        let (body, held) = self.body(incoming, limit, &parts.headers, client).await?;
+        // Hooks and signals are strangers' whatever token they bring: their bodies are larger than the stock for those who have one.
+        let room = match client {
+            None => Room::Free,
+            Some(_) if caller.is_some() && !signed => Room::Known,
+            Some(client) => Room::Stranger(Client::of(client)),
+        };
+        let (body, held) = self.body(incoming, limit, &parts.headers, room).await?;
         let key = match &caller {
             Some(caller) if method == Method::POST && !signed => {
                 idempotency_key(&parts.headers)?.map(|key| claim(key, caller, &parts.uri, &body))
@@ -281,7 +287,7 @@ impl Server {
         mut incoming: Incoming,
         limit: usize,
         headers: &HeaderMap,
-        client: Option<IpAddr>,
+        room: Room,
     ) -> Result<(Bytes, Held), Problem> {
         let too_large = || {
             let detail = format!("the body is larger than {} KiB", limit >> 10);
@@ -297,7 +303,11 @@ impl Server {
         let busy = |detail| {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail).with_header(header::RETRY_AFTER, "2")
         };
-        let share = client.and_then(|client| self.body_shares.take(Client::of(client), 0));
+        let (stock, share) = match room {
+            Room::Free => (None, None),
+            Room::Known => (Some(&self.known_bodies), None),
+            Room::Stranger(client) => (Some(&self.bodies), self.body_shares.take(client, 0)),
+        };
         let mut held = Held { permit: None, share };
         while !incoming.is_end_stream() {
             let allowance = std::time::Duration::from_millis(received.min(limit) as u64 / SLOWEST_BYTES_PER_MS);
@@ -323,16 +333,28 @@ impl Server {
             if held.share.as_mut().is_some_and(|share| !share.more(kib)) {
                 return Err(busy("too many bodies of this client are being received; ask again in a moment"));
             }
-            let permit = self.bodies.clone().try_acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX));
-            let permit = permit.map_err(|_| busy("too many bodies are being received; ask again in a moment"))?;
-            match &mut held.permit {
-                Some(held) => held.merge(permit),
-                None => held.permit = Some(permit),
+            if let Some(stock) = stock {
+                let permit = stock.clone().try_acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX));
+                let permit = permit.map_err(|_| busy("too many bodies are being received; ask again in a moment"))?;
+                match &mut held.permit {
+                    Some(held) => held.merge(permit),
+                    None => held.permit = Some(permit),
+                }
             }
             body.extend_from_slice(&data);
         }
         if received > limit { Err(too_large()) } else { Ok((Bytes::from(body), held)) }
     }
+}
+
+/// Whose room a body takes.
+enum Room {
+    /// The socket's: few may use it, and they must get through when TCP is flooded.
+    Free,
+    /// Of a caller with a right token.
+    Known,
+    /// Of anybody else.
+    Stranger(Client),
 }
 
 /// The room that a body takes, for as long as it is worked on.

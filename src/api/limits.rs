@@ -29,7 +29,7 @@ pub struct Limits {
     pub(super) hook_body: usize,
     /// Bytes of any other body.
     pub(super) other_body: usize,
-    /// KiB of bodies held at the same time: hooks are read before anybody is known, so this bounds memory.
+    /// KiB of strangers' bodies held at the same time: hooks are read before anybody is known, so this bounds memory.
     pub(super) all_bodies_kib: usize,
     /// Deliveries of one client without a right signature or a project.
     pub(super) hooks: Rate,
@@ -68,6 +68,12 @@ impl Limits {
     pub(super) fn client_bodies_kib(&self) -> usize {
         let largest = self.hook_body.max(self.other_body).div_ceil(1024);
         (self.all_bodies_kib / 2).max(largest).min(self.all_bodies_kib)
+    }
+
+    /// KiB of bodies that callers with a right token may have under way, beside the strangers': an eighth as much, and one whole body in
+    /// any case.
+    pub(super) fn known_bodies_kib(&self) -> usize {
+        (self.all_bodies_kib / 8).max(self.other_body.div_ceil(1024))
     }
 }
 

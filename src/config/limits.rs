@@ -49,7 +49,8 @@ pub struct Limits {
     pub body_size: Size,
     /// Of a body under `/hooks/`; forges send up to 25 MiB.
     pub hook_body_size: Size,
-    /// Of all bodies that are being received, at the same moment. One client may have half of it.
+    /// Of all bodies that are being received without a token, at the same moment. One client may have half of it. Those with a token have an
+    /// eighth as much beside it.
     pub all_bodies_size: Size,
     /// Deliveries to `/hooks/` of one client that have no right signature or no such project; beyond it the answer is 429.
     pub hook_rate: Rate,

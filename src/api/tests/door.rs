@@ -244,6 +244,28 @@ async fn one_client_has_its_share_of_the_room_for_bodies() {
 }
 
 #[tokio::test]
+async fn bodies_of_strangers_lock_out_neither_tokens_nor_the_socket() {
+    let limits = Limits { all_bodies_kib: 16, hook_body: 16 << 10, other_body: 16 << 10, ..Limits::default() };
+    let world = world_with(limits, vec![]).await;
+    // All the room but a byte, by one who sends nothing further for now.
+    let head = format!("{HOOK} HTTP/1.1\r\nHost: x\r\n{SIGNED}Content-Length: 16384\r\n\r\n");
+    let mut half = world.connect_from("127.0.0.1").await;
+    half.write_all(format!("{head}{}", "x".repeat((16 << 10) - 1)).as_bytes()).await.unwrap();
+    let full = async { while world.ask(HOOK, "", SIGNED, "x").await.status != 503 {} };
+    soon("there is no room", full).await;
+
+    // A token makes no larger room for what needs none.
+    assert_eq!(world.ask(HOOK, "admin", SIGNED, "x").await.status, 503);
+    let long = format!("reason={}", "x".repeat(2 << 10));
+    assert_eq!(world.form("POST /v1/projects/shop/start", "deploy", &long).await.status, 202);
+    let stop = "POST /v1/projects/shop/stop HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 8\r\n\r\nreason=x";
+    let said = raw(&mut UnixStream::connect(&world.socket).await.unwrap(), stop.as_bytes()).await;
+    assert_eq!(answer(&said).code(), "nothing_to_stop");
+    half.write_all(b"x").await.unwrap();
+    assert_eq!(answer(&soon("the first is served", raw(&mut half, b"")).await).status, 202);
+}
+
+#[tokio::test]
 async fn who_takes_nothing_of_an_answer_loses_the_connection() {
     let world = world_with(Limits { write: Duration::from_millis(300), ..Limits::default() }, vec![]).await;
     let mut stream = TcpStream::connect(world.address).await.unwrap();
