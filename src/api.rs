@@ -91,6 +91,8 @@ struct Server {
     body_shares: Arc<clients::Shares>,
     hooks: clients::Rates,
     refusals: clients::Rates,
+    /// How often the log tells of one client's lost deliveries.
+    lost: clients::Rates,
     /// A trusted proxy did not say for whom it asks: said once.
     unnamed: AtomicBool,
 }
@@ -114,6 +116,7 @@ impl Server {
             body_shares: clients::Shares::new(limits.client_bodies_kib()),
             hooks: clients::Rates::new(limits.hooks),
             refusals: clients::Rates::new(limits.refusals),
+            lost: clients::Rates::new(crate::config::Rate::per_minute(1)),
             limits,
             proxies,
             tls,

@@ -55,6 +55,11 @@ fn is_refusal(status: StatusCode, path: &str) -> bool {
     matches!(status.as_u16(), 401 | 403) || (status == StatusCode::NOT_FOUND && path.starts_with("/hooks/"))
 }
 
+/// As much of a path as the log shows: strangers choose how long it is.
+fn clipped(path: &str) -> &str {
+    path.char_indices().nth(200).map_or(path, |(at, _)| path.get(..at).unwrap_or(path))
+}
+
 /// What another daemon asks for.
 fn is_signal(method: &Method, path: &str) -> bool {
     *method == Method::POST && matches!(path, "/v1/signals" | "/v1/signals/pieces")
@@ -73,6 +78,9 @@ impl Server {
             Ok(Err(problem)) => problem.into_response(),
             Err(_) => problem::internal().into_response(),
         };
+        if let Some(client) = client.filter(|_| path.starts_with("/hooks/")) {
+            self.mourn(&response, client, &id, &path);
+        }
         let response = match client {
             Some(client) if is_refusal(response.status(), &path) => self.refused(response, client, &id, &method, &path),
             _ => response,
@@ -113,10 +121,11 @@ impl Server {
         path: &str,
     ) -> Response<Body> {
         let status = response.status().as_u16();
-        let (who, now) = (Client::of(client), self.boot_time());
+        let (who, now, hook) = (Client::of(client), self.boot_time(), path.starts_with("/hooks/"));
+        let path = clipped(path);
         // Those whom a signature lets in have a rate of their own: a forge whose secret is out of date sends a lot. The log has one for all.
         let told = self.refusals.take(who, now);
-        let asked = if path.starts_with("/hooks/") { self.hooks.take(who, now) } else { told };
+        let asked = if hook { self.hooks.take(who, now) } else { told };
         if let (true, Err(wait)) = (status != 403, asked) {
             tracing::debug!(request_id = id, %client, %method, path, "a client is refused too often");
             let what = "too many requests of this client had no right token or signature";
@@ -132,8 +141,21 @@ impl Server {
         response
     }
 
+    /// Tells the log of a delivery that was not taken for reasons of ours: most forges do not send it again by themselves.
+    fn mourn(&self, response: &Response<Body>, client: IpAddr, id: &str, path: &str) {
+        let status = response.status();
+        let ours =
+            status.is_server_error() || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
+        if !ours || self.lost.take(Client::of(client), self.boot_time()).is_err() {
+            return;
+        }
+        let (status, path) = (status.as_u16(), clipped(path));
+        let code = response.extensions().get::<Problem>().map(|problem| problem.code.clone());
+        tracing::warn!(request_id = id, %client, path, status, code, "a delivery was not taken, nor perhaps others of this client; whether they come again is up to their sender");
+    }
+
     /// A time that never goes back.
-    fn boot_time(&self) -> std::time::Duration {
+    pub(super) fn boot_time(&self) -> std::time::Duration {
         std::time::Duration::from_millis(self.clock.now().boot_ms)
     }
 
@@ -157,7 +179,7 @@ impl Server {
         let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
         check_target(&parts.uri)?;
         let (hook, signed) = (path.starts_with("/hooks/"), is_signed(&method, &path));
-        if let Peer::Tcp { local, remote } = &peer
+        if let Peer::Tcp { local, remote, .. } = &peer
             && !signed
         {
             if !is_public(&method, &path) {
@@ -168,6 +190,9 @@ impl Server {
         }
         let caller = match Caller::identify(&*self.engine, &self.auth, &peer, &parts.headers) {
             Ok(caller) => {
+                if let Peer::Tcp { known, .. } = &peer {
+                    known.store(true, Ordering::Relaxed);
+                }
                 if !is_public(&method, &path) {
                     caller.may(needed(&method, &path), &path)?;
                 }
@@ -517,6 +542,12 @@ mod tests {
         {
             assert!(check_target(&path.parse().unwrap()).is_ok(), "{path}");
         }
+    }
+
+    #[test]
+    fn the_log_shows_no_more_of_a_path_than_a_person_reads() {
+        assert_eq!(clipped("/v1/status"), "/v1/status");
+        assert_eq!(clipped(&format!("/{}", "\u{e9}".repeat(2000))), format!("/{}", "\u{e9}".repeat(199)));
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub struct Limits {
     pub(super) body: Duration,
     /// How long a client may take nothing of an answer.
     pub(super) write: Duration,
+    /// The same before its connection has brought a right token: what strangers are answered is short, and their places are few.
+    pub(super) stranger_write: Duration,
     /// Over TCP, so that a flood there leaves the socket free.
     pub(super) connections: usize,
     /// Over the socket.
@@ -50,6 +52,7 @@ impl Limits {
             head: configured.head_timeout.0,
             body: configured.body_timeout.0,
             write: configured.write_timeout.0,
+            stranger_write: Duration::from_secs(15),
             connections: configured.connections.min(files / 2),
             socket_connections: configured.connections.min(files / 8),
             client_connections: configured.client_connections,

@@ -39,7 +39,7 @@ pub struct Limits {
     pub head_timeout: Span,
     /// For a whole body, beyond what its size takes at 64 KiB/s.
     pub body_timeout: Span,
-    /// How long a client over TCP may take nothing of an answer that waits for it.
+    /// How long a client over TCP may take nothing of an answer that waits for it; at most 15 s before its connection has brought a token.
     pub write_timeout: Span,
     /// Of a request's head.
     pub head_size: Size,

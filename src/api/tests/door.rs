@@ -74,10 +74,60 @@ async fn a_handshake_that_does_not_end_is_cut_off() {
 }
 
 #[tokio::test]
+async fn who_ends_the_handshake_and_asks_nothing_is_cut_off() {
+    let world = over_tls(Limits { head: Duration::from_millis(200), ..Limits::default() }).await;
+    for start in ["", "GET / HT"] {
+        let mut stream = handshake(TcpStream::connect(world.address).await.unwrap()).await.unwrap();
+        let said = within(&SystemClock::new(), Duration::from_secs(5), raw(&mut stream, start.as_bytes())).await;
+        assert_eq!(said.as_deref(), Some(""), "{start:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_quiet_on_purpose_outlives_every_time_out() {
+    let second = Duration::from_secs(1);
+    let limits = || Limits {
+        first_byte: second,
+        head: second,
+        body: second,
+        write: second,
+        stranger_write: second,
+        heartbeat: Duration::from_secs(60),
+        ..Limits::default()
+    };
+    for world in [world_with(limits(), vec![]).await, over_tls(limits()).await] {
+        let open = async |path: &str, accept: &str| {
+            let mut stream = world.connect().await;
+            let ask = format!(
+                "GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer read\r\nAccept: {accept}\r\n\r\n"
+            );
+            stream.write_all(ask.as_bytes()).await.unwrap();
+            stream
+        };
+        let (mut log, mut events) = (
+            open(&format!("/v1/runs/{RUN}/log?follow"), "text/plain").await,
+            open("/v1/events", "text/event-stream").await,
+        );
+        let (mut read, mut told, mut waited) = (String::new(), String::new(), String::new());
+        until(&mut log, &mut read, "three").await;
+        until(&mut events, &mut told, "retry: 2000").await;
+        let mut wait = open(&format!("/v1/runs/{RUN}?wait=finished&timeout=3s"), "application/json").await;
+        soon("the wait is over", until(&mut wait, &mut waited, RUN)).await;
+        assert!(waited.starts_with("HTTP/1.1 200"), "{waited}");
+
+        let event = json!({"id": "7-1", "event": "host.healthy", "at": "2026-01-02T03:00:00Z", "project": "shop", "run": RUN, "data": {}});
+        world.engine.events.send(Arc::new(serde_json::from_value(event).unwrap())).unwrap();
+        soon("the event comes", until(&mut events, &mut told, "id: 7-1")).await;
+        let more = within(&SystemClock::new(), Duration::from_millis(100), log.read_u8()).await;
+        assert!(more.is_none(), "{more:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_certificates_trouble_is_in_the_status_and_a_reload_says_it() {
     let dir = tempfile::tempdir().unwrap();
     let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
-    let at = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name);
+    let at = pem_file;
     std::fs::copy(at("signed.pem"), &cert).unwrap();
     std::fs::copy(at("signed.key.pem"), &key).unwrap();
     let tls = Some(Certificates::load(&cert, &key).unwrap());
@@ -160,6 +210,8 @@ async fn refusals_of_one_client_have_a_rate_and_right_tokens_are_not_asked_to_wa
     }
     assert_eq!(world.ask("GET /v1/status", "read", "", "").await.status, 200);
     assert_eq!(world.ask(HOOK, "", SIGNED, "x").await.status, 202);
+    // Who is known is told why, however often.
+    assert_eq!(world.form("POST /v1/projects/shop/start", "read", "").await.code(), "insufficient_scope");
 }
 
 /// A world behind a proxy at 127.0.0.9.
@@ -256,7 +308,7 @@ async fn bodies_of_strangers_lock_out_neither_tokens_nor_the_socket() {
 
     // A token makes no larger room for what needs none.
     assert_eq!(world.ask(HOOK, "admin", SIGNED, "x").await.status, 503);
-    let long = format!("reason={}", "x".repeat(2 << 10));
+    let long = format!("reason={}", "x".repeat(100));
     assert_eq!(world.form("POST /v1/projects/shop/start", "deploy", &long).await.status, 202);
     let stop = "POST /v1/projects/shop/stop HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 8\r\n\r\nreason=x";
     let said = raw(&mut UnixStream::connect(&world.socket).await.unwrap(), stop.as_bytes()).await;
@@ -280,6 +332,42 @@ async fn who_takes_nothing_of_an_answer_loses_the_connection() {
     };
     soon("it is closed", closed).await;
     assert_eq!(world.ask("GET /v1/status", "read", "", "").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_connection_that_has_brought_a_right_token_may_take_its_time() {
+    let limits = Limits { stranger_write: Duration::from_millis(300), ..Limits::default() };
+    let world = world_with(limits, vec![]).await;
+    // Asks far more than all buffers on the way hold, reads nothing, and returns when the connection is closed.
+    let flood = async |token: &str| {
+        let mut stream = TcpStream::connect(world.address).await.unwrap();
+        let ask = format!("GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n{token}\r\n");
+        while stream.write_all(ask.as_bytes()).await.is_ok() {}
+    };
+    let start = SystemClock::new().now();
+    for token in ["", "Authorization: Bearer wrong\r\n"] {
+        soon("it is closed", flood(token)).await;
+    }
+    let twice = SystemClock::new().now().since(&start);
+    let closed =
+        within(&SystemClock::new(), twice + Duration::from_secs(1), flood("Authorization: Bearer read\r\n")).await;
+    assert!(closed.is_none());
+}
+
+#[tokio::test]
+async fn connections_beyond_a_cap_are_told_of_in_the_status() {
+    for limits in
+        [Limits { client_connections: 1, ..Limits::default() }, Limits { connections: 1, ..Limits::default() }]
+    {
+        let world = world_with(limits, vec![]).await;
+        let mut held = TcpStream::connect(world.address).await.unwrap();
+        held.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        assert_eq!(soon("it is answered", held.read_u8()).await.unwrap(), b'H');
+        assert_eq!(soon("it is closed", raw(&mut world.connect_from("127.0.0.1").await, b"")).await, "");
+        let trouble = world.engine.trouble.lock().unwrap().values().cloned().collect::<Vec<_>>();
+        assert!(trouble.len() == 1 && trouble[0].code == "connections_closed", "{trouble:?}");
+        assert!(trouble[0].message.contains("connections"), "{trouble:?}");
+    }
 }
 
 #[tokio::test]
