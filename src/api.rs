@@ -83,11 +83,16 @@ struct Server {
     tasks: Tasks,
     clock: Arc<dyn Clock>,
     router: axum::Router,
+    /// KiB of bodies of those who have no token; the socket's take none of either stock.
     bodies: Arc<Semaphore>,
+    /// KiB of bodies of those who have one, so that strangers cannot lock them out.
+    known_bodies: Arc<Semaphore>,
     /// Of the bodies, each client's.
     body_shares: Arc<clients::Shares>,
     hooks: clients::Rates,
     refusals: clients::Rates,
+    /// How often the log tells of one client's lost deliveries.
+    lost: clients::Rates,
     /// A trusted proxy did not say for whom it asks: said once.
     unnamed: AtomicBool,
 }
@@ -107,9 +112,11 @@ impl Server {
             engine,
             auth,
             bodies: Arc::new(Semaphore::new(limits.all_bodies_kib)),
+            known_bodies: Arc::new(Semaphore::new(limits.known_bodies_kib())),
             body_shares: clients::Shares::new(limits.client_bodies_kib()),
             hooks: clients::Rates::new(limits.hooks),
             refusals: clients::Rates::new(limits.refusals),
+            lost: clients::Rates::new(crate::config::Rate::per_minute(1)),
             limits,
             proxies,
             tls,

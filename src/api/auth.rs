@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use axum::http::{HeaderMap, Method, StatusCode, header};
@@ -28,8 +29,8 @@ pub struct AuthConfig {
 pub(super) enum Peer {
     /// The Unix socket; `None` when the kernel did not say who, who then may do nothing.
     Socket { uid: Option<u32> },
-    /// TCP: where it was asked, and from where, which may be a proxy's.
-    Tcp { local: SocketAddr, remote: IpAddr },
+    /// TCP: where it was asked, and from where, which may be a proxy's; and whether a right token came this way before.
+    Tcp { local: SocketAddr, remote: IpAddr, known: Arc<AtomicBool> },
 }
 
 /// Who asks. Handlers get it as an extension; a public route may have none.

@@ -50,6 +50,16 @@ fn is_signed(method: &Method, path: &str) -> bool {
     path.starts_with("/hooks/") || is_signal(method, path)
 }
 
+/// Whether somebody was not let in: counted by client. A delivery to a project that is none is a guess as well.
+fn is_refusal(status: StatusCode, path: &str) -> bool {
+    matches!(status.as_u16(), 401 | 403) || (status == StatusCode::NOT_FOUND && path.starts_with("/hooks/"))
+}
+
+/// As much of a path as the log shows: strangers choose how long it is.
+fn clipped(path: &str) -> &str {
+    path.char_indices().nth(200).map_or(path, |(at, _)| path.get(..at).unwrap_or(path))
+}
+
 /// What another daemon asks for.
 fn is_signal(method: &Method, path: &str) -> bool {
     *method == Method::POST && matches!(path, "/v1/signals" | "/v1/signals/pieces")
@@ -68,10 +78,11 @@ impl Server {
             Ok(Err(problem)) => problem.into_response(),
             Err(_) => problem::internal().into_response(),
         };
+        if let Some(client) = client.filter(|_| path.starts_with("/hooks/")) {
+            self.mourn(&response, client, &id, &path);
+        }
         let response = match client {
-            Some(client) if matches!(response.status().as_u16(), 401 | 403) => {
-                self.refused(response, client, &id, &method, &path)
-            }
+            Some(client) if is_refusal(response.status(), &path) => self.refused(response, client, &id, &method, &path),
             _ => response,
         };
         let mut response = written(response, &path, &id);
@@ -110,21 +121,41 @@ impl Server {
         path: &str,
     ) -> Response<Body> {
         let status = response.status().as_u16();
-        if status == 401
-            && let Err(wait) = self.refusals.take(Client::of(client), self.boot_time())
-        {
+        let (who, now, hook) = (Client::of(client), self.boot_time(), path.starts_with("/hooks/"));
+        let path = clipped(path);
+        // Those whom a signature lets in have a rate of their own: a forge whose secret is out of date sends a lot. The log has one for all.
+        let told = self.refusals.take(who, now);
+        let asked = if hook { self.hooks.take(who, now) } else { told };
+        if let (true, Err(wait)) = (status != 403, asked) {
             tracing::debug!(request_id = id, %client, %method, path, "a client is refused too often");
             let what = "too many requests of this client had no right token or signature";
             // The next guess costs a connection.
             return rate_limited(what, wait).with_header(header::CONNECTION, "close").into_response();
+        }
+        if told.is_err() {
+            tracing::debug!(request_id = id, %client, %method, path, status, "a request was refused; the log is spared");
+            return response;
         }
         let code = response.extensions().get::<Problem>().map(|problem| problem.code.clone());
         tracing::info!(request_id = id, %client, %method, path, status, code, "a request was refused");
         response
     }
 
+    /// Tells the log of a delivery that was not taken for reasons of ours: most forges do not send it again by themselves.
+    fn mourn(&self, response: &Response<Body>, client: IpAddr, id: &str, path: &str) {
+        let status = response.status();
+        let ours =
+            status.is_server_error() || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
+        if !ours || self.lost.take(Client::of(client), self.boot_time()).is_err() {
+            return;
+        }
+        let (status, path) = (status.as_u16(), clipped(path));
+        let code = response.extensions().get::<Problem>().map(|problem| problem.code.clone());
+        tracing::warn!(request_id = id, %client, path, status, code, "a delivery was not taken, nor perhaps others of this client; whether they come again is up to their sender");
+    }
+
     /// A time that never goes back.
-    fn boot_time(&self) -> std::time::Duration {
+    pub(super) fn boot_time(&self) -> std::time::Duration {
         std::time::Duration::from_millis(self.clock.now().boot_ms)
     }
 
@@ -148,7 +179,7 @@ impl Server {
         let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
         check_target(&parts.uri)?;
         let (hook, signed) = (path.starts_with("/hooks/"), is_signed(&method, &path));
-        if let Peer::Tcp { local, remote } = &peer
+        if let Peer::Tcp { local, remote, .. } = &peer
             && !signed
         {
             if !is_public(&method, &path) {
@@ -157,12 +188,11 @@ impl Server {
             let names = Names { configured: &self.auth.host_names, tls: self.tls.as_deref() };
             check_host(&parts.headers, &parts.uri, parts.version, local.ip(), &names)?;
         }
-        if let Some(client) = client.filter(|_| hook) {
-            let counted = self.hooks.take(Client::of(client), self.boot_time());
-            counted.map_err(|wait| rate_limited("too many deliveries of this client", wait))?;
-        }
         let caller = match Caller::identify(&*self.engine, &self.auth, &peer, &parts.headers) {
             Ok(caller) => {
+                if let Peer::Tcp { known, .. } = &peer {
+                    known.store(true, Ordering::Relaxed);
+                }
                 if !is_public(&method, &path) {
                     caller.may(needed(&method, &path), &path)?;
                 }
@@ -181,7 +211,13 @@ impl Server {
             "/v1/signals" => MOST_BYTES,
             _ => self.limits.other_body,
         };
-        let (body, held) = self.body(incoming, limit, &parts.headers, client).await?;
+        // Hooks and signals are strangers' whatever token they bring: their bodies are larger than the stock for those who have one.
+        let room = match client {
+            None => Room::Free,
+            Some(_) if caller.is_some() && !signed => Room::Known,
+            Some(client) => Room::Stranger(Client::of(client)),
+        };
+        let (body, held) = self.body(incoming, limit, &parts.headers, room).await?;
         let key = match &caller {
             Some(caller) if method == Method::POST && !signed => {
                 idempotency_key(&parts.headers)?.map(|key| claim(key, caller, &parts.uri, &body))
@@ -198,9 +234,10 @@ impl Server {
                 Some(key) => server.once(request, caller, key, &path, &id).await,
             };
             let status = answer.as_ref().map_or_else(|p| p.status, |r| r.status().as_u16());
-            if is_signal(&method, &path) {
-                // Most of them only ask how a run stands; what they change is told by what takes them.
-                tracing::debug!(request_id = id, %method, path, status, "a signal was answered");
+            if is_signal(&method, &path) || (hook && matches!(status, 401 | 404)) {
+                // Most signals only ask how a run stands, and what they change is told by what takes them; a delivery that nobody signed is
+                // told of, within a rate, where its answer goes out.
+                tracing::debug!(request_id = id, %method, path, status, "a signed request was answered");
             } else {
                 let client = client.map(tracing::field::display);
                 tracing::info!(request_id = id, by = actor, client, %method, path, status, "a request to change something was answered");
@@ -275,7 +312,7 @@ impl Server {
         mut incoming: Incoming,
         limit: usize,
         headers: &HeaderMap,
-        client: Option<IpAddr>,
+        room: Room,
     ) -> Result<(Bytes, Held), Problem> {
         let too_large = || {
             let detail = format!("the body is larger than {} KiB", limit >> 10);
@@ -291,7 +328,11 @@ impl Server {
         let busy = |detail| {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail).with_header(header::RETRY_AFTER, "2")
         };
-        let share = client.and_then(|client| self.body_shares.take(Client::of(client), 0));
+        let (stock, share) = match room {
+            Room::Free => (None, None),
+            Room::Known => (Some(&self.known_bodies), None),
+            Room::Stranger(client) => (Some(&self.bodies), self.body_shares.take(client, 0)),
+        };
         let mut held = Held { permit: None, share };
         while !incoming.is_end_stream() {
             let allowance = std::time::Duration::from_millis(received.min(limit) as u64 / SLOWEST_BYTES_PER_MS);
@@ -317,16 +358,28 @@ impl Server {
             if held.share.as_mut().is_some_and(|share| !share.more(kib)) {
                 return Err(busy("too many bodies of this client are being received; ask again in a moment"));
             }
-            let permit = self.bodies.clone().try_acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX));
-            let permit = permit.map_err(|_| busy("too many bodies are being received; ask again in a moment"))?;
-            match &mut held.permit {
-                Some(held) => held.merge(permit),
-                None => held.permit = Some(permit),
+            if let Some(stock) = stock {
+                let permit = stock.clone().try_acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX));
+                let permit = permit.map_err(|_| busy("too many bodies are being received; ask again in a moment"))?;
+                match &mut held.permit {
+                    Some(held) => held.merge(permit),
+                    None => held.permit = Some(permit),
+                }
             }
             body.extend_from_slice(&data);
         }
         if received > limit { Err(too_large()) } else { Ok((Bytes::from(body), held)) }
     }
+}
+
+/// Whose room a body takes.
+enum Room {
+    /// The socket's: few may use it, and they must get through when TCP is flooded.
+    Free,
+    /// Of a caller with a right token.
+    Known,
+    /// Of anybody else.
+    Stranger(Client),
 }
 
 /// The room that a body takes, for as long as it is worked on.
@@ -489,6 +542,12 @@ mod tests {
         {
             assert!(check_target(&path.parse().unwrap()).is_ok(), "{path}");
         }
+    }
+
+    #[test]
+    fn the_log_shows_no_more_of_a_path_than_a_person_reads() {
+        assert_eq!(clipped("/v1/status"), "/v1/status");
+        assert_eq!(clipped(&format!("/{}", "\u{e9}".repeat(2000))), format!("/{}", "\u{e9}".repeat(199)));
     }
 
     #[test]

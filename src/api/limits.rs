@@ -15,6 +15,8 @@ pub struct Limits {
     pub(super) body: Duration,
     /// How long a client may take nothing of an answer.
     pub(super) write: Duration,
+    /// The same before its connection has brought a right token: what strangers are answered is short, and their places are few.
+    pub(super) stranger_write: Duration,
     /// Over TCP, so that a flood there leaves the socket free.
     pub(super) connections: usize,
     /// Over the socket.
@@ -29,11 +31,11 @@ pub struct Limits {
     pub(super) hook_body: usize,
     /// Bytes of any other body.
     pub(super) other_body: usize,
-    /// KiB of bodies held at the same time: hooks are read before anybody is known, so this bounds memory.
+    /// KiB of strangers' bodies held at the same time: hooks are read before anybody is known, so this bounds memory.
     pub(super) all_bodies_kib: usize,
-    /// Deliveries of one client.
+    /// Deliveries of one client without a right signature or a project.
     pub(super) hooks: Rate,
-    /// Refusals of one client.
+    /// Other refusals of one client, and how often the log tells of any.
     pub(super) refusals: Rate,
     /// Between signs of life in a quiet stream; proxies give up at 30 s or more.
     pub(super) heartbeat: Duration,
@@ -50,6 +52,7 @@ impl Limits {
             head: configured.head_timeout.0,
             body: configured.body_timeout.0,
             write: configured.write_timeout.0,
+            stranger_write: Duration::from_secs(15),
             connections: configured.connections.min(files / 2),
             socket_connections: configured.connections.min(files / 8),
             client_connections: configured.client_connections,
@@ -68,6 +71,12 @@ impl Limits {
     pub(super) fn client_bodies_kib(&self) -> usize {
         let largest = self.hook_body.max(self.other_body).div_ceil(1024);
         (self.all_bodies_kib / 2).max(largest).min(self.all_bodies_kib)
+    }
+
+    /// KiB of bodies that callers with a right token may have under way, beside the strangers': an eighth as much, and one whole body in
+    /// any case.
+    pub(super) fn known_bodies_kib(&self) -> usize {
+        (self.all_bodies_kib / 8).max(self.other_body.div_ceil(1024))
     }
 }
 

@@ -14,10 +14,10 @@ use super::{
     Server,
     auth::Peer,
     clients::{Client, Shares},
-    patient::Patient,
+    patient::{Patience, Patient},
     strict::Strict,
 };
-use crate::time::within;
+use crate::{model::cause::Cause, time::within};
 
 /// A listener of either kind.
 pub(super) trait Listener: Send + 'static {
@@ -59,7 +59,8 @@ impl Stream for TcpStream {
     fn peer(&self) -> io::Result<Peer> {
         // Small answers and stream lines go out at once; failing to say so costs 40 ms, not the answer.
         let _only_slower = self.set_nodelay(true);
-        Ok(Peer::Tcp { local: self.local_addr()?, remote: self.peer_addr()?.ip().to_canonical() })
+        let (local, remote) = (self.local_addr()?, self.peer_addr()?.ip().to_canonical());
+        Ok(Peer::Tcp { local, remote, known: Arc::default() })
     }
     async fn first_byte(&self) -> io::Result<Option<u8>> {
         let mut byte = [0];
@@ -78,21 +79,54 @@ pub(super) struct Door {
     shares: Option<Arc<Shares>>,
     /// TLS first.
     tls: Option<TlsAcceptor>,
-    /// How long a client may take nothing of an answer.
-    patience: Option<Duration>,
+    /// What it is called where somebody is told that it is full.
+    name: &'static str,
 }
 
 impl Door {
-    /// The socket's: whoever its mode lets in may take their time.
+    /// The socket's.
     pub(super) fn socket(server: &Server) -> Self {
-        Door { connections: server.limits.socket_connections, shares: None, tls: None, patience: None }
+        Door { connections: server.limits.socket_connections, shares: None, tls: None, name: "the socket" }
     }
 
     /// TCP's.
     pub(super) fn tcp(server: &Server, tls: Option<TlsAcceptor>) -> Self {
         let limits = &server.limits;
         let shares = Some(Shares::new(limits.client_connections));
-        Door { connections: limits.connections, shares, tls, patience: Some(limits.write) }
+        Door { connections: limits.connections, shares, tls, name: "the TCP listener" }
+    }
+}
+
+/// Connections that were closed at once because of a cap: nobody but us can know of them.
+#[derive(Default)]
+struct TurnedAway {
+    /// Since the log was told last.
+    count: u64,
+    told: Option<Duration>,
+    last: Option<Duration>,
+}
+
+impl TurnedAway {
+    /// How often the log is told, and for how long the status says it after the last one.
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn one_more(&mut self, server: &Server, name: &'static str, why: &str) {
+        let now = server.boot_time();
+        self.count += 1;
+        self.last = Some(now);
+        if self.told.is_some_and(|told| now < told + Self::MINUTE) {
+            return;
+        }
+        let cause = Cause::new("connections_closed", format!("{name} closes connections at once: {why}"));
+        tracing::warn!(closed = self.count, %cause, "connections beyond a cap are closed");
+        server.engine.remark(name, Some(cause));
+        (self.told, self.count) = (Some(now), 0);
+    }
+
+    /// Returns once none has been turned away for a while.
+    async fn quiet(&self, server: &Server) {
+        let Some(last) = self.last else { return std::future::pending().await };
+        server.clock.sleep((last + Self::MINUTE).saturating_sub(server.boot_time())).await;
     }
 }
 
@@ -105,11 +139,18 @@ pub(super) async fn accept<L: Listener>(server: Arc<Server>, listener: L, door: 
     let free = Arc::new(Semaphore::new(door.connections));
     let door = Arc::new(door);
     let mut failures = 0u32;
+    let mut turned = TurnedAway::default();
     loop {
         let accepted = tokio::select! {
             biased;
             () = stopping.cancelled() => return,
             accepted = listener.accept() => accepted,
+            () = turned.quiet(&server) => {
+                tracing::info!(closed = turned.count, listener = door.name, "no connection has been closed at a cap for a minute");
+                turned = TurnedAway::default();
+                server.engine.remark(door.name, None);
+                continue;
+            }
         };
         let stream = match accepted {
             Ok(stream) => stream,
@@ -136,14 +177,23 @@ pub(super) async fn accept<L: Listener>(server: Arc<Server>, listener: L, door: 
             failures = 0;
         }
         // Beyond a cap: closed at once, so that those inside are served.
-        let Ok(permit) = free.clone().try_acquire_owned() else { continue };
         let Ok(peer) = stream.peer() else { continue };
+        let Ok(permit) = free.clone().try_acquire_owned() else {
+            let why =
+                format!("all its {} connections are in use ([limits] connections, LimitNOFILE=)", door.connections);
+            turned.one_more(&server, door.name, &why);
+            continue;
+        };
         let share = match (&door.shares, &peer) {
             (Some(shares), Peer::Tcp { remote, .. }) if !server.proxies.trust(*remote) => {
                 match shares.take(Client::of(*remote), 1) {
                     Some(share) => Some(share),
                     None => {
-                        tracing::debug!(client = %remote, "a client has all the connections it may have");
+                        let most = server.limits.client_connections;
+                        let why = format!(
+                            "{remote} has all {most} that one client may have ([limits] client_connections; a proxy belongs in [api] trusted_proxies)"
+                        );
+                        turned.one_more(&server, door.name, &why);
                         continue;
                     }
                 }
@@ -169,7 +219,9 @@ async fn connection<S: Stream>(server: Arc<Server>, door: &Door, stream: S, peer
     };
     let Some(Ok(first)) = ready else { return };
     // Boxed: an idle connection takes no more memory than its own kind needs.
-    let Some(patience) = door.patience else { return Box::pin(requests(server, stream, peer)).await };
+    // Whoever the socket's mode lets in may take their time.
+    let Peer::Tcp { known, .. } = &peer else { return Box::pin(requests(server, stream, peer)).await };
+    let patience = Patience { known: known.clone(), long: server.limits.write, short: server.limits.stranger_write };
     let stream = Patient::new(stream, server.clock.clone(), patience);
     let Some(tls) = &door.tls else { return Box::pin(requests(server, stream, peer)).await };
     let shaking = async {

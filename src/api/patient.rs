@@ -4,7 +4,10 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -15,18 +18,29 @@ use crate::time::Clock;
 
 type Wait = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// How long the other side may take nothing.
+#[derive(Clone)]
+pub(super) struct Patience {
+    /// A right token has come.
+    pub(super) known: Arc<AtomicBool>,
+    /// Then.
+    pub(super) long: Duration,
+    /// Before that.
+    pub(super) short: Duration,
+}
+
 /// A stream whose writes fail once the other side has taken nothing for a while.
 pub(super) struct Patient<S> {
     stream: S,
     clock: Arc<dyn Clock>,
-    limit: Duration,
+    patience: Patience,
     /// Since a write found no room.
     stalled: Option<Wait>,
 }
 
 impl<S> Patient<S> {
-    pub(super) fn new(stream: S, clock: Arc<dyn Clock>, limit: Duration) -> Self {
-        Patient { stream, clock, limit, stalled: None }
+    pub(super) fn new(stream: S, clock: Arc<dyn Clock>, patience: Patience) -> Self {
+        Patient { stream, clock, patience, stalled: None }
     }
 
     fn written<T>(&mut self, cx: &mut Context<'_>, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -34,7 +48,8 @@ impl<S> Patient<S> {
             self.stalled = None;
             return done;
         }
-        let (clock, limit) = (&self.clock, self.limit);
+        let Patience { known, long, short } = &self.patience;
+        let (clock, limit) = (&self.clock, if known.load(Ordering::Relaxed) { *long } else { *short.min(long) });
         let wait = self.stalled.get_or_insert_with(|| {
             let clock = clock.clone();
             Box::pin(async move { clock.sleep(limit).await })
@@ -93,15 +108,19 @@ mod tests {
 
     #[tokio::test]
     async fn who_takes_nothing_is_given_up_and_who_is_slow_is_not() {
-        let limit = Duration::from_millis(300);
-        let (ours, theirs) = tokio::io::duplex(16);
-        let mut ours = Patient::new(ours, Arc::new(SystemClock::new()), limit);
-        let error = ours.write_all(&[0; 64]).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        drop(theirs);
-
+        let patience = |known, short, long| {
+            let [short, long] = [short, long].map(Duration::from_millis);
+            Patience { known: Arc::new(AtomicBool::new(known)), short, long }
+        };
+        for patience in [patience(false, 300, 60_000), patience(true, 60_000, 300), patience(false, 60_000, 300)] {
+            let (ours, theirs) = tokio::io::duplex(16);
+            let mut ours = Patient::new(ours, Arc::new(SystemClock::new()), patience);
+            let error = ours.write_all(&[0; 64]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            drop(theirs);
+        }
         let (ours, mut theirs) = tokio::io::duplex(16);
-        let mut ours = Patient::new(ours, Arc::new(SystemClock::new()), Duration::from_secs(60));
+        let mut ours = Patient::new(ours, Arc::new(SystemClock::new()), patience(false, 60_000, 60_000));
         let slow = async {
             let mut seen = 0;
             while seen < 64 {

@@ -52,8 +52,7 @@ impl Proxies {
         match self.header {
             ClientHeader::XForwardedFor => node(element),
             ClientHeader::Forwarded => {
-                let mut pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
-                let (_, value) = pairs.find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
+                let value = the_for(element)?;
                 match value.strip_prefix('"') {
                     Some(quoted) => node(quoted.strip_suffix('"')?),
                     None => node(value),
@@ -61,6 +60,23 @@ impl Proxies {
             }
         }
     }
+}
+
+/// The value of `for` in an element of `Forwarded`. A proxy also writes there what its client chose, such as `host`, and may do so badly: an
+/// element that two readers could read differently is not read at all.
+fn the_for(element: &str) -> Option<&str> {
+    if element.contains('\\') || !element.matches('"').count().is_multiple_of(2) {
+        return None;
+    }
+    let mut quoted = false;
+    let pairs = element.split(|c| {
+        quoted ^= c == '"';
+        c == ';' && !quoted
+    });
+    let pairs = pairs.filter_map(|pair| pair.trim().split_once('='));
+    let mut values = pairs.filter(|(name, _)| name.trim().eq_ignore_ascii_case("for")).map(|(_, value)| value.trim());
+    let value = values.next()?;
+    values.next().is_none().then_some(value)
 }
 
 /// `192.0.2.7`, `192.0.2.7:4711`, `2001:db8::7`, `[2001:db8::7]` or `[2001:db8::7]:4711`.
@@ -161,6 +177,17 @@ mod tests {
             (&["for=\"evil, for=198.51.100.1"], "198.51.100.1"),
             (&["for=198.51.100.1;x=\"a,b\", for=10.0.0.7"], "198.51.100.1"),
             (&["for=unknown"], "127.0.0.1"),
+            // What a client sent as its Host.
+            (&["host=\"a;for=192.0.2.66\";for=198.51.100.1"], "198.51.100.1"),
+            (&["for=198.51.100.1;host=\"a;for=192.0.2.66;b\""], "198.51.100.1"),
+            (&["host=\"a, for=192.0.2.66\";for=198.51.100.1"], "198.51.100.1"),
+            (&["host=a;for=192.0.2.66;for=198.51.100.1"], "127.0.0.1"),
+            (&["host=a;for=192.0.2.66;x=\";for=198.51.100.1"], "127.0.0.1"),
+            (&["host=\"a\";for=192.0.2.66;x=\"b\";For = 198.51.100.1"], "127.0.0.1"),
+            (&["host=\"a\\\";for=192.0.2.66;x=\\\"b\";for=198.51.100.1"], "127.0.0.1"),
+            (&["for=198.51.100.1;host=\"a\\\", for=192.0.2.66, \\\"b\""], "127.0.0.1"),
+            (&["for=198.51.100.1;host=\"a\\\", for=192.0.2.66, \""], "127.0.0.1"),
+            (&["for=198.51.100.1;host=\"a\\\\\""], "127.0.0.1"),
             (&["for=_hidden, for=10.0.0.7"], "10.0.0.7"),
             (&["for=\"198.51.100.1"], "127.0.0.1"),
             (&["198.51.100.1"], "127.0.0.1"),

@@ -3,7 +3,8 @@
 //! A pair that cannot be used never takes the place of one that can: the old one stays, and what is wrong is said.
 
 use std::{
-    os::unix::fs::MetadataExt as _,
+    io::Read as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -32,6 +33,8 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(10);
 /// Said so long before the certificate ends, or for the last quarter of a life that is shorter than four times that.
 const SOON_MS: i64 = 7 * 86_400_000;
+/// What the second file is called; nobody else may read it.
+const KEY: &str = "key";
 /// Beyond this it is no certificate file.
 const LARGEST: u64 = 1 << 20;
 
@@ -58,6 +61,14 @@ pub enum TlsError {
         /// What, and what to do.
         why: String,
     },
+    /// Reading them came to no end.
+    #[error("the certificate `{}` could not be read: {source}", cert.display())]
+    Failed {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// Why.
+        source: tokio::task::JoinError,
+    },
     /// They belong to two different ones.
     #[error(
         "the key `{}` does not fit the certificate `{}`: are both of the same renewal, and is the server's own certificate the first in its file?",
@@ -78,7 +89,7 @@ struct Pair {
 }
 
 /// Which files they were: another one, or the same one written anew, is a new pair.
-type Files = Vec<Option<(u64, u64, u64, i64, i64)>>;
+type Files = Vec<Option<[i128; 7]>>;
 
 struct State {
     pair: Pair,
@@ -148,7 +159,8 @@ impl Certificates {
     /// Why the new pair cannot be used.
     pub async fn reload(self: &Arc<Self>, engine: &dyn Engine, clock: &dyn Clock) -> Result<(), TlsError> {
         let certificates = self.clone();
-        let read = tokio::task::spawn_blocking(move || certificates.read_again()).await.unwrap_or(Ok(()));
+        let read = tokio::task::spawn_blocking(move || certificates.read_again()).await;
+        let read = read.unwrap_or_else(|source| Err(TlsError::Failed { cert: self.cert.clone(), source }));
         self.tell(engine, clock.now().wall_ms);
         read
     }
@@ -170,10 +182,21 @@ impl Certificates {
                 let until = rfc3339(state.pair.facts.not_after_ms);
                 let text = format!("the old certificate stays in use, until {until}: {error}");
                 let cause = Cause::new("tls_not_reloaded", text);
-                tracing::error!(%cause, "the new certificate cannot be used");
+                if state.wrong.as_ref() != Some(&cause) {
+                    tracing::error!(%cause, "the new certificate cannot be used");
+                }
                 state.wrong = Some(cause);
                 Err(error)
             }
+        }
+    }
+
+    /// Reads the files again if they are others than those that were read last, or could not be used then: what kept the daemon from them
+    /// need not show in them, such as the rights of a directory.
+    fn look(&self) {
+        let (last, wrong) = self.read(|state| (state.files.clone(), state.wrong.is_some()));
+        if wrong || files(&self.cert, &self.key) != last {
+            let _kept_and_said = self.read_again();
         }
     }
 
@@ -232,11 +255,7 @@ impl Certificates {
                 () = clock.sleep(LOOK) => {}
             }
             let certificates = self.clone();
-            let looked = tokio::task::spawn_blocking(move || {
-                if files(&certificates.cert, &certificates.key) != certificates.read(|state| state.files.clone()) {
-                    let _kept_and_said = certificates.read_again();
-                }
-            });
+            let looked = tokio::task::spawn_blocking(move || certificates.look());
             if looked.await.is_err() {
                 tracing::error!("the certificate's files could not be looked at");
             }
@@ -248,18 +267,35 @@ impl Certificates {
 fn files(cert: &Path, key: &Path) -> Files {
     let one = |path: &Path| {
         let of = std::fs::metadata(path).ok()?;
-        Some((of.dev(), of.ino(), of.size(), of.mtime(), of.mtime_nsec()))
+        let (written, changed) = ([of.mtime(), of.mtime_nsec()], [of.ctime(), of.ctime_nsec()]);
+        let [dev, ino, size] = [of.dev(), of.ino(), of.size()].map(i128::from);
+        let [written, nanos] = written.map(i128::from);
+        // Rights and owners are part of it: a key that could not be read may be readable now.
+        let [changed, changed_nanos] = changed.map(i128::from);
+        Some([dev, ino, size, written, nanos, changed, changed_nanos])
     };
     vec![one(cert), one(key)]
 }
 
 fn content(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
     let failed = |source| TlsError::Read { what, path: path.to_owned(), source };
-    let size = std::fs::metadata(path).map_err(failed)?.len();
-    if size > LARGEST {
+    // Opened once and judged by what was opened; a pipe that nobody writes to must not hold anybody up.
+    let flags = nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+    let of = file.metadata().map_err(failed)?;
+    if !of.is_file() {
+        return Err(wrong(what, path, "is no regular file"));
+    }
+    if what == KEY && of.mode() & 0o007 != 0 {
+        let why = format!("is open to everybody on this machine (mode {:04o}): chmod o= it", of.mode() & 0o7777);
+        return Err(wrong(what, path, why));
+    }
+    let mut content = Vec::new();
+    file.take(LARGEST + 1).read_to_end(&mut content).map_err(failed)?;
+    if content.len() as u64 > LARGEST {
         return Err(wrong(what, path, "is larger than 1 MiB: is it the right file?"));
     }
-    std::fs::read(path).map_err(failed)
+    Ok(content)
 }
 
 fn wrong(what: &'static str, path: &Path, why: impl Into<String>) -> TlsError {
@@ -276,7 +312,7 @@ fn pair(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<Pair, TlsE
     };
     let facts =
         facts(first).ok_or_else(|| wrong("certificate", cert, "holds something that is no X.509 certificate"))?;
-    let bytes = content("key", key)?;
+    let bytes = content(KEY, key)?;
     let private = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| wrong("key", key, no_key(&bytes, &error)))?;
     let shown = CertifiedKey::from_der(chain, private, provider).map_err(|error| match error {
         rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {

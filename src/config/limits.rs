@@ -39,7 +39,7 @@ pub struct Limits {
     pub head_timeout: Span,
     /// For a whole body, beyond what its size takes at 64 KiB/s.
     pub body_timeout: Span,
-    /// How long a client over TCP may take nothing of an answer that waits for it.
+    /// How long a client over TCP may take nothing of an answer that waits for it; at most 15 s before its connection has brought a token.
     pub write_timeout: Span,
     /// Of a request's head.
     pub head_size: Size,
@@ -49,11 +49,13 @@ pub struct Limits {
     pub body_size: Size,
     /// Of a body under `/hooks/`; forges send up to 25 MiB.
     pub hook_body_size: Size,
-    /// Of all bodies that are being received, at the same moment. One client may have half of it.
+    /// Of all bodies that are being received without a token, at the same moment. One client may have half of it. Those with a token have an
+    /// eighth as much beside it.
     pub all_bodies_size: Size,
-    /// Deliveries to `/hooks/` of one client.
+    /// Deliveries to `/hooks/` of one client that have no right signature or no such project; beyond it the answer is 429.
     pub hook_rate: Rate,
-    /// Requests of one client that are refused for want of a right token or signature; beyond it the answer is 429.
+    /// Other requests of one client that are refused for want of a right token or signature; beyond it the answer is 429. No client is in
+    /// the log more often than this.
     pub refusal_rate: Rate,
 }
 
@@ -84,7 +86,7 @@ impl Default for Limits {
             body_size: Size::mib(1),
             hook_body_size: Size::mib(25),
             all_bodies_size: Size::mib(64),
-            // A forge sends for all its users from few addresses, and does not send again what was refused.
+            // A forge sends for all its users from few addresses: a secret that is out of date is not a flood.
             hook_rate: Rate::per_minute(600),
             refusal_rate: Rate::per_minute(60),
         }

@@ -74,10 +74,60 @@ async fn a_handshake_that_does_not_end_is_cut_off() {
 }
 
 #[tokio::test]
+async fn who_ends_the_handshake_and_asks_nothing_is_cut_off() {
+    let world = over_tls(Limits { head: Duration::from_millis(200), ..Limits::default() }).await;
+    for start in ["", "GET / HT"] {
+        let mut stream = handshake(TcpStream::connect(world.address).await.unwrap()).await.unwrap();
+        let said = within(&SystemClock::new(), Duration::from_secs(5), raw(&mut stream, start.as_bytes())).await;
+        assert_eq!(said.as_deref(), Some(""), "{start:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_quiet_on_purpose_outlives_every_time_out() {
+    let second = Duration::from_secs(1);
+    let limits = || Limits {
+        first_byte: second,
+        head: second,
+        body: second,
+        write: second,
+        stranger_write: second,
+        heartbeat: Duration::from_secs(60),
+        ..Limits::default()
+    };
+    for world in [world_with(limits(), vec![]).await, over_tls(limits()).await] {
+        let open = async |path: &str, accept: &str| {
+            let mut stream = world.connect().await;
+            let ask = format!(
+                "GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer read\r\nAccept: {accept}\r\n\r\n"
+            );
+            stream.write_all(ask.as_bytes()).await.unwrap();
+            stream
+        };
+        let (mut log, mut events) = (
+            open(&format!("/v1/runs/{RUN}/log?follow"), "text/plain").await,
+            open("/v1/events", "text/event-stream").await,
+        );
+        let (mut read, mut told, mut waited) = (String::new(), String::new(), String::new());
+        until(&mut log, &mut read, "three").await;
+        until(&mut events, &mut told, "retry: 2000").await;
+        let mut wait = open(&format!("/v1/runs/{RUN}?wait=finished&timeout=3s"), "application/json").await;
+        soon("the wait is over", until(&mut wait, &mut waited, RUN)).await;
+        assert!(waited.starts_with("HTTP/1.1 200"), "{waited}");
+
+        let event = json!({"id": "7-1", "event": "host.healthy", "at": "2026-01-02T03:00:00Z", "project": "shop", "run": RUN, "data": {}});
+        world.engine.events.send(Arc::new(serde_json::from_value(event).unwrap())).unwrap();
+        soon("the event comes", until(&mut events, &mut told, "id: 7-1")).await;
+        let more = within(&SystemClock::new(), Duration::from_millis(100), log.read_u8()).await;
+        assert!(more.is_none(), "{more:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_certificates_trouble_is_in_the_status_and_a_reload_says_it() {
     let dir = tempfile::tempdir().unwrap();
     let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
-    let at = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name);
+    let at = pem_file;
     std::fs::copy(at("signed.pem"), &cert).unwrap();
     std::fs::copy(at("signed.key.pem"), &key).unwrap();
     let tls = Some(Certificates::load(&cert, &key).unwrap());
@@ -109,45 +159,59 @@ const HOOK: &str = "POST /hooks/github/shop";
 const SIGNED: &str = "X-Hub-Signature-256: x\r\n";
 
 #[tokio::test]
-async fn deliveries_of_one_client_have_a_rate() {
+async fn forged_deliveries_of_one_client_have_a_rate_and_genuine_ones_are_not_asked_to_wait() {
     let world = world_with(Limits { hooks: rate("3/h"), ..Limits::default() }, vec![]).await;
-    for n in 0..3 {
-        assert_eq!(world.ask(HOOK, "", SIGNED, "x").await.status, 202, "{n}");
+    for (n, line) in [HOOK, "POST /hooks/gitlab/shop", "POST /hooks/nowhere"].into_iter().enumerate() {
+        let status = world.ask(line, "", "", "x").await.status;
+        assert_eq!(status, if n == 0 { 401 } else { 404 }, "{line}");
     }
     // Whatever it says of itself.
     for more in
         ["", "X-Forwarded-For: 198.51.100.1\r\n", "Forwarded: for=198.51.100.1\r\n", "Authorization: Bearer admin\r\n"]
     {
-        let answer = world.ask(HOOK, "", &format!("{SIGNED}{more}"), "x").await;
+        let answer = world.ask(HOOK, "", more, "x").await;
         assert_eq!((answer.status, answer.code().as_str()), (429, "rate_limited"), "{more}");
         let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
-        assert!((1..=1200).contains(&wait), "{wait}");
+        assert!((1..=1200).contains(&wait) && answer.header("connection") == Some("close"), "{answer:?}");
+        assert_eq!(world.ask(HOOK, "", &format!("{SIGNED}{more}"), "x").await.status, 202, "{more}");
     }
-    assert_eq!(world.engine.asked().len(), 3, "what has to wait is not looked at");
     // Another client, other routes, and the socket.
-    let request = format!("{HOOK} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{SIGNED}Content-Length: 0\r\n\r\n");
+    let request = format!("{HOOK} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
     let other = raw(&mut world.connect_from("127.0.0.9").await, request.as_bytes()).await;
-    assert_eq!(answer(&other).status, 202);
+    assert_eq!(answer(&other).status, 401);
     assert_eq!(world.ask("GET /v1/status", "read", "", "").await.status, 200);
     for _ in 0..5 {
         let socket = raw(&mut UnixStream::connect(&world.socket).await.unwrap(), request.as_bytes()).await;
-        assert_eq!(answer(&socket).status, 202);
+        assert_eq!(answer(&socket).status, 401);
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_forgeries_locks_out_no_forge_behind_the_same_address() {
+    let world = world_with(Limits::default(), vec![]).await;
+    for _ in 0..601 {
+        assert!(matches!(world.ask(HOOK, "", "", "x").await.status, 401 | 429));
+    }
+    for n in 0..601 {
+        assert_eq!(world.ask(HOOK, "", SIGNED, "x").await.status, 202, "{n}");
     }
 }
 
 #[tokio::test]
 async fn refusals_of_one_client_have_a_rate_and_right_tokens_are_not_asked_to_wait() {
     let world = world_with(Limits { refusals: rate("3/h"), ..Limits::default() }, vec![]).await;
-    for (line, token) in [("GET /v1/status", "wrong"), (HOOK, ""), ("POST /v1/signals", "")] {
+    for (line, token) in [("GET /v1/status", "wrong"), ("GET /v1/status", ""), ("POST /v1/signals", "")] {
         assert_eq!(world.ask(line, token, "", "x").await.status, 401, "{line}");
     }
-    for (line, token) in [("GET /v1/status", "wrong"), ("GET /v1/status", ""), (HOOK, ""), ("POST /v1/signals", "")] {
+    for (line, token) in [("GET /v1/status", "wrong"), ("GET /v1/status", ""), ("POST /v1/signals", "")] {
         let answer = world.ask(line, token, "", "").await;
         assert_eq!((answer.status, answer.code().as_str()), (429, "rate_limited"), "{line}");
         assert!(answer.header("retry-after").is_some() && answer.header("connection") == Some("close"), "{answer:?}");
     }
     assert_eq!(world.ask("GET /v1/status", "read", "", "").await.status, 200);
     assert_eq!(world.ask(HOOK, "", SIGNED, "x").await.status, 202);
+    // Who is known is told why, however often.
+    assert_eq!(world.form("POST /v1/projects/shop/start", "read", "").await.code(), "insufficient_scope");
 }
 
 /// A world behind a proxy at 127.0.0.9.
@@ -161,24 +225,24 @@ async fn behind_a_trusted_proxy_every_client_is_one_of_its_own() {
     let world = proxied(Limits { hooks: rate("2/h"), ..Limits::default() }).await;
     let deliver = async |from: &str, header: &str| {
         let request =
-            format!("{HOOK} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{SIGNED}{header}\r\nContent-Length: 0\r\n\r\n");
+            format!("{HOOK} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\nContent-Length: 0\r\n\r\n");
         answer(&raw(&mut world.connect_from(from).await, request.as_bytes()).await).status
     };
     for (from, header, status) in [
-        ("127.0.0.9", "X-Forwarded-For: 198.51.100.1", 202),
-        ("127.0.0.9", "X-Forwarded-For: 192.0.2.66, 198.51.100.1", 202),
+        ("127.0.0.9", "X-Forwarded-For: 198.51.100.1", 401),
+        ("127.0.0.9", "X-Forwarded-For: 192.0.2.66, 198.51.100.1", 401),
         // A client that makes up addresses is still itself.
         ("127.0.0.9", "X-Forwarded-For: 192.0.2.67, 198.51.100.1", 429),
         ("127.0.0.9", "X-Forwarded-For: 192.0.2.68\r\nX-Forwarded-For: 198.51.100.1", 429),
-        ("127.0.0.9", "X-Forwarded-For: 198.51.100.2", 202),
+        ("127.0.0.9", "X-Forwarded-For: 198.51.100.2", 401),
         // Somebody else says the same, and is not believed.
-        ("127.0.0.8", "X-Forwarded-For: 198.51.100.2", 202),
-        ("127.0.0.8", "X-Forwarded-For: 198.51.100.3", 202),
+        ("127.0.0.8", "X-Forwarded-For: 198.51.100.2", 401),
+        ("127.0.0.8", "X-Forwarded-For: 198.51.100.3", 401),
         ("127.0.0.8", "X-Forwarded-For: 198.51.100.4", 429),
-        ("127.0.0.9", "X-Forwarded-For: 198.51.100.4", 202),
+        ("127.0.0.9", "X-Forwarded-For: 198.51.100.4", 401),
         // The header that nobody configured.
-        ("127.0.0.9", "Forwarded: for=198.51.100.9", 202),
-        ("127.0.0.9", "Forwarded: for=198.51.100.10", 202),
+        ("127.0.0.9", "Forwarded: for=198.51.100.9", 401),
+        ("127.0.0.9", "Forwarded: for=198.51.100.10", 401),
         ("127.0.0.9", "Forwarded: for=198.51.100.11", 429),
     ] {
         assert_eq!(deliver(from, header).await, status, "{from} {header}");
@@ -232,6 +296,28 @@ async fn one_client_has_its_share_of_the_room_for_bodies() {
 }
 
 #[tokio::test]
+async fn bodies_of_strangers_lock_out_neither_tokens_nor_the_socket() {
+    let limits = Limits { all_bodies_kib: 16, hook_body: 16 << 10, other_body: 16 << 10, ..Limits::default() };
+    let world = world_with(limits, vec![]).await;
+    // All the room but a byte, by one who sends nothing further for now.
+    let head = format!("{HOOK} HTTP/1.1\r\nHost: x\r\n{SIGNED}Content-Length: 16384\r\n\r\n");
+    let mut half = world.connect_from("127.0.0.1").await;
+    half.write_all(format!("{head}{}", "x".repeat((16 << 10) - 1)).as_bytes()).await.unwrap();
+    let full = async { while world.ask(HOOK, "", SIGNED, "x").await.status != 503 {} };
+    soon("there is no room", full).await;
+
+    // A token makes no larger room for what needs none.
+    assert_eq!(world.ask(HOOK, "admin", SIGNED, "x").await.status, 503);
+    let long = format!("reason={}", "x".repeat(100));
+    assert_eq!(world.form("POST /v1/projects/shop/start", "deploy", &long).await.status, 202);
+    let stop = "POST /v1/projects/shop/stop HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 8\r\n\r\nreason=x";
+    let said = raw(&mut UnixStream::connect(&world.socket).await.unwrap(), stop.as_bytes()).await;
+    assert_eq!(answer(&said).code(), "nothing_to_stop");
+    half.write_all(b"x").await.unwrap();
+    assert_eq!(answer(&soon("the first is served", raw(&mut half, b"")).await).status, 202);
+}
+
+#[tokio::test]
 async fn who_takes_nothing_of_an_answer_loses_the_connection() {
     let world = world_with(Limits { write: Duration::from_millis(300), ..Limits::default() }, vec![]).await;
     let mut stream = TcpStream::connect(world.address).await.unwrap();
@@ -246,6 +332,42 @@ async fn who_takes_nothing_of_an_answer_loses_the_connection() {
     };
     soon("it is closed", closed).await;
     assert_eq!(world.ask("GET /v1/status", "read", "", "").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_connection_that_has_brought_a_right_token_may_take_its_time() {
+    let limits = Limits { stranger_write: Duration::from_millis(300), ..Limits::default() };
+    let world = world_with(limits, vec![]).await;
+    // Asks far more than all buffers on the way hold, reads nothing, and returns when the connection is closed.
+    let flood = async |token: &str| {
+        let mut stream = TcpStream::connect(world.address).await.unwrap();
+        let ask = format!("GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n{token}\r\n");
+        while stream.write_all(ask.as_bytes()).await.is_ok() {}
+    };
+    let start = SystemClock::new().now();
+    for token in ["", "Authorization: Bearer wrong\r\n"] {
+        soon("it is closed", flood(token)).await;
+    }
+    let twice = SystemClock::new().now().since(&start);
+    let closed =
+        within(&SystemClock::new(), twice + Duration::from_secs(1), flood("Authorization: Bearer read\r\n")).await;
+    assert!(closed.is_none());
+}
+
+#[tokio::test]
+async fn connections_beyond_a_cap_are_told_of_in_the_status() {
+    for limits in
+        [Limits { client_connections: 1, ..Limits::default() }, Limits { connections: 1, ..Limits::default() }]
+    {
+        let world = world_with(limits, vec![]).await;
+        let mut held = TcpStream::connect(world.address).await.unwrap();
+        held.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        assert_eq!(soon("it is answered", held.read_u8()).await.unwrap(), b'H');
+        assert_eq!(soon("it is closed", raw(&mut world.connect_from("127.0.0.1").await, b"")).await, "");
+        let trouble = world.engine.trouble.lock().unwrap().values().cloned().collect::<Vec<_>>();
+        assert!(trouble.len() == 1 && trouble[0].code == "connections_closed", "{trouble:?}");
+        assert!(trouble[0].message.contains("connections"), "{trouble:?}");
+    }
 }
 
 #[tokio::test]

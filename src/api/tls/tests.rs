@@ -1,9 +1,11 @@
 use std::path::PathBuf;
 
-use super::*;
+use std::os::unix::fs::PermissionsExt as _;
 
-fn at(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name)
+use super::{super::tests::pem_file as at, *};
+
+fn chmod(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
 #[test]
@@ -26,8 +28,13 @@ fn what_cannot_be_used_is_refused_with_the_file_and_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let put = |name: &str, text: &[u8]| {
         std::fs::write(dir.path().join(name), text).unwrap();
+        chmod(&dir.path().join(name), 0o600);
         dir.path().join(name)
     };
+    let open = put("open.pem", &std::fs::read(at("ec.sec1.pem")).unwrap());
+    chmod(&open, 0o604);
+    let pipe = dir.path().join("pipe.pem");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
     let good = std::fs::read(at("ec.pem")).unwrap();
     let damaged = String::from_utf8(good.clone()).unwrap().replacen("MII", "!!!", 1);
     let cut = &good[..good.len() / 2];
@@ -36,8 +43,14 @@ fn what_cannot_be_used_is_refused_with_the_file_and_what_to_do() {
         (at("other.pem"), at("ec.sec1.pem"), "other.pem", "of the same renewal"),
         (at("none.pem"), at("ec.sec1.pem"), "none.pem", "the daemon's user must be able to read it"),
         (at("ec.pem"), at("none.pem"), "none.pem", "cannot read the key"),
+        (at("ec.pem"), open, "open.pem", "open to everybody on this machine (mode 0604)"),
+        (at("ec.pem"), pipe.clone(), "pipe.pem", "the key"),
+        (pipe, at("ec.sec1.pem"), "pipe.pem", "is no regular file"),
+        (at("ec.pem"), dir.path().to_owned(), "the key", "is no regular file"),
+        (put("huge.pem", &[b'x'; 2 << 20]), at("ec.sec1.pem"), "huge.pem", "is it the right file?"),
+        (PathBuf::from("/dev/zero"), at("ec.sec1.pem"), "/dev/zero", "is no regular file"),
         (at("ec.sec1.pem"), at("ec.sec1.pem"), "ec.sec1.pem", "holds no certificate"),
-        (at("ec.pem"), at("ec.pem"), "ec.pem", "are the two files swapped?"),
+        (at("ec.pem"), put("ec.pem", &good), "ec.pem", "are the two files swapped?"),
         (at("ec.pem"), at("ec.encrypted.pem"), "ec.encrypted.pem", "is encrypted"),
         (at("ec.pem"), put("empty.pem", b""), "empty.pem", "BEGIN EC PRIVATE KEY"),
         (put("damaged.pem", damaged.as_bytes()), at("ec.sec1.pem"), "damaged.pem", "damaged PEM"),
@@ -80,6 +93,37 @@ fn a_bad_new_pair_leaves_the_old_one_in_use_and_is_said() {
     loaded.read_again().unwrap();
     assert_ne!(shown(), first);
     assert!(loaded.wrong().is_none() && loaded.is_for("other.test"));
+}
+
+#[test]
+fn a_renewed_pair_that_could_not_be_read_is_taken_up_once_it_can_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::copy(at("signed.pem"), &cert).unwrap();
+    std::fs::copy(at("signed.key.pem"), &key).unwrap();
+    let loaded = Certificates::load(&cert, &key).unwrap();
+    // Mode 000 keeps out everybody but root, who is kept out by what everybody may read.
+    for bad in [0o000, 0o644] {
+        std::fs::copy(at("signed.pem"), &cert).unwrap();
+        chmod(&key, 0o600);
+        loaded.read_again().unwrap();
+        std::fs::copy(at("other.pem"), &cert).unwrap();
+        chmod(&key, bad);
+        loaded.look();
+        if loaded.is_for("other.test") {
+            assert!(bad == 0 && nix::unistd::geteuid().is_root());
+            continue;
+        }
+        assert_eq!(loaded.wrong().unwrap().code, "tls_not_reloaded");
+        chmod(&key, 0o600);
+        loaded.look();
+        assert!(loaded.is_for("other.test") && loaded.wrong().is_none());
+    }
+
+    // What was in the way does not show in the files.
+    loaded.state.write().unwrap().wrong = Some(Cause::new("tls_not_reloaded", "the directory was closed"));
+    loaded.look();
+    assert!(loaded.wrong().is_none());
 }
 
 #[test]

@@ -216,3 +216,16 @@ fn a_daemon_without_files_lives_waits_and_goes_on() {
     let daemon = world.start();
     assert_eq!(daemon.api.get("/v1/maintenance").is(200).json()["on"], true, "what was answered is on disk");
 }
+
+#[test]
+fn what_is_forbidden_again_and_again_does_not_fill_the_log() {
+    let world = limited("refusal_rate = \"3/h\"\n");
+    let daemon = world.start();
+    let read = daemon.tcp().bearer(&token(&daemon, "read", None));
+    for _ in 0..10 {
+        let answer = read.post("/v1/projects/shop/start", &serde_json::json!({}));
+        assert_eq!(answer.problem(), (403, "insufficient_scope".to_owned()));
+    }
+    let told = daemon.said().lines().filter(|line| line.contains("a request was refused")).count();
+    assert_eq!(told, 3);
+}

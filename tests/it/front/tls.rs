@@ -1,6 +1,6 @@
 //! TLS on the TCP listener, with the command line as its client.
 
-use std::process::Command;
+use std::{os::unix::fs::PermissionsExt as _, process::Command};
 
 use super::{pem, token};
 use crate::fixture::{BINARY, Daemon, Output, Project, World, eventually, output};
@@ -19,6 +19,8 @@ fn put(world: &World, cert: &str, key: &str) {
     for (from, to) in [(cert, "cert.pem"), (key, "key.pem")] {
         // As renewals do it: a new file takes the old one's name.
         std::fs::copy(pem(from), world.path("new.pem")).unwrap();
+        // Git keeps no such modes.
+        std::fs::set_permissions(world.path("new.pem"), std::fs::Permissions::from_mode(0o600)).unwrap();
         std::fs::rename(world.path("new.pem"), world.path(to)).unwrap();
     }
 }
@@ -166,7 +168,8 @@ fn a_listener_that_others_reach_needs_tls_or_a_word() {
             assert!(all.contains(word), "{word}: {all}");
         }
     }
-    let tls = format!("tls = {{ cert = {:?}, key = {:?} }}\n", pem("ec.pem"), pem("ec.sec1.pem"));
+    put(&world, "ec.pem", "ec.sec1.pem");
+    let tls = format!("tls = {{ cert = {:?}, key = {:?} }}\n", world.path("cert.pem"), world.path("key.pem"));
     for more in ["plaintext = true\n", "trusted_proxies = [\"10.0.0.5\"]\n", &tls] {
         with(more);
         let said = check();

@@ -105,7 +105,7 @@ fn an_empty_secret_signs_nothing() {
 fn forgeries_are_told_to_wait_and_genuine_deliveries_are_not() {
     let world = World::new();
     world.project(&Project::new("shop").hosts(&["h1"]).webhook());
-    std::fs::write(world.path("limits.toml"), "refusal_rate = \"5/h\"\n").unwrap();
+    std::fs::write(world.path("limits.toml"), "hook_rate = \"5/h\"\n").unwrap();
     let daemon = world.start();
     let commit = world.repo.push("pushed");
     for n in 0..20 {

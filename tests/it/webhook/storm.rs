@@ -12,7 +12,7 @@ const GATED: &str = r#"run:sh { 'until [ -e "$GO" ]; do sleep 0.05; done', env =
 fn a_burst_is_one_run_for_each_push_and_a_full_queue_says_when_to_come_again() {
     let world = World::new();
     world.project(&Project::new("shop").hosts(&["h1"]).stage("unit", GATED).queue_all().webhook());
-    std::fs::write(world.path("limits.toml"), "max_queued = 5\nhook_rate = \"none\"\n").unwrap();
+    std::fs::write(world.path("limits.toml"), "max_queued = 5\n").unwrap();
     let daemon = world.start();
     let commits: Vec<String> = (0..times(12, 60)).map(|n| world.repo.push(&format!("push {n}"))).collect();
 
