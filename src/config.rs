@@ -220,6 +220,23 @@ impl Config {
 }
 
 impl Exec {
+    /// Reads `[exec]` of the file at `path`, whatever else it has.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load(path: &Path) -> Result<Exec, ConfigError> {
+        #[derive(Deserialize)]
+        struct Only {
+            #[serde(default)]
+            exec: Exec,
+        }
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let Only { exec } = toml::from_str(&text).map_err(|error| ConfigError::at(path, &text, &error))?;
+        exec.check().map_err(|message| ConfigError::section(path, &text, "exec", message))?;
+        Ok(exec)
+    }
+
     fn check(&self) -> Result<(), String> {
         let chosen = [("user", self.user.is_some()), ("uids", self.uids.is_some()), ("same_user", self.same_user)];
         let chosen: Vec<&str> = chosen.into_iter().filter_map(|(name, set)| set.then_some(name)).collect();

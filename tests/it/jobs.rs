@@ -20,7 +20,7 @@ const BUILD: &str = r#"run:sh [[id -u; id -g; grep -e ^Groups -e ^CapEff -e ^Cap
       mkdir -p left/behind && chmod 000 left/behind left]]
     run:sh { "true", reports = "reports/*.xml" }
     run:artifact { "app", path = "out" }
-    run:sh "cat out/app; touch .git/mine; git status --short | head -1""#;
+    run:sh "cat out/app; touch .git/mine; git status --short | head -1; chmod 000 .""#;
 
 const DEPLOY: &str = r#"host:upload { release.artifacts.app, to = "@ROOT@/" .. host.id .. "/app", unpack = true }"#;
 
@@ -60,7 +60,16 @@ fn a_daemon_without_rights_builds_as_the_projects_user_and_leaves_nothing() {
     assert!(!daemon.said().contains("is left behind"), "{}", daemon.said());
     // Its job directory is its own, and so it stays over a restart.
     daemon.kill();
+    // What an earlier life could not take away is tried again.
+    let (left, run_dir) = (world.path("data/work/shop"), run.id.as_str());
+    let left = left.join(run_dir);
+    std::fs::create_dir_all(left.join("sub")).unwrap();
+    for (path, mode) in [(left.join("sub"), 0o000), (left.clone(), 0o000)] {
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        std::os::unix::fs::chown(&path, Some(world.uids.0), Some(world.uids.0)).unwrap();
+    }
     let daemon = world.start();
+    eventually("the old checkout is gone", || (!left.exists()).then_some(()));
     world.repo.push("second");
     daemon.press_with(&json!({ "retest": true })).wait().is("succeeded");
     let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(world.path("data/jobs/shop")).unwrap());
@@ -165,7 +174,7 @@ fn only_the_daemon_may_ask_and_only_for_job_users() {
     Daemon::configure(&world);
     let (daemon, first, last) = (world.daemon.unwrap(), world.uids.0, world.uids.1);
     let give =
-        |uid: u32, gid: u32| json!({ "give": { "to": { "project": "shop", "uid": uid, "gid": gid } } }).to_string();
+        |uid: u32, gid: u32| json!({ "v": 1, "give": { "to": { "project": "shop", "uid": uid, "gid": gid } } }).to_string();
     assert_eq!(answer(&jobs, daemon, &give(first, first)).trim(), r#""ready""#);
     assert_eq!(answer(&jobs, 0, &give(last, last)).trim(), r#""ready""#, "root may");
     for (asker, uid, gid, why) in [
@@ -187,13 +196,18 @@ fn only_the_daemon_may_ask_and_only_for_job_users() {
     }
     // A program needs pipes; who comes without them, or with other things, gets nothing started.
     let marker = world.path("tested/started");
-    let run = json!({ "run": {
+    let run = json!({ "v": 1, "run": {
         "as": { "project": "shop", "uid": first, "gid": first },
         "argv": ["touch", marker], "env": [["PATH", "/usr/bin:/bin"]], "cwd": "/",
     } });
     assert!(answer(&jobs, daemon, &run.to_string()).contains("0 file descriptors, not three"));
-    for line in ["", "{}", "[[[[", "{\"run\":{}}", "\u{1}\u{ff}"] {
+    for line in ["", "[[[[", "{\"v\":1,\"run\":{}}", "\u{1}\u{ff}"] {
         assert!(answer(&jobs, daemon, line).contains("no request"), "{line:?}");
+    }
+    // Of a daemon of another version: it is to ask again.
+    for line in ["{}", "{\"v\":2,\"walk\":{}}"] {
+        let said: Value = serde_json::from_str(answer(&jobs, daemon, line).trim()).unwrap();
+        assert!(said["later"].as_str().is_some_and(|text| text.contains("different versions")), "{line}: {said}");
     }
     assert!(!marker.exists());
     // Whoever may write the configuration could name other users.

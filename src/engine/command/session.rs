@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     model::cause::Cause,
-    ports::link::{Link, LinkError},
+    ports::link::{Link, LinkError, REFUSED},
     time::{Clock, Stamp},
 };
 
@@ -28,9 +28,6 @@ const CHANNELS: usize = 7;
 const IDLE: usize = 4;
 /// A command that takes longer is followed as it runs, which costs the host some processes and people half a second.
 const SHORT: Duration = Duration::from_millis(500);
-/// How long a host that refuses another channel is asked again: somebody else's sessions may end. At most so long also one whose
-/// connection was cut before anything was sent.
-pub(super) const REFUSED: Duration = Duration::from_secs(30);
 /// For an answer that needs no command to end: stop of what is not ours to wait for.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -237,6 +234,7 @@ impl Session {
             // Before anything was sent, a host that cannot be reached is just that: whether to try again is the caller's. One that was
             // reached and lost, in the login or since the last command, is another matter.
             let cut = error.cause.code == "connection_lost";
+            // At most so long also one whose connection was cut before anything was sent.
             let patience = if refused { REFUSED } else { REFUSED.min(cmd.reconnect) };
             let unsent = !sent && (!(refused || cut) || waited >= patience);
             if hopeless || unsent || broken >= BROKEN || waited >= limit {
