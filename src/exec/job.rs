@@ -147,7 +147,9 @@ impl Request {
         let request = match sent {
             Sent { v: VERSION, run: Some(run), give: None } => Request::Run(run),
             Sent { v: VERSION, run: None, give: Some(give) } => Request::Give(give),
-            _ => return Err("it is no request: it asks for nothing, or for two things, or in another version".to_owned()),
+            _ => {
+                return Err("it is no request: it asks for nothing, or for two things, or in another version".to_owned());
+            }
         };
         let Who { uid, gid, .. } = request.who();
         // 65535 and 4294967295 mean "leave it as it is" to the kernel's calls: root would stay root.
@@ -289,8 +291,7 @@ mod tests {
         let mut more = run();
         more["run"]["groups"] = json!([0]);
         assert!(parse(&more).unwrap_err().contains("unknown field `groups`"));
-        let twice =
-            r#"{"v":1,"run":{"as":{"project":"shop","uid":61000,"uid":0,"gid":61000},"argv":["sh"],"env":[],"cwd":"/"}}"#;
+        let twice = r#"{"v":1,"run":{"as":{"project":"shop","uid":61000,"uid":0,"gid":61000},"argv":["sh"],"env":[],"cwd":"/"}}"#;
         assert!(Request::parse(twice.as_bytes()).unwrap_err().contains("duplicate field"));
         for (line, may) in [
             (run().to_string(), true),

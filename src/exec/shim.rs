@@ -186,12 +186,10 @@ fn user(name: &str) -> Result<User, Refusal> {
 /// links: what is read must be what was looked at. So each name on the way is looked at before the next one in it, also those that links
 /// lead through.
 fn only_roots(config: &Path) -> Result<PathBuf, NotDone> {
-    let unread = |error: io::Error| {
-        NotDone::Later(format!("the configuration {} cannot be read: {error}", config.display()))
-    };
-    let backwards = |path: &Path| -> Vec<OsString> {
-        path.components().rev().map(|part| part.as_os_str().to_owned()).collect()
-    };
+    let unread =
+        |error: io::Error| NotDone::Later(format!("the configuration {} cannot be read: {error}", config.display()));
+    let backwards =
+        |path: &Path| -> Vec<OsString> { path.components().rev().map(|part| part.as_os_str().to_owned()).collect() };
     let mut names = backwards(&std::path::absolute(config).map_err(unread)?);
     let (mut real, mut links) = (PathBuf::new(), 0);
     while let Some(name) = names.pop() {
@@ -276,6 +274,9 @@ fn start(connection: BorrowedFd<'_>, run: &Run, fds: Vec<OwnedFd>) -> Result<(),
     let mut child = command
         .spawn()
         .map_err(|error| format!("{} cannot be started as uid {}: {error}", run.argv[0], run.who.uid))?;
+    // Whose processes these are, for whoever finds the unit among many.
+    let Who { project, uid, .. } = &run.who;
+    let _nobody_reads = writeln!(io::stderr(), "phased job: {project} as uid {uid}: {}", run.argv[0].escape_debug());
     // Its pipes' ends with it: they end when the job's do.
     drop(command);
     powerless().map_err(|error| format!("the capabilities cannot be given up: {error}"))?;

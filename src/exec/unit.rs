@@ -322,7 +322,11 @@ mod tests {
             (b"\"started", "channel_refused", "cannot be asked"),
             (b"garbage\n", "channel_refused", "not understood"),
             (b"{\"taken\":7}\n", "job_unit", "it answered Taken(7)"),
-            (b"{\"later\":\"other versions\"}\n", "channel_refused", "cannot do it now: other versions (see `journalctl"),
+            (
+                b"{\"later\":\"other versions\"}\n",
+                "channel_refused",
+                "cannot do it now: other versions (see `journalctl",
+            ),
             (b"{\"refused\":\"uid 1\\u001b[2Jno\"}\n", "job_unit", "refused: uid 1 [2Jno (see `journalctl"),
         ] {
             let dir = tempfile::tempdir().unwrap();

@@ -96,7 +96,9 @@ pub(super) fn job_users(exec: &Exec, daemon: Uid, there: bool) -> Check {
         ),
         None if uids::dynamic(&uids) => Check::warn(
             "job users",
-            format!("uids {first} to {last} of [exec] reach into those of systemd's DynamicUser= (61184 to 65519): a service can get a project's"),
+            format!(
+                "uids {first} to {last} of [exec] reach into those of systemd's DynamicUser= (61184 to 65519): a service can get a project's"
+            ),
             "choose others: uids = \"70000-70999\"; what projects have already is in data_dir/jobs and must be moved away",
         ),
         None => Check::ok("job users", format!("each project's tests run as a uid of {first} to {last}")),
