@@ -32,7 +32,7 @@ use crate::{
         Conductor, Fleets, Views,
         world::{Limits, Retention, World},
     },
-    exec::{Local, Way},
+    exec::Local,
     forge::{Git, GitHub},
     http::Client,
     journal::{
@@ -142,10 +142,8 @@ impl App {
         let control = ControlLog::open(&layout.journal, Arc::clone(&clock), storage.clone(), kills.control)?;
         let control: Arc<dyn Control> = Arc::new(control);
 
-        if let Way::Unit(socket) = &way {
-            tracing::info!(socket = %socket.display(), "local commands are started by the job unit");
-        }
-        let users = uids::job_users(&config.exec, &way, &control)?;
+        uids::say(&config.exec, &way);
+        let users = uids::job_users(&config.exec, &control)?;
         let local = Local::new(layout.jobs.clone(), users, &way, Arc::clone(&clock));
         let ssh = SshLinks::new(
             Arc::clone(&secrets),
@@ -219,7 +217,7 @@ impl App {
                 ),
             );
         }
-        let front = front::front(&config, &way, options.fixed_token)?;
+        let front = front::front(&config, options.fixed_token)?;
         let certificates = front.tls.clone();
         // Bound before work begins: a second daemon on the same addresses must not have started anything.
         let bound = options.passed.listen(&config.api).await?;

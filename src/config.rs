@@ -77,15 +77,15 @@ pub struct Exec {
     /// `PATH` of local commands.
     pub path: String,
     /// The socket of the job unit, which starts local commands for a daemon that cannot switch users itself. Without it
-    /// [`JOB_SOCKET`], if that is there and the daemon is not root.
+    /// [`JOB_SOCKET`], where systemd runs the machine (or that is there) and the daemon is not root.
     #[serde(deserialize_with = "values::some_absolute")]
     pub job_socket: Option<PathBuf>,
 }
 
 /// Where the package's `phased-job.socket` listens.
 pub const JOB_SOCKET: &str = "/run/phased-job.sock";
-/// The user ids of projects where the file names none.
-pub const JOB_UIDS: UidRange = UidRange { first: 61_000, last: 61_999 };
+/// The user ids of projects where the file names none: up to those that systemd gives to services with `DynamicUser=`.
+pub const JOB_UIDS: UidRange = UidRange { first: 61_000, last: 61_183 };
 
 /// `[signals]`: another daemon may ask this one to deploy. Without a key it listens to nobody.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -220,6 +220,23 @@ impl Config {
 }
 
 impl Exec {
+    /// Reads `[exec]` of the file at `path`, whatever else it has.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load(path: &Path) -> Result<Exec, ConfigError> {
+        #[derive(Deserialize)]
+        struct Only {
+            #[serde(default)]
+            exec: Exec,
+        }
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let Only { exec } = toml::from_str(&text).map_err(|error| ConfigError::at(path, &text, &error))?;
+        exec.check().map_err(|message| ConfigError::section(path, &text, "exec", message))?;
+        Ok(exec)
+    }
+
     fn check(&self) -> Result<(), String> {
         let chosen = [("user", self.user.is_some()), ("uids", self.uids.is_some()), ("same_user", self.same_user)];
         let chosen: Vec<&str> = chosen.into_iter().filter_map(|(name, set)| set.then_some(name)).collect();

@@ -94,8 +94,8 @@
 //! argv, here or on a host.
 //!
 //! Architecture invariant: code under test has a user of its own. Root switches to it, or the job unit does ([`exec`]), which opens no path
-//! as root and believes nothing it is asked: who asks is the kernel's word, who may be switched to is root's. A daemon that has neither refuses projects that name a secret
-//! (`source.webhook` apart), unless `[exec] same_user = true` says on purpose that they may share its own.
+//! as root and believes nothing it is asked: who asks is the kernel's word, who may be switched to is root's. A daemon that has neither runs none and refuses
+//! projects that name a secret (`source.webhook` apart), unless `[exec] same_user = true` says on purpose that they may share its own.
 //!
 //! Architecture invariant: what code under test has made is read by its own user (`phased pack`, the command protocol), never by the
 //! daemon: no link, device or race in a checkout leads anywhere that code does not get by itself.

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::uids;
-use crate::{api, config::Config, exec::Way};
+use crate::{api, config::Config};
 
 /// The front door as it is configured.
 ///
 /// # Errors
 /// The certificate or its key cannot be used: which file, why, and what to do.
-pub(super) fn front(config: &Config, way: &Way, fixed_token: Option<String>) -> anyhow::Result<api::Front> {
+pub(super) fn front(config: &Config, fixed_token: Option<String>) -> anyhow::Result<api::Front> {
     let tls = match &config.api.tls {
         Some(tls) => Some(api::Certificates::load(&tls.cert, &tls.key)?),
         None => None,
@@ -27,7 +27,7 @@ pub(super) fn front(config: &Config, way: &Way, fixed_token: Option<String>) -> 
     }
     Ok(api::Front {
         auth: api::AuthConfig {
-            job_uids: uids::range(&config.exec, way),
+            job_uids: uids::range(&config.exec),
             fixed_token,
             host_names: config.api.host_names.clone(),
         },

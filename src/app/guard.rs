@@ -1,4 +1,4 @@
-//! A daemon that can only run local commands as itself must not hold secrets that code under test could read.
+//! A daemon that could only run local commands as itself runs none, and takes no project that names secrets.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Whether local commands run as the daemon itself and nobody has said that this is fine; and then, which secrets may be used.
+/// Whether local commands could only run as the daemon itself and nobody has said that this is fine; and then, which secrets may be used.
 #[derive(Clone)]
 pub(super) struct Guard {
     exposed: bool,

@@ -13,25 +13,60 @@ use serde_json::{Value, json};
 
 use super::locked;
 use crate::{
-    config::{Exec, JOB_SOCKET, JOB_UIDS},
+    config::{Exec, JOB_SOCKET, JOB_UIDS, UidRange},
     exec::{JobUsers, Uids, Way},
     model::ids::ProjectName,
     ports::control::{Commit, Control},
 };
 
-/// Who starts local commands: the job unit where the configuration names its socket, or the daemon is not root and the package's socket is
-/// there; else the daemon itself.
+/// Who starts local commands on this machine.
 pub(super) fn way(exec: &Exec) -> Way {
-    let is_socket = |path: &Path| std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+    // As sd_booted(3) finds out.
+    let booted = Path::new("/run/systemd/system").is_dir();
+    let socket = std::fs::metadata(JOB_SOCKET).is_ok_and(|meta| meta.file_type().is_socket());
+    choose(exec, Uid::effective().is_root(), booted || socket)
+}
+
+/// Says what is not as it should be, and who starts local commands.
+pub(super) fn say(exec: &Exec, way: &Way) {
+    match way {
+        Way::Unit(socket) if socket.exists() => {
+            tracing::info!(socket = %socket.display(), "local commands are started by the job unit");
+        }
+        Way::Unit(socket) => tracing::warn!(
+            socket = %socket.display(),
+            "local commands are started by the job unit, and its socket is not there: they wait for it and then fail; \
+             `systemctl enable --now phased-job.socket`"
+        ),
+        Way::Daemon => {}
+    }
+    if let Some(uids) = exec.uids.filter(|uids| exec.user.is_none() && dynamic(uids)) {
+        tracing::warn!(
+            first = uids.first,
+            last = uids.last,
+            "[exec] uids reaches into those that systemd gives to services with DynamicUser= (61184 to 65519): a project and a service can \
+             get the same one; choose others"
+        );
+    }
+}
+
+/// Whether some of `uids` are systemd's for `DynamicUser=` (<https://systemd.io/UIDS-GIDS/>).
+pub(super) fn dynamic(uids: &UidRange) -> bool {
+    uids.first <= 65_519 && uids.last >= 61_184
+}
+
+/// The job unit where the configuration names its socket, and for a daemon without rights wherever there can be one: a socket that is not
+/// there just now is no reason to run code under test as the daemon.
+fn choose(exec: &Exec, root: bool, systemd: bool) -> Way {
     match &exec.job_socket {
         Some(socket) => Way::Unit(socket.clone()),
-        None if exec.same_user || Uid::effective().is_root() => Way::Daemon,
-        None if is_socket(Path::new(JOB_SOCKET)) => Way::Unit(JOB_SOCKET.into()),
+        None if exec.same_user || root => Way::Daemon,
+        None if systemd => Way::Unit(JOB_SOCKET.into()),
         None => Way::Daemon,
     }
 }
 
-/// Whether local commands can only run as the daemon itself, and nobody has said that they may.
+/// Whether nobody can start local commands as somebody else, and nobody has said that they may run as the daemon: none runs then.
 pub(super) fn exposed(exec: &Exec, way: &Way) -> bool {
     *way == Way::Daemon && !Uid::effective().is_root() && !exec.same_user
 }
@@ -75,12 +110,12 @@ impl Uids for Range {
 ///
 /// # Errors
 /// The configured user does not exist.
-pub(super) fn job_users(exec: &Exec, way: &Way, control: &Arc<dyn Control>) -> anyhow::Result<JobUsers> {
+pub(super) fn job_users(exec: &Exec, control: &Arc<dyn Control>) -> anyhow::Result<JobUsers> {
     if let Some(name) = &exec.user {
         anyhow::ensure!(User::from_name(name)?.is_some(), "[exec] user: there is no user {name:?} on this machine");
         return Ok(JobUsers::One(name.clone()));
     }
-    if exec.same_user || (exec.uids.is_none() && exposed(exec, way)) {
+    if exec.same_user {
         return Ok(JobUsers::Same);
     }
     let range = configured(exec);
@@ -88,18 +123,52 @@ pub(super) fn job_users(exec: &Exec, way: &Way, control: &Arc<dyn Control>) -> a
 }
 
 /// The uids that the socket refuses.
-pub(super) fn range(exec: &Exec, way: &Way) -> Vec<RangeInclusive<u32>> {
+pub(super) fn range(exec: &Exec) -> Vec<RangeInclusive<u32>> {
     if exec.same_user {
         return Vec::new();
-    }
-    if exec.user.is_none() && exec.uids.is_none() && exposed(exec, way) {
-        // Tests run as the daemon's own user: whoever comes as that user may be one of them.
-        let own = Uid::effective().as_raw();
-        return vec![own..=own];
     }
     if let Some(name) = &exec.user {
         let uid = User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
         return uid.map(|uid| uid..=uid).into_iter().collect();
     }
     vec![configured(exec)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_same_user_lets_code_under_test_run_as_the_daemon() {
+        let unit = || Way::Unit(JOB_SOCKET.into());
+        let plain = Exec::default();
+        // Booted by systemd the socket need not be there yet: nobody falls back to the daemon's own user.
+        assert_eq!(choose(&plain, false, true), unit());
+        assert_eq!(choose(&plain, false, false), Way::Daemon);
+        assert_eq!(choose(&plain, true, true), Way::Daemon);
+        let elsewhere = Exec { job_socket: Some("/x/sock".into()), ..Exec::default() };
+        for root in [true, false] {
+            assert_eq!(choose(&elsewhere, root, false), Way::Unit("/x/sock".into()));
+        }
+        let same = Exec { same_user: true, ..Exec::default() };
+        assert_eq!(choose(&same, false, true), Way::Daemon);
+        let dir = tempfile::tempdir().unwrap();
+        let data = Arc::new(crate::journal::DataDisk::open(dir.path()).unwrap());
+        let clock = Arc::new(crate::time::SystemClock::new());
+        let kill = crate::journal::Kills::named(None).unwrap().control;
+        let log = crate::journal::ControlLog::open(&dir.path().join("journal"), clock, data, kill);
+        let control: Arc<dyn Control> = Arc::new(log.unwrap());
+        assert!(matches!(job_users(&plain, &control).unwrap(), JobUsers::Each(_)));
+        assert!(matches!(job_users(&same, &control).unwrap(), JobUsers::Same));
+    }
+
+    #[test]
+    fn the_default_uids_are_nobody_elses() {
+        assert!(!dynamic(&JOB_UIDS));
+        for (first, last, theirs) in
+            [(61_000, 61_184, true), (65_519, 70_000, true), (65_520, 70_000, false), (1, 70_000, true)]
+        {
+            assert_eq!(dynamic(&UidRange { first, last }), theirs, "{first}-{last}");
+        }
+    }
 }

@@ -232,34 +232,37 @@ impl Limited {
         (limit == "limit").then_some(Limited { limit: which, times: times.parse().ok()?, most })
     }
 
+    /// What the kernel counts is of the whole unit, and what an earlier command has left there is in it too: only a command that was killed
+    /// itself is said to have ended by it.
     fn cause(&self, host: &str, code: u32) -> Cause {
         let Limited { limit, times, most } = *self;
-        let cause = match limit {
-            Limit::Memory => Cause::new(
-                "out_of_memory",
+        let ended = format!("the command on {host} ended with exit code {code}, and meanwhile the kernel");
+        let (name, message, count) = match limit {
+            Limit::Memory => (
+                if code == 137 { "out_of_memory" } else { "exit" },
                 format!(
-                    "the command on {host} ended with exit code {code}, and meanwhile the kernel killed {times} of its processes for want of \
-                     memory: {}",
+                    "{ended} killed {times} processes of its unit for want of memory: {}",
                     match most {
                         Some(most) =>
-                            format!("its unit may use {} MiB (MemoryMax= of phased-job@.service)", most >> 20),
-                        None => "its unit has no limit of its own, the machine or a slice above it ran out".to_owned(),
+                            format!("the unit may use {} MiB (MemoryMax= of phased-job@.service)", most >> 20),
+                        None => "the unit has no limit of its own, the machine or a slice above it ran out".to_owned(),
                     }
                 ),
+                "out_of_memory",
             ),
-            Limit::Tasks => Cause::new(
-                "too_many_tasks",
+            Limit::Tasks => (
+                "exit",
                 format!(
-                    "the command on {host} ended with exit code {code}, and meanwhile the kernel refused its unit {times} times a further \
-                     process or thread: {}",
+                    "{ended} refused its unit {times} times a further process or thread: {}",
                     match most {
                         Some(most) => format!("it may have {most} (TasksMax= of phased-job@.service)"),
                         None => "a slice above it may not have more".to_owned(),
                     }
                 ),
+                "too_many_tasks",
             ),
         };
-        cause.with("exit_code", code).with("times", times)
+        Cause::new(name, message).with("exit_code", code).with(count, times)
     }
 }
 

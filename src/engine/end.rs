@@ -1,5 +1,7 @@
 //! The end of a run: its outcome, its message to people and its leases go to control in one record.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::{Value, json};
 
 use super::{
@@ -8,8 +10,11 @@ use super::{
     world::World,
 };
 use crate::{
-    model::run::{Checkout, Run, RunState},
-    ports::{control::Commit, journal::Ticket},
+    model::{
+        ids::{ProjectName, RunId},
+        run::{Checkout, Run, RunState},
+    },
+    ports::{control::Commit, hands::Hands, journal::Ticket},
 };
 
 /// Completes a run whose journal has its `end`: live, or at the next start. Idempotent by run id.
@@ -47,17 +52,55 @@ pub(super) async fn finish(world: &World, run: &Run, ticket: Option<&Ticket>) ->
 /// Takes the run's checkout away, whenever that is done, also one that was never finished: nothing of a run that has ended needs it.
 fn clear(world: &World, run: &Run) {
     let dir = match &run.checkout {
-        Checkout::At(dir) => std::path::PathBuf::from(dir),
+        Checkout::At(dir) => PathBuf::from(dir),
         _ if run.release.is_none() => return,
         _ => world.forge.work_dir(&run.header.project).join(run.header.run.as_str()),
     };
     let (hands, project) = (std::sync::Arc::clone(&world.hands), run.header.project.clone());
     let clearing = async move {
-        if let Err(cause) = hands.remove(&project, &dir).await {
-            tracing::warn!(dir = %dir.display(), %cause, "a checkout is left behind");
-        }
+        remove(&*hands, &project, &dir).await;
     };
     world.tasks.spawn(format!("run {} clear", run.header.run), clearing);
+}
+
+/// Takes one away; what does not go now is tried again by [`leftovers`].
+async fn remove(hands: &dyn Hands, project: &ProjectName, dir: &Path) {
+    if let Err(cause) = hands.remove(project, dir).await
+        // Another may have been at it as well.
+        && std::fs::symlink_metadata(dir).is_ok()
+    {
+        tracing::warn!(dir = %dir.display(), %cause, "a checkout is left behind; it is tried again within the hour");
+    }
+}
+
+/// Takes the checkouts of runs away that have ended: those that were left behind.
+pub(super) async fn leftovers(world: &World) {
+    let work = world.data_dir.join("work");
+    let found = match world.tasks.blocking(move || checkouts(&work)).await {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(%error, "nobody has looked for checkouts that were left behind");
+            return;
+        }
+    };
+    for (project, run, dir) in found {
+        if world.control.get(&ledger::run_key(&run)).is_none() {
+            remove(&*world.hands, &project, &dir).await;
+        }
+    }
+}
+
+/// Every checkout there is below `work`. What cannot be read has none that can be removed.
+fn checkouts(work: &Path) -> Vec<(ProjectName, RunId, PathBuf)> {
+    let below = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    let name = |entry: &std::fs::DirEntry| entry.file_name().into_string().ok();
+    let mut found = Vec::new();
+    for project in below(work) {
+        let Some(of) = name(&project).and_then(|name| name.parse::<ProjectName>().ok()) else { continue };
+        let runs = below(&project.path());
+        found.extend(runs.filter_map(|run| Some((of.clone(), name(&run)?.parse::<RunId>().ok()?, run.path()))));
+    }
+    found
 }
 
 fn puts(world: &World, run: &Run, state: RunState) -> Vec<(String, Option<Value>)> {

@@ -69,6 +69,9 @@ const UNUSED: Duration = Duration::from_secs(2);
 /// How often, as long as others wait.
 const GIVING: Duration = Duration::from_millis(500);
 
+/// A channel of this machine that nobody has used for this is closed: the next step opens another.
+const IDLE: Duration = Duration::from_secs(30);
+
 /// The sessions of one run.
 pub(super) struct Sessions {
     world: Arc<World>,
@@ -106,6 +109,7 @@ impl Sessions {
 
     /// Gives sessions that are not in use back as long as others wait for one, until all of them are dropped.
     pub(super) fn share(self: &Arc<Self>, run: &RunId) {
+        self.tire(&self.local);
         let Some(mut waiting) = self.world.links.waiting() else { return };
         let (sessions, clock) = (Arc::downgrade(self), Arc::clone(&self.world.clock));
         let (over, stopping) = (self.over.clone(), self.world.tasks.stopping());
@@ -124,6 +128,19 @@ impl Sessions {
                     session.give_back(UNUSED).await;
                 }
                 clock.sleep(GIVING).await;
+            }
+        });
+    }
+
+    /// Has `session`, of this machine, keep no channel for long that nobody uses.
+    fn tire(&self, session: &Arc<Session>) {
+        let (session, over, stopping) = (Arc::clone(session), self.over.clone(), self.world.tasks.stopping());
+        self.world.tasks.spawn(format!("idle channels of {}", self.project), async move {
+            tokio::select! {
+                biased;
+                () = over.cancelled() => {}
+                () = stopping.cancelled() => {}
+                () = session.tire(IDLE) => {}
             }
         });
     }
@@ -169,7 +186,11 @@ impl Sessions {
                 }
             };
             let met = Met { machines: Arc::clone(&self.machines), deployment, host: host.id.clone() };
-            Arc::new(Session::new(connect, Arc::clone(&self.world.clock), Arc::new(met)))
+            let session = Arc::new(Session::new(connect, Arc::clone(&self.world.clock), Arc::new(met)));
+            if host.transport == Transport::Local {
+                self.tire(&session);
+            }
+            session
         };
         Arc::clone(hosts.entry(host.id.clone()).or_insert_with(made))
     }

@@ -1,4 +1,5 @@
-//! Forgets what control need not know any more: old deliveries, signatures, idempotency keys, signals.
+//! Forgets what control need not know any more: old deliveries, signatures, idempotency keys, signals. And takes away checkouts that were
+//! left behind.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,6 +19,11 @@ pub(super) async fn sweep(world: Arc<World>) {
     loop {
         // A record has a size limit: as many records as it takes.
         while !stopping.is_cancelled() && forget(&world) {}
+        tokio::select! {
+            biased;
+            () = stopping.cancelled() => return,
+            () = super::end::leftovers(&world) => {}
+        }
         tokio::select! {
             biased;
             () = stopping.cancelled() => return,

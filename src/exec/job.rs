@@ -1,12 +1,13 @@
 //! What the daemon asks of `phased job`, and what that answers: one line of JSON each.
 //!
 //! ```text
-//! {"run": {...}} with three pipes               {"started": null}, and in the end {"ended": {"code": 0}}
-//! {"give": {...}}                               {"ready": null}
+//! {"v": 1, "run": {...}} with three pipes       {"started": null}, and in the end {"ended": {"code": 0}}
+//! {"v": 1, "give": {...}}                       {"ready": null}
 //!   a byte with up to 100 files, any number of times    {"taken": 100}
 //!   end of file
-//! anything that is not done                     {"refused": "why"}
+//! anything that is not done                     {"refused": "why"}, or {"later": "why"} where asking again may help
 //! ```
+//! `v` goes up with each change of the requests: a binary is replaced under a daemon that runs.
 //! The answer's reader believes nothing either: what code under test can reach it may have written.
 
 use std::path::Path;
@@ -22,14 +23,38 @@ pub(super) const ANSWER: usize = 8 * 1024;
 /// Of `argv` and of `env`.
 const MOST: usize = 256;
 
+/// Of the requests.
+const VERSION: u32 = 1;
+
 /// One request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Request {
     /// Start a program as a job user.
     Run(Run),
     /// Give files to a job user.
     Give(Give),
+}
+
+/// A request as it is sent.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sent {
+    v: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run: Option<Run>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    give: Option<Give>,
+}
+
+/// Whether `line` may be read: `false` = it is a request of another version.
+pub(super) fn understood(line: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Any {
+        #[serde(default)]
+        v: u32,
+    }
+    // What is no request at all is refused as that.
+    serde_json::from_slice(line).map_or(true, |Any { v }| v == VERSION)
 }
 
 /// Who it is about.
@@ -82,6 +107,8 @@ pub(super) enum Reply {
     Taken(usize),
     /// It was not done, for this reason.
     Refused(String),
+    /// It was not done, and to ask again may help.
+    Later(String),
 }
 
 /// How a program ended.
@@ -116,7 +143,14 @@ impl Request {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn parse(line: &[u8]) -> Result<Request, String> {
-        let request: Request = serde_json::from_slice(line).map_err(|error| format!("it is no request: {error}"))?;
+        let sent: Sent = serde_json::from_slice(line).map_err(|error| format!("it is no request: {error}"))?;
+        let request = match sent {
+            Sent { v: VERSION, run: Some(run), give: None } => Request::Run(run),
+            Sent { v: VERSION, run: None, give: Some(give) } => Request::Give(give),
+            _ => {
+                return Err("it is no request: it asks for nothing, or for two things, or in another version".to_owned());
+            }
+        };
         let Who { uid, gid, .. } = request.who();
         // 65535 and 4294967295 mean "leave it as it is" to the kernel's calls: root would stay root.
         if [*uid, *gid].iter().any(|id| [0, 65_535, u32::MAX].contains(id)) {
@@ -129,7 +163,11 @@ impl Request {
     }
 
     pub(super) fn line(&self) -> std::io::Result<Vec<u8>> {
-        line(self)
+        let (run, give) = match self.clone() {
+            Request::Run(run) => (Some(run), None),
+            Request::Give(give) => (None, Some(give)),
+        };
+        line(&Sent { v: VERSION, run, give })
     }
 }
 
@@ -179,7 +217,7 @@ mod tests {
     use super::*;
 
     fn run() -> Value {
-        json!({ "run": {
+        json!({ "v": 1, "run": {
             "as": { "project": "shop", "uid": 61_000, "gid": 61_000 },
             "argv": ["sh", "-c", "echo"], "env": [["PATH", "/bin"], ["EMPTY", ""]], "cwd": "/",
         } })
@@ -191,7 +229,7 @@ mod tests {
 
     #[test]
     fn requests_and_answers_come_back_as_they_were_sent() {
-        let give = json!({ "give": { "to": { "project": "shop", "uid": 61_000, "gid": 100 } } });
+        let give = json!({ "v": 1, "give": { "to": { "project": "shop", "uid": 61_000, "gid": 100 } } });
         for value in [run(), give] {
             let request = parse(&value).unwrap();
             let line = request.line().unwrap();
@@ -236,8 +274,12 @@ mod tests {
             (with("env", json!([["A"]])), "no request"),
             (with("cwd", json!("tmp")), "not absolute"),
             (with("cwd", json!("/\0")), "NUL"),
-            (json!({ "run": {} }), "no request"),
-            (json!({ "shell": {} }), "no request"),
+            (json!({ "v": 1, "run": {} }), "no request"),
+            (json!({ "v": 1, "shell": {} }), "no request"),
+            (json!({ "v": 1 }), "no request"),
+            (json!({ "v": 2, "run": run()["run"] }), "no request"),
+            (json!({ "run": run()["run"] }), "no request"),
+            (json!({ "v": 1, "run": run()["run"], "give": { "to": run()["run"]["as"] } }), "no request"),
             (json!({}), "no request"),
             (json!([run(), run()]), "no request"),
             (json!(null), "no request"),
@@ -249,9 +291,16 @@ mod tests {
         let mut more = run();
         more["run"]["groups"] = json!([0]);
         assert!(parse(&more).unwrap_err().contains("unknown field `groups`"));
-        let twice =
-            r#"{"run":{"as":{"project":"shop","uid":61000,"uid":0,"gid":61000},"argv":["sh"],"env":[],"cwd":"/"}}"#;
+        let twice = r#"{"v":1,"run":{"as":{"project":"shop","uid":61000,"uid":0,"gid":61000},"argv":["sh"],"env":[],"cwd":"/"}}"#;
         assert!(Request::parse(twice.as_bytes()).unwrap_err().contains("duplicate field"));
+        for (line, may) in [
+            (run().to_string(), true),
+            (json!({ "v": 2, "whatever": [] }).to_string(), false),
+            (json!({ "give": {} }).to_string(), false),
+            ("garbage".to_owned(), true),
+        ] {
+            assert_eq!(understood(line.as_bytes()), may, "{line}");
+        }
         let text = run().to_string();
         for cut in 0..text.len() {
             assert!(Request::parse(&text.as_bytes()[..cut]).is_err(), "{cut}");

@@ -1,10 +1,11 @@
 //! Processes of this machine as links.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -69,6 +70,8 @@ pub struct Local {
     users: JobUsers,
     unit: Option<Unit>,
     clock: Arc<dyn Clock>,
+    /// Held, by project, while its directory is made and given to its job user.
+    making: Arc<Mutex<BTreeMap<ProjectName, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
 /// Who a command runs as, and what its login would say.
@@ -93,7 +96,7 @@ impl Local {
             Way::Daemon => None,
             Way::Unit(socket) => Some(Unit::new(socket.clone(), Arc::clone(&clock))),
         };
-        Local { jobs, users, unit, clock }
+        Local { jobs, users, unit, clock, making: Arc::default() }
     }
 
     /// A link for `project`'s commands; makes its directory.
@@ -106,6 +109,9 @@ impl Local {
     }
 
     async fn made(&self, project: &ProjectName) -> Result<LocalLink, LinkError> {
+        let one = Arc::clone(locked(&self.making).entry(project.clone()).or_default());
+        // A directory that another has made and not given away yet is not to be given twice.
+        let _one_at_a_time = one.lock().await;
         let (local, of) = (self.clone(), project.clone());
         let made = tokio::task::spawn_blocking(move || local.make(&of)).await;
         let (job, base, new) = made.unwrap_or_else(|error| Err(refuse(error.to_string())))?;
@@ -191,7 +197,10 @@ impl Local {
         let link = self.made(project).await.map_err(|error| error.cause)?;
         let quoted = tree.to_string_lossy().replace('\'', r"'\''");
         // Nobody else can be harmed by what lies there: it is done with the right of who left it.
-        let text = format!("cd -- '{quoted}' && {{ chmod -R u+rwX . 2>/dev/null; find . -mindepth 1 -delete; }}");
+        // Also when it has closed the directory to itself.
+        let text = format!(
+            "chmod u+rwx -- '{quoted}' && cd -- '{quoted}' && {{ chmod -R u+rwX . 2>/dev/null; find . -mindepth 1 -delete; }}"
+        );
         let emptying = async {
             let Channel { mut stdin, stdout, mut stderr, exit } = link.open(&text).await?;
             let _closed = stdin.shutdown().await;
@@ -252,6 +261,10 @@ impl Hands for Local {
 async fn remove(tree: &Path) -> io::Result<()> {
     let path = tree.to_owned();
     tokio::task::spawn_blocking(move || tree::remove(&path)).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Cause> + Send + 'static) -> Result<T, Cause> {

@@ -5,6 +5,7 @@
 //! opened here (pipes and files come as open descriptors); and once the job runs, what is left here has no capability.
 
 use std::{
+    ffi::OsString,
     io::{self, Write as _},
     ops::RangeInclusive,
     os::{
@@ -21,19 +22,45 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 
 use super::{
     child,
-    job::{Ended, LINE, Reply, Request, Run, Who},
+    job::{self, Ended, LINE, Reply, Request, Run, Who},
     wire,
 };
 use crate::{
-    config::{Config, Exec, JOB_UIDS},
+    config::{Exec, JOB_UIDS},
     ports::link::Exit,
 };
 
 /// How long who has connected may take to say what is wanted, and to take an answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Links in a path, as many as the kernel follows.
+const LINKS: usize = 40;
+
 /// Why something is not done, in words.
 type Refusal = String;
+
+/// What is not done, and whether it is to be asked again: in the middle of an upgrade the daemon, this program and the configuration need
+/// not fit together yet.
+#[derive(Debug, PartialEq, Eq)]
+enum NotDone {
+    Refused(Refusal),
+    Later(Refusal),
+}
+
+impl From<Refusal> for NotDone {
+    fn from(why: Refusal) -> Self {
+        NotDone::Refused(why)
+    }
+}
+
+impl NotDone {
+    fn reply(self) -> Reply {
+        match self {
+            NotDone::Refused(why) => Reply::Refused(why),
+            NotDone::Later(why) => Reply::Later(why),
+        }
+    }
+}
 
 /// Who may ask, and for whom.
 #[derive(Debug)]
@@ -52,16 +79,19 @@ pub fn run(config: &Path, daemon: &str) -> ExitCode {
     let connection = io::stdin();
     match serve(connection.as_fd(), config, daemon) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
+        Err(not_done) => {
             // To the unit's log and to who asked.
-            let _nobody_reads = writeln!(io::stderr(), "phased job: refused: {why}");
-            let _gone = say(connection.as_fd(), &Reply::Refused(why));
+            let _nobody_reads = match &not_done {
+                NotDone::Refused(why) => writeln!(io::stderr(), "phased job: refused: {why}"),
+                NotDone::Later(why) => writeln!(io::stderr(), "phased job: not now: {why}"),
+            };
+            let _gone = say(connection.as_fd(), &not_done.reply());
             ExitCode::FAILURE
         }
     }
 }
 
-fn serve(connection: BorrowedFd<'_>, config: &Path, daemon: &str) -> Result<(), Refusal> {
+fn serve(connection: BorrowedFd<'_>, config: &Path, daemon: &str) -> Result<(), NotDone> {
     let peer = socket_peercred(connection).map_err(|error| {
         format!("standard input is no connection ({error}): phased-job.socket starts this, not a person")
     })?;
@@ -73,23 +103,31 @@ fn serve(connection: BorrowedFd<'_>, config: &Path, daemon: &str) -> Result<(), 
     let peer = peer.uid.as_raw();
     rules.may_ask(peer)?;
     let (line, fds) = request(connection)?;
+    if !job::understood(&line) {
+        return Err(NotDone::Later(format!(
+            "the daemon and the job unit are of different versions ({} here): restart phased",
+            env!("CARGO_PKG_VERSION")
+        )));
+    }
     let request = Request::parse(&line)?;
     rules.may_be(request.who(), peer)?;
     match request {
-        Request::Run(run) => start(connection, &run, fds),
-        Request::Give(give) if fds.is_empty() => take(connection, &give.who, peer),
-        Request::Give(_) => Err("files came with the request, not after it".to_owned()),
+        Request::Run(run) => start(connection, &run, fds)?,
+        Request::Give(give) if fds.is_empty() => take(connection, &give.who, peer)?,
+        Request::Give(_) => return Err("files came with the request, not after it".to_owned().into()),
     }
+    Ok(())
 }
 
 impl Rules {
-    fn load(config: &Path, daemon: &str) -> Result<Rules, Refusal> {
-        let config = Config::load(&only_roots(config)?).map_err(|error| error.to_string())?;
+    fn load(config: &Path, daemon: &str) -> Result<Rules, NotDone> {
+        // Only of its own part: of the rest another version may know other keys.
+        let exec = Exec::load(&only_roots(config)?).map_err(|error| NotDone::Later(error.to_string()))?;
         let daemon = match daemon.parse::<u32>() {
             Ok(uid) => uid,
             Err(_) => user(daemon)?.uid.as_raw(),
         };
-        Rules::of(&config.exec, daemon)
+        Ok(Rules::of(&exec, daemon)?)
     }
 
     fn of(exec: &Exec, daemon: u32) -> Result<Rules, Refusal> {
@@ -145,22 +183,48 @@ fn user(name: &str) -> Result<User, Refusal> {
 }
 
 /// What says who may be switched to must be root's word: nobody else may write the file, or put another in its place. Its path without
-/// links, which somebody else might turn to elsewhere.
-fn only_roots(config: &Path) -> Result<PathBuf, Refusal> {
-    let unread = |error: io::Error| format!("the configuration {} cannot be read: {error}", config.display());
-    let real = std::fs::canonicalize(config).map_err(unread)?;
-    for (level, path) in real.ancestors().enumerate() {
-        let meta = std::fs::metadata(path).map_err(unread)?;
-        let sticky = level > 0 && meta.mode() & 0o1000 != 0;
-        if meta.uid() != 0 || (meta.mode() & 0o022 != 0 && !sticky) {
-            return Err(format!(
+/// links: what is read must be what was looked at. So each name on the way is looked at before the next one in it, also those that links
+/// lead through.
+fn only_roots(config: &Path) -> Result<PathBuf, NotDone> {
+    let unread =
+        |error: io::Error| NotDone::Later(format!("the configuration {} cannot be read: {error}", config.display()));
+    let backwards =
+        |path: &Path| -> Vec<OsString> { path.components().rev().map(|part| part.as_os_str().to_owned()).collect() };
+    let mut names = backwards(&std::path::absolute(config).map_err(unread)?);
+    let (mut real, mut links) = (PathBuf::new(), 0);
+    while let Some(name) = names.pop() {
+        if name == "." {
+            continue;
+        }
+        if name == ".." {
+            // There is no link in it.
+            real.pop();
+            continue;
+        }
+        let path = real.join(&name);
+        let meta = std::fs::symlink_metadata(&path).map_err(unread)?;
+        let link = meta.is_symlink();
+        // In a sticky directory nobody but root puts another in the place of what is root's. A link's mode says nothing.
+        let closed = link || meta.mode() & 0o022 == 0 || (meta.is_dir() && meta.mode() & 0o1000 != 0);
+        if meta.uid() != 0 || !closed {
+            return Err(NotDone::Refused(format!(
                 "{} can be written by others than root (owner {}, mode {:04o}), and it says whom the job unit may switch to: \
                  `chown root` and `chmod go-w` it",
                 path.display(),
                 meta.uid(),
                 meta.mode() & 0o7777
-            ));
+            )));
         }
+        if !link {
+            real = path;
+            continue;
+        }
+        links += 1;
+        if links > LINKS {
+            return Err(unread(io::Error::other("more links than the kernel follows")));
+        }
+        // An absolute one begins with the root again, which `join` goes back to.
+        names.extend(backwards(&std::fs::read_link(&path).map_err(unread)?));
     }
     Ok(real)
 }
@@ -210,6 +274,9 @@ fn start(connection: BorrowedFd<'_>, run: &Run, fds: Vec<OwnedFd>) -> Result<(),
     let mut child = command
         .spawn()
         .map_err(|error| format!("{} cannot be started as uid {}: {error}", run.argv[0], run.who.uid))?;
+    // Whose processes these are, for whoever finds the unit among many.
+    let Who { project, uid, .. } = &run.who;
+    let _nobody_reads = writeln!(io::stderr(), "phased job: {project} as uid {uid}: {}", run.argv[0].escape_debug());
     // Its pipes' ends with it: they end when the job's do.
     drop(command);
     powerless().map_err(|error| format!("the capabilities cannot be given up: {error}"))?;
@@ -286,9 +353,9 @@ mod tests {
         }
         for (uid, gid, may) in [
             (61_000, 61_000, true),
-            (61_999, 61_999, true),
+            (61_183, 61_183, true),
             (60_999, 60_999, false),
-            (62_000, 62_000, false),
+            (61_184, 61_184, false),
             (61_000, 61_001, false),
             (61_000, 0, false),
             (0, 0, false),
@@ -323,7 +390,10 @@ mod tests {
         let set = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
         set(&file, 0o640);
         assert_eq!(Rules::load(&file, "990").unwrap().uids, 5000..=5009);
-        let refused = || Rules::load(&file, "990").unwrap_err();
+        let why = |path: &Path, daemon: &str| match Rules::load(path, daemon).unwrap_err() {
+            NotDone::Refused(why) | NotDone::Later(why) => why,
+        };
+        let refused = || why(&file, "990");
         set(&file, 0o660);
         assert!(refused().contains("can be written by others"));
         set(&file, 0o640);
@@ -334,10 +404,37 @@ mod tests {
         assert!(refused().contains("owner 990"));
         std::os::unix::fs::chown(&file, Some(0), None).unwrap();
         assert!(Rules::load(&file, "990").is_ok());
-        assert!(Rules::load(&file, "no-such-user").unwrap_err().contains("no user \"no-such-user\""));
-        std::fs::write(&file, "[exec]\nuid = 3\n").unwrap();
-        assert!(refused().contains("unknown field"));
-        assert!(Rules::load(&dir.path().join("none"), "990").unwrap_err().contains("cannot be read"));
+        assert!(why(&file, "no-such-user").contains("no user \"no-such-user\""));
+        // A link is as good as those who can turn it to elsewhere.
+        let (own, theirs) = (dir.path().join("own"), dir.path().join("theirs"));
+        for sub in [&own, &theirs] {
+            std::fs::create_dir(sub).unwrap();
+            set(sub, 0o755);
+        }
+        std::os::unix::fs::symlink("../phased.toml", own.join("link")).unwrap();
+        std::os::unix::fs::symlink(&file, theirs.join("link")).unwrap();
+        std::os::unix::fs::symlink("link", own.join("further")).unwrap();
+        std::os::unix::fs::symlink(theirs.join("link"), own.join("through")).unwrap();
+        std::os::unix::fs::symlink("round", own.join("round")).unwrap();
+        for name in ["link", "further", "through"] {
+            assert_eq!(only_roots(&own.join(name)), Ok(std::fs::canonicalize(&file).unwrap()), "{name}");
+        }
+        assert!(why(&own.join("round"), "990").contains("more links"));
+        std::os::unix::fs::lchown(theirs.join("link"), Some(990), None).unwrap();
+        assert!(why(&own.join("through"), "990").contains("owner 990"));
+        std::os::unix::fs::lchown(theirs.join("link"), Some(0), None).unwrap();
+        std::os::unix::fs::chown(&theirs, Some(990), None).unwrap();
+        for path in [theirs.join("link"), own.join("through")] {
+            assert!(matches!(Rules::load(&path, "990"), Err(NotDone::Refused(why)) if why.contains("owner 990")));
+        }
+        // In the middle of an upgrade it may be of another version, or not there.
+        std::fs::write(&file, "new_in_the_next_version = 1\n[exec]\nuids = \"5000-5009\"\n").unwrap();
+        assert_eq!(Rules::load(&file, "990").unwrap().uids, 5000..=5009);
+        for text in ["[exec]\nuid = 3\n", "[exec", "[exec]\nuser = \"a\"\nsame_user = true\n"] {
+            std::fs::write(&file, text).unwrap();
+            assert!(matches!(Rules::load(&file, "990"), Err(NotDone::Later(_))), "{text}");
+        }
+        assert!(matches!(Rules::load(&dir.path().join("none"), "990"), Err(NotDone::Later(_))));
     }
 
     #[test]

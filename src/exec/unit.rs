@@ -23,14 +23,12 @@ use super::{
     tree, wire,
 };
 use crate::{
-    ports::link::{Channel, Exit, LinkError},
+    ports::link::{Channel, Exit, LinkError, REFUSED},
     time::{Clock, within},
 };
 
 /// How long systemd may take to start the unit and the unit to answer.
 const START: Duration = Duration::from_secs(30);
-/// How long a socket that is not there, or has as many jobs as it may, is asked again: it is started anew with each upgrade, and jobs end.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// The longest pause between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -39,12 +37,14 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Unit {
     socket: PathBuf,
     clock: Arc<dyn Clock>,
+    /// How long a socket that is not there, or has as many jobs as it may, is asked again: it is started anew with each upgrade, and jobs
+    /// end. Whoever asks for a channel waits no longer than this himself.
     patience: Duration,
 }
 
 impl Unit {
     pub(super) fn new(socket: PathBuf, clock: Arc<dyn Clock>) -> Self {
-        Unit { socket, clock, patience: PATIENCE }
+        Unit { socket, clock, patience: REFUSED }
     }
 
     /// Asks again while it helps.
@@ -118,6 +118,7 @@ impl Unit {
         match said {
             Some(Ok(Some(Reply::Started))) => {}
             Some(Ok(Some(Reply::Refused(why)))) => return Err(self.refused(&why)),
+            Some(Ok(Some(Reply::Later(why)))) => return Err(self.later(&why)),
             Some(Ok(Some(other))) => return Err(self.refused(&format!("it answered {other:?}"))),
             Some(Ok(None)) => return Err(self.closed()),
             Some(Err(error)) => return Err(self.broken(&error)),
@@ -160,6 +161,7 @@ impl Unit {
                 _ if line.is_empty() => Err(self.closed()),
                 Ok(reply) if reply == *wanted => Ok(()),
                 Ok(Reply::Refused(why)) => Err(self.refused(&why)),
+                Ok(Reply::Later(why)) => Err(self.later(&why)),
                 Ok(other) => Err(self.refused(&format!("it answered {other:?}"))),
                 Err(why) => Err(self.refused(&why)),
             }
@@ -207,8 +209,16 @@ impl Unit {
     }
 
     fn refused(&self, why: &str) -> LinkError {
-        let why: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).take(1000).collect();
+        let why = printable(why);
         LinkError::new("job_unit", format!("the job unit refused: {why} (see `journalctl -u 'phased-job@*'`)"))
+    }
+
+    fn later(&self, why: &str) -> LinkError {
+        let why = printable(why);
+        LinkError::new(
+            "channel_refused",
+            format!("the job unit cannot do it now: {why} (see `journalctl -u 'phased-job@*'`)"),
+        )
     }
 
     fn broken(&self, error: &io::Error) -> LinkError {
@@ -226,6 +236,10 @@ impl Unit {
             ),
         )
     }
+}
+
+fn printable(why: &str) -> String {
+    why.chars().map(|c| if c.is_control() { ' ' } else { c }).take(1000).collect()
 }
 
 /// The next answer; `None` = there is none any more. Not cancel safe.
@@ -308,6 +322,11 @@ mod tests {
             (b"\"started", "channel_refused", "cannot be asked"),
             (b"garbage\n", "channel_refused", "not understood"),
             (b"{\"taken\":7}\n", "job_unit", "it answered Taken(7)"),
+            (
+                b"{\"later\":\"other versions\"}\n",
+                "channel_refused",
+                "cannot do it now: other versions (see `journalctl",
+            ),
             (b"{\"refused\":\"uid 1\\u001b[2Jno\"}\n", "job_unit", "refused: uid 1 [2Jno (see `journalctl"),
         ] {
             let dir = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use std::{
     io,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Condvar, Mutex, MutexGuard, Once, PoisonError},
 };
 
 use nix::sys::statvfs::statvfs;
@@ -30,6 +30,8 @@ pub struct DataDisk {
     /// How often somebody has looked; who waits for room waits for the next look.
     looks: Mutex<u64>,
     looked: Condvar,
+    /// That not all is counted is said once.
+    partly: Once,
 }
 
 impl DataDisk {
@@ -51,6 +53,7 @@ impl DataDisk {
             condition: watch::Sender::new(Condition::Well),
             looks: Mutex::default(),
             looked: Condvar::new(),
+            partly: Once::new(),
         }
     }
 
@@ -61,6 +64,7 @@ impl DataDisk {
             condition: watch::Sender::new(Condition::Well),
             looks: Mutex::default(),
             looked: Condvar::new(),
+            partly: Once::new(),
         };
         let there = fs::metadata(disk.path()).is_ok_and(|file| file.blocks() * 512 >= reserve);
         if disk.free()? < SPARE + if there { 0 } else { reserve } {
@@ -193,19 +197,31 @@ impl Storage for DataDisk {
     }
 
     fn used(&self) -> io::Result<u64> {
-        used(&self.dir)
+        used_but(&self.dir, &|dir: &Path| {
+            self.partly.call_once(|| {
+                tracing::info!(dir = %dir.display(), "what belongs to job users cannot be counted, here and elsewhere: `retention.quota` is of the rest");
+            });
+        })
     }
 }
 
 /// The blocks of everything below `dir`. What goes away meanwhile takes nothing.
 pub(super) fn used(dir: &Path) -> io::Result<u64> {
+    used_but(dir, &|_: &Path| ())
+}
+
+/// As [`used`]; `closed` hears of directories that are not counted.
+fn used_but(dir: &Path, closed: &dyn Fn(&Path)) -> io::Result<u64> {
     let mut total = 0;
     let mut open = vec![dir.to_owned()];
     while let Some(dir) = open.pop() {
         let entries = match fs::read_dir(&dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             // A job user's: where the daemon is not root it cannot look, and cannot make room there either.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                closed(&dir);
+                continue;
+            }
             other => other?,
         };
         for entry in entries {

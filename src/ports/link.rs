@@ -1,6 +1,6 @@
 //! A way to a machine: the integration server itself or a host over SSH. A link only opens channels.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
@@ -29,6 +29,10 @@ impl LinkError {
         LinkError { cause: Cause::new(code, message) }
     }
 }
+
+/// How long a machine that refuses another channel (`channel_refused`) is asked again: somebody else's may end. Whoever waits within
+/// [`Link::open`] itself waits as long, so that nobody waits twice.
+pub const REFUSED: Duration = Duration::from_secs(30);
 
 /// How a channel's command ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

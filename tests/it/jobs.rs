@@ -20,7 +20,7 @@ const BUILD: &str = r#"run:sh [[id -u; id -g; grep -e ^Groups -e ^CapEff -e ^Cap
       mkdir -p left/behind && chmod 000 left/behind left]]
     run:sh { "true", reports = "reports/*.xml" }
     run:artifact { "app", path = "out" }
-    run:sh "cat out/app; touch .git/mine; git status --short | head -1""#;
+    run:sh "cat out/app; touch .git/mine; git status --short | head -1; chmod 000 .""#;
 
 const DEPLOY: &str = r#"host:upload { release.artifacts.app, to = "@ROOT@/" .. host.id .. "/app", unpack = true }"#;
 
@@ -52,7 +52,9 @@ fn a_daemon_without_rights_builds_as_the_projects_user_and_leaves_nothing() {
     }
     assert!(log.contains("Groups:\t \n") || log.contains("Groups:\t\n") || log.contains("Groups: \n"), "{log}");
     assert_eq!(std::fs::read_to_string(world.host("h1").join("app/app")).unwrap(), "built\n");
-    assert_eq!(jobs.said(), "", "nothing was refused");
+    let said = jobs.said();
+    assert!(!said.contains("refused:") && !said.contains("not now:"), "{said}");
+    assert!(said.contains(&format!("phased job: shop as uid {uid}: sh\n")), "each unit says whose it is: {said}");
     // Also what nobody else could look into.
     eventually("its checkout is gone", || {
         (files_below(&world.path("data/work/shop")) == [world.path("data/work/shop/mirror.git")]).then_some(())
@@ -60,7 +62,16 @@ fn a_daemon_without_rights_builds_as_the_projects_user_and_leaves_nothing() {
     assert!(!daemon.said().contains("is left behind"), "{}", daemon.said());
     // Its job directory is its own, and so it stays over a restart.
     daemon.kill();
+    // What an earlier life could not take away is tried again.
+    let (left, run_dir) = (world.path("data/work/shop"), run.id.as_str());
+    let left = left.join(run_dir);
+    std::fs::create_dir_all(left.join("sub")).unwrap();
+    for (path, mode) in [(left.join("sub"), 0o000), (left.clone(), 0o000)] {
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        std::os::unix::fs::chown(&path, Some(world.uids.0), Some(world.uids.0)).unwrap();
+    }
     let daemon = world.start();
+    eventually("the old checkout is gone", || (!left.exists()).then_some(()));
     world.repo.push("second");
     daemon.press_with(&json!({ "retest": true })).wait().is("succeeded");
     let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(world.path("data/jobs/shop")).unwrap());
@@ -164,8 +175,9 @@ fn only_the_daemon_may_ask_and_only_for_job_users() {
     let jobs = Jobs::start(&world);
     Daemon::configure(&world);
     let (daemon, first, last) = (world.daemon.unwrap(), world.uids.0, world.uids.1);
-    let give =
-        |uid: u32, gid: u32| json!({ "give": { "to": { "project": "shop", "uid": uid, "gid": gid } } }).to_string();
+    let give = |uid: u32, gid: u32| {
+        json!({ "v": 1, "give": { "to": { "project": "shop", "uid": uid, "gid": gid } } }).to_string()
+    };
     assert_eq!(answer(&jobs, daemon, &give(first, first)).trim(), r#""ready""#);
     assert_eq!(answer(&jobs, 0, &give(last, last)).trim(), r#""ready""#, "root may");
     for (asker, uid, gid, why) in [
@@ -187,13 +199,18 @@ fn only_the_daemon_may_ask_and_only_for_job_users() {
     }
     // A program needs pipes; who comes without them, or with other things, gets nothing started.
     let marker = world.path("tested/started");
-    let run = json!({ "run": {
+    let run = json!({ "v": 1, "run": {
         "as": { "project": "shop", "uid": first, "gid": first },
         "argv": ["touch", marker], "env": [["PATH", "/usr/bin:/bin"]], "cwd": "/",
     } });
     assert!(answer(&jobs, daemon, &run.to_string()).contains("0 file descriptors, not three"));
-    for line in ["", "{}", "[[[[", "{\"run\":{}}", "\u{1}\u{ff}"] {
+    for line in ["", "[[[[", "{\"v\":1,\"run\":{}}", "\u{1}\u{ff}"] {
         assert!(answer(&jobs, daemon, line).contains("no request"), "{line:?}");
+    }
+    // Of a daemon of another version: it is to ask again.
+    for line in ["{}", "{\"v\":2,\"walk\":{}}"] {
+        let said: Value = serde_json::from_str(answer(&jobs, daemon, line).trim()).unwrap();
+        assert!(said["later"].as_str().is_some_and(|text| text.contains("different versions")), "{line}: {said}");
     }
     assert!(!marker.exists());
     // Whoever may write the configuration could name other users.
@@ -305,14 +322,14 @@ fn a_command_that_is_killed_for_want_of_memory_says_so() {
     let Some(cause) = within_limit("memory", limit, script) else { return };
     assert_eq!((&cause["code"], &cause["exit_code"]), (&json!("out_of_memory"), &json!(137)), "{cause}");
     let message = cause["message"].as_str().unwrap();
-    assert!(message.contains("killed 1 of its processes") && message.contains("128 MiB"), "{message}");
+    assert!(message.contains("killed 1 processes of its unit") && message.contains("128 MiB"), "{message}");
 }
 
 #[test]
 fn a_command_that_may_not_have_more_processes_says_so() {
     let script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do sleep 60 & done; wait";
     let Some(cause) = within_limit("pids", ("pids.max", "pids.max", "24"), script) else { return };
-    assert_eq!(cause["code"], json!("too_many_tasks"), "{cause}");
+    assert!(cause["code"] == "exit" && cause["too_many_tasks"].as_u64() > Some(0), "{cause}");
     assert!(cause["message"].as_str().unwrap().contains("it may have 24"), "{cause}");
 }
 

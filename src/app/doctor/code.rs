@@ -6,17 +6,14 @@ use nix::unistd::{Uid, User};
 
 use super::{Check, Daemon};
 use crate::{
-    app::projects,
-    config::{Config, Exec, FileSecrets},
+    app::{projects, uids},
+    config::{Config, Exec, FileSecrets, JOB_SOCKET, JOB_UIDS},
     lua::diagnostics,
     ports::{
         program::{Loaded, Programs as _},
         secrets::Secrets,
     },
 };
-
-/// Where the package's job unit listens: a daemon that is not root has commands run through it.
-const JOB_SOCKET: &str = "/run/phased-job.sock";
 
 pub(super) fn all(config: &Config, credentials: Option<&Path>, daemon: &Daemon) -> Vec<Check> {
     let mut found = Vec::new();
@@ -43,20 +40,18 @@ pub(super) fn all(config: &Config, credentials: Option<&Path>, daemon: &Daemon) 
             _ => Check::ok("projects", names.join(", ")),
         });
     }
-    found.push(job_users(&config.exec, daemon.uid, Path::new(JOB_SOCKET).exists(), names_secrets(&loaded)));
+    found.push(job_users(&config.exec, daemon.uid, job_socket(&config.exec).exists()));
     found.extend(by_ssh(&loaded, config.exec.path.split(':').any(|dir| Path::new(dir).join("ssh").exists())));
     found.extend(loaded.iter().filter_map(|one| told(one.name.as_str(), &one.pipeline.notify.bad)));
     found
 }
 
-/// Whether any project names a secret that code under test must not read.
-fn names_secrets(loaded: &[Loaded]) -> bool {
-    loaded.iter().any(|one| {
-        one.secrets.iter().any(|name| one.pipeline.source.webhook.iter().all(|webhook| webhook.name != *name))
-    })
+/// Where the job unit listens: a daemon that is not root has commands run through it.
+fn job_socket(exec: &Exec) -> &Path {
+    exec.job_socket.as_deref().unwrap_or(Path::new(JOB_SOCKET))
 }
 
-pub(super) fn job_users(exec: &Exec, daemon: Uid, job_socket: bool, secrets: bool) -> Check {
+pub(super) fn job_users(exec: &Exec, daemon: Uid, there: bool) -> Check {
     if exec.same_user {
         return Check::warn(
             "job users",
@@ -77,17 +72,17 @@ pub(super) fn job_users(exec: &Exec, daemon: Uid, job_socket: bool, secrets: boo
             ),
         };
     }
-    let (first, last) = exec.uids.map_or((61_000, 61_999), |uids| (uids.first, uids.last));
-    if !daemon.is_root() && !job_socket {
-        let what = format!(
-            "the daemon (uid {daemon}) can give tests no user of their own: it is not root, and {JOB_SOCKET} is not there"
+    let uids = exec.uids.unwrap_or(JOB_UIDS);
+    let (first, last) = (uids.first, uids.last);
+    if !daemon.is_root() && !there {
+        return Check::fail(
+            "job users",
+            format!(
+                "the daemon (uid {daemon}) can give tests no user of their own, so none can run: it is not root, and {} is not there",
+                job_socket(exec).display()
+            ),
+            "enable phased-job.socket of the package, or run the daemon as root",
         );
-        let todo = "enable phased-job.socket of the package, or run the daemon as root";
-        return if secrets {
-            Check::fail("job users", format!("{what}; projects that name secrets are refused"), todo)
-        } else {
-            Check::warn("job users", what, todo)
-        };
     }
     let taken = (first..=last).find_map(|uid| User::from_uid(Uid::from_raw(uid)).ok().flatten());
     match taken {
@@ -97,7 +92,14 @@ pub(super) fn job_users(exec: &Exec, daemon: Uid, job_socket: bool, secrets: boo
                 "uid {} of [exec] uids is the user {}: tests would run as somebody who is there already",
                 user.uid, user.name
             ),
-            "choose a range in which nobody is: uids = \"62000-62999\"",
+            "choose a range in which nobody is: uids = \"70000-70999\"",
+        ),
+        None if uids::dynamic(&uids) => Check::warn(
+            "job users",
+            format!(
+                "uids {first} to {last} of [exec] reach into those of systemd's DynamicUser= (61184 to 65519): a service can get a project's"
+            ),
+            "choose others: uids = \"70000-70999\"; what projects have already is in data_dir/jobs and must be moved away",
         ),
         None => Check::ok("job users", format!("each project's tests run as a uid of {first} to {last}")),
     }

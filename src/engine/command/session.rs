@@ -2,7 +2,7 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+use tokio::sync::{Mutex, Notify, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     model::cause::Cause,
-    ports::link::{Link, LinkError},
+    ports::link::{Link, LinkError, REFUSED},
     time::{Clock, Stamp},
 };
 
@@ -26,11 +26,10 @@ const SLACK: Duration = Duration::from_secs(60);
 const CHANNELS: usize = 7;
 /// Channels that wait for a further request; a run's steps on a host come mostly one by one.
 const IDLE: usize = 4;
+/// Of a machine where each channel takes one of a number of places from everybody else.
+const IDLE_COUNTED: usize = 1;
 /// A command that takes longer is followed as it runs, which costs the host some processes and people half a second.
 const SHORT: Duration = Duration::from_millis(500);
-/// How long a host that refuses another channel is asked again: somebody else's sessions may end. At most so long also one whose
-/// connection was cut before anything was sent.
-pub(super) const REFUSED: Duration = Duration::from_secs(30);
 /// For an answer that needs no command to end: stop of what is not ours to wait for.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -38,8 +37,8 @@ const ANSWER: Duration = Duration::from_secs(30);
 #[derive(Default)]
 struct State {
     link: Option<Arc<dyn Link>>,
-    /// Of that link.
-    idle: Vec<Resident>,
+    /// Of that link, and since when each waits.
+    idle: Vec<(Resident, Stamp)>,
     /// The machine this session is with, once that is known and kept.
     host_id: Option<String>,
     user: Option<String>,
@@ -55,6 +54,8 @@ pub struct Session {
     /// Held while the machine's id gets to the disk: it is met once.
     meeting: Mutex<()>,
     state: Mutex<State>,
+    /// A channel waits that is not to wait for long.
+    waits: Notify,
     /// Commands and transfers at the same moment; stops and questions need no turn.
     turns: Semaphore,
 }
@@ -64,7 +65,7 @@ impl Session {
     #[must_use]
     pub fn new(connect: Arc<dyn Connect>, clock: Arc<dyn Clock>, acquaintance: Arc<dyn Acquaintance>) -> Self {
         let (meeting, state) = (Mutex::default(), Mutex::default());
-        Session { connect, clock, acquaintance, meeting, state, turns: Semaphore::new(CHANNELS) }
+        Session { connect, clock, acquaintance, meeting, state, waits: Notify::new(), turns: Semaphore::new(CHANNELS) }
     }
 
     /// The next free turn; `None` = stopped while waiting for it.
@@ -106,14 +107,28 @@ impl Session {
     pub(super) async fn idle(&self, link: &Arc<dyn Link>) -> Option<Resident> {
         let mut state = self.state.lock().await;
         let current = state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link));
-        if current { state.idle.pop() } else { None }
+        if current { state.idle.pop().map(|(resident, _)| resident) } else { None }
     }
 
     /// For the next request.
     pub(super) async fn keep(&self, link: &Arc<dyn Link>, resident: Resident) {
         let mut state = self.state.lock().await;
-        if state.idle.len() < IDLE && state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
-            state.idle.push(resident);
+        let most = if link.counted() { IDLE_COUNTED } else { IDLE };
+        if state.idle.len() < most && state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
+            state.idle.push((resident, self.clock.now()));
+            if link.counted() {
+                self.waits.notify_one();
+            }
+        }
+    }
+
+    /// Closes channels that nobody has wanted for `span`, where each takes a place from others; for ever.
+    pub async fn tire(&self, span: Duration) {
+        loop {
+            self.waits.notified().await;
+            self.clock.sleep(span).await;
+            let now = self.clock.now();
+            self.state.lock().await.idle.retain(|(_, since)| now.since(since) < span);
         }
     }
 
@@ -237,6 +252,7 @@ impl Session {
             // Before anything was sent, a host that cannot be reached is just that: whether to try again is the caller's. One that was
             // reached and lost, in the login or since the last command, is another matter.
             let cut = error.cause.code == "connection_lost";
+            // At most so long also one whose connection was cut before anything was sent.
             let patience = if refused { REFUSED } else { REFUSED.min(cmd.reconnect) };
             let unsent = !sent && (!(refused || cut) || waited >= patience);
             if hopeless || unsent || broken >= BROKEN || waited >= limit {

@@ -10,13 +10,12 @@ use super::{
     CommandSpec, Discard, EpochCheck, OutputSink, Session, Shell, Verdict, What,
     channel::{Answer, Feed, Nothing, Reply, Request},
     program,
-    session::REFUSED,
 };
 use crate::{
     model::{cause::Cause, ids::Digest},
     ports::{
         blobs::{Blobs, Form},
-        link::LinkError,
+        link::{LinkError, REFUSED},
     },
     time::within,
 };

@@ -9,7 +9,7 @@ fn remove_keeps_what_is_yours_and_purge_takes_it() {
     let machine = &site.integration;
     assert_eq!(site.service().0, "active");
     machine.ok("phased --version; phased status; systemctl is-enabled phased.service phased.socket phased-job.socket");
-    machine.ok("systemd-analyze verify --man=no phased.service phased.socket phased-job.socket phased-job@1.service phased-jobs.slice");
+    machine.ok("systemd-analyze verify --man=no phased.service phased.socket phased-job.socket phased-job@1.service phasedjobs.slice");
     // The daemon is nobody's fool: not root, and its data and secrets are not everybody's.
     let (_, pid) = site.service();
     assert_eq!(machine.ok(&format!("stat -c %U /proc/{pid}")).trim(), "phased");

@@ -28,6 +28,28 @@ impl Acquaintance for Disk {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_each_takes_a_place_one_channel_waits_and_not_for_long() {
+    let host = Host::with("dash", &[("COUNTED", "1")]);
+    let alive = || {
+        let shells = host.shells.counters.shells.lock().unwrap().clone();
+        shells.iter().filter(|pid| std::fs::exists(format!("/proc/{pid}/exe")).unwrap_or(false)).count()
+    };
+    let together = futures_util::future::join_all((1..5).map(|n| host.sh(n, "sleep 0.3")));
+    together.await;
+    assert!(host.shells.opened() >= 2);
+    until("all but one are closed", || alive() == 1).await;
+    let opened = host.shells.opened();
+    host.sh(5, "true").await;
+    assert_eq!(host.shells.opened(), opened, "the next step uses it");
+    let session = Arc::clone(&host.session);
+    let tiring = tokio::spawn(async move { session.tire(Duration::from_millis(50)).await });
+    until("it is closed as well", || alive() == 0).await;
+    assert_eq!(host.sh(6, "echo on").await, "on\n");
+    until("and again", || alive() == 0).await;
+    tiring.abort();
+}
+
 in_every_shell! {
     async fn steps_one_by_one_share_a_channel(host: Host) {
         for n in 0..5 {

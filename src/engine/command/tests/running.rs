@@ -213,10 +213,21 @@ fn what_the_kernel_counted_is_told_in_numbers() {
     for other in ["", "changed", "limit", "limit memory", "limit memory x 1", "limit disk 1 1", "more memory 1 1"] {
         assert_eq!(of(other), None, "{other}");
     }
-    let ended = |limited| Verdict::Exited { code: 137, duration_ms: 1, limited };
+    let after = |code, limited| Verdict::Exited { code, duration_ms: 1, limited };
+    let ended = |limited| after(137, limited);
     let cause = ended(Some(memory)).cause("here", Duration::from_secs(1)).unwrap();
     assert_eq!((cause.code.as_str(), cause.facts["exit_code"].as_u64()), ("out_of_memory", Some(137)));
-    assert!(cause.message.contains("killed 2 of its processes") && cause.message.contains("128 MiB"), "{cause}");
+    assert!(cause.message.contains("killed 2 processes of its unit") && cause.message.contains("128 MiB"), "{cause}");
+    // Something else in the unit may have been killed: the command has failed by itself, as far as anybody knows.
+    let cause = after(3, Some(memory)).cause("here", Duration::from_secs(1)).unwrap();
+    assert_eq!((cause.code.as_str(), cause.facts["out_of_memory"].as_u64()), ("exit", Some(2)));
+    let tasks = Limited { limit: Limit::Tasks, times: 1, most: Some(24) };
+    for code in [2, 137] {
+        let cause = after(code, Some(tasks)).cause("here", Duration::from_secs(1)).unwrap();
+        assert_eq!((cause.code.as_str(), cause.facts["too_many_tasks"].as_u64()), ("exit", Some(1)));
+        assert!(cause.message.contains("it may have 24"), "{cause}");
+    }
+    assert_eq!(after(0, Some(memory)).cause("here", Duration::from_secs(1)), None);
     let cause = ended(None).cause("here", Duration::from_secs(1)).unwrap();
     assert!(cause.code == "exit" && cause.message.contains("presumably killed by KILL"), "{cause}");
 }
