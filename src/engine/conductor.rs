@@ -149,6 +149,7 @@ impl Conductor {
         world.tasks.spawn("storage", storage::watch(self.clone()));
         super::recovery::recover(self).await?;
         self.inner.recovered.send_replace(true);
+        world.tasks.spawn("index", super::renewal::watch(self.clone()));
         let queue = self.clone();
         world.tasks.spawn("queue", async move { queue.work().await });
         world.tasks.spawn("outbox", super::outbox::deliver(self.clone()));
