@@ -221,7 +221,9 @@ impl App {
         let certificates = front.tls.clone();
         // Bound before work begins: a second daemon on the same addresses must not have started anything.
         let bound = options.passed.listen(&config.api).await?;
-        conductor.start(loaded).await.context("failed to take up what an earlier start left")?;
+        let manager = options.manager.clone();
+        let started = conductor.start(loaded, &|n, all| manager.starts_on(n, all, &*clock)).await;
+        started.context("failed to take up what an earlier start left")?;
         conductor.tell_set_aside(&SledIndex::set_aside(&layout.state));
         front::warn(&config, bound.addr);
         api::serve(Arc::new(conductor.clone()), bound.listeners, front, &doors, Arc::clone(&clock))?;

@@ -38,6 +38,7 @@ mod pulse;
 mod recovery;
 pub mod redact;
 pub mod reload;
+mod renewal;
 mod retention;
 mod sessions;
 mod signals;

@@ -9,7 +9,11 @@ use std::{
     fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
     time::Duration,
 };
 
@@ -51,9 +55,21 @@ const FLUSH_MS: u64 = 10_000;
 /// Documents in sled.
 #[derive(Debug)]
 pub struct SledIndex {
-    db: sled::Db,
+    dbs: RwLock<Dbs>,
     /// Where it lies.
     dir: PathBuf,
+    /// sled found no room. It keeps the first error of a write for good and refuses every write after it, and reads of what had not
+    /// reached the disk; only another database takes writes again.
+    full: AtomicBool,
+}
+
+/// Handles, cheap to clone. Nobody holds the lock while sled works: a read may wait in it for as long as nobody writes.
+#[derive(Debug)]
+struct Dbs {
+    /// Takes what is written.
+    db: sled::Db,
+    /// While it is made anew: the one before, whose files have no names any more, for readers.
+    before: Option<sled::Db>,
 }
 
 /// An index that could not be used any more: the caller folds the journals anew and tells people.
@@ -102,12 +118,42 @@ impl SledIndex {
     /// # Errors
     /// [`IndexError`].
     pub fn close(self) -> Result<(), IndexError> {
-        guard("closing", || self.db.flush().map(|_| ()))
+        guard("closing", || self.db().flush().map(|_| ()))
+    }
+
+    fn of(db: sled::Db, dir: &Path) -> Self {
+        SledIndex { dbs: RwLock::new(Dbs { db, before: None }), dir: dir.to_owned(), full: AtomicBool::new(false) }
+    }
+
+    fn db(&self) -> sled::Db {
+        self.dbs.read().unwrap_or_else(PoisonError::into_inner).db.clone()
+    }
+
+    /// What sled does with the database that is written.
+    fn with_db<T>(&self, what: &str, work: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, IndexError> {
+        guard(what, || {
+            let done = work(&self.db());
+            self.full.fetch_or(done.as_ref().is_err_and(no_room), Relaxed);
+            done
+        })
+    }
+
+    /// What sled reads. Of the database before, that it has no room is known.
+    fn reading<T>(&self, what: &str, work: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, IndexError> {
+        let before = self.dbs.read().unwrap_or_else(PoisonError::into_inner).before.clone();
+        match before {
+            Some(before) => guard(what, || work(&before)),
+            None => self.with_db(what, work),
+        }
     }
 
     /// An answer; of one that is none the next start learns, and folds the journals anew.
     fn noted<T>(&self, read: Result<T, IndexError>) -> Result<T, IndexError> {
         read.map_err(|IndexError(why)| {
+            // What could not be written cannot be read; it is not damaged.
+            if self.full() || self.dbs.read().unwrap_or_else(PoisonError::into_inner).before.is_some() {
+                return IndexError(format!("{why}; it is made anew from the journals once there is room on the disk"));
+            }
             let file = self.dir.join(DAMAGED);
             if !file.exists()
                 && let Err(error) = fs::write(&file, &why)
@@ -118,19 +164,39 @@ impl SledIndex {
         })
     }
 
-    fn sweep(&self, prefix: &[u8]) -> sled::Result<()> {
+    fn sweep(db: &sled::Db, prefix: &[u8]) -> sled::Result<()> {
         loop {
             let mut batch = sled::Batch::default();
             let mut empty = true;
-            for key in self.db.scan_prefix(prefix).keys().take(1000) {
+            for key in db.scan_prefix(prefix).keys().take(1000) {
                 batch.remove(key?);
                 empty = false;
             }
             if empty {
                 return Ok(());
             }
-            self.db.apply_batch(batch)?;
+            db.apply_batch(batch)?;
         }
+    }
+}
+
+fn no_room(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error)
+        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+}
+
+/// Closes a database that is not used any more, on a thread that nobody waits for: its own threads are joined.
+fn let_go(db: sled::Db) {
+    let closed = std::thread::Builder::new().name("state-close".to_owned()).spawn(move || {
+        // Reads that wait for a write that failed are woken by this.
+        let _nothing_of_it_is_kept = guard("closing", || {
+            let flushed = db.flush();
+            drop(db);
+            flushed
+        });
+    });
+    if let Err(error) = closed {
+        tracing::warn!(%error, "a state index is not closed in the background");
     }
 }
 
@@ -183,18 +249,17 @@ fn open_now(dir: &Path) -> sled::Result<Result<SledIndex, IndexError>> {
         .mode(sled::Mode::LowSpace)
         .flush_every_ms(Some(FLUSH_MS))
         .open()?;
-    let index = SledIndex { db, dir: dir.to_owned() };
-    let schema = match index.db.get(SCHEMA_KEY)?.map(|value| unwrap(SCHEMA_KEY, &value)) {
-        None if index.db.is_empty() => {
-            index.db.insert(SCHEMA_KEY, wrap(&SCHEMA.to_le_bytes()))?;
-            return Ok(Ok(index));
+    let schema = match db.get(SCHEMA_KEY)?.map(|value| unwrap(SCHEMA_KEY, &value)) {
+        None if db.is_empty() => {
+            db.insert(SCHEMA_KEY, wrap(&SCHEMA.to_le_bytes()))?;
+            return Ok(Ok(SledIndex::of(db, dir)));
         }
         None => return Ok(Err(IndexError("it has documents and no schema".to_owned()))),
         Some(schema) => schema,
     };
     Ok(schema.and_then(|schema| {
         if schema == SCHEMA.to_le_bytes() {
-            return Ok(index);
+            return Ok(SledIndex::of(db, dir));
         }
         Err(IndexError(format!("it has another schema than {SCHEMA}: {schema:02x?}")))
     }))
@@ -297,12 +362,12 @@ impl Index for SledIndex {
             let position = [&seq.0.to_le_bytes()[..], &crc.to_le_bytes()].concat();
             writes.insert(position_key(&run), wrap(&position));
         }
-        guard("writing", || self.db.apply_batch(writes))
+        self.with_db("writing", |db| db.apply_batch(writes))
     }
 
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, IndexError> {
         let read = || {
-            let value = guard("reading", || self.db.get(document_key(key)))?;
+            let value = self.reading("reading", |db| db.get(document_key(key)))?;
             value.map(|value| unwrap(key.as_bytes(), &value)).transpose()
         };
         self.noted(read())
@@ -315,12 +380,13 @@ impl Index for SledIndex {
         limit: usize,
         reverse: bool,
     ) -> Result<Vec<(String, Vec<u8>)>, IndexError> {
-        self.noted(guard("scanning", || scan(&self.db, prefix, after, limit, reverse)).and_then(|page| page))
+        let found = self.reading("scanning", |db| scan(db, prefix, after, limit, reverse));
+        self.noted(found.and_then(|page| page))
     }
 
     fn position(&self, run: &RunId) -> Result<Option<(Seq, u32)>, IndexError> {
         let key = position_key(run);
-        let Some(value) = guard("reading", || self.db.get(&key))? else { return Ok(None) };
+        let Some(value) = self.with_db("reading", |db| db.get(&key))? else { return Ok(None) };
         let position = unwrap(&key, &value)?;
         let damaged = || IndexError(format!("the position of run {run} is damaged"));
         let (seq, crc) = position.split_first_chunk::<8>().ok_or_else(damaged)?;
@@ -329,12 +395,47 @@ impl Index for SledIndex {
     }
 
     fn forget(&self, run: &RunId) -> Result<(), IndexError> {
-        guard("writing", || self.db.remove(position_key(run)).map(drop))
+        self.with_db("writing", |db| db.remove(position_key(run)).map(drop))
     }
 
     fn clear(&self) -> Result<(), IndexError> {
         // Positions first: a crash in between leaves documents without them, which are folded anew as well.
-        guard("clearing", || self.sweep(b"p").and_then(|()| self.sweep(b"d")))
+        self.with_db("clearing", |db| SledIndex::sweep(db, b"p").and_then(|()| SledIndex::sweep(db, b"d")))
+    }
+
+    fn full(&self) -> bool {
+        self.full.load(Relaxed)
+    }
+
+    fn renew(&self) -> Result<(), IndexError> {
+        // The database before keeps its files, without names, until it is closed. A crash from here on is an index that was lost: the
+        // next start folds what is missing.
+        match fs::remove_dir_all(&self.dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(IndexError(format!("`{}` cannot be removed: {error}", self.dir.display())));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        let empty = open(&self.dir, OPEN_LIMIT)?.db();
+        let unread = {
+            let mut dbs = self.dbs.write().unwrap_or_else(PoisonError::into_inner);
+            let written = std::mem::replace(&mut dbs.db, empty);
+            // An earlier attempt that came to nothing: readers still have the database from before it.
+            if dbs.before.is_some() {
+                Some(written)
+            } else {
+                dbs.before = Some(written);
+                None
+            }
+        };
+        self.full.store(false, Relaxed);
+        unread.into_iter().for_each(let_go);
+        Ok(())
+    }
+
+    fn renewed(&self) {
+        let before = self.dbs.write().unwrap_or_else(PoisonError::into_inner).before.take();
+        before.into_iter().for_each(let_go);
     }
 }
 

@@ -141,14 +141,16 @@ impl Conductor {
         }
     }
 
-    /// Takes up what an earlier life left, then begins to work: the queue, the polls, the outbox.
-    pub async fn start(&self, projects: Vec<Loaded>) -> std::io::Result<()> {
+    /// Takes up what an earlier life left, then begins to work: the queue, the polls, the outbox. `looked_at` hears after each run how
+    /// many of how many were looked at.
+    pub async fn start(&self, projects: Vec<Loaded>, looked_at: &(dyn Fn(usize, usize) + Sync)) -> std::io::Result<()> {
         self.install(projects).await?;
         let world = &self.inner.world;
         // Before anything is taken up: that may wait for room, and somebody must look whether there is some.
         world.tasks.spawn("storage", storage::watch(self.clone()));
-        super::recovery::recover(self).await?;
+        super::recovery::recover(self, looked_at).await?;
         self.inner.recovered.send_replace(true);
+        world.tasks.spawn("index", super::renewal::watch(self.clone()));
         let queue = self.clone();
         world.tasks.spawn("queue", async move { queue.work().await });
         world.tasks.spawn("outbox", super::outbox::deliver(self.clone()));

@@ -17,21 +17,24 @@ use crate::{
     ports::{control::Commit, journal::Found},
 };
 
-/// Takes up every journal there is. Returns when every unfinished run has its owner again.
+/// Takes up every journal there is, and tells `looked_at` how many of how many are done. Returns when every unfinished run has its owner
+/// again.
 ///
 /// # Errors
 /// The disk's, when the journals cannot be listed.
-pub(super) async fn recover(conductor: &Conductor) -> std::io::Result<()> {
+pub(super) async fn recover(conductor: &Conductor, looked_at: &(dyn Fn(usize, usize) + Sync)) -> std::io::Result<()> {
     let world = &conductor.inner.world;
     let journals = std::sync::Arc::clone(&world.journals);
     let runs = world.tasks.blocking(move || journals.runs()).await.map_err(std::io::Error::other)??;
     runs.iter().chain(&ledger::runs(&*world.control)).for_each(|run| conductor.met(run));
-    for id in runs {
+    let all = runs.len();
+    for (id, n) in runs.into_iter().zip(1..) {
         match take_up(conductor, &id).await {
             Ok(()) => {}
             Err(Why::Damage(why)) => damaged(conductor, &id, &why),
             Err(Why::Disk(error)) => unreadable(conductor, &id, &error),
         }
+        looked_at(n, all);
     }
     let views = conductor.inner.views.clone();
     world.tasks.blocking(move || views.barrier()).await.map_err(std::io::Error::other)

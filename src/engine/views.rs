@@ -440,6 +440,10 @@ struct Folding {
     runs: BTreeMap<RunId, (Run, HashMap<String, Value>)>,
     /// What the index does not have yet.
     unwritten: BTreeMap<RunId, Unwritten>,
+    /// The index is made anew: what is read of it is from before.
+    renewing: bool,
+    /// Runs that were removed while the index could not forget them.
+    removed: Vec<RunId>,
     board: Arc<Board>,
 }
 
@@ -458,8 +462,16 @@ impl Folding {
             ring: Mutex::new((0, VecDeque::new())),
             live: broadcast::channel(1024).0,
             version: watch::channel(0).0,
+            behind: watch::channel(false).0,
         });
-        Folding { index: Arc::clone(index), runs: BTreeMap::new(), unwritten: BTreeMap::new(), board }
+        Folding {
+            index: Arc::clone(index),
+            runs: BTreeMap::new(),
+            unwritten: BTreeMap::new(),
+            renewing: false,
+            removed: Vec::new(),
+            board,
+        }
     }
 
     fn take(&mut self, fed: Fed) {
@@ -474,7 +486,16 @@ impl Folding {
             }
             Fed::Queued(view) => self.queued(&view),
             Fed::Replaced(view) => self.replaced(&view),
+            Fed::Removed(run) if self.renewing || self.index.full() => self.removed.push(run),
             Fed::Removed(run) => self.removed(&run),
+            Fed::Renew(answer) => {
+                let _asker_gone = answer.send(self.renew());
+            }
+            Fed::Known(view) => self.known(&view),
+            Fed::Ended(run, records) => self.ended(&run, &records),
+            Fed::Renewed(answer) => {
+                let _asker_gone = answer.send(self.renewed());
+            }
             Fed::Barrier(reached) => {
                 let _asker_gone = reached.send(());
             }
@@ -535,6 +556,7 @@ impl Folding {
             if let Err(error) = self.index.apply(Batch { run: position, puts }) {
                 let project = folded.map(|(run, _)| tracing::field::display(&run.header.project));
                 tracing::error!(project, run = %id, %error, "what people see of this run is behind");
+                self.board.look(&*self.index);
             }
             if over {
                 self.runs.remove(&id);
@@ -551,9 +573,18 @@ pub(super) struct Board {
     live: broadcast::Sender<Arc<EventView>>,
     /// Grows with every change of any view.
     pub(super) version: watch::Sender<u64>,
+    /// The index lacks what was folded, because the disk was full, until it is made anew.
+    behind: watch::Sender<bool>,
 }
 
 impl Board {
+    /// Notes that the index found no room, if that is so.
+    fn look(&self, index: &dyn Index) {
+        if index.full() {
+            self.behind.send_if_modified(|behind| !std::mem::replace(behind, true));
+        }
+    }
+
     fn tell(&self, event: String, at: &str, project: &str, run: &RunId, data: Value) {
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         ring.0 += 1;
@@ -600,6 +631,14 @@ enum Fed {
     Replaced(Box<RunView>),
     Removed(RunId),
     Barrier(mpsc::SyncSender<()>),
+    /// The index is to be made anew, of which follows what the fold does not know.
+    Renew(mpsc::SyncSender<Result<(), IndexError>>),
+    /// A run that is folded nowhere, told before.
+    Known(Box<RunView>),
+    /// The journal of a run that may have ended, told before.
+    Ended(RunId, Vec<(Seq, u32, Record)>),
+    /// That was all.
+    Renewed(mpsc::SyncSender<Result<(), IndexError>>),
 }
 
 impl Fed {
@@ -744,6 +783,38 @@ impl Views {
         self.barrier();
     }
 
+    /// Whether the index lacks what was folded and has to be made anew, and every change of that.
+    pub(super) fn behind(&self) -> watch::Receiver<bool> {
+        self.board.behind.subscribe()
+    }
+
+    /// Begins to make the index anew; until [`Views::renewed`] what is read is as old as it was. What is folded now is written. Blocks.
+    pub(super) fn renew(&self) -> Result<(), IndexError> {
+        self.asked(Fed::Renew)
+    }
+
+    /// A run that has no journal, or none that can be read, is written as it was seen before. Blocks while the queue is full.
+    pub(super) fn known(&self, view: RunView) {
+        let _thread_gone = self.feed.send(Fed::Known(Box::new(view)));
+    }
+
+    /// A run that has ended is written from its journal; one that goes on is written as it does. Blocks while the queue is full.
+    pub(super) fn ended(&self, run: &RunId, records: Vec<(Seq, u32, Record)>) {
+        let _thread_gone = self.feed.send(Fed::Ended(run.clone(), records));
+    }
+
+    /// Everything was given: the new index is read. Blocks.
+    pub(super) fn renewed(&self) -> Result<(), IndexError> {
+        self.asked(Fed::Renewed)
+    }
+
+    fn asked(&self, fed: impl FnOnce(mpsc::SyncSender<Result<(), IndexError>>) -> Fed) -> Result<(), IndexError> {
+        let (answer, wait) = mpsc::sync_channel(1);
+        let gone = || IndexError("the thread of the views is gone".to_owned());
+        self.feed.send(fed(answer)).map_err(|_| gone())?;
+        wait.recv().unwrap_or_else(|_| Err(gone()))
+    }
+
     /// One run, whole.
     pub(super) fn run(&self, id: &RunId) -> Result<Option<RunView>, IndexError> {
         let Some(mut view) = self.read::<RunView>(&head_key(id))? else { return Ok(None) };
@@ -784,12 +855,13 @@ impl Views {
     }
 
     fn read<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, IndexError> {
-        let bytes = self.index.get(key)?;
+        let bytes = self.index.get(key).inspect_err(|_| self.board.look(&*self.index))?;
         bytes.map(|bytes| serde_json::from_slice(&bytes).map_err(|e| IndexError(format!("{key}: {e}")))).transpose()
     }
 
     fn scan<T: serde::de::DeserializeOwned>(&self, prefix: &str) -> Result<Vec<T>, IndexError> {
-        let found = self.index.scan(prefix, None, usize::MAX, false)?;
+        let found = self.index.scan(prefix, None, usize::MAX, false);
+        let found = found.inspect_err(|_| self.board.look(&*self.index))?;
         found
             .into_iter()
             .map(|(key, bytes)| serde_json::from_slice(&bytes).map_err(|e| IndexError(format!("{key}: {e}"))))
@@ -826,6 +898,51 @@ impl Folding {
         self.board.version.send_modify(|version| *version += 1);
     }
 
+    /// Lets an empty index take the place of one that cannot be written any more, and writes what is folded.
+    fn renew(&mut self) -> Result<(), IndexError> {
+        self.index.renew()?;
+        self.renewing = true;
+        for (id, (run, written)) in &self.runs {
+            let unwritten = self.unwritten.entry(id.clone()).or_default();
+            unwritten.puts.push((project_key(&run.header.project, id), Some(Vec::new())));
+            unwritten.changed.extend(written.keys().cloned());
+        }
+        self.write();
+        Ok(())
+    }
+
+    fn known(&mut self, view: &RunView) {
+        // Otherwise it has begun since it was looked at.
+        if view.id.parse::<RunId>().is_ok_and(|id| !self.runs.contains_key(&id)) {
+            self.put(view);
+        }
+    }
+
+    fn ended(&mut self, id: &RunId, records: &[(Seq, u32, Record)]) {
+        if self.runs.contains_key(id) {
+            return;
+        }
+        if self.fold(id, records, true) {
+            self.write();
+        } else {
+            // It began a moment ago: its records come by themselves.
+            self.runs.remove(id);
+            self.unwritten.remove(id);
+        }
+    }
+
+    fn renewed(&mut self) -> Result<(), IndexError> {
+        if self.index.full() {
+            return Err(IndexError("there is no room again".to_owned()));
+        }
+        self.index.renewed();
+        self.renewing = false;
+        std::mem::take(&mut self.removed).iter().for_each(|run| self.removed(run));
+        self.board.behind.send_replace(false);
+        self.board.version.send_modify(|version| *version += 1);
+        Ok(())
+    }
+
     fn replaced(&mut self, view: &RunView) {
         self.put(view);
         let Ok(id) = view.id.parse::<RunId>() else { return };
@@ -841,6 +958,7 @@ impl Folding {
         let puts = vec![(head_key(&id), Some(fitted(json))), (project_key(&project, &id), Some(Vec::new()))];
         if let Err(error) = self.index.apply(Batch { run: None, puts }) {
             tracing::error!(%project, run = %id, %error, "what people see of this run is behind");
+            self.board.look(&*self.index);
         }
         self.board.version.send_modify(|version| *version += 1);
     }

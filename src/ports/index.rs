@@ -59,4 +59,21 @@ pub trait Index: Send + Sync {
     /// # Errors
     /// [`IndexError`].
     fn clear(&self) -> Result<(), IndexError>;
+
+    /// Whether it found no room on the disk: nothing can be written any more, whatever room there is, until it is made anew.
+    fn full(&self) -> bool {
+        false
+    }
+
+    /// Begins to make it anew: what is written goes to an empty index, what is read comes from the one before until
+    /// [`Index::renewed`]; positions come from the new one. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`IndexError`]; it stays as it was.
+    fn renew(&self) -> Result<(), IndexError> {
+        Ok(())
+    }
+
+    /// The new index has everything: it is read from now on.
+    fn renewed(&self) {}
 }

@@ -10,11 +10,14 @@ use sd_notify::NotifyState;
 use crate::{
     engine::{Conductor, reload::Reload},
     lifecycle::Tasks,
-    time::Clock,
+    time::{Clock, Stamp},
 };
 
 /// The status changes with every step of every run; people look at it now and then.
 const RARELY: Duration = Duration::from_secs(1);
+
+/// How much longer a start may take after each sign that it goes on, as long as systemd gives it by default.
+const MORE: Duration = Duration::from_secs(90);
 
 /// The longest status, in characters: `systemctl status` shows one line.
 const LONGEST: usize = 400;
@@ -34,6 +37,8 @@ struct State {
     refused: Option<String>,
     /// The status that was sent last.
     sent: String,
+    /// When more time to start was last asked for.
+    extended: Option<Stamp>,
 }
 
 impl State {
@@ -81,6 +86,20 @@ impl Manager {
     /// It does this, and does not answer yet.
     pub fn starting(&self, what: &str) {
         self.change(&[], |state| state.work = what.to_owned());
+    }
+
+    /// The start goes on, and may take longer: there may be many journals. Said at most every second.
+    pub fn starts_on(&self, n: usize, all: usize, clock: &dyn Clock) {
+        let now = clock.now();
+        {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            if state.extended.as_ref().is_some_and(|at| now.since(at) < RARELY) {
+                return;
+            }
+            state.extended = Some(now);
+        }
+        let more = NotifyState::ExtendTimeoutUsec(u32::try_from(MORE.as_micros()).unwrap_or(u32::MAX));
+        self.change(&[more], |state| state.work = format!("starting: {n} of {all} runs looked at"));
     }
 
     /// It answers, and what was left unfinished is taken up.

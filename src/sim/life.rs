@@ -348,7 +348,7 @@ async fn watch(
     let last = outside.state().scenario.last();
     let people = outside.state().scenario.people.clone();
     let mut work = std::pin::pin!(async {
-        conductor.start(loaded).await?;
+        conductor.start(loaded, &|_, _| {}).await?;
         let done = outside.clock().elapsed();
         for person in people.into_iter().filter(|person| person.at >= done || outside.state().deaths > 0) {
             let now = outside.clock().elapsed();

@@ -81,6 +81,28 @@ fn clearing_forgets_everything_but_the_schema() {
 }
 
 #[test]
+fn while_it_is_made_anew_the_old_one_answers_and_the_new_one_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let index = fresh(&state);
+    put(&index, &["a", "b"]);
+    let full =
+        index.with_db("writing", |_| sled::Result::<()>::Err(io::Error::from(io::ErrorKind::StorageFull).into()));
+    assert!(full.is_err() && index.full());
+    // The first attempt comes to nothing.
+    index.renew().unwrap();
+    put(&index, &["lost"]);
+    index.renew().unwrap();
+    assert!(!index.full());
+    put(&index, &["b", "c"]);
+    assert_eq!(keys(&index, "", None, 10, false), ["a", "b"]);
+    index.renewed();
+    assert_eq!(keys(&index, "", None, 10, false), ["b", "c"]);
+    index.close().unwrap();
+    assert_eq!(keys(&fresh(&state), "", None, 10, false), ["b", "c"]);
+}
+
+#[test]
 fn what_is_too_large_is_refused_whole() {
     let dir = tempfile::tempdir().unwrap();
     let index = fresh(dir.path());
@@ -155,14 +177,14 @@ fn another_schema_is_set_aside() {
         let state = dir.path().join("state");
         let index = fresh(&state);
         put(&index, &["a"]);
-        index.db.insert(SCHEMA_KEY, wrap(schema)).unwrap();
+        index.db().insert(SCHEMA_KEY, wrap(schema)).unwrap();
         index.close().unwrap();
         assert!(aside(&state).1.why.contains("schema"));
     }
     let dir = tempfile::tempdir().unwrap();
     let index = fresh(dir.path().join("state").as_path());
     put(&index, &["a"]);
-    index.db.remove(SCHEMA_KEY).unwrap();
+    index.db().remove(SCHEMA_KEY).unwrap();
     index.close().unwrap();
     assert!(aside(&dir.path().join("state")).1.why.contains("no schema"));
 }
@@ -176,14 +198,14 @@ fn a_damaged_value_is_an_error_and_no_document_and_the_next_start_makes_the_inde
     for at in 0..good.len() {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
-        index.db.insert(b"da", bad).unwrap();
+        index.db().insert(b"da", bad).unwrap();
         assert!(index.get("a").is_err() && index.scan("", None, 1, false).is_err());
     }
     for length in 0..5 {
-        index.db.insert(b"da", &good[..length]).unwrap();
+        index.db().insert(b"da", &good[..length]).unwrap();
         assert!(index.get("a").is_err());
     }
-    index.db.insert(position_key(&run(1)), wrap(b"short")).unwrap();
+    index.db().insert(position_key(&run(1)), wrap(b"short")).unwrap();
     assert!(index.position(&run(1)).is_err());
     index.close().unwrap();
     assert!(aside(&state).1.why.contains("is damaged"));

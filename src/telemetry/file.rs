@@ -29,13 +29,15 @@ impl LogFile {
         &self.path
     }
 
-    /// Opens it for appending; it is made if missing, readable by the owner's group.
+    /// Opens it for appending; it is made if missing, readable by the owner's group. A link is not followed: root opens it before the
+    /// daemon becomes the user whom the directory belongs to, and that user is not to choose what root writes to.
     ///
     /// # Errors
     /// The disk's, with the file's name.
     pub fn open(&self) -> io::Result<File> {
-        let file = OpenOptions::new().append(true).create(true).mode(0o640).open(&self.path);
-        file.map_err(|error| {
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o640).custom_flags(nix::libc::O_NOFOLLOW);
+        options.open(&self.path).map_err(|error| {
             io::Error::new(error.kind(), format!("failed to open the log `{}`: {error}", self.path.display()))
         })
     }
@@ -48,5 +50,21 @@ impl LogFile {
     pub fn begin(&self) -> io::Result<()> {
         let file = self.open()?;
         nix::unistd::dup2_stderr(&file).map_err(io::Error::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_not_written_through() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, other) = (dir.path().join("log"), dir.path().join("other"));
+        std::fs::write(&other, "theirs").unwrap();
+        std::os::unix::fs::symlink(&other, &log).unwrap();
+        assert!(LogFile::at(log.clone()).open().unwrap_err().to_string().contains("failed to open the log"));
+        std::fs::remove_file(&log).unwrap();
+        LogFile::at(log).open().unwrap();
     }
 }

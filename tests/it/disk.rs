@@ -3,6 +3,7 @@
 use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -99,10 +100,75 @@ fn on_a_full_disk_what_runs_goes_on_and_what_is_new_waits_for_room() {
         (daemon.api.post("/v1/projects/shop/start", &json!({})).status < 300).then_some(())
     });
     daemon.api.get("/readyz").is(200);
-    assert_eq!(daemon.status()["trouble"], json!([]));
+    eventually("nothing is wrong any more", || (daemon.status()["trouble"] == json!([])).then_some(()));
     assert!(world.path("data/reserve").exists());
     daemon.kill();
     world.start().run(&run.id).wait().is("succeeded");
+}
+
+/// Fills the disk and waits until the state index could not write what it keeps in memory, which it does every 10 s.
+fn fill_until_the_index_fails(disk: &SmallDisk, daemon: &Daemon) {
+    for _ in 0..5 {
+        disk.fill();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(12) {
+            // What was let go of for those that run.
+            disk.fill();
+            if daemon.said().contains("failed to flush from periodic flush thread") {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // It had written everything just before: another request gives it something.
+        disk.empty();
+        eventually("a request is taken", || {
+            (daemon.api.post("/v1/projects/shop/start", &json!({ "redeploy": true })).status < 300).then_some(())
+        });
+    }
+    panic!("the index never failed to write: {}", daemon.said());
+}
+
+#[test]
+fn what_people_see_is_made_anew_when_the_index_found_no_room() {
+    let world = World::new();
+    let disk = SmallDisk::of(&world);
+    world.project(&waiting(&world));
+    let gate = world.path("tested/gate");
+    let daemon = world.start();
+    world.repo.push("x");
+    let first = daemon.press();
+    first.prints("begun");
+    std::fs::write(&gate, "").unwrap();
+    first.wait().is("succeeded");
+    std::fs::remove_file(&gate).unwrap();
+    let commit = world.repo.push("y");
+    let run = daemon.press();
+    run.prints("begun");
+
+    fill_until_the_index_fails(&disk, &daemon);
+    for run in [&first, &run] {
+        assert_ne!(run.now()["state"], "queued");
+    }
+    std::fs::write(&gate, "").unwrap();
+    disk.empty();
+    let ended = run.wait().is("succeeded");
+    assert_eq!(ended.hosts(), ["h1:healthy"]);
+    assert!(world.hosts_have(&["h1"], &commit));
+    daemon.idle();
+    eventually("nothing is wrong any more", || (daemon.status()["trouble"] == json!([])).then_some(()));
+    assert!(daemon.said().contains("the state index was made anew"), "{}", daemon.said());
+    let seen = |daemon: &Daemon| {
+        let first = daemon.run(&first.id).wait().is("succeeded");
+        assert_eq!(first.hosts(), ["h1:healthy"]);
+        daemon.runs()
+    };
+    let all = seen(&daemon);
+    assert!(all.len() >= 2 && all.iter().all(|run| run["state"] != "deploying"), "{all:?}");
+    daemon.kill();
+    let daemon = world.start();
+    assert_eq!(seen(&daemon), all);
+    let kept = std::fs::read_dir(world.path("data")).unwrap();
+    assert!(!kept.into_iter().any(|entry| entry.unwrap().file_name().to_string_lossy().contains(".bad-")));
 }
 
 #[test]

@@ -40,3 +40,25 @@ fn killed_hung_or_rebooted_the_service_comes_back_and_runs_go_on() {
     site.again(&run).wait().is("succeeded");
     site.ran_once();
 }
+
+#[test]
+fn a_full_disk_refuses_what_is_new_and_hurts_nothing_that_runs() {
+    let site = Site::new();
+    // Room for the reserve of 16 MiB and little else.
+    site.integration.ok("mkdir -p /var/lib/phased && mount -t tmpfs -o size=64m,mode=711 phased /var/lib/phased");
+    site.install("0.1.0");
+    site.projects();
+    let run = site.press("shop");
+    eventually("twenty commands run on hosts", || (site.marks("begin") == HOSTS).then_some(()));
+    site.integration.run("dd if=/dev/zero of=/var/lib/phased/filler bs=64k status=none");
+    eventually("what is new is refused", || {
+        let answer = site.api().post("/v1/projects/build/start", &serde_json::json!({ "redeploy": true }));
+        site.integration.run("dd if=/dev/zero of=/var/lib/phased/more bs=4k status=none");
+        (answer.status == 507).then_some(())
+    });
+    site.integration.ok("systemctl is-active phased.service && phased status");
+    site.integration.ok("rm /var/lib/phased/filler /var/lib/phased/more");
+    site.go();
+    run.wait().is("succeeded");
+    site.ran_once();
+}

@@ -23,6 +23,8 @@ fn it_says_that_it_answers_what_runs_and_that_it_goes_down() {
     let before = manager.heard().len();
     let served = Served::of(&world, &manager);
     let heard = manager.heard();
+    let longer = heard[before..].iter().position(|lines| lines[0] == "EXTEND_TIMEOUT_USEC=90000000");
+    assert_eq!(heard[before + longer.expect("more time is asked for")][1], "STATUS=starting: 1 of 1 runs looked at");
     let ready = heard[before..].iter().find(|lines| lines.contains(&"READY=1".to_owned())).unwrap();
     assert!(ready.contains(&"STATUS=shop testing".to_owned()), "{ready:?}");
     go(&world);

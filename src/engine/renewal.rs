@@ -1,0 +1,101 @@
+//! The index after the disk was full: sled takes no writes any more, so once there is room it is made anew from the journals while the
+//! daemon goes on.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use super::{conductor::Conductor, views};
+use crate::{
+    model::{cause::Cause, ids::RunId},
+    ports::{index::IndexError, storage::Condition},
+};
+
+/// How long after an attempt that came to nothing the next one is made.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How many runs of the index before are looked at in one go.
+const PAGE: usize = 500;
+
+/// Makes the index anew when it has found no room and there is some again, until the daemon goes down.
+pub(super) async fn watch(conductor: Conductor) {
+    let world = Arc::clone(&conductor.inner.world);
+    let stopping = world.tasks.stopping();
+    let mut condition = world.storage.condition();
+    let mut behind = conductor.inner.views.behind();
+    loop {
+        let well = *condition.borrow_and_update() == Condition::Well;
+        let lacking = *behind.borrow_and_update();
+        conductor.trouble("views", lacking.then(cause));
+        if lacking && well {
+            match renew(&conductor).await {
+                Ok(()) => {
+                    tracing::info!("there is room again: the state index was made anew from the journals");
+                    continue;
+                }
+                Err(error) => tracing::warn!(%error, "the state index is not made anew yet"),
+            }
+        }
+        tokio::select! {
+            biased;
+            () = stopping.cancelled() => return,
+            changed = condition.changed() => if changed.is_err() { return },
+            changed = behind.changed() => if changed.is_err() { return },
+            () = world.clock.sleep(AGAIN), if lacking && well => {}
+        }
+    }
+}
+
+fn cause() -> Cause {
+    let message = "what is shown of runs is behind, because the disk was full: nothing is lost, and once there is room it is made anew \
+                   from the journals";
+    Cause::new("index_behind", message)
+}
+
+/// One attempt. Until it has succeeded people read what they could read before.
+async fn renew(conductor: &Conductor) -> Result<(), IndexError> {
+    let world = &conductor.inner.world;
+    let made = world.tasks.blocking({
+        let conductor = conductor.clone();
+        move || fill(&conductor)
+    });
+    made.await.unwrap_or_else(|error| Err(IndexError(error.to_string())))
+}
+
+fn fill(conductor: &Conductor) -> Result<(), IndexError> {
+    let (world, views) = (&conductor.inner.world, &conductor.inner.views);
+    let stopping = world.tasks.stopping();
+    views.renew()?;
+    // Before the journals: one of these may have begun and ended meanwhile, and its journal says so.
+    for (id, requested) in conductor.requests() {
+        let testing = conductor.testing(&requested.project);
+        views.known(views::queued(&id, &requested.project, &requested.request, testing.as_ref()));
+    }
+    let mut folded: BTreeSet<RunId> = BTreeSet::new();
+    for run in world.journals.runs().map_err(|error| IndexError(format!("the journals cannot be listed: {error}")))? {
+        if stopping.is_cancelled() {
+            return Err(IndexError("the daemon goes down".to_owned()));
+        }
+        if let Ok(found) = world.journals.read(&run)
+            && found.damage.is_none()
+            && !found.records.is_empty()
+        {
+            folded.insert(run.clone());
+            views.ended(&run, found.records);
+        }
+    }
+    // What ended without a journal, or has a damaged one, is known only from the index before.
+    let mut after: Option<String> = None;
+    loop {
+        let page = match views.runs(None, after.as_deref(), PAGE) {
+            Ok(page) => page,
+            Err(error) => {
+                tracing::warn!(%error, "runs without a journal may not be shown any more");
+                break;
+            }
+        };
+        let Some(last) = page.last() else { break };
+        after = Some(last.id.clone());
+        let ended = page.into_iter().filter(|view| view.state.is_end());
+        ended.filter(|view| !folded.contains(view.id.as_str())).for_each(|view| views.known(view));
+    }
+    views.renewed()
+}
