@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod doctor;
+mod front;
 mod guard;
 pub mod init;
 pub mod rebuild;
@@ -14,7 +15,7 @@ mod uids;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::DirBuilderExt as _,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -22,7 +23,6 @@ use std::{
 
 use anyhow::Context as _;
 use async_trait::async_trait;
-use tokio::net::{TcpListener, UnixListener};
 
 use crate::{
     alert::Smtp,
@@ -34,14 +34,14 @@ use crate::{
         Conductor, Fleets, Views,
         world::{Limits, Retention, World},
     },
-    exec::Local,
+    exec::{Local, Way},
     forge::{Git, GitHub},
     http::Client,
     journal::{
         ControlHostKeys, ControlLeases, ControlLog, DataArchive, DataDisk, DataLock, FileOutputs, Kills, Layout,
         RunJournals,
     },
-    lifecycle::{Tasks, watch},
+    lifecycle::{Tasks, stall::Stalls, watch},
     lua::{diagnostics, loader, sandbox},
     model::{cause::Cause, host::Host, host_key::Realm, ids::ProjectName},
     ports::{
@@ -52,30 +52,47 @@ use crate::{
         secrets::Secrets,
     },
     probe::Probes,
+    service::{notify::Manager, sockets::Passed, watchdog},
     signal::Ed25519,
     ssh::{SshLimits, SshLinks},
     store::SledIndex,
+    telemetry::file::LogFile,
     time::{Clock, SystemClock},
 };
+
+/// How long requests under way may take to be answered before the engine goes down.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long shutting down may take before those still working are named and left.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// What is no matter of the configuration file.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Options {
     /// A bearer token with every right that no file holds; for the demo.
     pub fixed_token: Option<String>,
     /// `$CREDENTIALS_DIRECTORY`.
     pub credentials: Option<std::path::PathBuf>,
+    /// Sockets that are bound already.
+    pub passed: Passed,
+    /// Who wants to hear how the daemon is.
+    pub manager: Manager,
+    /// Where the log goes, if it has to be opened anew after a rotation.
+    pub log: Option<LogFile>,
 }
 
 /// A running daemon.
 pub struct App {
     tasks: Tasks,
+    /// The API's own: it ends first.
+    doors: Tasks,
     conductor: Conductor,
+    manager: Manager,
+    log: Option<LogFile>,
+    certificates: Option<Arc<api::Certificates>>,
     addr: Option<SocketAddr>,
-    socket: std::path::PathBuf,
+    /// Removed in the end.
+    socket: Option<std::path::PathBuf>,
     _lock: DataLock,
 }
 
@@ -85,12 +102,13 @@ impl App {
     /// # Errors
     /// In words for the terminal: what is wrong, where, and what to do.
     pub async fn start(config: Config, options: Options) -> anyhow::Result<App> {
-        let tasks = Tasks::new();
+        let (tasks, doors) = (Tasks::new(), Tasks::new());
+        options.manager.starting("starting: loading projects, taking up unfinished runs");
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let kills = Kills::named(std::env::var("PHASED_KILL").ok().as_deref()).map_err(anyhow::Error::msg)?;
-        let layout = Layout::create(&config.data_dir)?;
-        let lock = DataLock::take(&layout.root, &clock.now())?;
-        restore::whole(&layout.root)?;
+        let stalls = Stalls::named(std::env::var("PHASED_STALL").ok().as_deref()).map_err(anyhow::Error::msg)?;
+        let kills = kills.with(&stalls);
+        let (layout, lock) = own(&config.data_dir, &*clock)?;
         // Before anything else is written: where there is hardly any room, the reserve is what there is to start with.
         let storage = Arc::new(DataDisk::open(&layout.root).context("failed to make the reserve in data_dir")?);
         // Spooled files of an earlier life; nothing names them.
@@ -99,11 +117,13 @@ impl App {
         let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(config.secret_dirs(options.credentials.as_deref())));
         // The daemon's own, and no project's: code under test is kept from it as from all secrets.
         let own_key = signals::own_key(&config.signals, &*secrets)?;
-        let guard = guard::Guard::new(&config.exec);
+        let way = uids::way(&config.exec);
+        let guard = guard::Guard::new(&config.exec, &way);
         if let Some(name) = config.signals.key.as_ref().filter(|_| own_key.is_some()) {
             guard.own_key(name)?;
         }
-        let programs: Arc<dyn Programs> = Arc::new(guard.programs(projects(&config, &secrets)));
+        let programs: Arc<dyn Programs> =
+            Arc::new(guard.programs(projects(&config, &secrets).stalling(stalls.at("lua"))));
         // Loading only asks which secrets exist; whatever uses them gets those that may be used here.
         let secrets = guard.secrets(secrets);
         let loaded = {
@@ -122,8 +142,11 @@ impl App {
         let control = ControlLog::open(&layout.journal, Arc::clone(&clock), storage.clone(), kills.control)?;
         let control: Arc<dyn Control> = Arc::new(control);
 
-        let users = uids::job_users(&config.exec, &control)?;
-        let local = Local::new(layout.jobs.clone(), users.clone());
+        if let Way::Unit(socket) = &way {
+            tracing::info!(socket = %socket.display(), "local commands are started by the job unit");
+        }
+        let users = uids::job_users(&config.exec, &way, &control)?;
+        let local = Local::new(layout.jobs.clone(), users, &way, Arc::clone(&clock));
         let ssh = SshLinks::new(
             Arc::clone(&secrets),
             Arc::new(ControlHostKeys::new(Arc::clone(&control))),
@@ -146,6 +169,7 @@ impl App {
             storage,
             archive: Arc::new(DataArchive::new(layout.clone(), config.secrets.dir.clone())),
             outputs: Arc::new(FileOutputs::open(layout.runs.clone())?),
+            hands: Arc::new(local.clone()),
             links: Arc::new(Ways { local, ssh }),
             programs,
             forge: Arc::new(Git::new(layout.work.clone(), Arc::clone(&secrets), Arc::clone(&clock))),
@@ -173,9 +197,9 @@ impl App {
                 },
             },
             controller: controller(),
-            job_user: uids::owner(users),
             random: Arc::new(random),
             data_dir: layout.root.clone(),
+            stalls,
             // As it is called now: an upgrade puts another file there, whose `pack` is as good.
             binary: std::env::current_exe().context("failed to find the program that is running")?,
             version: env!("CARGO_PKG_VERSION"),
@@ -195,18 +219,21 @@ impl App {
                 ),
             );
         }
+        let front = front::front(&config, &way, options.fixed_token)?;
+        let certificates = front.tls.clone();
         // Bound before work begins: a second daemon on the same addresses must not have started anything.
-        let (listeners, addr) = listeners(&config).await?;
+        let bound = options.passed.listen(&config.api).await?;
         conductor.start(loaded).await.context("failed to take up what an earlier start left")?;
         conductor.tell_set_aside(&SledIndex::set_aside(&layout.state));
-        let auth = api::AuthConfig {
-            job_uids: uids::range(&config.exec),
-            fixed_token: options.fixed_token,
-            host_names: config.api.host_names.clone(),
-        };
-        api::serve(Arc::new(conductor.clone()), listeners, auth, &tasks, clock);
+        front::warn(&config, bound.addr);
+        api::serve(Arc::new(conductor.clone()), bound.listeners, front, &doors, Arc::clone(&clock))?;
+        options.manager.follow(&conductor, &tasks, Arc::clone(&clock));
+        watchdog::feed(options.manager.clone(), conductor.clone(), &tasks, clock);
+        let addr = bound.addr;
         tracing::info!(socket = %config.api.socket.display(), listen = ?addr, data_dir = %layout.root.display(), "phased is ready");
-        Ok(App { tasks, conductor, addr, socket: config.api.socket, _lock: lock })
+        let (manager, log) = (options.manager, options.log);
+        manager.ready(conductor.summary());
+        Ok(App { tasks, doors, conductor, manager, log, certificates, addr, socket: bound.ours, _lock: lock })
     }
 
     /// Where TCP is served.
@@ -215,23 +242,52 @@ impl App {
         self.addr
     }
 
-    /// Reloads the projects, as `phased reload` does; what is wrong is logged and the old ones stay.
-    pub async fn reload(&self) {
+    /// Reloads the projects and the certificate, as `phased reload` does; what is wrong is logged and the old ones stay. The log file is
+    /// opened anew. Returns at once: a load that takes its time holds no signal up.
+    pub fn reload(&self) {
         use crate::engine::handle::Engine as _;
-        match self.conductor.reload().await {
-            Ok(names) => tracing::info!(projects = names.len(), "the projects were reloaded"),
-            Err(refusal) => tracing::error!("{refusal}"),
+        if let Some(log) = &self.log {
+            match log.begin() {
+                Ok(()) => tracing::info!(log = %log.path().display(), "the log was opened anew"),
+                Err(error) => tracing::error!(%error, "the log goes on into the file that was put aside"),
+            }
         }
+        let (conductor, certificates) = (self.conductor.clone(), self.certificates.clone());
+        self.tasks.spawn("reload", async move {
+            if let Some(certificates) = certificates {
+                let _it_has_said_so_itself = certificates.reload(&conductor, &SystemClock::new()).await;
+            }
+            let _it_has_said_so_itself = conductor.reload().await;
+        });
     }
 
-    /// Stops: nothing new is begun, runs are left as they are for the next start, those still working after 5 s are named.
+    /// Stops: nothing new is begun, runs are left as they are for the next start, those still working after 5 s are named. Who has asked
+    /// something already is answered before.
     pub async fn shut_down(self) {
-        let late = self.tasks.shut_down(SHUTDOWN).await;
+        self.manager.stopping();
+        // Waiting requests may wait for longer: they end with the engine.
+        let _still_asking = self.doors.shut_down(LAST_WORDS).await;
+        let mut late = self.tasks.shut_down(SHUTDOWN).await;
+        late.extend(self.doors.shut_down(Duration::ZERO).await);
         if !late.is_empty() {
             tracing::warn!(tasks = ?late, "still working at shutdown");
         }
-        let _gone_already = std::fs::remove_file(&self.socket);
+        if let Some(socket) = self.socket {
+            let _gone_already = std::fs::remove_file(socket);
+        }
     }
+}
+
+/// The data directory, ours and whole before anything is made in it: a restore that has it finds nothing of ours among its own.
+pub(crate) fn own(data: &Path, clock: &dyn Clock) -> anyhow::Result<(Layout, DataLock)> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data)
+        .with_context(|| format!("failed to make the directory `{}`", data.display()))?;
+    let lock = DataLock::take(data, &clock.now())?;
+    restore::whole(data)?;
+    Ok((Layout::create(data)?, lock))
 }
 
 /// The loader over the configured plugin directories; one that does not exist is none.
@@ -243,40 +299,6 @@ pub(crate) fn projects(config: &Config, secrets: &Arc<dyn Secrets>) -> loader::L
         ..sandbox::Limits::default()
     };
     loader::Loader::new(dirs, loader::SHIPPED, &config.data_dir, Arc::clone(secrets), limits)
-}
-
-async fn listeners(config: &Config) -> anyhow::Result<(api::Listeners, Option<SocketAddr>)> {
-    let tcp = match config.api.listen {
-        None => None,
-        Some(addr) => Some(TcpListener::bind(addr).await.with_context(|| {
-            format!("failed to listen on {addr}: set `listen` in [api] to a free address, or to \"none\"")
-        })?),
-    };
-    let addr = tcp.as_ref().map(TcpListener::local_addr).transpose()?;
-    let unix = socket(&config.api.socket).with_context(|| {
-        format!(
-            "failed to listen on the socket `{}`: set `socket` in [api] to a place the daemon may write",
-            config.api.socket.display()
-        )
-    })?;
-    Ok((api::Listeners { unix: Some(unix), tcp }, addr))
-}
-
-/// The socket, 0660 and of group phased where there is such a group. A stale one is taken away: LOCK says that nobody serves it.
-fn socket(path: &Path) -> anyhow::Result<UnixListener> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => anyhow::bail!("another daemon answers there"),
-        Err(_) => drop(std::fs::remove_file(path)),
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    if let Ok(Some(group)) = nix::unistd::Group::from_name("phased") {
-        let _not_root = nix::unistd::chown(path, None, Some(group.gid));
-    }
-    Ok(listener)
 }
 
 /// Who writes: this machine's name and this process.
@@ -302,7 +324,7 @@ struct Ways {
 #[async_trait]
 impl Links for Ways {
     async fn local(&self, project: &ProjectName) -> Result<Arc<dyn Link>, LinkError> {
-        self.local.link(project)
+        self.local.link(project).await
     }
 
     async fn host(&self, realm: &Realm, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
@@ -318,11 +340,11 @@ impl Links for Ways {
     }
 }
 
-/// Runs the daemon until SIGTERM or SIGINT; SIGHUP reloads. `ready` is called once it answers, or not at all.
+/// Runs the daemon until SIGTERM or SIGINT; SIGHUP reloads. `ready` is called once it answers, or not at all; where it fails the daemon ends.
 ///
 /// # Errors
 /// Why it did not start.
-pub fn run(config: Config, options: Options, ready: impl FnOnce()) -> anyhow::Result<()> {
+pub fn run(config: Config, options: Options, ready: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -332,20 +354,27 @@ pub fn run(config: Config, options: Options, ready: impl FnOnce()) -> anyhow::Re
         .build()
         .context("failed to start the runtime")?;
     runtime.block_on(async {
-        let app = App::start(config, options).await?;
+        // Before anything else: a SIGHUP that comes too early is a reload all the same, and no death.
         let (mut term, mut int, mut hup) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
-        ready();
-        loop {
+        let app = tokio::select! {
+            biased;
+            app = App::start(config, options) => app?,
+            // Nothing has begun that is not taken up by the next start.
+            _ = term.recv() => return Ok(()),
+            _ = int.recv() => return Ok(()),
+        };
+        let ready = ready();
+        while ready.is_ok() {
             tokio::select! {
                 _ = term.recv() => break,
                 _ = int.recv() => break,
-                _ = hup.recv() => app.reload().await,
+                _ = hup.recv() => app.reload(),
             }
         }
         tracing::info!("phased goes down");
         app.shut_down().await;
-        anyhow::Ok(())
+        ready
     })?;
     // Threads that are blocked on a disk or in Lua are not waited for.
     runtime.shutdown_timeout(Duration::from_millis(500));

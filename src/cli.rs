@@ -12,9 +12,11 @@ use crate::time::Span;
 mod client;
 pub(crate) mod doctor;
 mod exit;
+pub mod generate;
 mod keep;
 mod output;
 mod progress;
+mod tls;
 mod verbs;
 mod wait;
 
@@ -35,7 +37,7 @@ pub struct Cli {
 
 const EXIT_CODES: &str = "Exit codes: 0 ok, 1 error, 2 usage, 3 run failed (also halted, stopped, damaged, rollback failed), 4 rolled back, \
 5 paused or inconclusive, 6 timed out waiting, 7 not authorised, 8 not found, 9 conflict or superseded, 10 daemon unreachable, \
-130 interrupted while waiting (the run goes on).\n\nEnvironment: PHASED_ADDR, PHASED_TOKEN, NO_COLOR.";
+130 interrupted while waiting (the run goes on).\n\nEnvironment: PHASED_ADDR, PHASED_TOKEN, PHASED_CA_FILE, NO_COLOR.";
 
 /// Where the daemon is unless somebody says otherwise.
 pub const DEFAULT_ADDR: &str = "unix:///run/phased/phased.sock";
@@ -43,7 +45,7 @@ pub const DEFAULT_ADDR: &str = "unix:///run/phased/phased.sock";
 /// What every verb that asks the daemon takes.
 #[derive(Debug, Clone, Args)]
 pub struct ClientArgs {
-    /// The daemon: unix:///path/of/socket or http://host:port (with PHASED_TOKEN)
+    /// The daemon: unix:///path/of/socket, https://host:port or http://host:port (with PHASED_TOKEN)
     #[arg(
         long,
         global = true,
@@ -52,6 +54,9 @@ pub struct ClientArgs {
         value_name = "ADDRESS"
     )]
     pub addr: String,
+    /// Over https, believe the authorities in this file (PEM) instead of those that this machine trusts
+    #[arg(long, global = true, env = "PHASED_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
     /// Print JSON, as the HTTP API answers it
     #[arg(long, global = true)]
     pub json: bool,
@@ -80,6 +85,12 @@ pub enum Command {
     /// What the daemon has job users do: reads a request on standard input and packs what it names
     #[command(hide = true)]
     Pack,
+    /// What packages ship: man pages, completions, types for editors; written from the binary itself, so that none is stale
+    #[command(hide = true)]
+    Generate(GenerateArgs),
+    /// What phased-job@.service runs, the daemon's connection as standard input: starts a program as a project's job user
+    #[command(hide = true)]
+    Job(JobArgs),
     /// A verb that asks the daemon.
     #[command(flatten)]
     Client(ClientCommand),
@@ -100,6 +111,9 @@ pub struct ServeArgs {
     /// Become this user before anything else
     #[arg(long, requires = "daemonize", value_name = "NAME")]
     pub user: Option<String>,
+    /// Log into this file instead of standard error; SIGHUP opens it anew, for logrotate [default with --daemonize: DATA_DIR/daemon.log]
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
 }
 
 /// How `check` shows errors.
@@ -177,6 +191,14 @@ pub struct DemoArgs {
     pub signals: bool,
 }
 
+/// Of `generate`.
+#[derive(Debug, Clone, Args)]
+pub struct GenerateArgs {
+    /// The directory to write `man/`, `completions/` and `lua/` into
+    #[arg(value_name = "DIRECTORY")]
+    pub directory: PathBuf,
+}
+
 /// Of `keys`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum KeysCommand {
@@ -207,6 +229,17 @@ pub enum KeysCommand {
         #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
         config: PathBuf,
     },
+}
+
+/// Of `job`.
+#[derive(Debug, Clone, Args)]
+pub struct JobArgs {
+    /// The configuration file: it says which users a job may be; only root may be able to write it
+    #[arg(long, default_value = "/etc/phased/phased.toml", value_name = "FILE")]
+    pub config: PathBuf,
+    /// The daemon's user, by name or uid: nobody else may ask, but root
+    #[arg(long, default_value = "phased", value_name = "USER")]
+    pub daemon: String,
 }
 
 /// Of `rebuild`.

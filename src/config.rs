@@ -2,11 +2,7 @@
 //!
 //! Everything has a default, so an empty file is a valid one; an unknown key is an error, so a slip cannot pass for a setting.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -19,13 +15,19 @@ use crate::{
     time::Span,
 };
 
+mod api;
 mod error;
+mod limits;
+mod network;
 mod secrets;
 mod values;
 
+pub use api::{Api, Tls};
 pub use error::ConfigError;
+pub use limits::Limits;
+pub use network::{ClientHeader, Network};
 pub use secrets::{FileSecrets, is_name as is_secret_name};
-pub use values::{Size, UidRange};
+pub use values::{Rate, Size, UidRange};
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -53,20 +55,6 @@ pub struct Config {
     pub log: Log,
 }
 
-/// `[api]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Api {
-    /// The Unix socket; its mode (0660, group phased) is its gate.
-    #[serde(deserialize_with = "values::absolute")]
-    pub socket: PathBuf,
-    /// The TCP address, for bearer tokens and webhooks; `"none"` in the file = not at all. Port 0 takes a free one.
-    #[serde(deserialize_with = "values::listen")]
-    pub listen: Option<SocketAddr>,
-    /// Names besides `localhost` and the address itself under which TCP may be asked, for a reverse proxy in front of it.
-    pub host_names: Vec<String>,
-}
-
 /// `[secrets]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -88,7 +76,16 @@ pub struct Exec {
     pub same_user: bool,
     /// `PATH` of local commands.
     pub path: String,
+    /// The socket of the job unit, which starts local commands for a daemon that cannot switch users itself. Without it
+    /// [`JOB_SOCKET`], if that is there and the daemon is not root.
+    #[serde(deserialize_with = "values::some_absolute")]
+    pub job_socket: Option<PathBuf>,
 }
+
+/// Where the package's `phased-job.socket` listens.
+pub const JOB_SOCKET: &str = "/run/phased-job.sock";
+/// The user ids of projects where the file names none.
+pub const JOB_UIDS: UidRange = UidRange { first: 61_000, last: 61_999 };
 
 /// `[signals]`: another daemon may ask this one to deploy. Without a key it listens to nobody.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -112,30 +109,6 @@ pub struct Accept {
     pub key: PublicKey,
     /// `"shop"`, `"shop/production"`, or `"*"`.
     pub projects: Vec<String>,
-}
-
-/// `[limits]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Of one Lua call.
-    pub memory: Size,
-    /// Lua instructions of one call, over all its turns.
-    pub instructions: u64,
-    /// Output of one command that nobody has read yet; beyond it the step ends.
-    pub max_output: Size,
-    /// Of what `run:artifact` stores, not compressed.
-    pub max_artifact: Size,
-    /// Runs waiting per project; further starts are refused.
-    pub max_queued: usize,
-    /// How often hosts are looked for that lack what is live in their environment; `"0s"` = never.
-    pub converge: Span,
-    /// How long a host that is gone in the middle of a command is tried again beyond the step's own time-out.
-    pub reconnect: Span,
-    /// SSH sessions to hosts at the same moment, of all projects; further ones wait.
-    pub sessions: usize,
-    /// Of these, handshakes that are under way.
-    pub handshakes: usize,
 }
 
 /// `[retention]`: a finished run is kept if one of these keeps it, and the quota allows it.
@@ -179,16 +152,6 @@ impl Default for Config {
     }
 }
 
-impl Default for Api {
-    fn default() -> Self {
-        Api {
-            socket: "/run/phased/phased.sock".into(),
-            listen: Some(SocketAddr::from(([127, 0, 0, 1], 7427))),
-            host_names: Vec::new(),
-        }
-    }
-}
-
 impl Default for Secrets {
     fn default() -> Self {
         Secrets { dir: "/etc/phased/secrets".into() }
@@ -198,31 +161,13 @@ impl Default for Secrets {
 impl Default for Exec {
     fn default() -> Self {
         let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned();
-        Exec { user: None, uids: None, same_user: false, path }
+        Exec { user: None, uids: None, same_user: false, path, job_socket: None }
     }
 }
 
 impl Default for Signals {
     fn default() -> Self {
         Signals { key: None, host: None, max_age: Span::minutes(5), accept: Vec::new() }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        // A call of the largest sample project needs 2 MiB and a million instructions; a runaway loop is over in a second.
-        Limits {
-            memory: Size::mib(64),
-            instructions: 100_000_000,
-            max_output: Size::mib(256),
-            max_artifact: Size::mib(2048),
-            max_queued: 100,
-            converge: Span::minutes(5),
-            reconnect: Span(Duration::from_secs(300)),
-            // A session is a file descriptor and some 100 KiB; a handshake some milliseconds of a processor on each side.
-            sessions: 500,
-            handshakes: 16,
-        }
     }
 }
 
@@ -256,6 +201,10 @@ impl Config {
     /// As [`Config::load`].
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         let config: Config = toml::from_str(text).map_err(|error| ConfigError::at(path, text, &error))?;
+        config
+            .api
+            .check(!config.signals.accept.is_empty())
+            .map_err(|message| ConfigError::section(path, text, "api", message))?;
         config.exec.check().map_err(|message| ConfigError::section(path, text, "exec", message))?;
         config.signals.check().map_err(|message| ConfigError::section(path, text, "signals", message))?;
         config.limits.check().map_err(|message| ConfigError::section(path, text, "limits", message))?;
@@ -278,6 +227,9 @@ impl Exec {
             return Err(format!(
                 "`{first}` and `{second}` contradict each other: keep one of `uids`, `user`, `same_user`"
             ));
+        }
+        if self.same_user && self.job_socket.is_some() {
+            return Err("`same_user` and `job_socket` contradict each other: the job unit never runs commands as the daemon itself; keep one".to_owned());
         }
         if self.user.as_deref() == Some("") {
             return Err("`user` is empty: name a user, or leave it out".to_owned());
@@ -329,38 +281,6 @@ impl Retention {
         // The reserve, an index and a few runs: below that everything would be removed for nothing.
         if self.quota < Size::mib(64) {
             return Err("`quota` is below 64MiB, too little for any history".to_owned());
-        }
-        Ok(())
-    }
-}
-
-/// More sessions than this need more file descriptors than a process may usually have.
-const MOST_SESSIONS: usize = 100_000;
-
-impl Limits {
-    fn check(&self) -> Result<(), String> {
-        // Below these nothing works at all, and the message at run time would not name the cause.
-        if self.memory < Size::mib(1) {
-            return Err("`memory` is below 1MiB, too little for any Lua call".to_owned());
-        }
-        if self.instructions < 100_000 {
-            return Err("`instructions` is below 100000, too few for any Lua call".to_owned());
-        }
-        if self.max_output < Size::mib(1) {
-            return Err("`max_output` is below 1MiB".to_owned());
-        }
-        if self.max_artifact < Size::mib(1) {
-            return Err("`max_artifact` is below 1MiB".to_owned());
-        }
-        for (name, value, most) in
-            [("sessions", self.sessions, MOST_SESSIONS), ("handshakes", self.handshakes, MOST_SESSIONS)]
-        {
-            if value == 0 || value > most {
-                return Err(format!("`{name}` must be from 1 to {most}, and is {value}"));
-            }
-        }
-        if self.max_queued == 0 {
-            return Err("`max_queued` is 0: nothing could ever start".to_owned());
         }
         Ok(())
     }

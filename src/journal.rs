@@ -6,7 +6,7 @@
 //! data_disk   the reserve, and whether the disk is well, full or failed
 //! file     append-only files and the one thread that writes and syncs them      group commit
 //! runs     runs/<run>/journal        control   the key-value log        leases   grants over control
-//! outputs  runs/<run>/out/<call>.log           lock, layout   the data directory itself
+//! outputs  runs/<run>/out/<call>.log           lock, layout, schema   the data directory itself, and which format it has
 //! backup   all of it as one archive, while it is written
 //! kill     where a debug build dies on purpose, for tests of recovery
 //! ```
@@ -27,6 +27,7 @@ pub mod line;
 mod lock;
 mod outputs;
 mod runs;
+mod schema;
 
 pub use backup::DataArchive;
 pub use control::ControlLog;
@@ -40,3 +41,4 @@ pub use leases::ControlLeases;
 pub use lock::{DataLock, LockError};
 pub use outputs::FileOutputs;
 pub use runs::RunJournals;
+pub use schema::{SCHEMA, SchemaError};

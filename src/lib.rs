@@ -53,12 +53,13 @@
 //! | [`discovery`] | what discovery needs that is not Lua: DNS, EC2, signed tokens; the rest is in `plugins/discovery` |
 //! | [`engine`] | the conductor, the owner of a run, actions, steps, the command protocol, recovery, maintenance, retention, views |
 //! | [`api`] | the HTTP API; one file per noun under `routes/` |
+//! | [`service`] | what systemd and the daemon tell each other: readiness, the watchdog, sockets, limits |
 //! | [`cli`], [`daemon`], [`app`] | the command line; into the background; the wiring, where `App::start` is the start script, and what is done without a daemon: check, init, doctor, restore, rebuild |
 //! | [`sim`] | the same engine in a simulated world, from a seed: virtual time, hosts, faults, crashes, and what must hold |
 //! | [`demo`] | `phased demo`: a repository, the real daemon, and hosts that are SSH servers in this process |
 //!
 //! Beside `src/`: `plugins/` are the shipped Lua plugins, built in; they use the public Lua API and nothing else. `packaging/` holds the
-//! configuration and the example that `phased init` writes.
+//! configuration and the example that `phased init` writes, and what the deb and the rpm are made of (`scripts/package`).
 //!
 //! # Invariants
 //!
@@ -92,7 +93,8 @@
 //! Architecture invariant: liveness of a command is a lock its processes hold, never a process id. Nothing of a command is in an
 //! argv, here or on a host.
 //!
-//! Architecture invariant: code under test has a user of its own. A daemon that cannot give it one refuses projects that name a secret
+//! Architecture invariant: code under test has a user of its own. Root switches to it, or the job unit does ([`exec`]), which opens no path
+//! as root and believes nothing it is asked: who asks is the kernel's word, who may be switched to is root's. A daemon that has neither refuses projects that name a secret
 //! (`source.webhook` apart), unless `[exec] same_user = true` says on purpose that they may share its own.
 //!
 //! Architecture invariant: what code under test has made is read by its own user (`phased pack`, the command protocol), never by the
@@ -134,10 +136,12 @@
 //! | view | a document for people, folded from synced events, kept in the index |
 //! | signal, receiver | a signed order of one daemon to another, which deploys by rules of its own; that other daemon |
 //! | link | a way to open channels to a machine, local or SSH |
+//! | job user, job unit | who a project's local commands are; the systemd unit that starts one channel of them as that user |
 //! | cause | why something ended or waits: `{code, message, ...}` |
 //! | alarm | cause (a probe), alert (a channel) and action, all three; watched while a deployment goes on |
 //! | measurement, verdict | what a probe found once; what an alarm's measurements mean: pass, fail or inconclusive |
 //! | baseline | hosts that still run what was live before, as many as an alarm compares them with |
+//! | pulse, beat | a round trip through everything a run needs to go on; what each part lets go of when it is reached |
 //! | outbox | messages to people that are not delivered yet |
 //! | pinned code | the Lua files a run began with, kept by hash |
 
@@ -160,6 +164,7 @@ pub mod lua;
 pub mod model;
 pub mod ports;
 pub mod probe;
+pub mod service;
 pub mod signal;
 pub mod sim;
 pub mod ssh;

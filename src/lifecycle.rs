@@ -1,5 +1,7 @@
 //! Tasks with names and an orderly end: the only place that spawns.
 
+pub mod pulse;
+pub mod stall;
 pub mod watch;
 
 use std::{

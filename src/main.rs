@@ -6,7 +6,10 @@ use phased::{
     app, cli,
     cli::{CheckFormat, Command, ServeArgs},
     config::Config,
-    daemon, telemetry,
+    daemon,
+    journal::{LockError, SchemaError},
+    service::{limits, notify, sockets},
+    telemetry::{self, file::LogFile},
 };
 
 fn main() -> ExitCode {
@@ -24,6 +27,9 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo(&args),
         Command::Keys(command) => said(app::signals::keys(&command)),
         Command::Pack => said(pack()),
+        Command::Generate(args) => said(cli::generate::run(&args.directory)),
+        // No thread, no log, and root for a moment: it says why it refuses to its unit's log and to who asked.
+        Command::Job(args) => phased::exec::shim::run(&args.config, &args.daemon),
     }
 }
 
@@ -32,34 +38,60 @@ fn said(done: anyhow::Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("phased: {error:#}");
-            ExitCode::from(1)
+            ExitCode::from(if is_wrong_data(&error) { WRONG_DATA } else { 1 })
         }
     }
 }
 
+/// EX_CONFIG of sysexits: to start again does not help, so the unit says `RestartPreventExitStatus=78`.
+const WRONG_DATA: u8 = 78;
+
+/// The data directory is of a format that this phased does not know.
+fn is_wrong_data(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| match cause.downcast_ref() {
+        Some(LockError::Schema(why)) => !matches!(why, SchemaError::Io { .. }),
+        _ => false,
+    })
+}
+
 fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
+    let passed = sockets::Passed::of_environment()?;
+    let log_file = args.log_file.as_deref().map(std::path::absolute).transpose()?.map(LogFile::at);
+    let mut log = log_file.clone();
+    let mut background = None;
+    if args.daemonize {
+        let file = log_file.unwrap_or_else(|| LogFile::at(config.data_dir.join("daemon.log")));
+        log = Some(file.clone());
+        let socket = config.api.socket.parent().map(PathBuf::from);
+        let dirs = std::iter::once(config.data_dir.clone()).chain(socket).collect();
+        let what = daemon::Background { pid_file: args.pid_file.clone(), user: args.user.clone(), log: file, dirs };
+        background = Some(daemon::go(&what)?);
+    } else if let Some(file) = &log {
+        file.begin()?;
+    }
+    telemetry::init(config.log.format, &config.log.filter)?;
+    limits::raise_open_files(&config.limits);
+    let manager = notify::Manager::of_environment();
     let options = app::Options {
         credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+        passed,
+        manager: manager.clone(),
+        log,
         ..app::Options::default()
     };
-    let parent = if args.daemonize {
-        std::fs::create_dir_all(&config.data_dir)?;
-        let log = config.data_dir.join("daemon.log");
-        let background = daemon::Background { pid_file: args.pid_file.clone(), user: args.user.clone(), log };
-        Some(daemon::go(&background)?)
-    } else {
-        None
-    };
-    telemetry::init(config.log.format, &config.log.filter)?;
-    let mut parent = parent;
     let done = app::run(config, options, || {
-        if let Some(parent) = parent.take() {
-            parent.ready();
+        if let Some(daemon) = &mut background {
+            daemon.ready()?;
         }
+        Ok(())
     });
-    if let (Err(error), Some(parent)) = (&done, parent) {
-        parent.failed(&format!("{error:#}"));
+    let why = done.as_ref().err().map(|error| format!("{error:#}"));
+    if let Some(why) = &why {
+        manager.works(format!("not started: {why}"));
+    }
+    if let Some(daemon) = background {
+        daemon.ended(why.as_deref());
     }
     done
 }

@@ -8,6 +8,7 @@ pub mod blobs;
 pub mod control;
 pub mod discovery;
 pub mod forge;
+pub mod hands;
 pub mod host_keys;
 pub mod http;
 pub mod index;

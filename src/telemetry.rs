@@ -1,4 +1,9 @@
-//! Logs of the daemon itself: fields first, then a sentence.
+//! Logs of the daemon itself: fields first, then a sentence. To standard error, which may be a terminal, a pipe, a log file ([`file`]) or
+//! systemd's journal, which then gets every field by itself ([`journald`]).
+
+pub mod file;
+mod harmless;
+mod journald;
 
 use std::io::IsTerminal as _;
 
@@ -8,7 +13,7 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitEx
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// One readable line.
+    /// One readable line; fields by themselves where standard error is systemd's journal.
     #[default]
     Text,
     /// One JSON object a line.
@@ -27,11 +32,16 @@ fn colours() -> bool {
 pub fn init(format: Format, filter: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
     let filter = EnvFilter::builder().parse(filter)?;
     let registry = tracing_subscriber::registry().with(filter);
-    let _already_installed = match format {
-        Format::Text => registry
-            .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(colours()))
-            .try_init(),
-        Format::Json => registry
+    let text = || {
+        tracing_subscriber::fmt::layer()
+            .with_writer(|| harmless::stderr(colours()))
+            .with_target(false)
+            .with_ansi(colours())
+    };
+    let _already_installed = match (format, journald::Journal::of_stderr()) {
+        (Format::Text, Some(journal)) => registry.with(journal).try_init(),
+        (Format::Text, None) => registry.with(text()).try_init(),
+        (Format::Json, _) => registry
             .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr))
             .try_init(),
     };

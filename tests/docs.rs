@@ -38,7 +38,9 @@ fn links_between_pages_lead_somewhere() {
         "docs/api.md",
         "docs/how-it-works.md",
         "docs/hosts.md",
+        "docs/jobs.md",
         "docs/rollouts.md",
+        "docs/service.md",
         "docs/signals.md",
         "docs/how-to/back-up-and-move.md",
         "docs/how-to/host-keys.md",
@@ -51,6 +53,7 @@ fn links_between_pages_lead_somewhere() {
         "docs/how-to/hosts-from-other-clouds.md",
         "docs/how-to/hosts-from-prometheus.md",
         "docs/how-to/keep-deployments-out.md",
+        "docs/how-to/proxy.md",
         "docs/how-to/reach-hosts-through-a-bastion.md",
     ] {
         let text = fs::read_to_string(page).unwrap_or_default();

@@ -1,6 +1,9 @@
 //! Who asks, and what they may do.
 
-use std::{net::SocketAddr, ops::RangeInclusive};
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+};
 
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use subtle::ConstantTimeEq as _;
@@ -25,8 +28,8 @@ pub struct AuthConfig {
 pub(super) enum Peer {
     /// The Unix socket; `None` when the kernel did not say who, who then may do nothing.
     Socket { uid: Option<u32> },
-    /// TCP.
-    Tcp { local: SocketAddr },
+    /// TCP: where it was asked, and from where, which may be a proxy's.
+    Tcp { local: SocketAddr, remote: IpAddr },
 }
 
 /// Who asks. Handlers get it as an extension; a public route may have none.

@@ -1,6 +1,10 @@
 //! The root of the router: what every request goes through before anything looks at its path's meaning, and every answer after.
 
-use std::{net::IpAddr, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    net::IpAddr,
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering},
+};
 
 use axum::{
     body::{Body, Bytes},
@@ -14,9 +18,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tower::ServiceExt as _;
 
 use super::{
-    Server,
+    Certificates, Server,
     auth::{Caller, Peer, needed},
-    problem::{self, Problem},
+    clients::{Client, Share},
+    problem::{self, Problem, rate_limited},
 };
 use crate::{
     engine::handle::{Claim, KeptAnswer},
@@ -55,12 +60,19 @@ impl Server {
     pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let id = request_id();
         let has_body = !request.body().is_end_stream();
-        let path = request.uri().path().to_owned();
-        let outcome = AssertUnwindSafe(self.admit(request, peer, &id)).catch_unwind().await;
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let client = self.client(&peer, request.headers());
+        let outcome = AssertUnwindSafe(self.admit(request, peer, client, &id)).catch_unwind().await;
         let response = match outcome {
             Ok(Ok(response)) => response,
             Ok(Err(problem)) => problem.into_response(),
             Err(_) => problem::internal().into_response(),
+        };
+        let response = match client {
+            Some(client) if matches!(response.status().as_u16(), 401 | 403) => {
+                self.refused(response, client, &id, &method, &path)
+            }
+            _ => response,
         };
         let mut response = written(response, &path, &id);
         let headers = response.headers_mut();
@@ -76,20 +88,78 @@ impl Server {
         response
     }
 
+    /// The address that asks, over TCP: what rates and the log go by.
+    fn client(&self, peer: &Peer, headers: &HeaderMap) -> Option<IpAddr> {
+        let Peer::Tcp { remote, .. } = peer else { return None };
+        let client = self.proxies.client(*remote, headers);
+        if client == *remote && self.proxies.trust(client) && !self.unnamed.swap(true, Ordering::Relaxed) {
+            let header = self.proxies.header.name();
+            tracing::warn!(proxy = %client, header, "a trusted proxy does not say for whom it asks: all its clients count as one");
+        }
+        Some(client)
+    }
+
+    /// Tells the log who was refused; beyond their rate they are told to wait, and the log is spared. A right token or signature is not
+    /// asked to wait: guessing one is hopeless, while neighbours behind one address would be locked out together.
+    fn refused(
+        &self,
+        response: Response<Body>,
+        client: IpAddr,
+        id: &str,
+        method: &Method,
+        path: &str,
+    ) -> Response<Body> {
+        let status = response.status().as_u16();
+        if status == 401
+            && let Err(wait) = self.refusals.take(Client::of(client), self.boot_time())
+        {
+            tracing::debug!(request_id = id, %client, %method, path, "a client is refused too often");
+            let what = "too many requests of this client had no right token or signature";
+            // The next guess costs a connection.
+            return rate_limited(what, wait).with_header(header::CONNECTION, "close").into_response();
+        }
+        let code = response.extensions().get::<Problem>().map(|problem| problem.code.clone());
+        tracing::info!(request_id = id, %client, %method, path, status, code, "a request was refused");
+        response
+    }
+
+    /// A time that never goes back.
+    fn boot_time(&self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.clock.now().boot_ms)
+    }
+
+    /// Without TLS nobody's token is asked for across a network, unless the daemon is told that this is all right.
+    pub(super) fn check_clear(&self, local: IpAddr, remote: IpAddr) -> Result<(), Problem> {
+        if self.tls.is_some() || self.plaintext || local.to_canonical().is_loopback() || self.proxies.trust(remote) {
+            return Ok(());
+        }
+        let detail = "this port is reached across a network without TLS: ask through the proxy, or give [api] a certificate (`tls`); plaintext = true allows it";
+        Err(Problem::new(StatusCode::FORBIDDEN, "plaintext_refused", detail))
+    }
+
     async fn admit(
         self: &Arc<Self>,
         request: Request<Incoming>,
         peer: Peer,
+        client: Option<IpAddr>,
         id: &str,
     ) -> Result<Response<Body>, Problem> {
         let (parts, incoming) = request.into_parts();
         let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
         check_target(&parts.uri)?;
         let (hook, signed) = (path.starts_with("/hooks/"), is_signed(&method, &path));
-        if let Peer::Tcp { local } = &peer
+        if let Peer::Tcp { local, remote } = &peer
             && !signed
         {
-            check_host(&parts.headers, &parts.uri, parts.version, local.ip(), &self.auth.host_names)?;
+            if !is_public(&method, &path) {
+                self.check_clear(local.ip(), *remote)?;
+            }
+            let names = Names { configured: &self.auth.host_names, tls: self.tls.as_deref() };
+            check_host(&parts.headers, &parts.uri, parts.version, local.ip(), &names)?;
+        }
+        if let Some(client) = client.filter(|_| hook) {
+            let counted = self.hooks.take(Client::of(client), self.boot_time());
+            counted.map_err(|wait| rate_limited("too many deliveries of this client", wait))?;
         }
         let caller = match Caller::identify(&*self.engine, &self.auth, &peer, &parts.headers) {
             Ok(caller) => {
@@ -111,7 +181,7 @@ impl Server {
             "/v1/signals" => MOST_BYTES,
             _ => self.limits.other_body,
         };
-        let (body, held) = self.body(incoming, limit, &parts.headers).await?;
+        let (body, held) = self.body(incoming, limit, &parts.headers, client).await?;
         let key = match &caller {
             Some(caller) if method == Method::POST && !signed => {
                 idempotency_key(&parts.headers)?.map(|key| claim(key, caller, &parts.uri, &body))
@@ -132,7 +202,8 @@ impl Server {
                 // Most of them only ask how a run stands; what they change is told by what takes them.
                 tracing::debug!(request_id = id, %method, path, status, "a signal was answered");
             } else {
-                tracing::info!(request_id = id, by = actor, %method, path, status, "a request to change something was answered");
+                let client = client.map(tracing::field::display);
+                tracing::info!(request_id = id, by = actor, client, %method, path, status, "a request to change something was answered");
             }
             drop(held);
             answer
@@ -204,7 +275,8 @@ impl Server {
         mut incoming: Incoming,
         limit: usize,
         headers: &HeaderMap,
-    ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Problem> {
+        client: Option<IpAddr>,
+    ) -> Result<(Bytes, Held), Problem> {
         let too_large = || {
             let detail = format!("the body is larger than {} KiB", limit >> 10);
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
@@ -215,8 +287,12 @@ impl Server {
             return Err(too_large());
         }
         let started = self.clock.now();
-        let (mut body, mut received) = (Vec::new(), 0usize);
-        let mut held: Option<OwnedSemaphorePermit> = None;
+        let (mut body, mut received, mut counted_kib) = (Vec::new(), 0usize, 0usize);
+        let busy = |detail| {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail).with_header(header::RETRY_AFTER, "2")
+        };
+        let share = client.and_then(|client| self.body_shares.take(Client::of(client), 0));
+        let mut held = Held { permit: None, share };
         while !incoming.is_end_stream() {
             let allowance = std::time::Duration::from_millis(received.min(limit) as u64 / SLOWEST_BYTES_PER_MS);
             let left = (self.limits.body + allowance).saturating_sub(self.clock.now().since(&started));
@@ -235,19 +311,28 @@ impl Server {
                 }
                 continue;
             }
-            let kib = u32::try_from(data.len().div_ceil(1024)).unwrap_or(u32::MAX);
-            let permit = self.bodies.clone().try_acquire_many_owned(kib).map_err(|_| {
-                let detail = "too many bodies are being received; ask again in a moment";
-                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail).with_header(header::RETRY_AFTER, "2")
-            })?;
-            match &mut held {
+            let whole = received.div_ceil(1024);
+            let kib = whole - counted_kib;
+            counted_kib = whole;
+            if held.share.as_mut().is_some_and(|share| !share.more(kib)) {
+                return Err(busy("too many bodies of this client are being received; ask again in a moment"));
+            }
+            let permit = self.bodies.clone().try_acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX));
+            let permit = permit.map_err(|_| busy("too many bodies are being received; ask again in a moment"))?;
+            match &mut held.permit {
                 Some(held) => held.merge(permit),
-                None => held = Some(permit),
+                None => held.permit = Some(permit),
             }
             body.extend_from_slice(&data);
         }
         if received > limit { Err(too_large()) } else { Ok((Bytes::from(body), held)) }
     }
+}
+
+/// The room that a body takes, for as long as it is worked on.
+struct Held {
+    permit: Option<OwnedSemaphorePermit>,
+    share: Option<Share>,
 }
 
 /// An `Idempotency-Key` with what it belongs to.
@@ -313,7 +398,7 @@ fn check_host(
     uri: &Uri,
     version: Version,
     local: IpAddr,
-    names: &[String],
+    names: &Names<'_>,
 ) -> Result<(), Problem> {
     let mut hosts: Vec<&str> = Vec::new();
     for value in headers.get_all(header::HOST) {
@@ -338,7 +423,14 @@ fn check_host(
     Ok(())
 }
 
-fn is_ours(host: &str, local: IpAddr, names: &[String]) -> bool {
+/// What the listener is called, besides its address.
+struct Names<'a> {
+    configured: &'a [String],
+    /// A browser that came this far has checked that the name it was given is one of the certificate's.
+    tls: Option<&'a Certificates>,
+}
+
+fn is_ours(host: &str, local: IpAddr, names: &Names<'_>) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split_once(']').map_or("", |(address, _)| address),
         None => host.split_once(':').map_or(host, |(name, _)| name),
@@ -347,7 +439,9 @@ fn is_ours(host: &str, local: IpAddr, names: &[String]) -> bool {
         return address.is_loopback() || address.to_canonical() == local.to_canonical();
     }
     let name = name.strip_suffix('.').unwrap_or(name);
-    name.eq_ignore_ascii_case("localhost") || names.iter().any(|n| n.eq_ignore_ascii_case(name))
+    name.eq_ignore_ascii_case("localhost")
+        || names.configured.iter().any(|n| n.eq_ignore_ascii_case(name))
+        || names.tls.is_some_and(|tls| tls.is_for(name))
 }
 
 fn bad_host(detail: &str) -> Problem {
@@ -400,7 +494,8 @@ mod tests {
     #[test]
     fn only_our_own_names_are_answered_to() {
         let local = "192.0.2.7".parse().unwrap();
-        let names = ["deploy.example.com".to_owned()];
+        let configured = ["deploy.example.com".to_owned()];
+        let names = Names { configured: &configured, tls: None };
         for host in [
             "localhost",
             "LOCALHOST:7427",

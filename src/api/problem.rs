@@ -182,6 +182,15 @@ impl From<Refusal> for Problem {
     }
 }
 
+/// 429: `what` came too often from this client; `wait` says when there is room again.
+#[must_use]
+pub(super) fn rate_limited(what: &str, wait: std::time::Duration) -> Problem {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let detail = format!("{what}; there is room again in {seconds} s");
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail)
+        .with_header(header::RETRY_AFTER, &seconds.to_string())
+}
+
 /// 404 for a path that is no route.
 #[must_use]
 pub(super) fn route_unknown(path: &str) -> Problem {

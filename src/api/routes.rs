@@ -16,6 +16,7 @@ use utoipa::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
+    Certificates,
     accept::Form,
     fields::Fields,
     problem::{Problem, route_unknown},
@@ -45,6 +46,7 @@ pub(super) struct App {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) stopping: CancellationToken,
     pub(super) heartbeat: Duration,
+    pub(super) tls: Option<Arc<Certificates>>,
 }
 
 #[derive(OpenApi)]

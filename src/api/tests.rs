@@ -1,11 +1,11 @@
 //! The API over real sockets, with an engine that is a script.
 
-use std::{collections::BTreeMap, sync::Mutex};
+use std::{collections::BTreeMap, path::Path, sync::Mutex, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpStream, UnixStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpSocket, TcpStream, UnixStream},
     sync::broadcast,
 };
 
@@ -14,7 +14,7 @@ use crate::{
     engine::{
         handle::*,
         view::{
-            AlarmView, EventView, FreezeView, LeaseView, LogLine, MaintenanceView, MeasuredView, Page, Plan,
+            AlarmView, CauseView, EventView, FreezeView, LeaseView, LogLine, MaintenanceView, MeasuredView, Page, Plan,
             ProjectStatus, RunAtWork, RunView, Status, TokenView,
             hosts::{FleetView, HostCheckView},
             signals::SignalsView,
@@ -28,6 +28,8 @@ use crate::{
     time::SystemClock,
 };
 
+mod door;
+
 pub(crate) const RUN: &str = "01kc0000000000000000000000";
 
 /// An engine that answers from a script and remembers what it was asked.
@@ -39,6 +41,7 @@ pub(crate) struct Script {
     log: Vec<LogLine>,
     ready: Mutex<Vec<(&'static str, Option<String>)>>,
     pub(crate) maintenance: Mutex<MaintenanceView>,
+    trouble: Mutex<BTreeMap<String, Cause>>,
 }
 
 impl Script {
@@ -62,6 +65,7 @@ impl Script {
             ],
             ready: Mutex::new(vec![("journal", None), ("index", None)]),
             maintenance: Mutex::default(),
+            trouble: Mutex::default(),
         })
     }
 
@@ -159,7 +163,8 @@ impl Engine for Script {
         let blog = ProjectStatus { project: "blog".into(), ..render::tests::a_project() };
         let projects = vec![blog, render::tests::a_project()];
         let (version, since) = ("0.1.0".into(), "2026-01-01T00:00:00Z".into());
-        Ok(Status { version, since, maintenance: self.maintenance(None).await, trouble: vec![], projects })
+        let trouble = self.trouble.lock().unwrap().values().map(CauseView::from).collect();
+        Ok(Status { version, since, maintenance: self.maintenance(None).await, trouble, projects })
     }
     async fn project_status(&self, project: &str) -> Result<ProjectStatus, Refusal> {
         Script::known(project)?;
@@ -348,6 +353,13 @@ impl Engine for Script {
     fn ready(&self) -> Vec<(&'static str, Option<String>)> {
         self.ready.lock().unwrap().clone()
     }
+    fn remark(&self, place: &str, cause: Option<Cause>) {
+        let mut trouble = self.trouble.lock().unwrap();
+        match cause {
+            Some(cause) => trouble.insert(place.to_owned(), cause),
+            None => trouble.remove(place),
+        };
+    }
     async fn create_token(
         &self,
         name: &str,
@@ -428,25 +440,50 @@ pub(crate) struct World {
     pub(crate) address: std::net::SocketAddr,
     pub(crate) socket: std::path::PathBuf,
     pub(crate) tasks: Tasks,
+    /// The TCP listener speaks TLS.
+    tls: bool,
     _dir: tempfile::TempDir,
 }
 
+/// A certificate and its key out of `tests/tls`.
+fn certificates(cert: &str, key: &str) -> Arc<Certificates> {
+    let at = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name);
+    Certificates::load(&at(cert), &at(key)).unwrap()
+}
+
+/// A certificate's bytes.
+pub(super) fn der() -> Vec<u8> {
+    use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject as _};
+    let pem = include_bytes!("../../tests/tls/signed.pem");
+    CertificateDer::from_pem_slice(pem).unwrap().to_vec()
+}
+
 async fn world_with(limits: Limits, job_uids: Vec<std::ops::RangeInclusive<u32>>) -> World {
+    let auth = AuthConfig { job_uids, ..AuthConfig::default() };
+    world_behind(Front { limits, auth, ..Front::default() }).await
+}
+
+async fn world_behind(mut front: Front) -> World {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = tcp.local_addr().unwrap();
     let engine = Script::new();
-    let auth = AuthConfig { job_uids, fixed_token: Some("fixed".into()), host_names: vec![] };
+    front.auth.fixed_token = Some("fixed".into());
+    let tls = front.tls.is_some();
     let tasks = Tasks::new();
     let listeners = Listeners { unix: Some(UnixListener::bind(&socket).unwrap()), tcp: Some(tcp) };
-    serve_within(limits, engine.clone(), listeners, auth, &tasks, Arc::new(SystemClock::new()));
-    World { engine, address, socket, tasks, _dir: dir }
+    serve(engine.clone(), listeners, front, &tasks, Arc::new(SystemClock::new())).unwrap();
+    World { engine, address, socket, tasks, tls, _dir: dir }
 }
 
 pub(crate) async fn world() -> World {
-    world_with(Limits::default(), vec![]).await
+    world_with(Limits { refusals: crate::config::Rate::NONE, ..Limits::default() }, vec![]).await
 }
+
+/// Either kind of connection over TCP.
+trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Duplex for S {}
 
 #[derive(Debug)]
 struct Answer {
@@ -500,9 +537,21 @@ fn unchunked(mut body: &str) -> String {
 }
 
 impl World {
+    /// A connection from another loopback address.
+    async fn connect_from(&self, client: &str) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(std::net::SocketAddr::new(client.parse().unwrap(), 0)).unwrap();
+        socket.connect(self.address).await.unwrap()
+    }
+
+    /// A connection, after its handshake.
+    async fn connect(&self) -> Box<dyn Duplex> {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        if self.tls { Box::new(door::handshake(stream).await.unwrap()) } else { Box::new(stream) }
+    }
+
     async fn tcp(&self, request: &str) -> Answer {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
-        answer(&raw(&mut stream, request.as_bytes()).await)
+        answer(&raw(&mut self.connect().await, request.as_bytes()).await)
     }
 
     /// `GET /v1/status` with a token and more headers.
@@ -1057,7 +1106,16 @@ async fn beyond_the_cap_connections_are_closed_at_once() {
 
 #[tokio::test]
 async fn nothing_is_smuggled() {
-    let world = world().await;
+    smuggle(&world().await).await;
+}
+
+#[tokio::test]
+async fn nothing_is_smuggled_through_tls() {
+    let tls = Some(certificates("signed.pem", "signed.key.pem"));
+    smuggle(&world_behind(Front { tls, ..Front::default() }).await).await;
+}
+
+async fn smuggle(world: &World) {
     let second = "GET /v1/status HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer admin\r\n\r\n";
     let head = "POST /hooks/github/shop HTTP/1.1\r\nHost: localhost\r\n";
     for bad in [
@@ -1084,21 +1142,17 @@ async fn nothing_is_smuggled() {
         format!("{head}Transfer-Encoding: chunked\r\n\r\n1;{}\r\na\r\n0\r\n\r\n{second}", "e".repeat(40_000)),
         format!("{head}Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\na\r\n0\r\n\r\n{second}"),
     ] {
-        let said = raw(&mut TcpStream::connect(world.address).await.unwrap(), bad.as_bytes()).await;
+        let said = raw(&mut world.connect().await, bad.as_bytes()).await;
         assert!(said.starts_with("HTTP/1.1 400 ") || said.starts_with("HTTP/1.0 400 "), "{bad:.200}\n{said}");
         assert_eq!(said.matches("HTTP/1.").count(), 1, "{bad:.200}\n{said}");
     }
     // A right request with a body: what follows it is not read as a request either.
-    let said = raw(
-        &mut TcpStream::connect(world.address).await.unwrap(),
-        format!("{head}Content-Length: 1\r\n\r\na{second}").as_bytes(),
-    )
-    .await;
+    let said = raw(&mut world.connect().await, format!("{head}Content-Length: 1\r\n\r\na{second}").as_bytes()).await;
     assert!(said.starts_with("HTTP/1.1 401"), "{said}");
     assert_eq!(said.matches("HTTP/1.").count(), 1, "{said}");
     // While requests without bodies share a connection as ever.
     let two = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    let said = raw(&mut TcpStream::connect(world.address).await.unwrap(), two.as_bytes()).await;
+    let said = raw(&mut world.connect().await, two.as_bytes()).await;
     assert_eq!(said.matches("HTTP/1.1 200 OK").count(), 2, "{said}");
 }
 

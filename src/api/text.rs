@@ -37,6 +37,24 @@ pub fn printable(text: &str) -> String {
     out
 }
 
+/// JSON with every character written out that a terminal acts on or that some take for the end of a line: JSON itself only asks for that
+/// below U+0020. It is the same value, on as many lines.
+#[must_use]
+pub fn plain_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '\n' | '\t' => out.push(c),
+            // These only stand in strings, and all are of the basic plane.
+            c if c.is_control() || is_layout(c) => {
+                let _infallible = write!(out, "\\u{:04x}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 /// Bidirectional controls and the line and paragraph separators.
 fn is_layout(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -180,6 +198,16 @@ mod tests {
         ] {
             assert_eq!(printable(dirty), clean, "{dirty:?}");
         }
+    }
+
+    #[test]
+    fn json_is_the_same_value_and_nothing_a_terminal_acts_on() {
+        let all: String = (0..0x2100).filter_map(char::from_u32).collect();
+        let value = serde_json::json!({ all.as_str(): [all.as_str(), 1, null], "🌕": "\u{10ffff}" });
+        let plain = plain_json(&value.to_string());
+        assert!(!plain.chars().any(|c| c.is_control() || is_layout(c)));
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&plain).unwrap(), value);
+        assert_eq!(plain_json("{\n  \"a\": 1\n}\n"), "{\n  \"a\": 1\n}\n");
     }
 
     #[test]

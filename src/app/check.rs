@@ -4,7 +4,7 @@ mod environment;
 
 use std::{io::IsTerminal as _, path::Path, process::ExitCode, sync::Arc};
 
-use super::{guard::Guard, projects};
+use super::{guard::Guard, projects, uids};
 use crate::{
     cli::CheckFormat,
     config::{Config, FileSecrets},
@@ -27,7 +27,7 @@ pub fn run(path: &Path, format: CheckFormat) -> ExitCode {
     };
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(std::path::PathBuf::from);
     let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(config.secret_dirs(credentials.as_deref())));
-    let programs = Guard::new(&config.exec).programs(projects(&config, &secrets));
+    let programs = Guard::new(&config.exec, &uids::way(&config.exec)).programs(projects(&config, &secrets));
     match programs.load() {
         Ok(loaded) => {
             if format == CheckFormat::Json {

@@ -5,12 +5,12 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use nix::unistd::Uid;
 use serde_json::Value;
 
-use super::locked;
+use super::{locked, uids};
 use crate::{
     config::Exec,
+    exec::Way,
     lua::loader::Loader,
     model::{
         cause::Cause,
@@ -32,8 +32,8 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) fn new(exec: &Exec) -> Self {
-        Guard { exposed: !Uid::effective().is_root() && !exec.same_user, webhooks: Arc::default() }
+    pub(super) fn new(exec: &Exec, way: &Way) -> Self {
+        Guard { exposed: uids::exposed(exec, way), webhooks: Arc::default() }
     }
 
     /// `secrets`, without those that must not be used here.
@@ -63,7 +63,8 @@ pub(super) struct Guarded<T> {
 }
 
 const WHY: &str = "tests would run as the daemon's own user and could read it";
-const HELP: &str = "run phased as root, which gives every project a user of its own, or set `same_user = true` in [exec] if you trust the code under test";
+const HELP: &str = "start the package's job unit (`systemctl enable --now phased-job.socket`) and phased again, or run phased as root: either gives every \
+                    project a user of its own. Or set `same_user = true` in [exec] if you trust the code under test";
 
 impl Secrets for Guarded<Arc<dyn Secrets>> {
     fn get(&self, name: &str) -> Result<Secret, SecretError> {

@@ -31,7 +31,7 @@ use crate::{
 /// Where it is unpacked before it is known to be right.
 const NEW: &str = "restore.new";
 /// What a data directory has before anybody has written to it.
-const NOTHING: &[&str] = &["LOCK", "lost+found", NEW, MARKER];
+const NOTHING: &[&str] = &["LOCK", "VERSION", "lost+found", NEW, MARKER];
 /// There while a restore puts things in their place.
 const MARKER: &str = "RESTORING";
 
@@ -44,6 +44,14 @@ pub(super) fn whole(data: &Path) -> anyhow::Result<()> {
         bail!(
             "a restore into `{}` was cut off: do it again with --force, which keeps what is there beside it",
             data.display()
+        );
+    }
+    // Cut off while it unpacked. Where there was something before, that is untouched and may go on; a new daemon would begin from nothing.
+    if data.join(NEW).exists() && !data.join("journal").exists() {
+        bail!(
+            "a restore into `{}` was cut off before anything was in its place: do it again, or remove `{}` to begin with nothing",
+            data.display(),
+            data.join(NEW).display()
         );
     }
     Ok(())
@@ -90,7 +98,7 @@ pub fn run(args: &RestoreArgs, json: bool) -> anyhow::Result<()> {
     let lock = DataLock::take(data, &clock.now())?;
     if let Some((uid, gid)) = owner {
         // Also if nothing comes of this: the daemon must be able to take what was made here.
-        for made in [data.clone(), data.join("LOCK")] {
+        for made in [data.clone(), data.join("LOCK"), data.join("VERSION")] {
             std::os::unix::fs::lchown(&made, Some(uid.as_raw()), Some(gid.as_raw()))?;
         }
     }
@@ -349,6 +357,30 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_that_is_not_whole_is_no_daemons_and_nothing_is_made_in_one_that_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let clock = SystemClock::new();
+        let names = || entries(&data).unwrap();
+        fs::create_dir(&data).unwrap();
+        let held = DataLock::take(&data, &clock.now()).unwrap();
+        assert!(crate::app::own(&data, &clock).unwrap_err().to_string().contains("is in use by pid"));
+        drop(held);
+        for cut in [MARKER, NEW] {
+            fs::create_dir(data.join(cut)).unwrap();
+            let error = crate::app::own(&data, &clock).unwrap_err().to_string();
+            assert!(error.contains("was cut off"), "{error}");
+            assert!(names().is_empty(), "{:?}", names());
+            fs::remove_dir(data.join(cut)).unwrap();
+        }
+        drop(crate::app::own(&data, &clock).unwrap());
+        assert!(names().contains(&"journal".to_owned()));
+        // Unpacking changes nothing of what is there.
+        fs::create_dir(data.join(NEW)).unwrap();
+        drop(crate::app::own(&data, &clock).unwrap());
+    }
 
     #[test]
     fn what_is_there_is_moved_beside_and_the_lock_stays() {

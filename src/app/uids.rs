@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeSet,
-    io,
     ops::RangeInclusive,
+    os::unix::fs::FileTypeExt as _,
+    path::Path,
     sync::{Arc, Mutex},
 };
 
@@ -12,15 +13,34 @@ use serde_json::{Value, json};
 
 use super::locked;
 use crate::{
-    config::Exec,
-    engine::world::JobUser,
-    exec::{JobUsers, Uids},
+    config::{Exec, JOB_SOCKET, JOB_UIDS},
+    exec::{JobUsers, Uids, Way},
     model::ids::ProjectName,
     ports::control::{Commit, Control},
 };
 
-/// The uids of projects where the configuration names none and the daemon is root.
-const DEFAULT: RangeInclusive<u32> = 61_000..=61_999;
+/// Who starts local commands: the job unit where the configuration names its socket, or the daemon is not root and the package's socket is
+/// there; else the daemon itself.
+pub(super) fn way(exec: &Exec) -> Way {
+    let is_socket = |path: &Path| std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+    match &exec.job_socket {
+        Some(socket) => Way::Unit(socket.clone()),
+        None if exec.same_user || Uid::effective().is_root() => Way::Daemon,
+        None if is_socket(Path::new(JOB_SOCKET)) => Way::Unit(JOB_SOCKET.into()),
+        None => Way::Daemon,
+    }
+}
+
+/// Whether local commands can only run as the daemon itself, and nobody has said that they may.
+pub(super) fn exposed(exec: &Exec, way: &Way) -> bool {
+    *way == Way::Daemon && !Uid::effective().is_root() && !exec.same_user
+}
+
+/// The uids of the configuration.
+fn configured(exec: &Exec) -> RangeInclusive<u32> {
+    let uids = exec.uids.unwrap_or(JOB_UIDS);
+    uids.first..=uids.last
+}
 
 /// Uids of a range, kept under `uid/<project>`.
 struct Range {
@@ -55,24 +75,24 @@ impl Uids for Range {
 ///
 /// # Errors
 /// The configured user does not exist.
-pub(super) fn job_users(exec: &Exec, control: &Arc<dyn Control>) -> anyhow::Result<JobUsers> {
+pub(super) fn job_users(exec: &Exec, way: &Way, control: &Arc<dyn Control>) -> anyhow::Result<JobUsers> {
     if let Some(name) = &exec.user {
         anyhow::ensure!(User::from_name(name)?.is_some(), "[exec] user: there is no user {name:?} on this machine");
         return Ok(JobUsers::One(name.clone()));
     }
-    if exec.same_user || (exec.uids.is_none() && !Uid::effective().is_root()) {
+    if exec.same_user || (exec.uids.is_none() && exposed(exec, way)) {
         return Ok(JobUsers::Same);
     }
-    let range = exec.uids.map_or(DEFAULT, |uids| uids.first..=uids.last);
+    let range = configured(exec);
     Ok(JobUsers::Each(Arc::new(Range { control: Arc::clone(control), range, assigning: Mutex::new(()) })))
 }
 
 /// The uids that the socket refuses.
-pub(super) fn range(exec: &Exec) -> Vec<RangeInclusive<u32>> {
+pub(super) fn range(exec: &Exec, way: &Way) -> Vec<RangeInclusive<u32>> {
     if exec.same_user {
         return Vec::new();
     }
-    if exec.user.is_none() && exec.uids.is_none() && !Uid::effective().is_root() {
+    if exec.user.is_none() && exec.uids.is_none() && exposed(exec, way) {
         // Tests run as the daemon's own user: whoever comes as that user may be one of them.
         let own = Uid::effective().as_raw();
         return vec![own..=own];
@@ -81,18 +101,5 @@ pub(super) fn range(exec: &Exec) -> Vec<RangeInclusive<u32>> {
         let uid = User::from_name(name).ok().flatten().map(|user| user.uid.as_raw());
         return uid.map(|uid| uid..=uid).into_iter().collect();
     }
-    vec![exec.uids.map_or(DEFAULT, |uids| uids.first..=uids.last)]
-}
-
-/// Who owns a project's checkouts.
-pub(super) fn owner(users: JobUsers) -> Arc<JobUser> {
-    Arc::new(move |project| match &users {
-        JobUsers::Same => Ok(None),
-        JobUsers::Each(uids) => uids.uid(project).map(|uid| Some((uid, uid))).map_err(io::Error::other),
-        JobUsers::One(name) => {
-            let user = User::from_name(name).map_err(io::Error::from)?;
-            let user = user.ok_or_else(|| io::Error::other(format!("there is no user {name:?} any more")))?;
-            Ok(Some((user.uid.as_raw(), user.gid.as_raw())))
-        }
-    })
+    vec![configured(exec)]
 }

@@ -12,6 +12,9 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
+use tokio_rustls::{client::TlsStream, rustls::ClientConfig};
+
+use super::tls;
 use crate::{
     api::{problem::Problem, text::printable},
     lifecycle::Tasks,
@@ -42,7 +45,7 @@ pub(super) enum Failure {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Address {
     Unix(PathBuf),
-    Tcp { host: String, port: u16 },
+    Tcp { host: String, port: u16, tls: bool },
 }
 
 impl std::str::FromStr for Address {
@@ -51,7 +54,7 @@ impl std::str::FromStr for Address {
     fn from_str(text: &str) -> Result<Self, Failure> {
         let wrong = |why: &str| {
             Failure::Usage(format!(
-                "{text:?} is no address of a daemon ({why}): write unix:///run/phased/phased.sock or http://host:port"
+                "{text:?} is no address of a daemon ({why}): write unix:///run/phased/phased.sock, https://host or http://host:port"
             ))
         };
         if let Some(path) = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")) {
@@ -61,10 +64,11 @@ impl std::str::FromStr for Address {
                 Err(wrong("a path starts with /"))
             };
         }
-        if text.starts_with("https://") {
-            return Err(wrong("https is not spoken here; use an SSH tunnel"));
-        }
-        let rest = text.strip_prefix("http://").ok_or_else(|| wrong("it starts with neither unix:// nor http://"))?;
+        let (tls, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
+            (Some(rest), _) => (true, rest),
+            (None, Some(rest)) => (false, rest),
+            (None, None) => return Err(wrong("it starts with none of unix://, https:// and http://")),
+        };
         let uri: hyper::http::Uri = text.parse().map_err(|_| wrong("it is not a URL"))?;
         let authority = uri.authority().ok_or_else(|| wrong("there is no host"))?;
         if authority.as_str().contains('@') || !matches!(rest.strip_prefix(authority.as_str()), Some("" | "/")) {
@@ -77,8 +81,8 @@ impl std::str::FromStr for Address {
         // A port that is none is left out by the parser, which must not mean 80.
         let after_host = authority.as_str().rsplit_once(']').map_or(authority.as_str(), |(_, rest)| rest);
         match (authority.port_u16(), after_host.contains(':')) {
-            (Some(port), _) => Ok(Address::Tcp { host, port }),
-            (None, false) => Ok(Address::Tcp { host, port: 80 }),
+            (Some(port), _) => Ok(Address::Tcp { host, port, tls }),
+            (None, false) => Ok(Address::Tcp { host, port: if tls { 443 } else { 80 }, tls }),
             (None, true) => Err(wrong("the port is none")),
         }
     }
@@ -88,8 +92,13 @@ impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Address::Unix(path) => write!(f, "unix://{}", path.display()),
-            Address::Tcp { host, port } if host.contains(':') => write!(f, "http://[{host}]:{port}"),
-            Address::Tcp { host, port } => write!(f, "http://{host}:{port}"),
+            Address::Tcp { host, port, tls } => {
+                let scheme = if *tls { "https" } else { "http" };
+                match host.contains(':') {
+                    true => write!(f, "{scheme}://[{host}]:{port}"),
+                    false => write!(f, "{scheme}://{host}:{port}"),
+                }
+            }
         }
     }
 }
@@ -126,6 +135,8 @@ const REPEATS: u32 = 3;
 pub(super) struct Client {
     address: Address,
     token: Option<String>,
+    /// Whom to believe over TLS, instead of those whom this machine trusts.
+    ca_file: Option<PathBuf>,
     pub(super) tasks: Tasks,
     pub(super) clock: Arc<dyn Clock>,
 }
@@ -133,7 +144,12 @@ pub(super) struct Client {
 impl Client {
     /// `token` is sent over TCP only; the socket knows who asks.
     pub(super) fn new(address: Address, token: Option<String>, clock: Arc<dyn Clock>) -> Self {
-        Client { address, token: token.filter(|t| !t.is_empty()), tasks: Tasks::new(), clock }
+        Client { address, token: token.filter(|t| !t.is_empty()), ca_file: None, tasks: Tasks::new(), clock }
+    }
+
+    /// The same, which over TLS believes the authorities in this file and nobody else.
+    pub(super) fn trusting(self, ca_file: Option<PathBuf>) -> Self {
+        Client { ca_file, ..self }
     }
 
     /// The body of an answer as text.
@@ -206,8 +222,8 @@ impl Client {
     ) -> Result<Response<Incoming>, Failure> {
         let (host, token) = match &self.address {
             Address::Unix(_) => ("localhost".to_owned(), None),
-            Address::Tcp { host, port } if host.contains(':') => (format!("[{host}]:{port}"), self.token.as_ref()),
-            Address::Tcp { host, port } => (format!("{host}:{port}"), self.token.as_ref()),
+            Address::Tcp { host, port, .. } if host.contains(':') => (format!("[{host}]:{port}"), self.token.as_ref()),
+            Address::Tcp { host, port, .. } => (format!("{host}:{port}"), self.token.as_ref()),
         };
         let mut request = Request::builder()
             .method(method)
@@ -233,8 +249,13 @@ impl Client {
         })?;
         let response = match &self.address {
             Address::Unix(path) => self.send(self.connected(UnixStream::connect(path)).await?, request).await,
-            Address::Tcp { host, port } => {
-                self.send(self.connected(TcpStream::connect((host.as_str(), *port))).await?, request).await
+            Address::Tcp { host, port, tls } => {
+                let trust = if *tls { Some(tls::config(self.ca_file.as_deref())?) } else { None };
+                let stream = self.connected(TcpStream::connect((host.as_str(), *port))).await?;
+                match trust {
+                    Some(trust) => self.send(self.secured(trust, host, stream).await?, request).await,
+                    None => self.send(stream, request).await,
+                }
             }
         }?;
         if response.status().is_success() {
@@ -265,6 +286,21 @@ impl Client {
             }
             Some(Err(error)) => Err(unreachable(&error.to_string())),
             None => Err(unreachable("no connection within 10 s")),
+        }
+    }
+
+    async fn secured(
+        &self,
+        trust: Arc<ClientConfig>,
+        host: &str,
+        stream: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, Failure> {
+        match within(&*self.clock, CONNECT, tls::connect(trust, host, stream)).await {
+            Some(Ok(stream)) => Ok(stream),
+            Some(Err(error)) => {
+                Err(Failure::Unreachable(format!("{} is not asked: {}", self.address, tls::why(&error, host))))
+            }
+            None => Err(Failure::Unreachable(unreachable(&self.address, "no TLS within 10 s"))),
         }
     }
 
@@ -305,7 +341,8 @@ mod tests {
 
     #[test]
     fn addresses_are_read_and_slips_explained() {
-        let tcp = |host: &str, port| Address::Tcp { host: host.into(), port };
+        let tcp = |host: &str, port| Address::Tcp { host: host.into(), port, tls: false };
+        let tls = |host: &str, port| Address::Tcp { host: host.into(), port, tls: true };
         for (text, address) in [
             ("unix:///run/x.sock", Address::Unix("/run/x.sock".into())),
             ("unix:/run/x.sock", Address::Unix("/run/x.sock".into())),
@@ -313,6 +350,8 @@ mod tests {
             ("http://localhost:7427/", tcp("localhost", 7427)),
             ("http://[::1]:7427", tcp("::1", 7427)),
             ("http://host", tcp("host", 80)),
+            ("https://host", tls("host", 443)),
+            ("https://[::1]:7427/", tls("::1", 7427)),
         ] {
             assert_eq!(text.parse::<Address>().unwrap(), address, "{text}");
         }
@@ -321,7 +360,9 @@ mod tests {
             "/run/x.sock",
             "unix://x",
             "localhost:7427",
-            "https://host",
+            "https://",
+            "https://host/path",
+            "ftp://host",
             "http://",
             "http://a@b",
             "http://host/path",
@@ -331,6 +372,7 @@ mod tests {
             assert!(matches!(text.parse::<Address>(), Err(Failure::Usage(_))), "{text}");
         }
         assert_eq!(tcp("::1", 1).to_string(), "http://[::1]:1");
+        assert_eq!(tls("host", 1).to_string(), "https://host:1");
     }
 
     #[test]

@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_daemon_that_does_not_answer() {
-        let args = |addr: &str| ClientArgs { addr: addr.to_owned(), json: false };
+        let args = |addr: &str| ClientArgs { addr: addr.to_owned(), ca_file: None, json: false };
         let nobody = args("unix:///nowhere/phased.sock");
         assert_eq!(states(&ask(&nobody, false)), [("daemon", State::Warn)]);
         assert_eq!(states(&ask(&nobody, true)), [("daemon", State::Fail)]);

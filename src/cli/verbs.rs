@@ -18,7 +18,7 @@ use crate::{
     api::{
         render,
         routes::{alerts::ChannelView, projects::AlreadyLive, status::Reloaded, tokens::CreatedToken},
-        text::{one_line, printable, word},
+        text::{one_line, plain_json, printable, word},
     },
     engine::view::{FreezeView, Page, RunView, dry_run::DryRun, hosts::FleetView},
     model::{ids::RunId, run::RunState},
@@ -33,7 +33,7 @@ pub(super) async fn run(command: &ClientCommand, args: &ClientArgs) -> Code {
     let token = std::env::var("PHASED_TOKEN").ok();
     let done = match args.addr.parse::<Address>() {
         Ok(address) => {
-            let client = Client::new(address, token, Arc::new(SystemClock::new()));
+            let client = Client::new(address, token, Arc::new(SystemClock::new())).trusting(args.ca_file.clone());
             done(&Asking { client, json: args.json }, command).await
         }
         Err(failure) => Err(failure),
@@ -51,11 +51,11 @@ fn explain(failure: &Failure, as_json: bool) {
     match failure {
         Failure::OutputClosed => {}
         Failure::Problem(problem) if as_json => {
-            say(&format!("{}\n", serde_json::to_string(problem).unwrap_or_default()))
+            say(&format!("{}\n", plain_json(&serde_json::to_string(problem).unwrap_or_default())))
         }
         failure if as_json => {
             let code = if matches!(failure, Failure::Unreachable(_)) { "unreachable" } else { "error" };
-            say(&format!("{}\n", json!({"code": code, "detail": failure.to_string()})));
+            say(&format!("{}\n", plain_json(&json!({"code": code, "detail": failure.to_string()}).to_string())));
         }
         Failure::Problem(problem) => {
             complain(&problem.detail);
@@ -145,7 +145,7 @@ impl Asking {
     }
 
     pub(super) fn raw(&self, body: &str) -> Result<(), Failure> {
-        data(&format!("{}\n", body.trim_end()))
+        data(&format!("{}\n", plain_json(body.trim_end())))
     }
 
     /// A body that goes on and on, line by line: nothing from outside reaches the terminal unfiltered, wherever packets were cut.
@@ -176,7 +176,7 @@ impl Asking {
         }
         // `{}` is only a sign of life.
         let kept: String = text.split_inclusive('\n').filter(|line| line.trim() != "{}").collect();
-        if kept.is_empty() { Ok(()) } else { data(&kept) }
+        if kept.is_empty() { Ok(()) } else { data(&plain_json(&kept)) }
     }
 
     async fn start(&self, args: &StartArgs) -> Result<Code, Failure> {
@@ -236,7 +236,7 @@ impl Asking {
         match wait(&self.client, id, limit, &mut progress).await {
             Ok(Waited::Ended(run)) => {
                 if self.json {
-                    data(&format!("{}\n", serde_json::to_string(&run).unwrap_or_default()))?;
+                    data(&format!("{}\n", plain_json(&serde_json::to_string(&run).unwrap_or_default())))?;
                 } else {
                     data(&outcome(&run, self.client.clock.now().wall_ms))?;
                 }
@@ -430,7 +430,7 @@ impl Asking {
             parked = parked(&self.client, read(&answer)?, limit) => parked?,
         };
         match self.json {
-            true => data(&format!("{}\n", serde_json::to_string(&parked).unwrap_or_default()))?,
+            true => data(&format!("{}\n", plain_json(&serde_json::to_string(&parked).unwrap_or_default())))?,
             false => data(&render::maintenance(&parked))?,
         }
         if !parked.on {

@@ -24,6 +24,10 @@ fn everything_can_be_said() {
         [api]
         socket = "/tmp/s"
         listen = "[::1]:0"
+        tls = { cert = "/c.pem", key = "/k.pem" }
+        host_names = ["deploy.example.com"]
+        trusted_proxies = ["127.0.0.1", "10.0.0.0/8", "fd00::/8"]
+        client_header = "forwarded"
         [secrets]
         dir = "/s"
         [exec]
@@ -39,6 +43,19 @@ fn everything_can_be_said() {
         instructions = 1000000
         max_output = 1048576
         max_queued = 3
+        connections = 100
+        client_connections = 10
+        first_byte_timeout = "1s"
+        head_timeout = "1m"
+        body_timeout = "1h"
+        write_timeout = "30s"
+        head_size = "16KiB"
+        headers = 50
+        body_size = "2MiB"
+        hook_body_size = "1MiB"
+        all_bodies_size = "2MiB"
+        hook_rate = "20/s"
+        refusal_rate = "none"
         [log]
         format = "json"
         filter = "warn,phased::ssh=debug"
@@ -49,6 +66,20 @@ fn everything_can_be_said() {
     assert_eq!((config.limits.memory, config.limits.max_output), (Size::mib(128), Size::mib(1)));
     assert_eq!(config.log.format, crate::telemetry::Format::Json);
     assert_eq!(parse("[api]\nlisten = \"none\"").unwrap().api.listen, None);
+}
+
+#[test]
+fn a_listener_that_others_reach_is_guarded_or_meant() {
+    let tls = "tls = { cert = \"/c\", key = \"/k\" }";
+    for more in [tls, "plaintext = true", "trusted_proxies = [\"10.0.0.5\"]"] {
+        parse(&format!("[api]\nlisten = \"0.0.0.0:7427\"\n{more}")).unwrap();
+    }
+    for listen in ["127.0.0.1:7427", "127.1.2.3:0", "[::1]:7427", "[::ffff:127.0.0.1]:7427", "none"] {
+        parse(&format!("[api]\nlisten = \"{listen}\"")).unwrap();
+    }
+    // Signals are signed: all else is refused where they arrive.
+    let accept = r#"accept = [{ key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE1GqVbPJnXxvLkkmNxwLOQ0DwA0nDxG3P7k1d3v2u1H", projects = ["shop"] }]"#;
+    parse(&format!("[api]\nlisten = \"10.0.0.11:7427\"\n[signals]\nkey = \"signals\"\n{accept}")).unwrap();
 }
 
 #[test]
@@ -80,11 +111,31 @@ fn slips_are_refused_with_their_place_and_the_right_word() {
         ),
         ("plugins = []", "phased.toml:1:11: ", "empty"),
         ("[api]\nlisten = \"7427\"", "phased.toml:2:10: ", "write \"127.0.0.1:7427\""),
+        ("[api]\ntls = { cert = \"/c\" }", "phased.toml:2:7: ", "missing field `key`"),
+        ("[api]\ntls = { cert = \"c\", key = \"/k\" }", "phased.toml:2:", "must be an absolute path"),
+        ("[api]\ntls = { cert = \"/c\", kye = \"/k\" }", "phased.toml:2:", "did you mean `key`?"),
+        ("[api]\nlisten = \"none\"\ntls = { cert = \"/c\", key = \"/k\" }", "phased.toml:1:1: ", "leave `tls` out"),
+        ("[api]\nplaintext = true\ntls = { cert = \"/c\", key = \"/k\" }", "phased.toml:1:1: ", "contradict"),
+        ("[api]\nlisten = \"0.0.0.0:7427\"", "phased.toml:1:1: ", "tokens would cross the network readable"),
+        ("[api]\nlisten = \"[::]:7427\"", "phased.toml:1:1: ", "plaintext = true"),
+        ("[api]\ntrusted_proxies = [\"10.0.0.5/8\"]", "phased.toml:2:", "is it 10.0.0.0/8"),
+        ("[api]\ntrusted_proxies = [\"proxy\"]", "phased.toml:2:", "is no network"),
+        ("[api]\nclient_header = \"x-real-ip\"", "phased.toml:2:17: ", "`x-forwarded-for` or `forwarded`"),
+        ("[limits]\nhook_rate = \"600\"", "phased.toml:2:13: ", "\"600/m\""),
+        ("[limits]\nhook_rate = \"0/s\"", "phased.toml:2:13: ", "from 1 to 1000000"),
+        ("[limits]\nhook_rate = \"5/d\"", "phased.toml:2:13: ", "(s, m or h)"),
+        ("[limits]\nhead_timeout = \"10ms\"", "phased.toml:1:1: ", "from 1s to 1h"),
+        ("[limits]\nhead_size = \"1KiB\"", "phased.toml:1:1: ", "from 8 to 1024 KiB"),
+        ("[limits]\nall_bodies_size = \"20MiB\"", "phased.toml:1:1: ", "at least one body"),
+        ("[limits]\nconnections = 0", "phased.toml:1:1: ", "from 1 to 100000"),
+        ("[limits]\nheaders = 5", "phased.toml:1:1: ", "from 30 to 1000"),
         ("[exec]\nuids = \"0-5\"", "phased.toml:2:8: ", "root"),
         ("[exec]\nuids = \"9-5\"", "phased.toml:2:8: ", "ends before"),
         ("[exec]\nuids = \"60000-70000\"", "phased.toml:2:8: ", "65535"),
         ("[exec]\nuids = \"+1-5\"", "phased.toml:2:8: ", "61000-61999"),
         ("\n[exec]\nuser = \"a\"\nsame_user = true", "phased.toml:2:1: ", "contradict"),
+        ("[exec]\nsame_user = true\njob_socket = \"/run/x\"", "phased.toml:1:1: ", "contradict"),
+        ("[exec]\njob_socket = \"x\"", "phased.toml:2:14: ", "must be an absolute path"),
         ("[exec]\npath = \"bin\"", "phased.toml:1:1: ", "absolute"),
         ("[limits]\nmemory = \"1M\"", "phased.toml:2:10: ", "64MiB"),
         ("[limits]\nmemory = -1", "phased.toml:2:10: ", "negative"),

@@ -1,6 +1,6 @@
 //! Values that need more than their TOML type, each refused with what would be right.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, de::Error};
 
@@ -59,6 +59,62 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
+/// How often something may happen: `"600/m"`, `"20/s"`, `"100/h"`, or `"none"` for as often as one likes. All of one period may come at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate(Option<(u32, Duration)>);
+
+impl Rate {
+    /// As often as one likes.
+    pub const NONE: Rate = Rate(None);
+
+    /// `n` a minute.
+    #[must_use]
+    pub const fn per_minute(n: u32) -> Self {
+        Rate(Some((n, Duration::from_secs(60))))
+    }
+
+    /// How many in which time; nothing when there is no limit.
+    #[must_use]
+    pub fn limit(self) -> Option<(u32, Duration)> {
+        self.0
+    }
+}
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Rate::NONE);
+        }
+        let error = || {
+            format!(
+                "{text:?} is no rate: write how many a second, minute or hour, as in \"600/m\" (s, m or h), or \"none\""
+            )
+        };
+        let (number, unit) = text.split_once('/').ok_or_else(error)?;
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            _ => return Err(error()),
+        };
+        if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(error());
+        }
+        match number.parse::<u32>() {
+            Ok(n @ 1..=1_000_000) => Ok(Rate(Some((n, Duration::from_secs(seconds))))),
+            _ => Err(format!("{text:?} is no rate: from 1 to 1000000 of them")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(Error::custom)
+    }
+}
+
 /// User ids from `first` to `last`, both included: `"61000-61999"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UidRange {
@@ -105,6 +161,10 @@ fn check_absolute(path: PathBuf) -> Result<PathBuf, String> {
 
 pub(super) fn absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
     check_absolute(PathBuf::deserialize(deserializer)?).map_err(Error::custom)
+}
+
+pub(super) fn some_absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    absolute(deserializer).map(Some)
 }
 
 pub(super) fn absolutes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {

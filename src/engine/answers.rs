@@ -16,7 +16,7 @@ use super::{
     },
     hooks,
     hosts::{self, Need},
-    idempotency, leases, ledger, log, maintenance, plugin, signals, tokens,
+    idempotency, leases, ledger, log, maintenance, plugin, reload, signals, tokens,
     view::{
         AlarmView, CauseView, EnvironmentPlan, FreezeView, LeaseView, LiveView, MaintenanceView, Page, Plan,
         PlannedHost, PlannedWave, ProjectStatus, RunView, Status, TokenView,
@@ -474,21 +474,7 @@ impl Engine for Conductor {
     }
 
     async fn reload(&self) -> Result<Vec<ProjectName>, Refusal> {
-        self.writable()?;
-        let programs = Arc::clone(&self.inner.world.programs);
-        let loaded = self.inner.world.tasks.blocking(move || programs.load()).await;
-        let loaded = loaded.map_err(|e| Refusal::ProjectsInvalid(e.to_string()))?.map_err(|found| {
-            let line = |d: &crate::ports::program::Diagnostic| {
-                let help = d.help.as_ref().map(|h| format!(" ({h})")).unwrap_or_default();
-                format!("{}:{}:{}: error: {}{help}", d.file.display(), d.line, d.column, d.message)
-            };
-            Refusal::ProjectsInvalid(found.iter().map(line).collect::<Vec<_>>().join("\n"))
-        })?;
-        let names = loaded.iter().map(|l| l.name.clone()).collect();
-        self.install(loaded).await.map_err(|e| Refusal::Degraded(e.to_string()))?;
-        self.poll_all();
-        self.inner.nudge.notify_one();
-        Ok(names)
+        reload::reload(self).await
     }
 
     async fn test_alerts(&self, project: Option<&str>) -> Result<Vec<(String, Option<Cause>)>, Refusal> {
@@ -638,6 +624,10 @@ impl Engine for Conductor {
         let of = |place: &str| trouble.get(place).map(|cause| cause.message.clone());
         let recovering = (!*self.inner.recovered.borrow()).then(|| "unfinished runs are being taken up".to_owned());
         vec![("disk", of("disk")), ("journal", of("journal")), ("index", of("index")), ("recovery", recovering)]
+    }
+
+    fn remark(&self, place: &str, cause: Option<Cause>) {
+        self.trouble(place, cause);
     }
 
     async fn create_token(

@@ -198,6 +198,71 @@ impl OutputSink for Discard {
     async fn output(&mut self, _stream: Stream, _offset: u64, _bytes: &[u8]) {}
 }
 
+/// What the kernel did to a command that failed, because of a limit of its control group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limited {
+    /// Which limit.
+    pub limit: Limit,
+    /// How often, while the command ran.
+    pub times: u64,
+    /// The group's own limit, in bytes or processes; `None` = it has none, and the machine or a group above it ran out.
+    pub most: Option<u64>,
+}
+
+/// Of a control group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// Processes were killed for want of memory.
+    Memory,
+    /// Further processes or threads were refused.
+    Tasks,
+}
+
+impl Limited {
+    /// Of the words `limit memory 1 8589934592`.
+    fn of(words: &[String]) -> Option<Limited> {
+        let [limit, which, times, most @ ..] = words else { return None };
+        let which = match which.as_str() {
+            "memory" => Limit::Memory,
+            "pids" => Limit::Tasks,
+            _ => return None,
+        };
+        // A limit beyond any machine is how version 1 of control groups says that there is none.
+        let most = most.first().and_then(|most| most.parse().ok()).filter(|most: &u64| *most < 1 << 60);
+        (limit == "limit").then_some(Limited { limit: which, times: times.parse().ok()?, most })
+    }
+
+    fn cause(&self, host: &str, code: u32) -> Cause {
+        let Limited { limit, times, most } = *self;
+        let cause = match limit {
+            Limit::Memory => Cause::new(
+                "out_of_memory",
+                format!(
+                    "the command on {host} ended with exit code {code}, and meanwhile the kernel killed {times} of its processes for want of \
+                     memory: {}",
+                    match most {
+                        Some(most) =>
+                            format!("its unit may use {} MiB (MemoryMax= of phased-job@.service)", most >> 20),
+                        None => "its unit has no limit of its own, the machine or a slice above it ran out".to_owned(),
+                    }
+                ),
+            ),
+            Limit::Tasks => Cause::new(
+                "too_many_tasks",
+                format!(
+                    "the command on {host} ended with exit code {code}, and meanwhile the kernel refused its unit {times} times a further \
+                     process or thread: {}",
+                    match most {
+                        Some(most) => format!("it may have {most} (TasksMax= of phased-job@.service)"),
+                        None => "a slice above it may not have more".to_owned(),
+                    }
+                ),
+            ),
+        };
+        cause.with("exit_code", code).with("times", times)
+    }
+}
+
 /// How a command ended. Every output byte was given to the sink before.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Verdict {
@@ -207,6 +272,8 @@ pub enum Verdict {
         code: u32,
         /// From its start to its end on the host.
         duration_ms: u64,
+        /// What the kernel did to it meanwhile.
+        limited: Option<Limited>,
     },
     /// By its time-out.
     TimedOut {
@@ -264,6 +331,7 @@ impl Verdict {
         let ms = |duration: &u64| serde_json::Value::from(*duration);
         Some(match self {
             Verdict::Exited { code: 0, .. } => return None,
+            Verdict::Exited { code, limited: Some(limited), .. } => limited.cause(host, *code),
             Verdict::Exited { code, .. } => {
                 let presumed =
                     signal_name(*code).map_or(String::new(), |name| format!(", presumably killed by {name}"));
@@ -288,7 +356,7 @@ impl Verdict {
                 format!(
                     "the command on {host} was begun, and neither it nor its result is there any more: something killed it and \
                      its wrapper. Where logind has KillUserProcesses=yes, or sshd runs as sshd@.service, that happens at every \
-                     disconnect. See what it did and start the run again"
+                     disconnect; what became of a local command's unit is in `journalctl -u 'phased-job@*'`. See what it did and start the run again"
                 ),
             ),
             Verdict::Rebooted => Cause::new(

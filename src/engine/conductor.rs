@@ -19,6 +19,7 @@ use super::{
     ledger,
     maintenance::Maintenance,
     owner::{self, Begin, Left, Message, Owner, Progress},
+    reload::Reload,
     signals::{Inbox, Taken},
     storage,
     view::RunView,
@@ -26,7 +27,7 @@ use super::{
     world::World,
 };
 use crate::{
-    lifecycle::watch,
+    lifecycle::{pulse::Beat, watch},
     model::{
         cause::Cause,
         deployment::DeploymentState,
@@ -96,6 +97,12 @@ pub(super) struct Inner {
     pub(super) backup: Arc<tokio::sync::Mutex<()>>,
     /// Unfinished runs have been taken up: the queue may start others.
     pub(super) recovered: watch::Sender<bool>,
+    /// Who asks whether the queue works.
+    pub(super) beats: Mutex<Vec<Beat>>,
+    /// How the last reload went.
+    pub(super) reload: watch::Sender<Reload>,
+    /// Held by the reload that is under way.
+    pub(super) reloading: tokio::sync::Mutex<()>,
 }
 
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -127,6 +134,9 @@ impl Conductor {
                 rehearsal: tokio::sync::Mutex::default(),
                 backup: Arc::default(),
                 recovered: watch::channel(false).0,
+                beats: Mutex::default(),
+                reload: watch::channel(Reload::default()).0,
+                reloading: tokio::sync::Mutex::default(),
             }),
         }
     }
@@ -379,7 +389,8 @@ impl Conductor {
         self.requests().into_iter().filter(|(_, requested)| requested.project == *project).collect()
     }
 
-    fn requests(&self) -> Vec<(RunId, Requested)> {
+    /// Requests that have no owner, of all projects.
+    pub(super) fn requests(&self) -> Vec<(RunId, Requested)> {
         let runs = locked(&self.inner.runs);
         let leaving = locked(&self.inner.leaving);
         let entries = self.inner.world.control.scan("run/");
@@ -419,7 +430,10 @@ impl Conductor {
     /// The queue: one commit of a project is tested at a time; under `latest` the newest request supersedes the others.
     async fn work(&self) {
         let stopping = self.inner.world.tasks.stopping();
+        let stall = self.inner.world.stalls.at("queue");
         loop {
+            stall.here();
+            let beats = std::mem::take(&mut *locked(&self.inner.beats));
             // On a full disk what runs gets the reserve; what is queued waits. On one that failed nothing is begun at all.
             let none = self.writable().is_err();
             let mut by_project: BTreeMap<ProjectName, Vec<(RunId, Requested)>> = BTreeMap::new();
@@ -450,6 +464,7 @@ impl Conductor {
                     self.begin(&loaded, id, requested);
                 }
             }
+            drop(beats);
             tokio::select! {
                 biased;
                 () = stopping.cancelled() => return,
@@ -544,10 +559,10 @@ impl Conductor {
         if !self.take(id) {
             return;
         }
-        let (conductor, id) = (self.clone(), id.clone());
+        let (conductor, id, project) = (self.clone(), id.clone(), loaded.name.clone());
         self.inner.world.tasks.spawn(format!("run {id} superseded"), async move {
             if let Err(error) = conductor.end_queued(&id, epoch, records).await {
-                tracing::error!(run = %id, %error, "a superseded run is not ended");
+                tracing::error!(%project, run = %id, %error, "a superseded run is not ended");
             }
         });
     }
@@ -559,7 +574,7 @@ impl Conductor {
         let first = self.record(Event::Started(Box::new(header)));
         let run = match Run::begin(&first) {
             Ok(run) => run,
-            Err(error) => return tracing::error!(run = %id, %error, "a run cannot begin"),
+            Err(error) => return tracing::error!(project = %loaded.name, run = %id, %error, "a run cannot begin"),
         };
         let tests = self.tests(&run.header.project, &run.header.request);
         let Some(seat) = self.seat(&id, &run.header.project, tests, true) else { return };
@@ -608,7 +623,7 @@ impl Conductor {
         let program = match world.programs.open(&run.header.code, &run.header.project, run.header.seed, sink) {
             Ok(program) => program,
             Err(cause) if cause.code.starts_with("code_") => {
-                tracing::error!(run = %id, %cause, "the pinned code of a run cannot be opened");
+                tracing::error!(project = %run.header.project, run = %id, %cause, "the pinned code of a run cannot be opened");
                 self.bury(run, seq, epoch, cause);
                 return;
             }
@@ -648,8 +663,7 @@ impl Conductor {
         let cause = Cause { message, ..cause };
         let open = run.deployments.iter().find(|deployment| deployment.end.is_none());
         let ended = open.map(|deployment| {
-            let touched = deployment.hosts.iter().any(|host| host.touched || host.deploy.is_open());
-            let state = if touched { DeploymentState::Halted } else { DeploymentState::Failed };
+            let state = if deployment.may_have_touched() { DeploymentState::Halted } else { DeploymentState::Failed };
             Event::DeploymentEnded { deployment: deployment.n, state, cause: Some(cause.clone()) }
         });
         let end = Event::End { state: RunState::Damaged, cause: Some(cause) };

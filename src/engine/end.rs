@@ -37,7 +37,7 @@ pub(super) async fn finish(world: &World, run: &Run, ticket: Option<&Ticket>) ->
         Err(error) => Err(error.to_string()),
     };
     if let Err(error) = &ended {
-        tracing::error!(run = %run.header.run, %error, "the end of a run is not in control; the next start completes it");
+        tracing::error!(project = %run.header.project, run = %run.header.run, %error, "the end of a run is not in control; the next start completes it");
         return ended;
     }
     clear(world, run);
@@ -51,14 +51,10 @@ fn clear(world: &World, run: &Run) {
         _ if run.release.is_none() => return,
         _ => world.forge.work_dir(&run.header.project).join(run.header.run.as_str()),
     };
-    let tasks = world.tasks.clone();
+    let (hands, project) = (std::sync::Arc::clone(&world.hands), run.header.project.clone());
     let clearing = async move {
-        // The standard library follows no links here, whatever the code under test left behind.
-        let cleared = tasks.blocking(move || std::fs::remove_dir_all(&dir).map_err(|error| (dir, error))).await;
-        if let Ok(Err((dir, error))) = cleared
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(dir = %dir.display(), %error, "a checkout is left behind");
+        if let Err(cause) = hands.remove(&project, &dir).await {
+            tracing::warn!(dir = %dir.display(), %cause, "a checkout is left behind");
         }
     };
     world.tasks.spawn(format!("run {} clear", run.header.run), clearing);

@@ -421,6 +421,8 @@ pub trait Engine: Send + Sync {
     async fn export(&self, query: ExportQuery) -> Result<Pieces, Refusal>;
     /// Whether everything needed is there; each check with `None` or what is wrong.
     fn ready(&self) -> Vec<(&'static str, Option<String>)>;
+    /// Shows `cause` as what is wrong at `place`, which is no part of the engine, until it is `None`.
+    fn remark(&self, place: &str, cause: Option<Cause>);
 
     /// Makes a token. `scopes`: `read`, `deploy`, `admin`.
     async fn create_token(

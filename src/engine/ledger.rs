@@ -198,7 +198,7 @@ pub(super) async fn tested(world: &World, run: &Run, ticket: &Ticket) {
     };
     if let Err(error) = told {
         // Told again with the end of its deployment, or by the next start.
-        tracing::error!(run = %run.header.run, %error, "control does not know yet that a release passed");
+        tracing::error!(project = %run.header.project, run = %run.header.run, %error, "control does not know yet that a release passed");
     }
 }
 
@@ -263,7 +263,7 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
         if deployment.rollback_of.is_none() && !converges && before.as_ref().is_none_or(|last| !newer(&last.run)) {
             let cause = cause.clone().or_else(|| left_out(deployment));
             let mixed = before.is_some_and(|before| before.is_mixture());
-            let untouched = state.is_mixture() && !deployment.touched() && !mixed;
+            let untouched = state.is_mixture() && !deployment.may_have_touched() && !mixed;
             let last = Last { run: header.run.clone(), state: *state, cause, untouched };
             puts.push((format!("last/{project}/{environment}"), Some(json!(last))));
         }
@@ -325,7 +325,7 @@ pub(super) async fn deployment_ended(world: &World, run: &Run, ticket: &Ticket) 
     let puts = puts(&*world.control, run);
     if let Err(error) = commit(&*world.control, Commit::DeploymentEnded, puts) {
         // The next start makes the same puts from the journal.
-        tracing::error!(run = %run.header.run, %error, "the end of a deployment is not in control yet");
+        tracing::error!(project = %run.header.project, run = %run.header.run, %error, "the end of a deployment is not in control yet");
         return;
     }
     release_leases(world, run);
@@ -423,6 +423,7 @@ mod tests {
         fn changed(&self) -> watch::Receiver<u64> {
             watch::channel(0).1
         }
+        fn beat(&self, _: crate::lifecycle::pulse::Beat) {}
     }
 
     #[test]

@@ -135,7 +135,7 @@ async fn attempt(conductor: &Conductor, entry: Entry, mut letter: Letter) -> boo
     let tried = match deliver_once(world, &letter).await {
         // Its channel went with the code. The project has one as it is now, and bad news always arrives.
         Err(cause) if cause.code.starts_with("code_") && elsewhere(conductor, &mut letter) => {
-            tracing::warn!(run = letter.run.as_ref().map(tracing::field::display), %cause, "people are told through the project's present channels");
+            tracing::warn!(project = %letter.project, run = letter.run.as_ref().map(tracing::field::display), %cause, "people are told through the project's present channels");
             deliver_once(world, &letter).await
         }
         tried => tried,
@@ -143,7 +143,7 @@ async fn attempt(conductor: &Conductor, entry: Entry, mut letter: Letter) -> boo
     let value = match tried {
         Ok(_) => {
             tracing::info!(
-                run = letter.run.as_ref().map(tracing::field::display),
+                project = %letter.project, run = letter.run.as_ref().map(tracing::field::display),
                 channel = letter.channel,
                 "people were told"
             );
@@ -154,12 +154,12 @@ async fn attempt(conductor: &Conductor, entry: Entry, mut letter: Letter) -> boo
             letter.attempts += 1;
             match wait {
                 Some(seconds) => {
-                    tracing::warn!(run = letter.run.as_ref().map(tracing::field::display), channel = letter.channel, %cause, "people were not told yet; tried again in {seconds} s");
+                    tracing::warn!(project = %letter.project, run = letter.run.as_ref().map(tracing::field::display), channel = letter.channel, %cause, "people were not told yet; tried again in {seconds} s");
                     letter.next_ms = world.clock.now().wall_ms + i64::try_from(seconds * 1000).unwrap_or(i64::MAX);
                     Some(json!(letter))
                 }
                 None => {
-                    tracing::error!(run = letter.run.as_ref().map(tracing::field::display), channel = letter.channel, %cause, "people could not be told; tell them, and mend the channel");
+                    tracing::error!(project = %letter.project, run = letter.run.as_ref().map(tracing::field::display), channel = letter.channel, %cause, "people could not be told; tell them, and mend the channel");
                     None
                 }
             }

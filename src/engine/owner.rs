@@ -21,6 +21,7 @@ use super::{
     world::World,
 };
 use crate::{
+    lifecycle::pulse::Beat,
     model::{
         analysis::{Assessment, Verdict},
         canonical,
@@ -65,6 +66,8 @@ pub(super) enum Message {
     Undo { action: String, key: CallKey, opening: Box<Opening> },
     /// Everything is done: control knows of the end. Or why the run stands still.
     Finished(Result<(), String>),
+    /// Somebody wants to know whether this owner, and the Lua of its run, still work.
+    Beat(Beat),
 }
 
 /// Who waits for an answer: whether the deployment has touched anything.
@@ -314,7 +317,7 @@ impl Owner {
                 () = self.gate.changed() => {}
                 // Somebody took an environment away, now or while the daemon was gone.
                 deployment = leases::lost(&*world.leases, &believed) => {
-                    tracing::error!(run = %self.run.header.run, deployment, "its environment was taken away");
+                    tracing::error!(project = %self.run.header.project, run = %self.run.header.run, deployment, "its environment was taken away");
                     self.append(Event::LeaseLost { deployment });
                 }
                 () = clock.sleep(wake) => {}
@@ -478,7 +481,7 @@ impl Owner {
         let record = Record { at: self.world.clock.now(), by: Arc::clone(&self.world.controller), event };
         let fired = self.fires(&record.event);
         if let Err(illegal) = self.run.next(&record) {
-            tracing::error!(run = %self.run.header.run, %illegal, "a decision made a fact that cannot follow; the run is left alone");
+            tracing::error!(project = %self.run.header.project, run = %self.run.header.run, %illegal, "a decision made a fact that cannot follow; the run is left alone");
             self.broken = Some(illegal.to_string());
             return None;
         }
@@ -524,7 +527,7 @@ impl Owner {
                 Some(ticket)
             }
             Err(error) => {
-                tracing::error!(run = %self.run.header.run, %error, "the run stands still: its journal cannot be written");
+                tracing::error!(project = %self.run.header.project, run = %self.run.header.run, %error, "the run stands still: its journal cannot be written");
                 self.broken = Some(error.to_string());
                 None
             }
@@ -618,6 +621,12 @@ impl Owner {
                     }
                 }
             }
+            Message::Beat(beat) => {
+                self.world.stalls.at("owner").here();
+                for program in self.programs.values_mut() {
+                    program.beat(beat.for_another(format!("the Lua of run {}", self.run.header.run)));
+                }
+            }
             Message::Finished(Ok(())) => self.finished = true,
             Message::Finished(Err(why)) => self.broken = Some(why),
         }
@@ -660,7 +669,7 @@ impl Owner {
                 let diverged = cause.code == "diverged" && own;
                 if diverged && self.run.diverged.is_none() {
                     let cause = self.sessions.redact_cause(&cause);
-                    tracing::error!(run = %self.run.header.run, call = %key, %cause, "a replay does not agree with its journal");
+                    tracing::error!(project = %self.run.header.project, run = %self.run.header.run, call = %key, %cause, "a replay does not agree with its journal");
                     self.append(Event::Diverged { key: key.clone(), cause });
                     self.let_go();
                 }
@@ -959,7 +968,7 @@ impl Owner {
         match self.program(key) {
             Ok(program) => program.call(key, opening),
             Err(cause) => {
-                tracing::error!(run = %self.run.header.run, call = %key, %cause, "the code of a call cannot be opened");
+                tracing::error!(project = %self.run.header.project, run = %self.run.header.run, call = %key, %cause, "the code of a call cannot be opened");
                 let (sender, key) = (self.sender.clone(), key.clone());
                 self.world.tasks.spawn("no code", async move {
                     let ended = Turn::Ended { cause, undos: 0 };

@@ -86,7 +86,7 @@ async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), Why> {
         }
         views.recover(id, found.records, true);
         if open {
-            tracing::info!(run = %id, "its end is completed");
+            tracing::info!(project = %run.header.project, run = %id, "its end is completed");
             if let Err(why) = end::finish(world, &run, None).await {
                 conductor.degraded(&format!("the end of run {id} is not in control: {why}"));
             }
@@ -151,7 +151,8 @@ fn damaged(conductor: &Conductor, id: &RunId, why: &str) {
             world.data_dir.display()
         ),
     );
-    tracing::error!(run = %id, %cause, "a run is damaged");
+    let project = requested.as_ref().map(|requested| tracing::field::display(&requested.project));
+    tracing::error!(project, run = %id, %cause, "a run is damaged");
     conductor.trouble(&format!("run {id}"), Some(cause.clone()));
     let Some(requested) = requested else { return };
     let mut view = super::views::queued(id, &requested.project, &requested.request, None);

@@ -202,6 +202,11 @@ impl Sessions {
     }
 
     /// Everything learnt so far.
+    /// Whose run it is.
+    pub(super) fn project(&self) -> &ProjectName {
+        &self.project
+    }
+
     pub(super) fn redactor(&self) -> Redactor {
         locked(&self.redactor).clone()
     }
@@ -221,7 +226,7 @@ impl Sessions {
         let (raw_len, wall_ms) = (bytes.len() as u64, self.world.clock.now().wall_ms);
         let frame = Frame { step: key.clone(), attempt, stream: Stream::Note, offset: 0, raw_len, wall_ms, bytes };
         if let Err(error) = self.world.outputs.append(run, frame) {
-            tracing::warn!(%run, %error, "a line of the pipeline's log was not stored");
+            tracing::warn!(project = %self.project, %run, %error, "a line of the pipeline's log was not stored");
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Folds synced records into the documents people read, and tells followers. Fed by the journals' writer, on a thread of its own:
 //! views may be behind the decisions, never ahead of the disk.
 
+mod milestones;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError, mpsc},
@@ -487,7 +489,7 @@ impl Folding {
                 Some((run, _)) => match run.next(record) {
                     Ok(()) => run,
                     Err(illegal) => {
-                        tracing::error!(run = %id, %illegal, "a view cannot follow its journal");
+                        tracing::error!(project = %run.header.project, run = %id, %illegal, "a view cannot follow its journal");
                         return false;
                     }
                 },
@@ -504,13 +506,14 @@ impl Folding {
             };
             let made: Vec<Document> = parts(run, &record.event).iter().flat_map(|part| documents(run, part)).collect();
             let project = run.header.project.to_string();
-            let Some((_, written)) = self.runs.get_mut(id) else { return false };
+            let Some((run, written)) = self.runs.get_mut(id) else { return false };
             for Document { key, json, event } in made {
                 if written.get(&key) == Some(&json) {
                     continue;
                 }
                 unwritten.changed.insert(key.clone());
                 if !quiet {
+                    milestones::tell(run, &key, &event, &json, written.get(&key));
                     self.board.tell(event, &record.at.rfc3339(), &project, id, json.clone());
                 }
                 written.insert(key, json);
@@ -530,7 +533,8 @@ impl Folding {
             }));
             let over = folded.is_some_and(|(run, _)| run.end.is_some());
             if let Err(error) = self.index.apply(Batch { run: position, puts }) {
-                tracing::error!(run = %id, %error, "what people see of this run is behind");
+                let project = folded.map(|(run, _)| tracing::field::display(&run.header.project));
+                tracing::error!(project, run = %id, %error, "what people see of this run is behind");
             }
             if over {
                 self.runs.remove(&id);
@@ -836,7 +840,7 @@ impl Folding {
         let json = serde_json::to_value(view).unwrap_or_default();
         let puts = vec![(head_key(&id), Some(fitted(json))), (project_key(&project, &id), Some(Vec::new()))];
         if let Err(error) = self.index.apply(Batch { run: None, puts }) {
-            tracing::error!(run = %id, %error, "what people see of this run is behind");
+            tracing::error!(%project, run = %id, %error, "what people see of this run is behind");
         }
         self.board.version.send_modify(|version| *version += 1);
     }

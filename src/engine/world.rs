@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use super::hosts::Fleets;
 use crate::{
-    lifecycle::Tasks,
-    model::ids::ProjectName,
+    lifecycle::{Tasks, stall::Stalls},
     ports::{
         backup::Archive,
         blobs::Blobs,
         control::Control,
         discovery::Discovery,
         forge::{Forge, Hooks},
+        hands::Hands,
         http::Http,
         index::Index,
         journal::Journals,
@@ -79,9 +79,6 @@ impl Default for Limits {
     }
 }
 
-/// The uid and gid of a project's local commands; `None` = the daemon's own.
-pub type JobUser = dyn Fn(&ProjectName) -> std::io::Result<Option<(u32, u32)>> + Send + Sync;
-
 /// Fills a buffer with random bytes.
 pub type Random = dyn Fn(&mut [u8]) + Send + Sync;
 
@@ -135,12 +132,14 @@ pub struct World {
     pub limits: Limits,
     /// Who writes: the controller's name in every record.
     pub controller: Arc<str>,
-    /// The uid and gid of a project's local commands, when they have one of their own; for the owner of its checkouts.
-    pub job_user: Arc<JobUser>,
+    /// Files between the daemon and the users of local commands.
+    pub hands: Arc<dyn Hands>,
     /// Randomness for ids and tokens: fills the buffer.
     pub random: Arc<Random>,
     /// Where run directories lie when they are no checkout's; for messages.
     pub data_dir: PathBuf,
+    /// Where a part of it stands still, for tests.
+    pub stalls: Stalls,
     /// The program that is running: job users pack artifacts with it.
     pub binary: PathBuf,
     /// The address people reach the daemon at, for commands in messages.

@@ -4,20 +4,34 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    pin::Pin,
-    process::Stdio,
     sync::Arc,
-    task::{Context, Poll},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use nix::unistd::{Uid, User};
-use tokio::{io::AsyncWrite, net::TcpStream, process::ChildStdin};
-
-use crate::{
-    model::ids::ProjectName,
-    ports::link::{Channel, Duplex, Exit, Link, LinkError},
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
 };
+
+use super::{
+    child,
+    job::{Run, Who},
+    tree,
+    unit::Unit,
+};
+use crate::{
+    model::{cause::Cause, ids::ProjectName},
+    ports::{
+        hands::Hands,
+        link::{Channel, Duplex, Exit, Link, LinkError},
+    },
+    time::{Clock, within},
+};
+
+/// Of emptying a checkout by its job user.
+const EMPTYING: Duration = Duration::from_secs(600);
 
 /// Gives every project a uid of its own: once, and the same ever after (it is kept in control).
 pub trait Uids: Send + Sync {
@@ -39,11 +53,22 @@ pub enum JobUsers {
     Same,
 }
 
+/// Who starts local commands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// The daemon itself: as root it can switch users, else they can only be its own.
+    Daemon,
+    /// The job unit, which listens on this socket.
+    Unit(PathBuf),
+}
+
 /// Opens links to this machine.
 #[derive(Clone)]
 pub struct Local {
     jobs: PathBuf,
     users: JobUsers,
+    unit: Option<Unit>,
+    clock: Arc<dyn Clock>,
 }
 
 /// Who a command runs as, and what its login would say.
@@ -56,30 +81,62 @@ struct Job {
     shell: String,
 }
 
-fn refuse(message: String) -> LinkError {
+pub(super) fn refuse(message: String) -> LinkError {
     LinkError::new("job_user", message)
 }
 
 impl Local {
     /// `jobs` (`data_dir/jobs`) gets a directory per project, its job user's, mode 0700.
     #[must_use]
-    pub fn new(jobs: PathBuf, users: JobUsers) -> Self {
-        Local { jobs, users }
+    pub fn new(jobs: PathBuf, users: JobUsers, way: &Way, clock: Arc<dyn Clock>) -> Self {
+        let unit = match way {
+            Way::Daemon => None,
+            Way::Unit(socket) => Some(Unit::new(socket.clone(), Arc::clone(&clock))),
+        };
+        Local { jobs, users, unit, clock }
     }
 
-    /// A link for `project`'s commands; makes its directory. Blocks on the disk, shortly.
+    /// A link for `project`'s commands; makes its directory.
     ///
     /// # Errors
-    /// `job_user` where commands could only run as the daemon itself, or the directory cannot be made the job user's.
-    pub fn link(&self, project: &ProjectName) -> Result<Arc<dyn Link>, LinkError> {
-        let base = self.jobs.join(project.as_str());
-        let job = self.job(project, &base, Uid::effective())?;
-        own(&base, job.ids)?;
-        if let (JobUsers::Each(_), Some(_)) = (&self.users, job.ids) {
-            own(&base.join("home"), job.ids)?;
+    /// `job_user` where commands could only run as the daemon itself, or the directory cannot be made the job user's; `job_unit` and
+    /// `channel_refused` where the job unit does not do it.
+    pub async fn link(&self, project: &ProjectName) -> Result<Arc<dyn Link>, LinkError> {
+        Ok(Arc::new(self.made(project).await?))
+    }
+
+    async fn made(&self, project: &ProjectName) -> Result<LocalLink, LinkError> {
+        let (local, of) = (self.clone(), project.clone());
+        let made = tokio::task::spawn_blocking(move || local.make(&of)).await;
+        let (job, base, new) = made.unwrap_or_else(|error| Err(refuse(error.to_string())))?;
+        let unit = self.unit.clone().filter(|_| job.ids.is_some());
+        if let (Some(unit), Some((uid, gid)), true) = (&unit, job.ids, new) {
+            unit.give(&Who { project: project.clone(), uid, gid }, &base).await?;
         }
         let base = base.to_str().ok_or_else(|| refuse(format!("{} is not UTF-8", base.display())))?.to_owned();
-        Ok(Arc::new(LocalLink { job, base }))
+        Ok(LocalLink { project: project.clone(), job, base, unit })
+    }
+
+    /// The job user of `project` and its directory, which the job unit is still to give it if the last is true. Blocks on the disk, shortly.
+    fn make(&self, project: &ProjectName) -> Result<(Job, PathBuf, bool), LinkError> {
+        let base = self.jobs.join(project.as_str());
+        let job = self.job(project, &base, Uid::effective())?;
+        let home = matches!((&self.users, job.ids), (JobUsers::Each(_), Some(_))).then(|| base.join("home"));
+        let new = if self.unit.is_some() && job.ids.is_some() {
+            let new = private(&base, job.ids)?;
+            // Once `base` is given away nothing can be made in it any more.
+            if let Some(home) = home.filter(|_| new) {
+                private(&home, job.ids)?;
+            }
+            new
+        } else {
+            own(&base, job.ids)?;
+            if let Some(home) = home {
+                own(&home, job.ids)?;
+            }
+            false
+        };
+        Ok((job, base, new))
     }
 
     fn job(&self, project: &ProjectName, base: &Path, me: Uid) -> Result<Job, LinkError> {
@@ -105,14 +162,101 @@ impl Local {
             Some((0, _) | (_, 0)) => {
                 Err(refuse(format!("the commands of {project} would run as root: name another user")))
             }
+            Some((uid, _)) if uid == me.as_raw() && self.unit.is_some() => Err(refuse(format!(
+                "the commands of {project} would run as the daemon itself (uid {uid}): name other `uids` or another `user` in [exec]"
+            ))),
             Some((uid, _)) if uid == me.as_raw() && !me.is_root() => Ok(Job { ids: None, ..entry }),
-            Some((uid, _)) if !me.is_root() => Err(refuse(format!(
-                "the commands of {project} must run as uid {uid}, and the daemon (uid {me}) may not switch to it: run it as root or \
-                 with the job unit of the package. [exec] same_user = true runs them as the daemon itself, who can read every secret"
+            Some((uid, _)) if !me.is_root() && self.unit.is_none() => Err(refuse(format!(
+                "the commands of {project} must run as uid {uid}, and the daemon (uid {me}) may not switch to it: start the package's \
+                 job unit (`systemctl enable --now phased-job.socket`) and the daemon again, or run the daemon as root. [exec] same_user = \
+                 true runs them as the daemon itself, who can read every secret"
             ))),
             _ => Ok(entry),
         }
     }
+
+    /// To whom `tree` is still to be given; blocks.
+    fn whose(&self, project: &ProjectName, tree: &Path) -> Result<Option<Who>, Cause> {
+        let job =
+            self.job(project, &self.jobs.join(project.as_str()), Uid::effective()).map_err(|error| error.cause)?;
+        let Some((uid, gid)) = job.ids else { return Ok(None) };
+        let found = std::fs::symlink_metadata(tree).map_err(|error| disk("give", tree, &error))?;
+        // The directory itself comes last.
+        let theirs = (found.uid(), found.gid()) == (uid, gid);
+        Ok((!theirs).then(|| Who { project: project.clone(), uid, gid }))
+    }
+
+    /// Has the job user empty a directory of its own, whatever it has left there.
+    async fn empty(&self, project: &ProjectName, tree: &Path) -> Result<(), Cause> {
+        let link = self.made(project).await.map_err(|error| error.cause)?;
+        let quoted = tree.to_string_lossy().replace('\'', r"'\''");
+        // Nobody else can be harmed by what lies there: it is done with the right of who left it.
+        let text = format!("cd -- '{quoted}' && {{ chmod -R u+rwX . 2>/dev/null; find . -mindepth 1 -delete; }}");
+        let emptying = async {
+            let Channel { mut stdin, stdout, mut stderr, exit } = link.open(&text).await?;
+            let _closed = stdin.shutdown().await;
+            drop(stdout);
+            let mut said = Vec::new();
+            // Read to its end, so that it is never waited for; little of it is kept.
+            let mut piece = [0; 4096];
+            while let Ok(n @ 1..) = stderr.read(&mut piece).await {
+                let room = 1000_usize.saturating_sub(said.len()).min(n);
+                said.extend_from_slice(&piece[..room]);
+            }
+            Ok::<_, LinkError>((exit.await?, said))
+        };
+        let failed =
+            |why: &str| Cause::new("disk", format!("{} cannot be emptied by its job user: {why}", tree.display()));
+        match within(&*self.clock, EMPTYING, emptying).await {
+            None => Err(failed("it took too long")),
+            Some(Err(error)) => Err(error.cause),
+            Some(Ok((Exit::Code(0), _))) => Ok(()),
+            Some(Ok((_, said))) => Err(failed(String::from_utf8_lossy(&said).trim())),
+        }
+    }
+}
+
+fn disk(what: &str, path: &Path, error: &io::Error) -> Cause {
+    Cause::new("disk", format!("cannot {what} {}: {error}", path.display()))
+}
+
+#[async_trait]
+impl Hands for Local {
+    async fn give(&self, project: &ProjectName, tree: &Path) -> Result<(), Cause> {
+        let (local, of, path) = (self.clone(), project.clone(), tree.to_owned());
+        let Some(who) = blocking(move || local.whose(&of, &path)).await? else { return Ok(()) };
+        if let Some(unit) = &self.unit {
+            return unit.give(&who, tree).await.map_err(|error| error.cause);
+        }
+        let path = tree.to_owned();
+        blocking(move || {
+            let all = tree::inside_out(&path, Uid::effective().as_raw());
+            let give = |one: &PathBuf| std::os::unix::fs::lchown(one, Some(who.uid), Some(who.gid));
+            all.and_then(|all| all.iter().try_for_each(give)).map_err(|error| disk("give", &path, &error))
+        })
+        .await
+    }
+
+    async fn remove(&self, project: &ProjectName, tree: &Path) -> Result<(), Cause> {
+        match remove(tree).await {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && self.unit.is_some() => {}
+            removed => return removed.map_err(|error| disk("remove", tree, &error)),
+        }
+        // Some of it is the job user's. Killed while it was given away, the outermost directory is still ours.
+        self.give(project, tree).await?;
+        self.empty(project, tree).await?;
+        remove(tree).await.map_err(|error| disk("remove", tree, &error))
+    }
+}
+
+async fn remove(tree: &Path) -> io::Result<()> {
+    let path = tree.to_owned();
+    tokio::task::spawn_blocking(move || tree::remove(&path)).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Cause> + Send + 'static) -> Result<T, Cause> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(Cause::new("internal", error.to_string())))
 }
 
 fn known(found: nix::Result<Option<User>>, who: &str) -> Result<Option<User>, LinkError> {
@@ -136,95 +280,77 @@ fn job_of(user: Option<User>, uid: u32, base: &Path) -> Job {
     }
 }
 
-/// Makes `base` a directory of the job user's, closed to all others; one that somebody else put there is refused.
-fn own(base: &Path, ids: Option<(u32, u32)>) -> Result<(), LinkError> {
-    let failed = |e: std::io::Error| refuse(format!("{} cannot be made the job user's directory: {e}", base.display()));
+/// Makes `base` a directory closed to all but its owner; whether it is still to be given to `ids`. One that somebody else put there is
+/// refused.
+fn private(base: &Path, ids: Option<(u32, u32)>) -> Result<bool, LinkError> {
+    let failed = |e: io::Error| refuse(format!("{} cannot be made the job user's directory: {e}", base.display()));
     if let Some(parent) = base.parent() {
         std::fs::create_dir_all(parent).map_err(failed)?;
     }
     match std::fs::DirBuilder::new().mode(0o700).create(base) {
-        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(e)),
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
         _ => {}
     }
     let found = std::fs::symlink_metadata(base).map_err(failed)?;
     if !found.is_dir() {
         return Err(refuse(format!("{} is not a directory: remove it", base.display())));
     }
-    if let Some((uid, gid)) = ids
-        && (found.uid(), found.gid()) != (uid, gid)
-    {
-        // Only what is still ours is given away: what belongs to another project's user stays that user's.
-        if found.uid() != Uid::effective().as_raw() {
-            let owner = found.uid();
-            return Err(refuse(format!("{} belongs to uid {owner}, not to {uid}: move it away", base.display())));
-        }
-        std::os::unix::fs::lchown(base, Some(uid), Some(gid)).map_err(failed)?;
+    let me = Uid::effective();
+    let theirs = ids.is_some_and(|ids| (found.uid(), found.gid()) == ids);
+    // Only what is still ours is given away: what belongs to another project's user stays that user's.
+    if let (Some((uid, _)), false) = (ids, theirs || found.uid() == me.as_raw()) {
+        let owner = found.uid();
+        return Err(refuse(format!("{} belongs to uid {owner}, not to {uid}: move it away", base.display())));
     }
-    if found.mode() & 0o7777 != 0o700 {
+    // One that is the job user's is its own to open or close where we are not root.
+    if found.mode() & 0o7777 != 0o700 && (found.uid() == me.as_raw() || me.is_root()) {
         std::fs::set_permissions(base, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    }
+    Ok(ids.is_some() && !theirs)
+}
+
+/// Makes `base` a directory of the job user's, closed to all others, as root can.
+fn own(base: &Path, ids: Option<(u32, u32)>) -> Result<(), LinkError> {
+    if private(base, ids)?
+        && let Some((uid, gid)) = ids
+    {
+        let given = std::os::unix::fs::lchown(base, Some(uid), Some(gid));
+        given.map_err(|e| refuse(format!("{} cannot be made the job user's directory: {e}", base.display())))?;
     }
     Ok(())
 }
 
 struct LocalLink {
+    project: ProjectName,
     job: Job,
     base: String,
+    unit: Option<Unit>,
 }
 
 #[async_trait]
 impl Link for LocalLink {
     async fn open(&self, command: &str) -> Result<Channel, LinkError> {
-        // `sh` runs `sh`; a probe's text is for `sh -c`. setsid is the session of its own without unsafe code here.
-        let mut program = std::process::Command::new("setsid");
-        if command == "sh" {
-            program.arg("sh");
-        } else {
-            program.args(["sh", "-c", command]);
-        }
-        program
-            .env_clear()
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("HOME", &self.job.home)
-            .env("USER", &self.job.name)
-            .env("LOGNAME", &self.job.name)
-            .env("SHELL", &self.job.shell)
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        if let Some((uid, gid)) = self.job.ids {
-            use std::os::unix::process::CommandExt;
-            // std drops every supplementary group itself where it switches the uid as root.
-            program.uid(uid).gid(gid);
-        }
-        let mut command = tokio::process::Command::from(program);
-        command.kill_on_drop(false);
-        let mut child = command.spawn().map_err(|e| {
-            let Job { ids, name, .. } = &self.job;
-            let who = ids.map_or(name.clone(), |(uid, _)| format!("{name} (uid {uid})"));
-            refuse(format!("sh cannot be started as {who}: {e}"))
-        })?;
-        let streams = child.stdin.take().zip(child.stdout.take()).zip(child.stderr.take());
-        let Some(((stdin, stdout), stderr)) = streams else {
-            return Err(LinkError::new("channel_refused", "a process was started without its streams"));
+        // `sh` runs `sh`; a probe's text is for `sh -c`.
+        let argv: &[&str] = if command == "sh" { &["sh"] } else { &["sh", "-c", command] };
+        let env = [
+            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+            ("HOME", &self.job.home),
+            ("USER", &self.job.name),
+            ("LOGNAME", &self.job.name),
+            ("SHELL", &self.job.shell),
+        ];
+        let me = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let (uid, gid) = self.job.ids.unwrap_or(me);
+        let run = Run {
+            who: Who { project: self.project.clone(), uid, gid },
+            argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+            env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
+            cwd: "/".to_owned(),
         };
-        let exit = Box::pin(async move {
-            use std::os::unix::process::ExitStatusExt;
-            let status = child
-                .wait()
-                .await
-                .map_err(|e| LinkError::new("connection_lost", format!("sh cannot be waited for: {e}")))?;
-            Ok(match (status.code(), status.signal()) {
-                (Some(code), _) => Exit::Code(u32::try_from(code).unwrap_or(255)),
-                (None, Some(signal)) => Exit::Signal(
-                    nix::sys::signal::Signal::try_from(signal)
-                        .map_or_else(|_| signal.to_string(), |s| s.as_str().trim_start_matches("SIG").to_owned()),
-                ),
-                (None, None) => Exit::Unsaid,
-            })
-        });
-        let stdin = Stdin(Some(stdin));
-        Ok(Channel { stdin: Box::new(stdin), stdout: Box::new(stdout), stderr: Box::new(stderr), exit })
+        match &self.unit {
+            Some(unit) => unit.start(run).await,
+            None => child::start(&run, self.job.ids.is_some()),
+        }
     }
 
     async fn dial(&self, host: &str, port: u16) -> Result<Box<dyn Duplex>, LinkError> {
@@ -244,42 +370,26 @@ impl Link for LocalLink {
     fn base(&self) -> Option<String> {
         Some(self.base.clone())
     }
-}
 
-/// A process's standard input that is closed by shutting it down, which is what ends the file for its reader.
-struct Stdin(Option<ChildStdin>);
-
-impl AsyncWrite for Stdin {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.0 {
-            Some(stdin) => Pin::new(stdin).poll_write(cx, buf),
-            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0 {
-            Some(stdin) => Pin::new(stdin).poll_flush(cx),
-            None => Poll::Ready(Ok(())),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0 = None;
-        Poll::Ready(Ok(()))
+    fn counted(&self) -> bool {
+        self.unit.is_some()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use crate::time::SystemClock;
 
     struct Fixed(u32);
     impl Uids for Fixed {
         fn uid(&self, _: &ProjectName) -> Result<u32, String> {
             Ok(self.0)
         }
+    }
+
+    fn local_at(jobs: PathBuf, users: JobUsers) -> Local {
+        Local::new(jobs, users, &Way::Daemon, Arc::new(SystemClock::new()))
     }
 
     fn shop() -> ProjectName {
@@ -308,8 +418,8 @@ mod tests {
             return;
         }
         let dir = jobs();
-        let local = Local::new(dir.path().join("jobs"), JobUsers::Each(Arc::new(Fixed(61_234))));
-        let link = local.link(&shop()).unwrap();
+        let local = local_at(dir.path().join("jobs"), JobUsers::Each(Arc::new(Fixed(61_234))));
+        let link = local.link(&shop()).await.unwrap();
         let _open = std::fs::File::create(dir.path().join("opened-by-the-daemon")).unwrap();
         let text = "id -u; id -g; grep '^Groups:' /proc/self/status; pwd; ps -o sid= -p $$ | tr -d ' '; echo $$; ls -l /proc/self/fd; env | sort";
         let (out, exit) = run(&*link, text).await;
@@ -326,18 +436,18 @@ mod tests {
         assert_eq!((made.uid(), made.gid(), made.mode() & 0o7777), (61_234, 61_234, 0o700));
         assert_eq!(link.base().as_deref(), base.to_str());
         // Another project's user gets nowhere near it.
-        let other = Local::new(dir.path().join("jobs"), JobUsers::Each(Arc::new(Fixed(61_235))));
+        let other = local_at(dir.path().join("jobs"), JobUsers::Each(Arc::new(Fixed(61_235))));
         let (out, _) =
-            run(&*other.link(&"web".parse().unwrap()).unwrap(), &format!("ls {} 2>&1", base.display())).await;
+            run(&*other.link(&"web".parse().unwrap()).await.unwrap(), &format!("ls {} 2>&1", base.display())).await;
         assert!(out.contains("Permission denied"), "{out}");
-        assert_eq!(other.link(&shop()).err().unwrap().cause.code, "job_user");
+        assert_eq!(other.link(&shop()).await.err().unwrap().cause.code, "job_user");
     }
 
     #[tokio::test]
     async fn the_same_user_is_only_on_purpose() {
         let dir = jobs();
-        let local = Local::new(dir.path().join("jobs"), JobUsers::Same);
-        let link = local.link(&shop()).unwrap();
+        let local = local_at(dir.path().join("jobs"), JobUsers::Same);
+        let link = local.link(&shop()).await.unwrap();
         assert_eq!(run(&*link, "id -u; exit 3").await, (format!("{}\n", Uid::effective()), Exit::Code(3)));
         assert_eq!(run(&*link, "kill -KILL $$").await.1, Exit::Signal("KILL".into()));
         let mut probe = link.open("echo probe").await.unwrap();
@@ -348,7 +458,7 @@ mod tests {
 
     #[test]
     fn who_may_be_switched_to() {
-        let local = |users| Local::new(PathBuf::from("/jobs"), users);
+        let local = |users| local_at(PathBuf::from("/jobs"), users);
         let job = |users, me| local(users).job(&shop(), Path::new("/jobs/shop"), Uid::from_raw(me));
         let each = |uid| JobUsers::Each(Arc::new(Fixed(uid)));
         assert_eq!(job(each(61_000), 0).unwrap().ids, Some((61_000, 61_000)));
@@ -364,20 +474,20 @@ mod tests {
         assert_eq!(job(JobUsers::Same, 1000).unwrap().ids, None);
     }
 
-    #[test]
-    fn a_directory_that_is_not_ours_is_refused() {
+    #[tokio::test]
+    async fn a_directory_that_is_not_ours_is_refused() {
         let dir = jobs();
         let jobs = dir.path().join("jobs");
         std::fs::create_dir(&jobs).unwrap();
         std::os::unix::fs::symlink("/tmp", jobs.join("shop")).unwrap();
-        let error = Local::new(jobs.clone(), JobUsers::Same).link(&shop()).err().unwrap();
+        let error = local_at(jobs.clone(), JobUsers::Same).link(&shop()).await.err().unwrap();
         assert!(error.cause.message.contains("not a directory"), "{error}");
     }
 
     #[tokio::test]
     async fn dial_connects_from_here() {
         let dir = jobs();
-        let link = Local::new(dir.path().join("jobs"), JobUsers::Same).link(&shop()).unwrap();
+        let link = local_at(dir.path().join("jobs"), JobUsers::Same).link(&shop()).await.unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         assert!(link.dial("127.0.0.1", port).await.is_ok());

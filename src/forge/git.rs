@@ -27,6 +27,7 @@ use crate::{
     },
     ports::{
         forge::{Forge, Resolved},
+        hands::Hands,
         secrets::Secrets,
     },
     time::Clock,
@@ -362,13 +363,7 @@ impl Forge for Git {
         Ok(Resolved { is_head: commit.sha == head.sha, commit, tag })
     }
 
-    async fn checkout(
-        &self,
-        project: &ProjectName,
-        sha: &Sha,
-        dir: &Path,
-        owner: Option<(u32, u32)>,
-    ) -> Result<(), Cause> {
+    async fn checkout(&self, project: &ProjectName, sha: &Sha, dir: &Path, hands: &dyn Hands) -> Result<(), Cause> {
         self.usable().await?;
         if !dir.starts_with(self.work_dir(project))
             || dir.components().any(|part| part.as_os_str() == "..")
@@ -389,16 +384,21 @@ impl Forge for Git {
         // A git that a killed daemon left behind may still be at work on this very checkout: each has a place of its own, and what is
         // whole is put in its place at once.
         let aside = dir.with_extension(self.clock.now().wall_ms.to_string());
-        let (from, to) = (aside.clone(), dir.to_owned());
-        let made = match self.clone_at(&mirror, sha, &aside, owner).await {
-            Ok(()) => on_disk("make", dir, move || tree::replace(&from, &to)).await,
-            failed => failed,
+        let made = async {
+            hands.remove(project, &aside).await?;
+            self.clone_at(&mirror, sha, &aside).await?;
+            hands.give(project, &aside).await?;
+            hands.remove(project, dir).await?;
+            tokio::fs::rename(&aside, dir).await.map_err(|error| disk("make", dir, &error))
         };
+        let made = made.await;
         if made.is_err() {
-            let _left_over = tree::remove(dir);
+            let _left_over = hands.remove(project, dir).await;
         }
-        let of = dir.to_owned();
-        let _best_effort = tokio::task::spawn_blocking(move || tree::clear_aside(&of)).await;
+        // What unfinished checkouts have left beside it.
+        for left in tree::beside(dir) {
+            let _somebody_may_still_write_there = hands.remove(project, &left).await;
+        }
         made
     }
 
@@ -434,10 +434,12 @@ impl Git {
         on_branch.then_some(Resolved { commit, tag: None, is_head: false })
     }
 
-    async fn clone_at(&self, mirror: &Path, sha: &Sha, dir: &Path, owner: Option<(u32, u32)>) -> Answer<()> {
+    async fn clone_at(&self, mirror: &Path, sha: &Sha, dir: &Path) -> Answer<()> {
         let target = dir.to_owned();
         on_disk("make", dir, move || tree::fresh(&target)).await?;
-        let own = |command: Command| command.env("GIT_ALLOW_PROTOCOL", "file").config("protocol.file.allow", "always");
+        let own = |command: Command| {
+            command.plain_modes().env("GIT_ALLOW_PROTOCOL", "file").config("protocol.file.allow", "always")
+        };
         let clone = self
             .command()
             .args(["clone", "--quiet", "--no-hardlinks", "--no-checkout", "--template=", "--no-recurse-submodules"])
@@ -456,14 +458,7 @@ impl Git {
         // The URL people know, in place of the mirror's path.
         let origin = std::fs::read_to_string(mirror.join("phased-origin")).unwrap_or_default();
         let target = dir.to_owned();
-        on_disk("hand over", dir, move || {
-            point_origin(&target.join(".git/config"), &origin)?;
-            match owner {
-                Some((uid, gid)) => tree::give(&target, uid, gid),
-                None => Ok(()),
-            }
-        })
-        .await
+        on_disk("make", dir, move || point_origin(&target.join(".git/config"), &origin)).await
     }
 }
 

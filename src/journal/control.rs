@@ -27,7 +27,7 @@ use super::{
     line::{self, First},
 };
 use crate::{
-    lifecycle::watch,
+    lifecycle::{pulse::Beat, watch},
     ports::{
         control::{Commit, CommitError, Control, Entry, Revision},
         journal::Ticket,
@@ -343,6 +343,10 @@ impl Control for ControlLog {
 
     fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    fn beat(&self, beat: Beat) {
+        self.writer.beat(beat);
     }
 }
 

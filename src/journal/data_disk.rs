@@ -106,9 +106,15 @@ impl DataDisk {
             }
             first
         });
+        // Who waits for room waits for nothing any more.
+        self.wake();
     }
 
-    /// Does `write` until it finds room; `ended` says that nobody waits any more.
+    fn has_failed(&self) -> bool {
+        matches!(*self.condition.borrow(), Condition::Failed(_))
+    }
+
+    /// Does `write` until it finds room, or the disk has failed otherwise; `ended` says that nobody waits any more.
     pub(super) fn with_room<T>(
         &self,
         ended: &dyn Fn() -> bool,
@@ -122,9 +128,9 @@ impl DataDisk {
                     if self.release() {
                         continue;
                     }
-                    let waits = |looks: &mut u64| *looks == seen && !ended();
+                    let waits = |looks: &mut u64| *looks == seen && !ended() && !self.has_failed();
                     drop(self.looked.wait_while(self.looks(), waits).unwrap_or_else(PoisonError::into_inner));
-                    if ended() {
+                    if ended() || self.has_failed() {
                         return Err(error);
                     }
                 }
@@ -198,6 +204,8 @@ pub(super) fn used(dir: &Path) -> io::Result<u64> {
     while let Some(dir) = open.pop() {
         let entries = match fs::read_dir(&dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // A job user's: where the daemon is not root it cannot look, and cannot make room there either.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
             other => other?,
         };
         for entry in entries {
@@ -261,5 +269,20 @@ mod tests {
         assert_eq!(fail(io::ErrorKind::PermissionDenied), (false, 1));
         let ended = disk.with_room(&|| true, || io::Result::<()>::Err(io::ErrorKind::QuotaExceeded.into()));
         assert!(ended.is_err());
+    }
+
+    #[test]
+    fn who_waits_for_room_is_told_that_the_disk_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = DataDisk::keeping(dir.path(), 4096).unwrap();
+        std::thread::scope(|scope| {
+            let waits =
+                scope.spawn(|| disk.with_room(&|| false, || io::Result::<()>::Err(io::ErrorKind::StorageFull.into())));
+            while *disk.condition().borrow() != Condition::Full {
+                std::thread::yield_now();
+            }
+            disk.failed("EIO");
+            assert!(waits.join().unwrap().is_err());
+        });
     }
 }

@@ -24,7 +24,7 @@ use super::{
     line,
 };
 use crate::{
-    lifecycle::watch,
+    lifecycle::{pulse::Beat, watch},
     model::{
         event::Record,
         ids::{RunId, Seq},
@@ -338,6 +338,8 @@ struct Work {
     dirty: Vec<Arc<Log>>,
     /// Somebody waits for one of them: all are written, since syncs that meet are cheap.
     hurried: bool,
+    /// Who asks whether the writer works; let go of by its thread alone, so that one that died answers nobody.
+    beats: Vec<Beat>,
     ending: bool,
 }
 
@@ -376,6 +378,17 @@ impl Writer {
         drop(queue);
         if announce {
             self.announce(log, Haste::Now);
+        }
+    }
+
+    /// Lets go of `beat` once the writer gets on: it has written a file, or has nothing to write.
+    pub fn beat(&self, beat: Beat) {
+        match &self.way {
+            Way::Thread(_) => {
+                self.shared.work().beats.push(beat);
+                self.shared.wake.notify_one();
+            }
+            Way::Later(..) => drop(beat),
         }
     }
 
@@ -465,24 +478,28 @@ impl Drop for Writer {
 fn run(shared: &Shared, means: &Means) {
     loop {
         let dirty = {
-            let idle = |work: &mut Work| work.dirty.is_empty() && !work.ending;
-            let rests = |work: &mut Work| !work.hurried && !work.ending;
+            let idle = |work: &mut Work| work.dirty.is_empty() && work.beats.is_empty() && !work.ending;
+            let rests = |work: &mut Work| !work.hurried && work.beats.is_empty() && !work.ending;
             let work = shared.wake.wait_while(shared.work(), idle).unwrap_or_else(PoisonError::into_inner);
             let (mut work, _) =
                 shared.wake.wait_timeout_while(work, REST, rests).unwrap_or_else(PoisonError::into_inner);
+            if work.dirty.is_empty() && work.beats.is_empty() {
+                return;
+            }
             work.hurried = false;
             std::mem::take(&mut work.dirty)
         };
-        if dirty.is_empty() {
-            return;
-        }
-        pass(&dirty, means, &|| shared.work().ending);
+        means.kill.stall.here();
+        // After each file: many files on a slow disk are no standstill.
+        let gets_on = || drop(std::mem::take(&mut shared.work().beats));
+        pass(&dirty, means, &|| shared.work().ending, &gets_on);
+        gets_on();
     }
 }
 
 /// Commits each of `dirty`. Several files are synced side by side, as the file system puts syncs that meet into one commit of its own;
 /// the helpers last as long as the pass, for most passes have one file.
-fn pass(dirty: &[Arc<Log>], means: &Means, ended: &(dyn Fn() -> bool + Sync)) {
+fn pass(dirty: &[Arc<Log>], means: &Means, ended: &(dyn Fn() -> bool + Sync), gets_on: &(dyn Fn() + Sync)) {
     let next = AtomicUsize::new(0);
     let work = || {
         while let Some(log) = dirty.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -491,6 +508,7 @@ fn pass(dirty: &[Arc<Log>], means: &Means, ended: &(dyn Fn() -> bool + Sync)) {
             if committed.is_err() {
                 log.fail(&means.data, "a reader of it panicked");
             }
+            gets_on();
         }
     };
     std::thread::scope(|scope| {

@@ -12,15 +12,18 @@
 //! Records that are written together are cut apart at that place. Death is SIGKILL: no destructor runs and nothing is flushed.
 //! Only debug builds know the variable; in a release build there is nothing to set (checked below, by the compiler).
 
+use crate::lifecycle::stall::{Stall, Stalls};
+
 #[cfg(debug_assertions)]
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
 
-/// Where the writer of one kind of journal dies, if anywhere.
+/// Where the writer of one kind of journal dies or stands still, if anywhere.
 #[derive(Debug, Clone, Default)]
 pub struct Kill {
+    pub(super) stall: Stall,
     #[cfg(debug_assertions)]
     place: Option<Arc<Place>>,
 }
@@ -48,6 +51,14 @@ pub struct Kills {
 }
 
 impl Kills {
+    /// The same, with stall points besides.
+    #[must_use]
+    pub fn with(mut self, stalls: &Stalls) -> Kills {
+        self.runs.stall = stalls.at("journal");
+        self.control.stall = stalls.at("control");
+        self
+    }
+
     /// What `PHASED_KILL` says. A release build has none whatever it says.
     ///
     /// # Errors
@@ -73,7 +84,8 @@ impl Kills {
             "after" => (number, true),
             _ => return None,
         };
-        let kill = Kill { place: Some(Arc::new(Place { whole, at_once, written: AtomicU64::new(0) })) };
+        let place = Some(Arc::new(Place { whole, at_once, written: AtomicU64::new(0) }));
+        let kill = Kill { place, ..Kill::default() };
         Some(match control {
             true => Kills { control: kill, ..Kills::default() },
             false => Kills { runs: kill, ..Kills::default() },

@@ -12,6 +12,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
 };
 
+use super::schema::{self, SchemaError};
 use crate::time::Stamp;
 
 /// The data directory is ours while this lives. The kernel lets go of it when the process ends, however it ends; the file stays.
@@ -31,6 +32,9 @@ pub enum LockError {
         /// As the holder wrote it: `pid 812 since 2026-01-02T03:04:05.678Z`.
         holder: String,
     },
+    /// It is ours, but not to be worked on by this phased.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
     /// The lock cannot be had at all.
     #[error("failed to lock `{path}`")]
     Io {
@@ -43,7 +47,8 @@ pub enum LockError {
 }
 
 impl DataLock {
-    /// Takes `data_dir/LOCK` and writes this process's id and `now` into it. Never waits.
+    /// Takes `data_dir/LOCK` and writes this process's id and `now` into it. Never waits. Data of a format that this phased does not know
+    /// is refused here, so that nobody works on it.
     ///
     /// # Errors
     /// [`LockError`].
@@ -62,6 +67,7 @@ impl DataLock {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut flock) => {
                 write(&mut flock, &format!("pid {} since {}\n", std::process::id(), now.rfc3339())).map_err(failed)?;
+                schema::check(data_dir)?;
                 Ok(DataLock { _flock: flock })
             }
             Err((file, Errno::EWOULDBLOCK)) => Err(LockError::Held { holder: holder(file), path }),

@@ -18,6 +18,7 @@ use super::{
     line::{self, First},
 };
 use crate::{
+    lifecycle::pulse::Beat,
     model::{
         event::Record,
         ids::{Digest, Epoch, RunId, Seq},
@@ -172,6 +173,10 @@ impl Journals for RunJournals {
             Refused::Broken(why) => AppendError::Broken { run: run.clone(), why },
             Refused::Conflict(found) => AppendError::Conflict { run: run.clone(), expected, found: Seq(found) },
         })
+    }
+
+    fn beat(&self, beat: Beat) {
+        self.writer.beat(beat);
     }
 
     fn read(&self, run: &RunId) -> io::Result<Found> {

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, PoisonError, mpsc},
 };
 
 use mlua::{Function, MultiValue, Table, Value};
@@ -19,6 +19,7 @@ use super::{
     sandbox::{self, Asked, Limits, Owner, Sandbox},
 };
 use crate::{
+    lifecycle::{pulse::Beat, stall::Stall},
     model::{
         cause::Cause,
         ids::Digest,
@@ -315,15 +316,31 @@ impl Vm {
 }
 
 enum Order {
-    Call { key: CallKey, opening: Box<Opening> },
-    Resume { key: CallKey, branch: Branch, outcome: Outcome },
-    End { key: CallKey, cause: Cause },
+    Call {
+        key: CallKey,
+        opening: Box<Opening>,
+    },
+    Resume {
+        key: CallKey,
+        branch: Branch,
+        outcome: Outcome,
+    },
+    End {
+        key: CallKey,
+        cause: Cause,
+    },
+    /// There is a beat to be let go of.
+    Beat,
 }
 
 /// The engine's side.
 struct Driven {
     orders: mpsc::Sender<Order>,
+    beats: Beats,
 }
+
+/// Beats that the thread has not come by. Beside the orders and not among them: a long queue of orders is no standstill.
+type Beats = Arc<Mutex<Vec<Beat>>>;
 
 impl Program for Driven {
     fn call(&mut self, key: &CallKey, opening: Opening) {
@@ -337,6 +354,14 @@ impl Program for Driven {
 
     fn end(&mut self, key: &CallKey, cause: Cause) {
         let _thread_gone = self.orders.send(Order::End { key: key.clone(), cause });
+    }
+
+    fn beat(&mut self, beat: Beat) {
+        self.beats.lock().unwrap_or_else(PoisonError::into_inner).push(beat);
+        if self.orders.send(Order::Beat).is_err() {
+            // The thread is gone, and with it everything that could be asked of it.
+            self.beats.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
     }
 }
 
@@ -352,6 +377,8 @@ struct Thread {
 impl Thread {
     fn obey(&mut self, order: Order) {
         match order {
+            // All of them are let go of after each order.
+            Order::Beat => {}
             Order::End { key, cause } => {
                 // One that ended by itself has had its last turn.
                 if let Some(vm) = self.vms.remove(&key) {
@@ -417,12 +444,18 @@ impl Thread {
     }
 }
 
-/// Opens `bundle` for a run. The thread ends when the program is dropped and its queue is empty.
+/// Opens `bundle` for a run. The thread ends when the program is dropped and its queue is empty; `stall` is for tests of the watchdog.
 ///
 /// # Errors
 /// `lua_internal` when there can be no thread.
-pub fn open(bundle: Arc<Bundle>, run_seed: u64, limits: Limits, sink: Sink) -> Result<Box<dyn Program>, Cause> {
-    Ok(Box::new(start(bundle, run_seed, limits, sink, || {})?))
+pub fn open(
+    bundle: Arc<Bundle>,
+    run_seed: u64,
+    limits: Limits,
+    sink: Sink,
+    stall: Stall,
+) -> Result<Box<dyn Program>, Cause> {
+    Ok(Box::new(start(bundle, run_seed, limits, sink, move || stall.here())?))
 }
 
 /// As [`open`], but whoever gives an order waits until it is obeyed, and is told the turns it came to before the order returns: for a
@@ -456,10 +489,13 @@ fn start(
     obeyed: impl Fn() + Send + 'static,
 ) -> Result<Driven, Cause> {
     let (orders, received) = mpsc::channel();
+    let beats = Beats::default();
+    let felt = Arc::clone(&beats);
     let work = move || {
         let mut thread = Thread { bundle, limits, seed, vms: BTreeMap::new(), sink };
         for order in received {
             thread.obey(order);
+            drop(std::mem::take(&mut *felt.lock().unwrap_or_else(PoisonError::into_inner)));
             obeyed();
         }
     };
@@ -467,7 +503,7 @@ fn start(
         .name("lua".to_owned())
         .spawn(work)
         .map_err(|e| Cause::new("lua_internal", format!("there can be no thread for Lua: {e}")))?;
-    Ok(Driven { orders })
+    Ok(Driven { orders, beats })
 }
 
 /// The engine's side where it waits.
@@ -499,6 +535,11 @@ impl Program for InOrder {
 
     fn end(&mut self, key: &CallKey, cause: Cause) {
         self.driven.end(key, cause);
+        self.tell();
+    }
+
+    fn beat(&mut self, beat: Beat) {
+        self.driven.beat(beat);
         self.tell();
     }
 }

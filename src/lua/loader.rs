@@ -17,6 +17,7 @@ use serde_json::Value as Json;
 
 use super::{bundle::Bundle, check, driver, plugin, prelude, rules, sandbox::Limits, shape::nearest};
 use crate::{
+    lifecycle::stall::Stall,
     model::{
         cause::Cause,
         ids::{Digest, ProjectName},
@@ -56,6 +57,7 @@ pub struct Loader {
     code: PathBuf,
     secrets: Arc<dyn Secrets>,
     limits: Limits,
+    stall: Stall,
     /// What was loaded and may be pinned. Never shrinks: a reload must not take away what a run is about to name, and each is a
     /// few kilobytes.
     bundles: Mutex<BTreeMap<Digest, Bundle>>,
@@ -77,8 +79,15 @@ impl Loader {
             code: data_dir.join("code"),
             secrets,
             limits,
+            stall: Stall::default(),
             bundles: Mutex::default(),
         }
+    }
+
+    /// The same, standing still where a test says so.
+    #[must_use]
+    pub fn stalling(self, stall: Stall) -> Self {
+        Loader { stall, ..self }
     }
 
     /// Every project's file, by name; of two of one name the first directory's.
@@ -237,7 +246,7 @@ impl Programs for Loader {
             );
             return Err(Cause::new("code_version", message));
         }
-        driver::open(Arc::new(bundle), seed, self.limits.clone(), sink)
+        driver::open(Arc::new(bundle), seed, self.limits.clone(), sink, self.stall.clone())
     }
 
     fn plugin(

@@ -85,4 +85,7 @@ pub trait Control: Send + Sync {
 
     /// Changes with every commit: waiters look again.
     fn changed(&self) -> crate::lifecycle::watch::Receiver<u64>;
+
+    /// Lets go of `beat` once the writer gets on with what was committed.
+    fn beat(&self, beat: crate::lifecycle::pulse::Beat);
 }

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use std::path::{Path, PathBuf};
 
+use super::hands::Hands;
 use crate::model::{
     cause::Cause,
     event::Wanted,
@@ -23,7 +24,7 @@ pub struct Resolved {
 }
 
 /// Git, as far as phased needs it. Causes: `git_unreachable`, `git_auth`, `git_missing` (no git binary or too old), `ref_unknown`,
-/// `ref_not_allowed`, `ref_invalid`, `git_timeout`, `git_failed` (with git's last lines). Every method is bounded in time.
+/// `ref_not_allowed`, `ref_invalid`, `git_timeout`, `git_failed` (with git's last lines), and those of [`Hands`]. Every method is bounded in time.
 #[async_trait]
 pub trait Forge: Send + Sync {
     /// The branch's head at the remote, without fetching.
@@ -45,17 +46,11 @@ pub trait Forge: Send + Sync {
     /// See [`Forge`].
     async fn resolve(&self, project: &ProjectName, source: &Source, wanted: &Wanted) -> Result<Resolved, Cause>;
 
-    /// A clean clone of the mirror at `sha` in `dir` (made anew; no hard links, no credentials), owned by `owner` (uid, gid) when given.
+    /// A clean clone of the mirror at `sha` in `dir` (made anew; no hard links, no credentials), given to the project's job user by `hands`.
     ///
     /// # Errors
     /// See [`Forge`].
-    async fn checkout(
-        &self,
-        project: &ProjectName,
-        sha: &Sha,
-        dir: &Path,
-        owner: Option<(u32, u32)>,
-    ) -> Result<(), Cause>;
+    async fn checkout(&self, project: &ProjectName, sha: &Sha, dir: &Path, hands: &dyn Hands) -> Result<(), Cause>;
 
     /// Whether `ancestor` is `descendant` or one of its ancestors, by the mirror.
     ///

@@ -108,6 +108,9 @@ pub trait Journals: Send + Sync {
     /// [`AppendError`]; then none of `records` was taken.
     fn append(&self, run: &RunId, epoch: Epoch, expected: Seq, records: Vec<Record>) -> Result<Ticket, AppendError>;
 
+    /// Lets go of `beat` once the writer gets on with what was appended.
+    fn beat(&self, beat: crate::lifecycle::pulse::Beat);
+
     /// Reads a journal, cutting an unsynced tail. Blocks on the disk.
     ///
     /// # Errors

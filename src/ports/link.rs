@@ -14,7 +14,7 @@ use crate::{
 /// Why a link or channel could not be had, or broke. `cause.code` is one of `unreachable` (refused, no route, name unknown),
 /// `connect_timeout`, `connection_lost`, `session_limit` (our own, waited for in vain), `auth_failed`, `host_key_unknown`,
 /// `host_key_changed`, `host_key_revoked`, `host_key_certificate` (it is not good), `host_unsupported`, `channel_refused`,
-/// `forwarding_refused`, `job_user` (the local job user cannot be used).
+/// `forwarding_refused`, `job_user` (the local job user cannot be used), `job_unit` (the unit that starts local commands did not).
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{cause}")]
 pub struct LinkError {
@@ -81,6 +81,11 @@ pub trait Link: Send + Sync {
     /// Where the command protocol keeps its files there; `None` = its default.
     fn base(&self) -> Option<String>;
 
+    /// Whether each channel has a control group of its own, so that what the kernel counts there is of that channel's commands.
+    fn counted(&self) -> bool {
+        false
+    }
+
     /// The host's key, where it was first met, and learnt, in making this link: `ssh-ed25519 SHA256:...`.
     fn learnt(&self) -> Option<String> {
         None
@@ -93,7 +98,7 @@ pub trait Links: Send + Sync {
     /// Commands of `project` on this machine, as its job user, in its directory under the data directory.
     ///
     /// # Errors
-    /// [`LinkError`] `job_user` when commands could only run as the daemon itself.
+    /// [`LinkError`] `job_user` when commands could only run as the daemon itself, `job_unit` when the job unit does not start them.
     async fn local(&self, project: &ProjectName) -> Result<Arc<dyn Link>, LinkError>;
 
     /// A session to `host` of `realm`, connected, its key checked, authenticated. While there are as many sessions as there may be it

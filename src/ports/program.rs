@@ -5,11 +5,14 @@
 use serde_json::Value;
 use std::path::PathBuf;
 
-use crate::model::{
-    cause::Cause,
-    ids::{Digest, ProjectName},
-    pipeline::Pipeline,
-    step::{Branch, CallKey, Outcome, Request, StepKey, Target},
+use crate::{
+    lifecycle::pulse::Beat,
+    model::{
+        cause::Cause,
+        ids::{Digest, ProjectName},
+        pipeline::Pipeline,
+        step::{Branch, CallKey, Outcome, Request, StepKey, Target},
+    },
 };
 
 /// What a call did with its turn.
@@ -87,6 +90,9 @@ pub trait Program: Send {
     /// Ends a call from outside, after everything it was told so far: its last turn is [`Turn::Ended`] with `cause`, unless it ended by
     /// itself before.
     fn end(&mut self, key: &CallKey, cause: Cause);
+
+    /// Lets go of `beat` once the code gets on: it has done a turn, or has nothing to do.
+    fn beat(&mut self, beat: Beat);
 }
 
 /// A request of a plugin call: `http`, `read`, `exec`, `smtp`, `log`, with arguments as for a step.

@@ -15,7 +15,10 @@ use crate::{
         ids::{ProjectName, Sha},
         pipeline::Source,
     },
-    ports::forge::{Forge, Resolved},
+    ports::{
+        forge::{Forge, Resolved},
+        hands::Hands,
+    },
     time::Clock as _,
 };
 
@@ -58,13 +61,7 @@ impl Forge for Repository {
         Ok(Resolved { commit: commit.clone(), tag: None, is_head })
     }
 
-    async fn checkout(
-        &self,
-        _project: &ProjectName,
-        _sha: &Sha,
-        _dir: &Path,
-        _owner: Option<(u32, u32)>,
-    ) -> Result<(), Cause> {
+    async fn checkout(&self, _project: &ProjectName, _sha: &Sha, _dir: &Path, _hands: &dyn Hands) -> Result<(), Cause> {
         let (micros, _) = self.0.git();
         self.0.clock().sleep(Duration::from_micros(micros)).await;
         Ok(())

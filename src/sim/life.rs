@@ -31,7 +31,7 @@ use crate::{
         world::{Limits, Retention, World},
     },
     journal::{ControlLeases, ControlLog, DataDisk, RunJournals, SimulatedDisk},
-    lifecycle::Tasks,
+    lifecycle::{Tasks, stall::Stalls},
     model::{
         event::Record,
         ids::{RunId, Seq},
@@ -323,12 +323,13 @@ fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random)
             ..Limits::default()
         },
         controller: Arc::from("simulated"),
-        job_user: Arc::new(|_| Ok(None)),
+        hands: Arc::new(Nowhere),
         random: Arc::new(move |bytes| {
             let mut numbers = locked(&numbers);
             bytes.iter_mut().for_each(|byte| *byte = u8::try_from(numbers.below(256)).unwrap_or(0));
         }),
         data_dir: PathBuf::from("/simulated"),
+        stalls: Stalls::default(),
         binary: PathBuf::from("/simulated/phased"),
         version: "0",
     });

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, Read},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -16,7 +16,7 @@ use crate::{
     lifecycle::watch,
     model::{
         cause::Cause,
-        ids::{Digest, RunId, Seq},
+        ids::{Digest, ProjectName, RunId, Seq},
         signal::Part,
         step::{CallKey, StepKey},
     },
@@ -24,6 +24,7 @@ use crate::{
         backup::{Archive, Manifest},
         blobs::{self, Blobs, Form, Hold},
         discovery::{Discovery, DnsQuery, Ec2Query, JwtAsk},
+        hands::Hands,
         http::{Http, Request, Response},
         index::{Batch, Index, IndexError},
         link::Duplex,
@@ -295,6 +296,18 @@ impl Archive for Nowhere {
 impl Mail for Nowhere {
     async fn send(&self, _message: mail::Message) -> Result<(), Cause> {
         Err(Cause::new("smtp_connect", "mail is not simulated"))
+    }
+}
+
+/// Checkouts are not simulated: there are no files to give or remove.
+#[async_trait]
+impl Hands for Nowhere {
+    async fn give(&self, _project: &ProjectName, _tree: &Path) -> Result<(), Cause> {
+        Ok(())
+    }
+
+    async fn remove(&self, _project: &ProjectName, _tree: &Path) -> Result<(), Cause> {
+        Ok(())
     }
 }
 

@@ -198,6 +198,8 @@ impl Program for RustProgram {
             self.tell(key, Turn::Ended { cause, undos });
         }
     }
+
+    fn beat(&mut self, _: crate::lifecycle::pulse::Beat) {}
 }
 
 struct RustPlugin {

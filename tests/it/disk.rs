@@ -10,12 +10,12 @@ use serde_json::json;
 use crate::fixture::{Daemon, Project, World, eventually};
 
 /// A file system of 64 MiB as a world's data directory; unmounted at the end.
-struct SmallDisk {
+pub struct SmallDisk {
     dir: PathBuf,
 }
 
 impl SmallDisk {
-    fn of(world: &World) -> SmallDisk {
+    pub fn of(world: &World) -> SmallDisk {
         let dir = world.path("data");
         std::fs::create_dir(&dir).unwrap();
         let mut mount = Command::new("mount");
@@ -25,7 +25,7 @@ impl SmallDisk {
     }
 
     /// Fills it to the last byte.
-    fn fill(&self) {
+    pub fn fill(&self) {
         use std::io::Write as _;
         let mut file = std::fs::OpenOptions::new().append(true).create(true).open(self.dir.join("filler")).unwrap();
         for size in [1 << 20, 4096, 1] {
@@ -34,7 +34,7 @@ impl SmallDisk {
         }
     }
 
-    fn empty(&self) {
+    pub fn empty(&self) {
         std::fs::remove_file(self.dir.join("filler")).unwrap();
     }
 }

@@ -1,12 +1,17 @@
 //! The words the tests are written in.
 
 mod api;
+mod booted;
 mod chance;
 mod clouds;
 mod daemon;
+mod debian;
 mod fleet;
+mod jobs;
 pub mod journal;
 mod machine;
+mod network;
+mod packages;
 mod project;
 mod repo;
 pub mod run;
@@ -15,11 +20,15 @@ mod wait;
 mod world;
 
 pub use api::{Answer, Api};
+pub use booted::{Booted, mask};
 pub use chance::{Dice, times};
 pub use clouds::{Dns, Moto, Web, fleet};
-pub use daemon::{BINARY, Daemon, output};
+pub use daemon::{BINARY, Daemon, Output, output};
 pub use fleet::{Sshd, free_port, listening_silent, refused_port};
+pub use jobs::Jobs;
 pub use machine::Machine;
+pub use network::{Forge, Network};
+pub use packages::package;
 pub use project::Project;
 pub use repo::Repo;
 pub use run::{Ended, Run};

@@ -1,6 +1,6 @@
 //! The real binary against real peers: OpenSSH hosts on loopback, git repositories, HTTP servers.
 //!
-//! Needs root (every project's commands run as a user of their own), `sshd`, `ssh-keygen`, `git`, `python3`, `systemd-nspawn`, `debootstrap` and `prometheus`; what is missing is named by
+//! Needs root (every project's commands run as a user of their own), `sshd`, `ssh-keygen`, `git`, `python3`, `systemd-nspawn`, `debootstrap`, `nginx` and `prometheus`; what is missing is named by
 //! the first test that needs it. Every test has a world of its own: a directory, a daemon, an sshd, repositories.
 
 #![allow(clippy::disallowed_methods, reason = "tests wait on conditions with the system's clock")]
@@ -20,13 +20,16 @@ mod dry_run;
 mod durable;
 mod environments;
 mod failures;
+mod front;
 mod health;
 mod host_keys;
 mod hosts;
 mod init;
+mod jobs;
 mod maintenance;
 mod names;
 mod output;
+mod package;
 mod peers;
 mod poll;
 mod push;
@@ -35,6 +38,7 @@ mod reach;
 mod retention;
 mod rollouts;
 mod secrets;
+mod service;
 mod signals;
 mod stages;
 mod steps;

@@ -226,6 +226,29 @@ fn a_receivers_own_rules_refuse_a_signal_and_everybody_can_see_why() {
 }
 
 #[test]
+fn a_receivers_own_tests_gate_what_is_new_and_keep_nobody_from_going_back() {
+    let wants = Wants {
+        rollout: r#"canary = 0, bake_time = "0s""#,
+        tests: r#"test = { { "smoke", run = function(run) run:sh "test ! -e @DIR@/broken" end } },"#,
+        ..Wants::default()
+    };
+    let fleet = Fleet::new(1, &wants);
+    let first = fleet.sender.repo.push("one");
+    fleet.daemon().deploy().is("succeeded");
+    fleet.sender.repo.push("two");
+    fleet.daemon().deploy().is("succeeded");
+    std::fs::write(fleet.receivers[0].file("broken"), "").unwrap();
+    let back = fleet.daemon().cli(&["rollback", "shop", "production", "--wait"]);
+    assert_eq!(back.code, 0, "{back:?}");
+    assert!(fleet.everywhere(&first));
+    let third = fleet.sender.repo.push("three");
+    let ended = fleet.daemon().press().wait().is("rolled_back");
+    assert_eq!(ended.host("r1")["cause"]["code"], "receiver_failed", "{}", ended.view);
+    assert!(ended.message().contains("exit code 1"), "{}", ended.message());
+    assert!(!fleet.receivers[0].deployed().contains(&third), "{:?}", fleet.receivers[0].deployed());
+}
+
+#[test]
 fn a_receiver_that_is_not_the_one_we_know_is_not_believed() {
     let mut fleet = Fleet::new(1, &Wants::default());
     fleet.sender.repo.push("one");

@@ -4,7 +4,10 @@ use crate::fixture::{Project, World, eventually};
 
 /// Runs `script` in a stage, with the daemon's pid and the world's paths in its environment, and returns what it printed.
 fn within(script: &str) -> (World, String) {
-    let world = World::new();
+    within_a(World::new(), script)
+}
+
+pub fn within_a(world: World, script: &str) -> (World, String) {
     let env = r#"env = { ROOT = "@ROOT@/..", DAEMON = run:sh "cat tested.pid 2>/dev/null || cat @ROOT@/../tested/pid".stdout }"#;
     let quoted = format!("run:sh {{ [==[\n{script}\n]==], check = false, {env} }}");
     // Another project with work of its own, to be spied on.
@@ -28,10 +31,8 @@ fn within(script: &str) -> (World, String) {
     (world, log)
 }
 
-#[test]
-fn it_can_read_no_secret_no_journal_no_code_and_nothing_of_other_projects() {
-    let (_world, log) = within(
-        r#"set +e
+/// Prints `READABLE` and `WRITABLE` of what is the daemon's or another project's.
+pub const FILES: &str = r#"set +e
         look() { for f in "$@"; do
             if cat "$f" >/dev/null 2>&1 || { [ -d "$f" ] && ls "$f" >/dev/null 2>&1; }; then echo "READABLE $f"; fi
         done; }
@@ -40,15 +41,10 @@ fn it_can_read_no_secret_no_journal_no_code_and_nothing_of_other_projects() {
         look "$ROOT"/data/work/other "$ROOT"/data/jobs/other "$ROOT"/data/journal/control "$ROOT"/data/LOCK
         find "$ROOT/data" -name note -readable 2>/dev/null | sed 's/^/READABLE /'
         find "$ROOT/data" -path "$ROOT/data/work/shop" -prune -o -path "$ROOT/data/jobs/shop" -prune -o -type f -writable -print 2>/dev/null | sed 's/^/WRITABLE /'
-        echo looked"#,
-    );
-    assert!(!log.contains("READABLE") && !log.contains("WRITABLE"), "{log}");
-}
+        echo looked"#;
 
-#[test]
-fn it_can_read_nothing_of_the_daemons_process() {
-    let (_world, log) = within(
-        r#"set +e
+/// Prints what it can do to the daemon's process.
+pub const PROCESS: &str = r#"set +e
         [ "$DAEMON" -gt 1 ] && [ -d "/proc/$DAEMON" ] || echo "NO DAEMON $DAEMON"
         for f in environ mem maps auxv; do
             head -c 1 "/proc/$DAEMON/$f" >/dev/null 2>&1 && echo "READABLE $f"
@@ -57,9 +53,21 @@ fn it_can_read_nothing_of_the_daemons_process() {
         kill -0 "$DAEMON" 2>/dev/null && echo "SIGNALS"
         tr '\0' '\n' <"/proc/self/environ" | grep -q DAEMON_ONLY && echo "INHERITED"
         for fd in /proc/self/fd/*; do readlink "$fd"; done | grep -e data/journal -e data/state -e LOCK && echo "INHERITED a file"
-        echo looked"#,
-    );
-    for word in ["READABLE", "SIGNALS", "INHERITED", "NO DAEMON"] {
+        echo looked"#;
+
+/// What [`PROCESS`] must not print.
+pub const HARM: [&str; 4] = ["READABLE", "SIGNALS", "INHERITED", "NO DAEMON"];
+
+#[test]
+fn it_can_read_no_secret_no_journal_no_code_and_nothing_of_other_projects() {
+    let (_world, log) = within(FILES);
+    assert!(!log.contains("READABLE") && !log.contains("WRITABLE"), "{log}");
+}
+
+#[test]
+fn it_can_read_nothing_of_the_daemons_process() {
+    let (_world, log) = within(PROCESS);
+    for word in HARM {
         assert!(!log.contains(word), "{log}");
     }
 }

@@ -1,5 +1,8 @@
 //! Webhooks: signed, new, for our branch, and on disk before they are answered.
 
+mod forged;
+mod storm;
+
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::{Value, json};
 

@@ -13,7 +13,13 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use super::{App, status, streaming};
 use crate::{
-    api::{accept::Form, auth::Caller, fields::Fields, problem::Problem, text::one_line},
+    api::{
+        accept::Form,
+        auth::Caller,
+        fields::Fields,
+        problem::Problem,
+        text::{one_line, plain_json},
+    },
     engine::view::EventView,
 };
 
@@ -104,7 +110,7 @@ impl Feed {
 
     async fn reset(&mut self) -> Result<(), Problem> {
         let status = status::seen(&self.app, &self.caller).await?;
-        let json = serde_json::to_string(&status).unwrap_or_default();
+        let json = plain_json(&serde_json::to_string(&status).unwrap_or_default());
         self.ready.push_back(match self.form {
             Form::Events => format!("event: reset\ndata: {json}\n\n"),
             Form::Lines => format!("{{\"event\":\"reset\",\"data\":{json}}}\n"),
@@ -123,7 +129,7 @@ impl Feed {
         self.ready.push_back(match self.form {
             Form::Text => text(event),
             form => {
-                let json = serde_json::to_string(event).unwrap_or_default();
+                let json = plain_json(&serde_json::to_string(event).unwrap_or_default());
                 if form == Form::Events {
                     format!("id: {}\nevent: {}\ndata: {json}\n\n", one_line(&event.id, 80), one_line(&event.event, 80))
                 } else {

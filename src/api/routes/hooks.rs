@@ -46,6 +46,7 @@ pub struct Delivery {
         (status = 401, description = "`hook_signature`.", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "`hook_unknown`: no such project, or it has no webhook secret.", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "`body_too_large`.", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "`rate_limited`, with `Retry-After`: too many deliveries of this client, or too many without a right signature.", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "`queue_full`, `stopping`, `degraded`, `disk_full`; the forge sends it again.", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn hook(
     State(app): State<App>,

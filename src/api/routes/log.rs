@@ -10,7 +10,13 @@ use axum::{
 
 use super::{App, runs, streaming};
 use crate::{
-    api::{accept::Form, auth::Caller, fields::Fields, problem::Problem, text::printable},
+    api::{
+        accept::Form,
+        auth::Caller,
+        fields::Fields,
+        problem::Problem,
+        text::{plain_json, printable},
+    },
     engine::{
         handle::{LogQuery, LogStream},
         view::LogLine,
@@ -124,7 +130,7 @@ impl Lines {
         match self.form {
             Form::Text => self.text(line),
             form => {
-                let json = serde_json::to_string(line).unwrap_or_default();
+                let json = plain_json(&serde_json::to_string(line).unwrap_or_default());
                 match form {
                     Form::Events if self.numbered => format!("id: {}\ndata: {json}\n\n", self.number),
                     Form::Events => format!("data: {json}\n\n"),

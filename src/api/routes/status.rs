@@ -3,7 +3,7 @@
 use axum::{
     Extension, Json,
     extract::State,
-    http::{HeaderMap, Uri},
+    http::{HeaderMap, StatusCode, Uri},
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -44,13 +44,21 @@ pub(super) async fn status(
     Ok(in_form(&headers, &status, |status| render::status(status, app.clock.now().wall_ms)))
 }
 
-/// Loads the projects anew: all of them, or the old ones stay.
+/// Loads the projects anew: all of them, or the old ones stay. The certificate as well, by itself.
 #[utoipa::path(post, path = "/v1/reload", tag = "daemon",
     responses(
         (status = 200, description = "The projects there are now.", body = Reloaded),
-        (status = 422, description = "`projects_invalid`: `detail` has every error; nothing has changed.", body = Problem, content_type = "application/problem+json")))]
+        (status = 422, description = "`projects_invalid`: `detail` has every error; the old ones stay. `certificate_invalid`: the projects were loaded, and the old certificate stays.", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn reload(State(app): State<App>, fields: Fields) -> Result<Response, Problem> {
     fields.finish()?;
-    let projects = app.engine.reload().await?.iter().map(ToString::to_string).collect();
+    let certificate = match &app.tls {
+        Some(tls) => tls.reload(&*app.engine, &*app.clock).await,
+        None => Ok(()),
+    };
+    let projects: Vec<String> = app.engine.reload().await?.iter().map(ToString::to_string).collect();
+    if let Err(error) = certificate {
+        let detail = format!("the projects were loaded, and the old certificate stays in use: {error}");
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "certificate_invalid", detail));
+    }
     Ok(Json(Reloaded { projects }).into_response())
 }

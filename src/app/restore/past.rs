@@ -103,11 +103,6 @@ pub(super) fn lay_to_rest(dir: &Path, manifest: &Manifest) -> anyhow::Result<Pas
     Ok(past)
 }
 
-/// Whether anything may have been switched: also where a deploy was under way, of which nobody can tell.
-fn touched(deployment: &Deployment) -> bool {
-    deployment.hosts.iter().any(|host| host.touched || host.deploy.is_open())
-}
-
 /// Ends one run: first its deployments, those that take others back before those, then itself.
 fn end(
     journals: &RunJournals,
@@ -132,11 +127,12 @@ fn end(
     let open = run.deployments.iter().rev().filter(|deployment| deployment.end.is_none());
     let mut events: Vec<Record> = open
         .map(|deployment| {
-            let state = if touched(deployment) { DeploymentState::Halted } else { DeploymentState::Failed };
+            let state = if deployment.may_have_touched() { DeploymentState::Halted } else { DeploymentState::Failed };
             record(Event::DeploymentEnded { deployment: deployment.n, state, cause: Some(cause.clone()) })
         })
         .collect();
-    let halted = run.deployments.iter().any(|deployment| deployment.end.is_none() && touched(deployment));
+    // Also what ended well before: `failed` says that nothing was switched anywhere.
+    let halted = run.deployments.iter().any(Deployment::may_have_touched);
     let (state, word) = if halted { (RunState::Halted, "halted") } else { (RunState::Failed, "failed") };
     events.push(record(Event::End { state, cause: Some(cause) }));
     let ticket = journals.append(id, epoch, last, events)?;

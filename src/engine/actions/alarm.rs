@@ -51,7 +51,7 @@ pub(in crate::engine) async fn tell_of_alarm(
     let Some(of) = run.deployment(deployment) else { return };
     let Some(place) = of.spec(run).and_then(|environment| place(run, of, environment, alarm)) else { return };
     if let Err(error) = place.tell(world, run, deployment, found).await {
-        tracing::error!(run = %run.header.run, alarm, %error, "people are not told that an alarm fired");
+        tracing::error!(project = %run.header.project, run = %run.header.run, alarm, %error, "people are not told that an alarm fired");
     }
 }
 

@@ -262,7 +262,7 @@ pub(super) async fn look(context: &Context, run: &Run, deployment: u32, wave: u3
         Err(cause) if matches!(cause.code.as_str(), "min_hosts" | "max_shrink") => return stop(cause),
         Err(cause) => {
             // The list as it was is better than none; whoever is gone cannot be reached, and that has a budget.
-            tracing::warn!(run = %run.header.run, %cause, "the hosts cannot be looked up again; the plan's are used");
+            tracing::warn!(project = %run.header.project, run = %run.header.run, %cause, "the hosts cannot be looked up again; the plan's are used");
             return seen(Vec::new(), Vec::new());
         }
     };

@@ -227,14 +227,7 @@ pub(super) async fn checkout(context: &Context, run: &Run) -> Event {
         return Event::CheckoutFailed { cause: Cause::new("internal", "there is no commit to check out") };
     };
     let dir = world.forge.work_dir(project).join(run.header.run.as_str());
-    let owner = match (world.job_user)(project) {
-        Ok(owner) => owner,
-        Err(error) => {
-            let message = format!("the job user of project {project} cannot be had: {error}");
-            return Event::CheckoutFailed { cause: Cause::new("job_user", message) };
-        }
-    };
-    match world.forge.checkout(project, &release.commit.sha, &dir, owner).await {
+    match world.forge.checkout(project, &release.commit.sha, &dir, &*world.hands).await {
         Ok(()) => Event::CheckedOut { dir: dir.to_string_lossy().into_owned() },
         Err(cause) => Event::CheckoutFailed { cause },
     }

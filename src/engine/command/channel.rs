@@ -161,8 +161,13 @@ impl Session {
     pub(super) async fn ask(&self, link: &Arc<dyn Link>, request: &Request<'_>, reply: &mut Reply<'_>) -> Answer {
         let known = self.host_id().await;
         let base = link.base();
-        let frame =
-            program::Frame { mark: request.mark, base: base.as_deref(), host_id: known.as_deref(), from: request.from };
+        let frame = program::Frame {
+            mark: request.mark,
+            base: base.as_deref(),
+            host_id: known.as_deref(),
+            from: request.from,
+            counted: link.counted(),
+        };
         let text = match (request.build)(&frame) {
             Ok(text) => text,
             Err(cause) => return Answer::Refused(cause),

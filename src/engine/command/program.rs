@@ -12,6 +12,7 @@ use crate::model::{cause::Cause, ids::Digest};
 const PROGRAM: &str = include_str!("program.sh");
 const FILES: &str = include_str!("files.sh");
 const PLACE: &str = include_str!("place.sh");
+const COUNTS: &str = include_str!("counts.sh");
 
 /// `PATH` of every command unless `ssh.path` or `[exec] path` says otherwise.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -36,6 +37,8 @@ pub(super) struct Frame<'a> {
     pub host_id: Option<&'a str>,
     /// Where output goes on, by stream.
     pub from: [u64; 2],
+    /// The channel's control group has no commands but its own.
+    pub counted: bool,
 }
 
 /// The mark of everything asked about `token`: what the command prints does not contain it, since nobody told it.
@@ -56,7 +59,9 @@ impl Text {
         text.set("I", frame.host_id.unwrap_or(""))?;
         text.set("O", &frame.from[0].to_string())?;
         text.set("E", &frame.from[1].to_string())?;
-        for (name, value) in [("L", "100"), ("K", "2"), ("M", "0"), ("G", ""), ("P", ""), ("AS", ""), ("FEED", "")] {
+        for (name, value) in
+            [("L", "100"), ("K", "2"), ("M", "0"), ("G", ""), ("P", ""), ("AS", ""), ("FEED", ""), ("J", "")]
+        {
             text.set(name, value)?;
         }
         Ok(text)
@@ -281,6 +286,10 @@ pub(super) fn start(frame: &Frame<'_>, cmd: &CommandSpec) -> Result<Vec<u8>, Cau
     let mut text = Text::new(frame, "start", cmd.token.as_str())?;
     command_limits(&mut text, cmd)?;
     epoch(&mut text, cmd.epoch.as_ref())?;
+    if frame.counted {
+        text.set("J", "1")?;
+        text.push(&stripped(COUNTS));
+    }
     if let Some(user) = &cmd.user {
         let plain = !user.is_empty()
             && !user.starts_with('-')

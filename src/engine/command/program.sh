@@ -6,7 +6,8 @@
 # front of one call of `main`, and nothing of it is left afterwards:
 #   MARK  N number on this channel  V verb  T token  B base or empty  I expected host id or empty  O E offsets to resume output at
 #   L time limit, centiseconds  K grace after TERM, seconds  M most unread output, bytes  G epoch or empty  P its file
-#   AS user or empty  FEED has standard input  and the functions `launch` and `feed`; by verb more.
+#   AS user or empty  FEED has standard input  J what the control group counts is ours (see counts.sh)
+#   and the functions `launch` and `feed`; by verb more.
 
 nl='
 '
@@ -166,6 +167,7 @@ begin() {
     rm -f "$d.go"
     refuse unwritable
   fi
+  [ -z "$J" ] || counts
   # Whoever takes this line is the one who speaks to the asker.
   exec 7<<\E
 ticket
@@ -182,6 +184,7 @@ E
   fi
   code=$?
   now
+  [ -z "$J" ] || [ "$code" = 0 ] || limited
   printf '%-39s\n' "end $now $code" 1<>"$d.go" || mv -f "$d.go" "$d.exit.$code"
   exec 8>&- 9>&-
   ticket=
@@ -404,7 +407,7 @@ finish() {
     x void
     return 0
   fi
-  why=exit
+  why=exit more=
   {
     read -r k stop rest
     read -r rest
@@ -413,6 +416,7 @@ finish() {
     while read -r k rest; do
       case $k in
       pg) ;;
+      more) more=" $rest" ;;
       changed) CHANGED=$rest ;;
       *) why=$k ;;
       esac
@@ -422,19 +426,19 @@ finish() {
   [ "$k$stop" != begun ] || stop=$t0
   if [ -s "$d.out" ] || [ -s "$d.err" ]; then
     if brief; then
-      say "O 1 0 ${#out}$nl${out}O 2 0 ${#text}$nl${text}X $why $code $((stop - t0))"
+      say "O 1 0 ${#out}$nl${out}O 2 0 ${#text}$nl${text}X $why $code $((stop - t0))$more"
       return 0
     fi
     # All of it is still to be told: by one process, without counting. A mark ends each stream, and what is longer than 16 MiB.
     if [ -z "$open" ] && [ "$O$E" = 00 ] && [ -s "$d.lock" ]; then
-      say "Z $why $code $((stop - t0))"
+      say "Z $why $code $((stop - t0))$more"
       head -q -c 16777216 "$d.out" "$d.lock" "$d.err" "$d.lock"
       return 0
     fi
     streams
     emit
   fi
-  x "$why" "$code" $((stop - t0)) "${CHANGED-}"
+  x "$why" "$code" $((stop - t0))"$more" "${CHANGED-}"
 }
 
 # Follow a command that runs, whoever began it, until the wrapper lets go of `wait`.

@@ -323,7 +323,8 @@ impl Session {
                 {
                     return Some(Verdict::Refused(cause));
                 }
-                Verdict::Exited { code, duration_ms }
+                let limited = super::Limited::of(words.get(3..).unwrap_or_default());
+                Verdict::Exited { code, duration_ms, limited }
             }
             "timeout" => Verdict::TimedOut { duration_ms },
             "stop" => Verdict::Stopped { duration_ms },
@@ -363,6 +364,17 @@ impl Session {
         let refused = said.starts_with("sudo: ") || (said.starts_with("Sorry, user ") && said.contains("not allowed"));
         if !refused {
             return None;
+        }
+        if said.contains("no new privileges") {
+            return Some(Cause::new(
+                "sudo_refused",
+                format!(
+                    "sudo cannot become anybody where this runs ({}). Nothing was run. In the job unit it may once a drop-in says so \
+                     (`systemctl edit phased-job@.service`: NoNewPrivileges=no, CapabilityBoundingSet=~) and sudoers has a line for it: \
+                     see docs/jobs.md",
+                    one_line(said.as_bytes())
+                ),
+            ));
         }
         let login = self.state.lock().await.user.clone().unwrap_or_else(|| "<user>".to_owned());
         let (user, line) = wanted;

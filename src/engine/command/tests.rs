@@ -105,6 +105,9 @@ impl Link for ShellLink {
     fn base(&self) -> Option<String> {
         Some(self.base.display().to_string())
     }
+    fn counted(&self) -> bool {
+        self.env.iter().any(|(name, _)| name == "COUNTED")
+    }
 }
 
 /// One direction of a channel, which ends when the link is cut, wherever it stands.

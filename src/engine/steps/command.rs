@@ -8,7 +8,7 @@ use super::{
     values::{self, Resolved},
 };
 use crate::{
-    engine::command::{CommandSpec, Shell, Verdict, What},
+    engine::command::{CommandSpec, Limited, Shell, Verdict, What},
     model::{
         cause::Cause,
         host::Transport,
@@ -51,7 +51,7 @@ pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
     let verdict = job.session().run(&spec, &mut sink, &job.stop).await;
     let (stdout, stderr, truncated) = sink.finish().await;
     let (code, duration_ms) = match verdict {
-        Verdict::Exited { code, duration_ms } => (Some(code), duration_ms),
+        Verdict::Exited { code, duration_ms, .. } => (Some(code), duration_ms),
         Verdict::TimedOut { duration_ms } | Verdict::Stopped { duration_ms } => (None, duration_ms),
         _ => (None, 0),
     };
@@ -77,8 +77,8 @@ pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
             None => Outcome::Ok(value),
             Some(cause) => Outcome::Failed { cause: job.placed(cause), value },
         },
-        Verdict::Exited { code, .. } => {
-            let mut cause = exit(job, args, code, &stdout, &stderr);
+        Verdict::Exited { code, limited, .. } => {
+            let mut cause = exit(job, args, (code, limited), &stdout, &stderr);
             if let Some(tests) = tests.filter(|tests| tests.failed > 0) {
                 cause.message = format!("{}\n{}: {}", cause.message, tests.summary(), tests.failures.join("; "));
                 cause = cause
@@ -124,11 +124,11 @@ fn telling(text: &str) -> &str {
 }
 
 /// A command that failed: where, how, and what it said last.
-fn exit(job: &Job, args: &Resolved, code: u32, stdout: &[u8], stderr: &[u8]) -> Cause {
+fn exit(job: &Job, args: &Resolved, (code, limited): (u32, Option<Limited>), stdout: &[u8], stderr: &[u8]) -> Cause {
     let said = if stderr.iter().any(|b| !b.is_ascii_whitespace()) { stderr } else { stdout };
     let text = String::from_utf8_lossy(said);
     let last: String = telling(&text).chars().take(400).collect();
-    let verdict = Verdict::Exited { code, duration_ms: 0 };
+    let verdict = Verdict::Exited { code, duration_ms: 0, limited };
     let cause = verdict.cause(job.place.name(), std::time::Duration::ZERO);
     let mut cause = cause.unwrap_or_else(|| Cause::new("exit", "it failed"));
     if !last.is_empty() {

@@ -50,7 +50,7 @@ impl<'a> LogSink<'a> {
 
     fn stored(job: &Job) -> [Stored; 2] {
         job.world.outputs.stored(&job.run, &job.key, job.attempt, FOR_LUA).unwrap_or_else(|error| {
-            tracing::error!(run = %job.run, step = %job.key, %error, "stored output cannot be read; it is asked for again");
+            tracing::error!(project = %job.sessions.project(), run = %job.run, step = %job.key, %error, "stored output cannot be read; it is asked for again");
             <[Stored; 2]>::default()
         })
     }
@@ -81,7 +81,7 @@ impl<'a> LogSink<'a> {
             if let Err(error) = with_room(job, || job.world.outputs.append(&job.run, frame.clone())).await
                 && !std::mem::replace(&mut self.failed, true)
             {
-                tracing::error!(run = %job.run, step = %job.key, %error, "output is not stored");
+                tracing::error!(project = %job.sessions.project(), run = %job.run, step = %job.key, %error, "output is not stored");
             }
         }
     }
@@ -94,7 +94,7 @@ impl<'a> LogSink<'a> {
         self.store(Stream::Err, held).await;
         let job = self.job;
         if let Err(error) = with_room(job, || job.world.outputs.finish(&job.run, &job.key, job.attempt)).await {
-            tracing::error!(run = %job.run, step = %job.key, %error, "the end of its output is not stored");
+            tracing::error!(project = %job.sessions.project(), run = %job.run, step = %job.key, %error, "the end of its output is not stored");
         }
         let truncated = [&self.out, &self.err].iter().any(|flow| flow.total > flow.kept.len() as u64);
         (Vec::from(self.out.kept), Vec::from(self.err.kept), truncated)

@@ -24,6 +24,8 @@ pub(super) struct Command {
     env: Vec<(OsString, OsString)>,
     config: Vec<(String, String)>,
     stdin: Vec<u8>,
+    /// What it writes has the modes that a commit says, and not those of a daemon which keeps all it writes to itself.
+    plain_modes: bool,
 }
 
 /// How it ended.
@@ -40,7 +42,8 @@ pub(super) enum Ended {
 impl Command {
     /// `git` with nothing of the daemon's environment but `PATH`, no prompts, no hooks, no configuration but ours.
     pub(super) fn new(home: &std::path::Path) -> Self {
-        let mut command = Command { args: Vec::new(), env: Vec::new(), config: Vec::new(), stdin: Vec::new() };
+        let (args, env, config, stdin) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut command = Command { args, env, config, stdin, plain_modes: false };
         for (name, value) in [
             ("GIT_TERMINAL_PROMPT", "0"),
             // Present and empty: no askpass program runs.
@@ -105,6 +108,12 @@ impl Command {
         self
     }
 
+    /// With umask 022, whatever the daemon's is: 0644 and 0755, as in every checkout of that commit.
+    pub(super) fn plain_modes(mut self) -> Self {
+        self.plain_modes = true;
+        self
+    }
+
     pub(super) fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
         self
@@ -112,7 +121,14 @@ impl Command {
 
     /// Runs it for at most `limit`. Dropping the future kills the process and all it has started.
     pub(super) async fn run(self, clock: &dyn Clock, limit: Duration) -> Ended {
-        let mut command = tokio::process::Command::new("git");
+        let mut command = if self.plain_modes {
+            // The umask is the whole process's: only a child can have another one.
+            let mut shell = tokio::process::Command::new("sh");
+            shell.args(["-c", "umask 022 && exec git \"$@\"", "git"]);
+            shell
+        } else {
+            tokio::process::Command::new("git")
+        };
         let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
         command.args(&self.args).env_clear().env("PATH", path).envs(self.env).current_dir("/");
         command.env("GIT_CONFIG_COUNT", self.config.len().to_string());

@@ -24,6 +24,24 @@ impl Secrets for Known {
     }
 }
 
+/// Gives checkouts to this uid and gid, as root can, or to nobody.
+struct Giver(Option<(u32, u32)>);
+
+#[async_trait]
+impl Hands for Giver {
+    async fn give(&self, _project: &ProjectName, tree: &Path) -> Result<(), Cause> {
+        let Some((uid, gid)) = self.0 else { return Ok(()) };
+        let owner = format!("{uid}:{gid}");
+        let done = std::process::Command::new("chown").args(["-R", "-h", &owner]).arg(tree).status().unwrap();
+        assert!(done.success());
+        Ok(())
+    }
+
+    async fn remove(&self, _project: &ProjectName, tree: &Path) -> Result<(), Cause> {
+        tree::remove(tree).map_err(|error| disk("remove", tree, &error))
+    }
+}
+
 /// A repository to push to, a work directory, and a `Git` over both.
 struct Fixture {
     dir: tempfile::TempDir,
@@ -249,7 +267,7 @@ async fn a_checkout_is_clean_private_and_whole() {
     let dir = fixture.run_dir("run1");
     let owner = nix::unistd::Uid::effective().is_root().then_some((61_234, 61_235));
     for _twice in 0..2 {
-        fixture.git.checkout(&fixture.project, &sha, &dir, owner).await.unwrap();
+        fixture.git.checkout(&fixture.project, &sha, &dir, &Giver(owner)).await.unwrap();
         std::fs::write(dir.join("left-over"), "x").unwrap();
         let trust = format!("git --no-optional-locks -c safe.directory='*' -C '{}'", dir.display());
         assert_eq!(fixture.sh(&format!("{trust} rev-parse HEAD")), sha.as_str());
@@ -281,16 +299,24 @@ async fn a_checkout_goes_nowhere_else() {
     std::fs::create_dir(&outside).unwrap();
     for dir in [outside.clone(), fixture.run_dir("../../precious"), fixture.git.work_dir(&fixture.project), "/".into()]
     {
-        assert!(fixture.git.checkout(&fixture.project, &sha, &dir, None).await.is_err(), "{dir:?}");
+        assert!(fixture.git.checkout(&fixture.project, &sha, &dir, &Giver(None)).await.is_err(), "{dir:?}");
     }
     assert!(outside.exists());
     let none: Sha = "b".repeat(40).parse().unwrap();
     let dir = fixture.run_dir("r");
-    assert_eq!(fixture.git.checkout(&fixture.project, &none, &dir, None).await.unwrap_err().code, "ref_unknown");
+    assert_eq!(
+        fixture.git.checkout(&fixture.project, &none, &dir, &Giver(None)).await.unwrap_err().code,
+        "ref_unknown"
+    );
     assert!(!dir.exists(), "nothing is left of it");
     let other = "other".parse().unwrap();
     assert_eq!(
-        fixture.git.checkout(&other, &sha, &fixture.git.work_dir(&other).join("r"), None).await.unwrap_err().code,
+        fixture
+            .git
+            .checkout(&other, &sha, &fixture.git.work_dir(&other).join("r"), &Giver(None))
+            .await
+            .unwrap_err()
+            .code,
         "ref_unknown"
     );
 }
@@ -318,7 +344,7 @@ async fn sha256_repositories_work() {
     let sha = fixture.push("main", "a");
     assert_eq!(sha.as_str().len(), 64);
     assert_eq!(fixture.resolve(Wanted::Head).await.unwrap().commit.sha, sha);
-    fixture.git.checkout(&fixture.project, &sha, &fixture.run_dir("r"), None).await.unwrap();
+    fixture.git.checkout(&fixture.project, &sha, &fixture.run_dir("r"), &Giver(None)).await.unwrap();
     assert!(fixture.run_dir("r/a").exists());
 }
 
@@ -423,7 +449,7 @@ async fn how_long_each_call_takes() {
         lap("head");
         let head = fixture.resolve(Wanted::Head).await.unwrap().commit.sha;
         lap("resolve");
-        fixture.git.checkout(&fixture.project, &head, &fixture.run_dir("r"), None).await.unwrap();
+        fixture.git.checkout(&fixture.project, &head, &fixture.run_dir("r"), &Giver(None)).await.unwrap();
         lap("checkout");
         fixture.git.is_ancestor(&fixture.project, &first, &head).await.unwrap();
         lap("is_ancestor");

@@ -1,9 +1,9 @@
-//! Directories of checkouts: made private, handed to the job user, removed; symlinks are never followed.
+//! Directories of mirrors and checkouts: made private, removed; symlinks are never followed.
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, lchown},
-    path::Path,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
 };
 
 /// The project's own directory: others may pass through it to what is theirs, and see nothing.
@@ -23,21 +23,11 @@ pub(super) fn fresh(dir: &Path) -> io::Result<()> {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
 }
 
-/// Puts `from` where `to` is or was.
-pub(super) fn replace(from: &Path, to: &Path) -> io::Result<()> {
-    remove(to)?;
-    fs::rename(from, to)
-}
-
-/// Removes what unfinished checkouts of `dir` have left beside it.
-pub(super) fn clear_aside(dir: &Path) {
-    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else { return };
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path != dir && path.file_stem() == Some(name) {
-            let _somebody_may_still_write_there = remove(&path);
-        }
-    }
+/// What unfinished checkouts of `dir` have left beside it.
+pub(super) fn beside(dir: &Path) -> Vec<PathBuf> {
+    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else { return Vec::new() };
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| path != dir && path.file_stem() == Some(name)).collect()
 }
 
 /// Removes whatever is at `path`, or nothing.
@@ -48,20 +38,6 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),
     }
-}
-
-/// Gives `dir` and all in it to `uid`. The directory itself comes last: until then its mode 0700 keeps everybody else out, so
-/// nothing in it can be exchanged on the way.
-pub(super) fn give(dir: &Path, uid: u32, gid: u32) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            give(&entry.path(), uid, gid)?;
-        } else {
-            lchown(entry.path(), Some(uid), Some(gid))?;
-        }
-    }
-    lchown(dir, Some(uid), Some(gid))
 }
 
 /// Removes what a killed git left in a mirror: lock files, which would refuse every later fetch, and unfinished packs. Only while

@@ -65,7 +65,7 @@ impl Driving {
         let sink: Sink = Box::new(move |key, turn| {
             let _nobody_listens = told.send((key.clone(), turn));
         });
-        let program = open(bundle, 7, limits, sink).unwrap();
+        let program = open(bundle, 7, limits, sink, Stall::default()).unwrap();
         Driving { program, turns, key: CallKey::stage("unit", "run") }
     }
 
@@ -181,4 +181,26 @@ pub(super) fn failed(message: &str) -> Outcome {
         cause: Cause::new("exit", message).with("exit", 3),
         value: json!({"stdout": "out", "stderr": "err", "code": 3}),
     }
+}
+
+#[test]
+fn a_long_queue_of_calls_is_no_standstill() {
+    let mut driving = Driving::new("local n = 0; for i = 1, 3000000 do n = n + i end; return n");
+    const CALLS: usize = 12;
+    for n in 0..CALLS {
+        driving.program.call(&CallKey::stage(&format!("s{n}"), "run"), opening("test/unit/run"));
+    }
+    let pulse = crate::lifecycle::pulse::Pulse::new();
+    driving.program.beat(pulse.beat("lua"));
+    while !pulse.missing().is_empty() {
+        std::thread::yield_now();
+    }
+    let done = driving.turns.try_iter().count();
+    assert!(done < CALLS, "it was let go of after all {done} calls only");
+    for _ in done..CALLS {
+        assert!(matches!(driving.turn(), Turn::Return(_)));
+    }
+    // A thread that has ended holds nobody up.
+    let Driving { program, .. } = driving;
+    drop(program);
 }

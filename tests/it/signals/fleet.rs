@@ -23,6 +23,8 @@ pub struct Wants {
     pub stages: &'static str,
     /// Further keys of the receivers' environment.
     pub receiver: &'static str,
+    /// Further keys of the receivers' project: their own `test`.
+    pub tests: &'static str,
     /// What is deployed beside the revision: Lua of `deploy(host, release)`.
     pub deploy: &'static str,
     /// The port at which the sender asks instead of the receiver's own.
@@ -36,6 +38,7 @@ impl Default for Wants {
             sender: "",
             stages: r#"{ "unit", run = function(run) run:sh "true" end }"#,
             receiver: "",
+            tests: "",
             deploy: "",
             through: None,
         }
@@ -122,6 +125,7 @@ impl Receiver {
         let lua = format!(
             r#"return phased.project {{
   source = {{ git = "{}", branch = "main" }},
+  {}
   environments = {{ {{ "production", when = "signal", hosts = {{ phased.localhost }},
     deploy = function(host, release)
       host:sh {{ [[
@@ -138,6 +142,7 @@ impl Receiver {
 }}
 "#,
             sender.repo.url(),
+            wants.tests.replace("@DIR@", dir.to_str().unwrap()),
             wants.deploy.replace("@DIR@", dir.to_str().unwrap()),
             wants.receiver,
             dir = dir.display(),

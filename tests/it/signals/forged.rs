@@ -29,6 +29,18 @@ struct Forger {
 }
 
 impl Forger {
+    /// With the sender's own key.
+    fn of(fleet: &Fleet, revision: String) -> Forger {
+        let key = Secret::new(&std::fs::read(fleet.sender.path("secrets/signals")).unwrap());
+        let fingerprint = phased::signal::public_half(&key).unwrap().fingerprint();
+        Forger { key, fingerprint, revision, nonce: 0 }
+    }
+
+    fn send(&self, receiver: &Receiver, signal: &Signal) -> Answer {
+        let document = written(signal);
+        send(receiver, &document, &self.signature(&document))
+    }
+
     fn signal(&mut self, epoch: u64) -> Signal {
         self.nonce += 1;
         let now = now_ms();
@@ -78,15 +90,34 @@ fn code(answer: &Answer) -> String {
 }
 
 #[test]
+fn an_order_that_comes_after_it_was_told_to_stop_does_nothing() {
+    let fleet = Fleet::new(1, &Wants::default());
+    let receiver = &fleet.receivers[0];
+    let mut forger = Forger::of(&fleet, fleet.sender.repo.push("one"));
+    // A slow network: the order is still under way when its sender gives it up.
+    let order = forger.signal(u64::MAX >> 12);
+    let Order::Deploy(deploy) = &order.order else { unreachable!() };
+    let stop = Order::Stop { token: deploy.token.clone(), reason: "given up".to_owned() };
+    let answer = forger.send(receiver, &Signal { nonce: "f".repeat(32), order: stop, ..order.clone() });
+    assert_eq!(code(&answer), "signal_no_run", "{}", answer.text());
+    let answer = forger.send(receiver, &order);
+    assert_eq!(code(&answer), "signal_stopped", "{}", answer.text());
+    // Another one is nobody's that was stopped.
+    let answer = forger.signal(u64::MAX >> 12);
+    let answer = forger.send(receiver, &answer);
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    let run = answer.json()["said"]["run"].as_str().unwrap().to_owned();
+    receiver.daemon().run(&run).wait().is("succeeded");
+    assert_eq!(receiver.deployed().len(), 1);
+}
+
+#[test]
 fn what_is_not_right_is_refused_counted_and_visible() {
     let fleet = Fleet::new(1, &Wants::default());
     let receiver = &fleet.receivers[0];
     let revision = fleet.sender.repo.push("one");
     fleet.daemon().deploy().is("succeeded");
-    let read = std::fs::read(fleet.sender.path("secrets/signals")).unwrap();
-    let key = Secret::new(&read);
-    let fingerprint = phased::signal::public_half(&key).unwrap().fingerprint();
-    let mut forger = Forger { key, fingerprint, revision: revision.clone(), nonce: 0 };
+    let mut forger = Forger::of(&fleet, revision);
     let epoch = u64::MAX >> 12;
     let other = Secret::new(generate("somebody").unwrap().0.as_bytes());
     let mut dice = Dice::new("signals");

@@ -200,6 +200,80 @@ async fn a_refusal_of_sudo_names_the_line_to_add() {
     assert!(cause.message.ends_with("tester ALL=(root) NOPASSWD: /usr/bin/systemctl restart shop.service"), "{cause}");
 }
 
+#[test]
+fn what_the_kernel_counted_is_told_in_numbers() {
+    let of = |text: &str| Limited::of(&text.split(' ').map(str::to_owned).collect::<Vec<_>>());
+    let memory = Limited { limit: Limit::Memory, times: 2, most: Some(134_217_728) };
+    assert_eq!(of("limit memory 2 134217728"), Some(memory));
+    // No limit of its own: version 2 says "max", version 1 a number near the largest there is.
+    for none in ["limit memory 2 max", "limit memory 2 9223372036854771712", "limit memory 2"] {
+        assert_eq!(of(none), Some(Limited { most: None, ..memory }), "{none}");
+    }
+    assert_eq!(of("limit pids 1 24"), Some(Limited { limit: Limit::Tasks, times: 1, most: Some(24) }));
+    for other in ["", "changed", "limit", "limit memory", "limit memory x 1", "limit disk 1 1", "more memory 1 1"] {
+        assert_eq!(of(other), None, "{other}");
+    }
+    let ended = |limited| Verdict::Exited { code: 137, duration_ms: 1, limited };
+    let cause = ended(Some(memory)).cause("here", Duration::from_secs(1)).unwrap();
+    assert_eq!((cause.code.as_str(), cause.facts["exit_code"].as_u64()), ("out_of_memory", Some(137)));
+    assert!(cause.message.contains("killed 2 of its processes") && cause.message.contains("128 MiB"), "{cause}");
+    let cause = ended(None).cause("here", Duration::from_secs(1)).unwrap();
+    assert!(cause.code == "exit" && cause.message.contains("presumably killed by KILL"), "{cause}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_shell_reads_what_the_kernel_counts() {
+    // A control group of version 1 for this alone; version 2 takes processes only where its parent has none.
+    let group = PathBuf::from(format!("/sys/fs/cgroup/pids/phased-command-{}", std::process::id()));
+    if std::fs::create_dir(&group).is_err() || std::fs::write(group.join("pids.max"), "12").is_err() {
+        eprintln!("SKIPPED: no control group of version 1 can be made here; the job units' own tests have them");
+        return;
+    }
+    let procs = group.join("cgroup.procs");
+    for name in ["dash", "bash", "busybox", "busybox tools"] {
+        let host = Host::with(name, &[("COUNTED", "1")]);
+        let (verdict, out, _) = host.run(&sh(1, "echo fine")).await;
+        assert!(
+            matches!(verdict, Verdict::Exited { code: 0, limited: None, .. }) && out == b"fine\n",
+            "{name}: {verdict:?}"
+        );
+        let (verdict, ..) = host.run(&sh(2, "kill -KILL $$")).await;
+        assert!(matches!(verdict, Verdict::Exited { code: 137, limited: None, .. }), "{name}: {verdict:?}");
+        // Its wrapper is what counts: that one is put there too.
+        let many = "n=0; while [ $n -lt 30 ]; do sleep 5 & n=$((n + 1)); done; wait; exit 3";
+        let to = procs.display();
+        let text = format!("echo $$ >{to}; echo $PPID >{to}; ({many}) 2>/dev/null; exit 3");
+        let (verdict, ..) = host.run(&sh(3, &text)).await;
+        let Verdict::Exited { limited: Some(limited), .. } = verdict else { panic!("{name}: {verdict:?}") };
+        assert!(limited.limit == Limit::Tasks && limited.times > 0 && limited.most == Some(12), "{name}: {limited:?}");
+        drop(host);
+        for pid in std::fs::read_to_string(&procs).unwrap().lines() {
+            let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+            let _gone = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+    // As soon as the last of them is gone.
+    let gone = async {
+        while std::fs::remove_dir(&group).is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(&SystemClock::new(), Duration::from_secs(60), gone).await.expect("the control group stays in use");
+}
+
+#[tokio::test]
+async fn where_sudo_cannot_work_at_all_no_line_is_proposed() {
+    let probe = Host::new("dash");
+    let said = "sudo: The \"no new privileges\" flag is set, which prevents sudo from running as root.";
+    let path = fake_sudo(&probe, &format!("#!/bin/sh\necho '{said}' >&2\nexit 1\n"));
+    let host = Host::with("dash", &[("PATH", &path)]);
+    let mut cmd = sh(1, "true");
+    cmd.user = Some("app".into());
+    let Verdict::Refused(cause) = host.run(&cmd).await.0 else { panic!() };
+    assert!(cause.code == "sudo_refused" && cause.message.contains("phased-job@.service"), "{cause}");
+    assert!(!cause.message.contains("NOPASSWD"), "{cause}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_more_at_once_than_a_host_has_channels_for() {
     let host = Arc::new(Host::new("dash"));

@@ -113,7 +113,7 @@ async fn commit_texts_and_file_names_come_through_byte_for_byte_and_run_nowhere(
     assert_eq!(changed, expected);
     let dir = fixture.run_dir("r");
     let head = fixture.resolve(Wanted::Head).await.unwrap().commit.sha;
-    fixture.git.checkout(&fixture.project, &head, &dir, None).await.unwrap();
+    fixture.git.checkout(&fixture.project, &head, &dir, &Giver(None)).await.unwrap();
     for text in &evil {
         assert_eq!(std::fs::read_to_string(dir.join(text)).unwrap(), *text, "{text:?}");
     }
@@ -134,7 +134,7 @@ async fn hostile_branch_names_are_only_names() {
             assert_eq!((found.commit.sha, found.is_head), (sha.clone(), true), "{branch} {wanted:?}");
         }
         let dir = fixture.run_dir("r");
-        fixture.git.checkout(&fixture.project, &sha, &dir, None).await.unwrap();
+        fixture.git.checkout(&fixture.project, &sha, &dir, &Giver(None)).await.unwrap();
         assert_eq!(fixture.sh(&format!("git -C '{}' rev-parse HEAD", dir.display())), sha.as_str(), "{branch}");
         let local = std::process::Command::new("git")
             .arg("-C")
@@ -197,7 +197,7 @@ async fn nothing_that_looks_like_an_option_or_helper_reaches_git() {
     fixture.sh("cd tree && mkdir -p hooks && printf '#!/bin/sh\\ntouch canary\\n' > hooks/post-checkout && chmod +x hooks/post-checkout && printf '* filter=evil\\n' > .gitattributes && printf '[submodule \"x\"]\\n\\tpath = x\\n\\turl = ext::touch canary\\n' > .gitmodules");
     let head = fixture.push("main", "c");
     fixture.resolve(Wanted::Head).await.unwrap();
-    fixture.git.checkout(&fixture.project, &head, &fixture.run_dir("r"), None).await.unwrap();
+    fixture.git.checkout(&fixture.project, &head, &fixture.run_dir("r"), &Giver(None)).await.unwrap();
     assert_ne!(head, sha);
     no_canary(&fixture);
 }

@@ -98,7 +98,7 @@ async fn a_repository_over_http_with_a_token_that_shows_nowhere() {
     source.token = token("token");
     assert_eq!(fixture.git.head(&fixture.project, &source).await.unwrap(), sha);
     assert!(fixture.git.resolve(&fixture.project, &source, &Wanted::Head).await.unwrap().is_head);
-    fixture.git.checkout(&fixture.project, &sha, &fixture.run_dir("r"), None).await.unwrap();
+    fixture.git.checkout(&fixture.project, &sha, &fixture.run_dir("r"), &Giver(None)).await.unwrap();
     assert_eq!(fixture.sh(&format!("git -C '{}' remote get-url origin", fixture.run_dir("r").display())), source.git);
     let found = fixture.sh("grep -raE 'verysecrettoken|eC1hY2Nlc3M' work | wc -l");
     assert_eq!(found, "0", "neither in the mirror nor in the checkout");

@@ -69,7 +69,7 @@ async fn a_repository_over_ssh() {
     assert_eq!(fixture.git.head(&fixture.project, &source).await.unwrap(), sha);
     assert!(fixture.git.resolve(&fixture.project, &source, &Wanted::Head).await.unwrap().is_head);
     let dir = fixture.run_dir("r");
-    fixture.git.checkout(&fixture.project, &sha, &dir, None).await.unwrap();
+    fixture.git.checkout(&fixture.project, &sha, &dir, &Giver(None)).await.unwrap();
     assert_eq!(
         fixture.sh(&format!("git -C \"{}\" remote get-url origin", dir.display().to_string().replace('$', "\\$"))),
         source.git

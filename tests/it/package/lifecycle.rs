@@ -1,0 +1,70 @@
+//! What is there after an installation, and what is left after a removal and a purge.
+
+use super::site::Site;
+
+#[test]
+fn remove_keeps_what_is_yours_and_purge_takes_it() {
+    let site = Site::new();
+    site.install("0.1.0");
+    let machine = &site.integration;
+    assert_eq!(site.service().0, "active");
+    machine.ok("phased --version; phased status; systemctl is-enabled phased.service phased.socket phased-job.socket");
+    machine.ok("systemd-analyze verify --man=no phased.service phased.socket phased-job.socket phased-job@1.service phased-jobs.slice");
+    // The daemon is nobody's fool: not root, and its data and secrets are not everybody's.
+    let (_, pid) = site.service();
+    assert_eq!(machine.ok(&format!("stat -c %U /proc/{pid}")).trim(), "phased");
+    let modes = machine.ok(
+        "stat -c '%a %U %G %n' /var/lib/phased /etc/phased/secrets /etc/phased/phased.toml /run/phased/phased.sock",
+    );
+    let expected = "711 phased phased /var/lib/phased\n700 phased phased /etc/phased/secrets\n644 root root /etc/phased/phased.toml\n\
+                    660 phased phased /run/phased/phased.sock\n";
+    assert_eq!(modes, expected);
+    machine.ok("test -d /etc/phased/plugins/projects && test -f /usr/share/phased/plugins/alerts/log.lua");
+    machine.ok("test -f /usr/share/man/man8/phased-start.8.gz && test -f /usr/share/phased/lua/phased.d.lua");
+    machine.ok("test -f /usr/share/bash-completion/completions/phased && test -f /usr/share/phased/examples/shop.lua");
+
+    site.projects();
+    // A line of the user's in the configuration outlives everything but a purge.
+    machine.ok("printf '[log]\nformat = \"json\"\n' >/tmp/log; sed -i '/^\\[log\\]/,$d' /etc/phased/phased.toml; cat /tmp/log >>/etc/phased/phased.toml");
+    site.install("0.1.1");
+    machine.ok("grep -q 'format = \"json\"' /etc/phased/phased.toml");
+    let runs = machine.ok("phased runs --json");
+
+    machine.ok("apt-get remove -y phased");
+    for unit in ["phased.service", "phased.socket", "phased-job.socket"] {
+        assert_eq!(machine.unit(unit, "ActiveState"), "inactive", "{unit}");
+    }
+    machine.ok("! command -v phased; test -d /var/lib/phased/journal");
+    machine.ok("test -f /etc/phased/plugins/projects/shop.lua && grep -q json /etc/phased/phased.toml");
+    machine.ok("test ! -e /usr/lib/systemd/system/phased.service");
+
+    // Back again: everything is as it was.
+    site.install("0.1.1");
+    assert_eq!(machine.ok("phased runs --json"), runs);
+
+    machine.ok("apt-get purge -y phased");
+    let left = machine.ok("find / -xdev -path /proc -prune -o -path /share -prune -o -name '*phased*' -print");
+    assert_eq!(left, "", "a purge leaves nothing");
+    machine.ok("getent passwd phased");
+    assert_eq!(machine.ok("systemctl list-units --no-legend --plain 'phased*'"), "");
+}
+
+#[test]
+fn data_of_a_newer_version_is_refused_once_and_for_all() {
+    let site = Site::new();
+    site.install("0.1.0");
+    let machine = &site.integration;
+    machine.ok(
+        "systemctl stop phased.socket phased.service; echo '99 is the format of this data' >/var/lib/phased/VERSION",
+    );
+    let refused = machine.run("systemctl start phased.service");
+    assert_ne!(refused.code, 0);
+    assert_eq!(machine.unit("phased.service", "ExecMainStatus"), "78");
+    let said = machine.ok("journalctl --no-pager -u phased.service");
+    assert!(said.contains("written in format 99 by a newer phased"), "{said}");
+    assert!(said.contains("install the newer version again"), "{said}");
+    // To start again does not help, so nobody does.
+    assert_eq!(machine.unit("phased.service", "NRestarts"), "0");
+    assert_eq!(machine.unit("phased.service", "ActiveState"), "failed");
+    machine.ok("echo 1 >/var/lib/phased/VERSION; systemctl start phased.socket phased.service; phased status");
+}

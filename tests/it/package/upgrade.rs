@@ -1,0 +1,38 @@
+//! An upgrade in the middle of a rollout.
+
+use super::site::{Site, nobody_refused};
+
+/// What the issue allows from the last answer of the old daemon to the first of the new one.
+const GAP_MS: u64 = 3000;
+
+#[test]
+fn an_upgrade_and_a_downgrade_in_the_middle_of_a_rollout_hurt_nothing() {
+    let site = Site::new();
+    site.install("0.1.0");
+    site.projects();
+    for (version, what) in [("0.1.1", "upgrade"), ("0.1.0", "downgrade")] {
+        site.hold();
+        let runs = [site.press("shop"), site.press("build")];
+        site.all_begun();
+        let (_, before) = site.service();
+        // Made before the clock runs.
+        site.deb(version);
+        let poller =
+            site.network.poll("127.0.0.1:7427", site.integration.path("/run/phased/phased.sock").to_str().unwrap());
+        site.install(version);
+        site.integration.ok("phased status");
+        nobody_refused(what, &poller.stop(), GAP_MS);
+        let (state, after) = site.service();
+        assert_eq!(state, "active");
+        assert_ne!(before, after, "another process serves");
+        let installed = site.integration.ok("dpkg-query -W -f '${Version}' phased");
+        assert_eq!(installed, format!("{version}-1"));
+        // Twenty and five still run, none of them anew.
+        site.all_begun();
+        site.go();
+        for run in &runs {
+            site.again(run).wait().is("succeeded");
+        }
+        site.ran_once();
+    }
+}
