@@ -170,7 +170,7 @@ impl App {
             archive: Arc::new(DataArchive::new(layout.clone(), config.secrets.dir.clone())),
             outputs: Arc::new(FileOutputs::open(layout.runs.clone())?),
             hands: Arc::new(local.clone()),
-            links: Arc::new(Ways { local, ssh }),
+            links: Arc::new(Ways { local, looking: ssh.looking(), ssh }),
             programs,
             forge: Arc::new(Git::new(layout.work.clone(), Arc::clone(&secrets), Arc::clone(&clock))),
             hooks,
@@ -319,6 +319,8 @@ fn random(bytes: &mut [u8]) {
 struct Ways {
     local: Local,
     ssh: SshLinks,
+    /// The same, which learns no keys.
+    looking: SshLinks,
 }
 
 #[async_trait]
@@ -331,12 +333,17 @@ impl Links for Ways {
         self.ssh.connect(realm, host).await
     }
 
+    async fn look(&self, realm: &Realm, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
+        self.looking.connect(realm, host).await
+    }
+
     fn waiting(&self) -> Option<watch::Receiver<usize>> {
         Some(self.ssh.waiting())
     }
 
     async fn let_go(&self, id: &str) {
         self.ssh.let_go(id).await;
+        self.looking.let_go(id).await;
     }
 }
 

@@ -561,10 +561,11 @@ impl Engine for Conductor {
         visible: &(dyn for<'p> Fn(&'p str) -> bool + Sync),
     ) -> Result<Vec<HostCheckView>, Refusal> {
         let mut found = Vec::new();
+        let began = self.inner.world.clock.now();
         for loaded in &self.asked_about(project, only, visible)? {
             for environment in &loaded.pipeline.environments {
                 if only.is_none_or(|only| environment.name.as_str() == only) {
-                    found.extend(hosts::check::check(&self.inner.world, loaded, environment).await);
+                    found.extend(hosts::check::check(&self.inner.world, loaded, environment, &began).await);
                 }
             }
         }
