@@ -32,6 +32,8 @@ use crate::{
 const NEW: &str = "restore.new";
 /// What a data directory has before anybody has written to it.
 const NOTHING: &[&str] = &["LOCK", "VERSION", "lost+found", NEW, MARKER];
+/// How what was there is called, where it can only stay within the data directory.
+const ASIDE: &str = "before-restore-";
 /// There while a restore puts things in their place.
 const MARKER: &str = "RESTORING";
 
@@ -136,7 +138,14 @@ pub fn run(args: &RestoreArgs, json: bool) -> anyhow::Result<()> {
     // The modes that the daemon gives them, and the names on disk.
     let layout = Layout::create(data)?;
     if let Some((uid, gid)) = owner {
-        give(&layout.root, uid, gid)?;
+        std::os::unix::fs::lchown(&layout.root, Some(uid.as_raw()), Some(gid.as_raw()))?;
+        // What was set aside within it keeps its owners: some of it is of job users.
+        for entry in fs::read_dir(&layout.root)? {
+            let entry = entry?;
+            if !entry.file_name().to_string_lossy().starts_with(ASIDE) {
+                give(&entry.path(), uid, gid)?;
+            }
+        }
     }
     nix::unistd::syncfs(File::open(data)?)?;
     fs::remove_file(&marker)?;
@@ -221,7 +230,7 @@ fn set_aside(data: &Path, there: &[String], now_ms: i64) -> anyhow::Result<PathB
     let mut beside = data.as_os_str().to_owned();
     beside.push(format!(".before-restore-{now_ms}"));
     let beside = PathBuf::from(beside);
-    let within = data.join(format!("before-restore-{now_ms}"));
+    let within = data.join(format!("{ASIDE}{now_ms}"));
     let movable = |to: &Path| -> io::Result<()> {
         fs::DirBuilder::new().mode(0o700).create(to)?;
         let first = there.first().map(String::as_str).unwrap_or_default();
@@ -258,6 +267,9 @@ fn place_secrets(from: &Path, to: &Path, daemon: Option<(Uid, Gid)>) -> anyhow::
             let name = dir.join(entry.file_name());
             if entry.file_type()?.is_dir() {
                 let place = to.join(&name);
+                if fs::symlink_metadata(&place).is_ok_and(|meta| meta.is_symlink()) {
+                    bail!("`{}` is a link, and secrets are not written to where it leads", place.display());
+                }
                 if !place.exists() {
                     fs::DirBuilder::new().mode(0o700).create(&place)?;
                     if let Some((uid, gid)) = daemon {
