@@ -282,7 +282,7 @@ fn a_host_in_flight_when_the_backup_was_made_may_have_been_switched() {
     assert_eq!(daemon.run(&run.id).wait().is("halted").code(), "restored");
     daemon.api.post("/v1/maintenance", &json!({ "on": false })).is(200);
     // It was left as a mixture: to go back from there is to go to what was live, and nothing is done by itself until then.
-    let back = daemon.api.post("/v1/projects/shop/environments/production/rollback", &json!({})).is(202).json();
-    let back = daemon.run(back["id"].as_str().unwrap()).wait().is("succeeded");
-    assert_eq!(back.view["release"]["revision"], json!(one), "{:#}", back.view);
+    let back = daemon.cli(&["rollback", "shop", "production", "--wait"]);
+    assert_eq!(back.code, 0, "{back:?}");
+    assert_eq!(daemon.status()["projects"][0]["environments"][0]["release"]["revision"], json!(one));
 }
