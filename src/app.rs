@@ -15,6 +15,8 @@ mod uids;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    os::unix::fs::DirBuilderExt as _,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -106,9 +108,7 @@ impl App {
         let kills = Kills::named(std::env::var("PHASED_KILL").ok().as_deref()).map_err(anyhow::Error::msg)?;
         let stalls = Stalls::named(std::env::var("PHASED_STALL").ok().as_deref()).map_err(anyhow::Error::msg)?;
         let kills = kills.with(&stalls);
-        let layout = Layout::create(&config.data_dir)?;
-        let lock = DataLock::take(&layout.root, &clock.now())?;
-        restore::whole(&layout.root)?;
+        let (layout, lock) = own(&config.data_dir, &*clock)?;
         // Before anything else is written: where there is hardly any room, the reserve is what there is to start with.
         let storage = Arc::new(DataDisk::open(&layout.root).context("failed to make the reserve in data_dir")?);
         // Spooled files of an earlier life; nothing names them.
@@ -168,7 +168,7 @@ impl App {
             archive: Arc::new(DataArchive::new(layout.clone(), config.secrets.dir.clone())),
             outputs: Arc::new(FileOutputs::open(layout.runs.clone())?),
             hands: Arc::new(local.clone()),
-            links: Arc::new(Ways { local, ssh }),
+            links: Arc::new(Ways { local, looking: ssh.looking(), ssh }),
             programs,
             forge: Arc::new(Git::new(layout.work.clone(), Arc::clone(&secrets), Arc::clone(&clock))),
             hooks,
@@ -278,6 +278,18 @@ impl App {
     }
 }
 
+/// The data directory, ours and whole before anything is made in it: a restore that has it finds nothing of ours among its own.
+pub(crate) fn own(data: &Path, clock: &dyn Clock) -> anyhow::Result<(Layout, DataLock)> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data)
+        .with_context(|| format!("failed to make the directory `{}`", data.display()))?;
+    let lock = DataLock::take(data, &clock.now())?;
+    restore::whole(data)?;
+    Ok((Layout::create(data)?, lock))
+}
+
 /// The loader over the configured plugin directories; one that does not exist is none.
 pub(crate) fn projects(config: &Config, secrets: &Arc<dyn Secrets>) -> loader::Loader {
     let dirs = config.plugins.iter().filter(|dir| dir.is_dir()).cloned().collect();
@@ -307,6 +319,8 @@ fn random(bytes: &mut [u8]) {
 struct Ways {
     local: Local,
     ssh: SshLinks,
+    /// The same, which learns no keys.
+    looking: SshLinks,
 }
 
 #[async_trait]
@@ -319,12 +333,17 @@ impl Links for Ways {
         self.ssh.connect(realm, host).await
     }
 
+    async fn look(&self, realm: &Realm, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
+        self.looking.connect(realm, host).await
+    }
+
     fn waiting(&self) -> Option<watch::Receiver<usize>> {
         Some(self.ssh.waiting())
     }
 
     async fn let_go(&self, id: &str) {
         self.ssh.let_go(id).await;
+        self.looking.let_go(id).await;
     }
 }
 

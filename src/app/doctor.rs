@@ -1,4 +1,5 @@
-//! `phased doctor`: what is wrong with an installation, where, and what to do. It changes nothing.
+//! `phased doctor`: what is wrong with an installation, where, and what to do. It mends nothing, and learns no host's key; what it
+//! leaves behind is the command protocol's directory on hosts where phased was never before.
 //!
 //! ```text
 //! files     the data directory, LOCK, secrets, the socket           by looking at the disk

@@ -107,9 +107,12 @@ impl Init<'_> {
         let webhook = self.files.secret(dir, &draft.webhook, || Ok(format!("{}\n", random_hex(32)?)))?;
         let key = self.files.secret(dir, &draft.key, || Ok(server::Key::generate()?.private_file()?))?;
         let public = public_line(&key).with_context(|| format!("the secret {} in {}", draft.key, dir.display()))?;
-        self.files.public(&file, &project::lua(&draft))?;
         let script = here.join(format!("{name}.host.sh"));
-        self.files.public(&script, &project::host_script(&draft, &public))?;
+        for (path, text) in [(&file, project::lua(&draft)), (&script, project::host_script(&draft, &public))] {
+            if !self.files.agrees(path, &text)? {
+                self.report.differs.push(path.display().to_string());
+            }
+        }
         self.check(&config, &secrets, &file)?;
 
         self.report.project = Some(name.to_string());
@@ -138,7 +141,7 @@ impl Init<'_> {
                 dir.display()
             )
         };
-        std::fs::create_dir_all(&dir).with_context(failed)?;
+        self.files.directory(&dir).with_context(failed)?;
         std::fs::canonicalize(&dir).with_context(failed)
     }
 
@@ -281,6 +284,11 @@ impl Init<'_> {
                 .filter(|unit| unit != "none"),
         };
         let service = service.map(|unit| unit.strip_suffix(".service").map(str::to_owned).unwrap_or(unit));
+        // Both stand in a line of sudoers that root writes on each host. ALL is no name there.
+        anyhow::ensure!(plain(&user, "._-") && user != "ALL", "--user {user:?} is no user's name");
+        if let Some(unit) = &service {
+            anyhow::ensure!(plain(unit, "._-@"), "--service {unit:?} is no name of a unit");
+        }
         let dir = self.args.dir.clone().unwrap_or_else(|| format!("/srv/{name}"));
         if !dir.starts_with('/') || dir.chars().any(char::is_control) {
             bail!("--dir {dir:?} is no absolute directory");
@@ -360,6 +368,11 @@ impl Init<'_> {
     }
 }
 
+/// Letters, digits and `more`, and no option of a program that is given it.
+fn plain(text: &str, more: &str) -> bool {
+    !text.is_empty() && !text.starts_with('-') && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+}
+
 /// `[USER@]ADDRESS[:PORT]`.
 fn host(text: &str) -> anyhow::Result<(Option<String>, Address)> {
     let (user, place) = text.rsplit_once('@').map_or((None, text), |(user, place)| (Some(user.to_owned()), place));
@@ -376,11 +389,6 @@ fn host(text: &str) -> anyhow::Result<(Option<String>, Address)> {
         Some(port) => {
             Some(port.parse::<u16>().ok().filter(|port| *port > 0).with_context(|| format!("{port:?} is no port"))?)
         }
-    };
-    let plain = |text: &str, more: &str| {
-        !text.is_empty()
-            && !text.starts_with('-')
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
     };
     anyhow::ensure!(plain(host, ".-:_"), "{host:?} is no address: write [USER@]ADDRESS[:PORT]");
     anyhow::ensure!(

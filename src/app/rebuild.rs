@@ -6,7 +6,7 @@ use crate::{
     blobs::FileBlobs,
     config::Config,
     engine::Views,
-    journal::{DataDisk, DataLock, Kill, Layout, RunJournals},
+    journal::{DataDisk, Kill, RunJournals},
     model::ids::{RunId, Seq},
     ports::{
         index::Index as _,
@@ -29,8 +29,7 @@ impl Feed for Nobody {
 /// The data directory is in use, or the disk's.
 pub fn run(config: &Config) -> anyhow::Result<(usize, Vec<String>)> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let layout = Layout::create(&config.data_dir)?;
-    let _lock = DataLock::take(&layout.root, &clock.now())?;
+    let (layout, _lock) = super::own(&config.data_dir, &*clock)?;
     let (index, _) = SledIndex::open(&layout.state, &clock)?;
     index.clear()?;
     let index = Arc::new(index);

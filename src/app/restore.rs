@@ -32,6 +32,8 @@ use crate::{
 const NEW: &str = "restore.new";
 /// What a data directory has before anybody has written to it.
 const NOTHING: &[&str] = &["LOCK", "VERSION", "lost+found", NEW, MARKER];
+/// How what was there is called, where it can only stay within the data directory.
+const ASIDE: &str = "before-restore-";
 /// There while a restore puts things in their place.
 const MARKER: &str = "RESTORING";
 
@@ -44,6 +46,14 @@ pub(super) fn whole(data: &Path) -> anyhow::Result<()> {
         bail!(
             "a restore into `{}` was cut off: do it again with --force, which keeps what is there beside it",
             data.display()
+        );
+    }
+    // Cut off while it unpacked. Where there was something before, that is untouched and may go on; a new daemon would begin from nothing.
+    if data.join(NEW).exists() && !data.join("journal").exists() {
+        bail!(
+            "a restore into `{}` was cut off before anything was in its place: do it again, or remove `{}` to begin with nothing",
+            data.display(),
+            data.join(NEW).display()
         );
     }
     Ok(())
@@ -90,7 +100,7 @@ pub fn run(args: &RestoreArgs, json: bool) -> anyhow::Result<()> {
     let lock = DataLock::take(data, &clock.now())?;
     if let Some((uid, gid)) = owner {
         // Also if nothing comes of this: the daemon must be able to take what was made here.
-        for made in [data.clone(), data.join("LOCK")] {
+        for made in [data.clone(), data.join("LOCK"), data.join("VERSION")] {
             std::os::unix::fs::lchown(&made, Some(uid.as_raw()), Some(gid.as_raw()))?;
         }
     }
@@ -128,7 +138,14 @@ pub fn run(args: &RestoreArgs, json: bool) -> anyhow::Result<()> {
     // The modes that the daemon gives them, and the names on disk.
     let layout = Layout::create(data)?;
     if let Some((uid, gid)) = owner {
-        give(&layout.root, uid, gid)?;
+        std::os::unix::fs::lchown(&layout.root, Some(uid.as_raw()), Some(gid.as_raw()))?;
+        // What was set aside within it keeps its owners: some of it is of job users.
+        for entry in fs::read_dir(&layout.root)? {
+            let entry = entry?;
+            if !entry.file_name().to_string_lossy().starts_with(ASIDE) {
+                give(&entry.path(), uid, gid)?;
+            }
+        }
     }
     nix::unistd::syncfs(File::open(data)?)?;
     fs::remove_file(&marker)?;
@@ -213,7 +230,7 @@ fn set_aside(data: &Path, there: &[String], now_ms: i64) -> anyhow::Result<PathB
     let mut beside = data.as_os_str().to_owned();
     beside.push(format!(".before-restore-{now_ms}"));
     let beside = PathBuf::from(beside);
-    let within = data.join(format!("before-restore-{now_ms}"));
+    let within = data.join(format!("{ASIDE}{now_ms}"));
     let movable = |to: &Path| -> io::Result<()> {
         fs::DirBuilder::new().mode(0o700).create(to)?;
         let first = there.first().map(String::as_str).unwrap_or_default();
@@ -250,6 +267,9 @@ fn place_secrets(from: &Path, to: &Path, daemon: Option<(Uid, Gid)>) -> anyhow::
             let name = dir.join(entry.file_name());
             if entry.file_type()?.is_dir() {
                 let place = to.join(&name);
+                if fs::symlink_metadata(&place).is_ok_and(|meta| meta.is_symlink()) {
+                    bail!("`{}` is a link, and secrets are not written to where it leads", place.display());
+                }
                 if !place.exists() {
                     fs::DirBuilder::new().mode(0o700).create(&place)?;
                     if let Some((uid, gid)) = daemon {
@@ -349,6 +369,30 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_that_is_not_whole_is_no_daemons_and_nothing_is_made_in_one_that_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let clock = SystemClock::new();
+        let names = || entries(&data).unwrap();
+        fs::create_dir(&data).unwrap();
+        let held = DataLock::take(&data, &clock.now()).unwrap();
+        assert!(crate::app::own(&data, &clock).unwrap_err().to_string().contains("is in use by pid"));
+        drop(held);
+        for cut in [MARKER, NEW] {
+            fs::create_dir(data.join(cut)).unwrap();
+            let error = crate::app::own(&data, &clock).unwrap_err().to_string();
+            assert!(error.contains("was cut off"), "{error}");
+            assert!(names().is_empty(), "{:?}", names());
+            fs::remove_dir(data.join(cut)).unwrap();
+        }
+        drop(crate::app::own(&data, &clock).unwrap());
+        assert!(names().contains(&"journal".to_owned()));
+        // Unpacking changes nothing of what is there.
+        fs::create_dir(data.join(NEW)).unwrap();
+        drop(crate::app::own(&data, &clock).unwrap());
+    }
 
     #[test]
     fn what_is_there_is_moved_beside_and_the_lock_stays() {

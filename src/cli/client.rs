@@ -193,6 +193,12 @@ impl Client {
         }
     }
 
+    /// Sends a JSON object and takes no for an answer: what only looks is not worth a second look.
+    pub(super) async fn post_once(&self, path: &str, body: &serde_json::Value) -> Result<String, Failure> {
+        let response = self.ask(&Method::POST, path, "application/json", Some(body), None).await?;
+        self.whole(response).await
+    }
+
     /// Sends a JSON object to be as it says, however often that is done.
     pub(super) async fn put(&self, path: &str, body: &serde_json::Value) -> Result<String, Failure> {
         let response = self.ask(&Method::PUT, path, "application/json", Some(body), None).await?;

@@ -46,7 +46,7 @@ async fn all(client: &Client, args: &ClientArgs, expected: bool) -> Vec<Check> {
         Err(failure) => found.push(not_told("sources", &failure)),
     }
     match client
-        .post("/v1/hosts/check", &serde_json::json!({}))
+        .post_once("/v1/hosts/check", &serde_json::json!({}))
         .await
         .and_then(|body| super::client::read::<Page<HostCheckView>>(&body))
     {
@@ -63,7 +63,16 @@ async fn all(client: &Client, args: &ClientArgs, expected: bool) -> Vec<Check> {
     found
 }
 
+/// What the daemon does not say: to this caller, or because it cannot.
 fn not_told(check: &'static str, failure: &Failure) -> Check {
+    let refused = matches!(failure, Failure::Problem(problem) if matches!(problem.status, 401 | 403));
+    if !refused {
+        return Check::fail(
+            check,
+            format!("the daemon does not say how they are: {failure}"),
+            "its log says what it does; then run doctor again",
+        );
+    }
     Check::warn(
         check,
         failure.to_string(),
@@ -206,6 +215,7 @@ pub(super) fn hosts(looked: &[HostCheckView]) -> Vec<Check> {
             "host_key_unknown" | "host_key_changed" => {
                 "compare its key with the host's own, then mend the known_hosts file"
             }
+            "not_looked_at" => "phased doctor again, once the others answer",
             "host_unsupported" => "install what is missing there",
             _ => "see the message",
         };
@@ -213,7 +223,7 @@ pub(super) fn hosts(looked: &[HostCheckView]) -> Vec<Check> {
     }
     let well = looked.iter().filter(|host| host.cause.is_none()).count();
     if well > 0 {
-        found.push(Check::ok("host", format!("{well} of {} hosts let us in and can run commands", looked.len())));
+        found.push(Check::ok("host", format!("{well} of {} hosts let us in and can run commands (where phased was never before, it has made its directory)", looked.len())));
     }
     found
 }
@@ -307,10 +317,23 @@ mod tests {
             serde_json::from_value(json!({ "project": "shop", "environment": "production", "id": "i", "name": "web1", "address": "a", "took_ms": 3, "cause": cause })).unwrap()
         };
         assert_eq!(states(&hosts(&[looked(json!(null))])), [("host", State::Ok)]);
-        for code in ["unreachable", "auth_failed", "host_key_changed", "host_unsupported", "other"] {
+        for code in ["unreachable", "auth_failed", "host_key_changed", "host_unsupported", "not_looked_at", "other"] {
             let found = hosts(&[looked(json!(null)), looked(json!({ "code": code, "message": "m" }))]);
             assert_eq!(states(&found), [("host", State::Fail), ("host", State::Ok)], "{code}");
         }
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_say_is_a_failure_and_one_that_may_not_is_none() {
+        assert_eq!(not_told("hosts", &Failure::Broken("nothing came".to_owned())).state, State::Fail);
+        let problem = |status| -> Failure {
+            let code = "forbidden";
+            let json =
+                json!({ "type": "t", "title": "t", "status": status, "detail": "d", "instance": "/", "code": code });
+            Failure::Problem(serde_json::from_value(json).unwrap())
+        };
+        assert_eq!(not_told("hosts", &problem(403)).state, State::Warn);
+        assert_eq!(not_told("hosts", &problem(503)).state, State::Fail);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{Seek as _, Write as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use http_body_util::BodyExt as _;
@@ -16,7 +17,10 @@ use super::{
     output::{data, say},
     verbs::Asking,
 };
-use crate::{api::text::one_line, journal::backup};
+use crate::{api::text::one_line, journal::backup, time::within};
+
+/// How long the daemon may send nothing: a slow disk is read through, and one that hangs is not waited for.
+const IDLE: Duration = Duration::from_secs(180);
 
 impl Asking {
     /// The file is whole, checked and on disk when this returns.
@@ -25,7 +29,7 @@ impl Asking {
         if args.file.as_deref() == Some(Path::new("-")) {
             let mut out = std::io::stdout().lock();
             let body = self.client.open(&path, "application/zstd").await?.into_body();
-            return pour(body, |bytes| out.write_all(bytes).map_err(|_| Failure::OutputClosed)).await;
+            return self.pour(body, |bytes| out.write_all(bytes).map_err(|_| Failure::OutputClosed)).await;
         }
         let to = args.file.clone().unwrap_or_else(|| {
             let at = self.client.clock.now().rfc3339();
@@ -40,7 +44,7 @@ impl Asking {
         let part = PartFile::create(&to).map_err(|error| broken("cannot write", &error))?;
         let body = self.client.open(&path, "application/zstd").await?.into_body();
         let mut file = &part.file;
-        pour(body, |bytes| file.write_all(bytes).map_err(|error| broken("cannot write", &error))).await?;
+        self.pour(body, |bytes| file.write_all(bytes).map_err(|error| broken("cannot write", &error))).await?;
         let checked = part.finish(&to).map_err(|error| broken("there is no backup in", &error))?;
         let size = std::fs::metadata(&to).map_or(0, |meta| meta.len());
         if self.json {
@@ -71,19 +75,27 @@ impl Asking {
         let body = self.client.open(&with_query("/v1/export", &pairs), "application/x-ndjson").await?.into_body();
         // Data for programs: as it is. JSON has escaped what a terminal would take for something else.
         let mut out = std::io::stdout().lock();
-        pour(body, |bytes| out.write_all(bytes).map_err(|_| Failure::OutputClosed)).await
+        self.pour(body, |bytes| out.write_all(bytes).map_err(|_| Failure::OutputClosed)).await
     }
-}
 
-/// Gives all of a body to `take`.
-async fn pour(mut body: Incoming, mut take: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
-    while let Some(frame) = body.frame().await {
-        let broken = |e: hyper::Error| Failure::Broken(format!("the daemon broke off, look at its log: {e}"));
-        if let Ok(bytes) = frame.map_err(broken)?.into_data() {
-            take(&bytes)?;
+    /// Gives all of a body to `take`.
+    async fn pour(
+        &self,
+        mut body: Incoming,
+        mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        loop {
+            let frame = within(&*self.client.clock, IDLE, body.frame()).await;
+            let frame = frame.ok_or_else(|| {
+                Failure::Broken(format!("the daemon has sent nothing for {} s: look at its log", IDLE.as_secs()))
+            })?;
+            let Some(frame) = frame else { return Ok(()) };
+            let broken = |e: hyper::Error| Failure::Broken(format!("the daemon broke off, look at its log: {e}"));
+            if let Ok(bytes) = frame.map_err(broken)?.into_data() {
+                take(&bytes)?;
+            }
         }
     }
-    Ok(())
 }
 
 /// A file that is gone again unless it is finished.
@@ -95,21 +107,28 @@ struct PartFile {
 impl PartFile {
     fn create(to: &Path) -> std::io::Result<Self> {
         use std::os::unix::fs::OpenOptionsExt as _;
+        // Its own, whoever else writes a backup of that name in this moment.
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(|error| std::io::Error::other(error.to_string()))?;
         let mut name = to.as_os_str().to_owned();
-        name.push(".part");
+        name.push(format!(".{:016x}.part", u64::from_ne_bytes(random)));
         let path = PathBuf::from(name);
-        // What an earlier one left behind is of no use.
-        let _none_there = std::fs::remove_file(&path);
         let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
         Ok(PartFile { path, file })
     }
 
-    /// Reads it again, whole, puts it on disk and gives it its name.
+    /// Reads it again, whole, puts it on disk and gives it its name, which nobody else must have taken meanwhile.
     fn finish(self, to: &Path) -> std::io::Result<backup::Unpacked> {
         self.file.sync_all()?;
         (&self.file).rewind()?;
         let checked = backup::check(&mut &self.file)?;
-        std::fs::rename(&self.path, to)?;
+        match std::fs::hard_link(&self.path, to) {
+            // A file system without links, as of a stick: there it is as good as can be.
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists && !to.exists() => {
+                std::fs::rename(&self.path, to)?;
+            }
+            linked => linked?,
+        }
         let dir = to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(dir)?.sync_all()?;
         Ok(checked)
@@ -119,5 +138,38 @@ impl PartFile {
 impl Drop for PartFile {
     fn drop(&mut self) {
         let _has_its_name = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        journal::{DataArchive, Layout},
+        ports::backup::{Archive as _, Manifest},
+    };
+
+    #[test]
+    fn two_backups_of_one_name_are_one_and_a_refusal() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create(&dir.path().join("data")).unwrap();
+        std::fs::write(layout.journal.join("control"), "").unwrap();
+        let archive = DataArchive::new(layout, dir.path().join("secrets"));
+        let to = dir.path().join("it.tar.zst");
+        let write = |version: &str| {
+            let part = PartFile::create(&to).unwrap();
+            let (version, controller, at) = (version.to_owned(), "m:1".to_owned(), "then".to_owned());
+            let manifest = Manifest { format: 1, version, controller, at, at_ms: 1, secrets: false };
+            archive.write(&manifest, &mut &part.file).unwrap();
+            part
+        };
+        let (first, second) = (write("first"), write("second"));
+        assert_eq!(first.finish(&to).unwrap().manifest.version, "first");
+        assert_eq!(second.finish(&to).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+        assert_eq!(backup::check(&mut File::open(&to).unwrap()).unwrap().manifest.version, "first");
+        let parts = std::fs::read_dir(dir.path())
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().ends_with(".part"));
+        assert_eq!(parts.count(), 0);
     }
 }

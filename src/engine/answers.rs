@@ -122,7 +122,7 @@ impl Conductor {
 
     fn status_of(&self, loaded: &Loaded) -> Result<ProjectStatus, Refusal> {
         let running = self.active(&loaded.name).iter().map(|id| self.view(id)).collect::<Result<Vec<_>, _>>()?;
-        let recent = self.inner.views.runs(Some(&loaded.name), None, 20).map_err(|e| unreadable(&e))?;
+        let recent = self.inner.views.runs(Some(&loaded.name), None, 20).map_err(|e| unreadable(&e))?.runs;
         let trouble = locked(&self.inner.trouble).get(&format!("project {}", loaded.name)).map(CauseView::from);
         Ok(ProjectStatus {
             project: loaded.name.to_string(),
@@ -427,9 +427,9 @@ impl Engine for Conductor {
         let next_cursor = loop {
             let found =
                 self.inner.views.runs(query.project.as_ref(), after.as_deref(), limit).map_err(|e| unreadable(&e))?;
-            let last_page = found.len() < limit;
-            after = found.last().map(|run| run.id.clone());
-            let mut wanted = found.into_iter().filter(|run| query.state.is_none_or(|state| run.state == state));
+            let last_page = found.next.is_none();
+            after = found.next;
+            let mut wanted = found.runs.into_iter().filter(|run| query.state.is_none_or(|state| run.state == state));
             items.extend(wanted.by_ref().take(limit - items.len()));
             let more_here = wanted.next().is_some();
             if items.len() == limit && (more_here || !last_page) {
@@ -561,10 +561,11 @@ impl Engine for Conductor {
         visible: &(dyn for<'p> Fn(&'p str) -> bool + Sync),
     ) -> Result<Vec<HostCheckView>, Refusal> {
         let mut found = Vec::new();
+        let began = self.inner.world.clock.now();
         for loaded in &self.asked_about(project, only, visible)? {
             for environment in &loaded.pipeline.environments {
                 if only.is_none_or(|only| environment.name.as_str() == only) {
-                    found.extend(hosts::check::check(&self.inner.world, loaded, environment).await);
+                    found.extend(hosts::check::check(&self.inner.world, loaded, environment, &began).await);
                 }
             }
         }

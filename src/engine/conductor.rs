@@ -665,8 +665,7 @@ impl Conductor {
         let cause = Cause { message, ..cause };
         let open = run.deployments.iter().find(|deployment| deployment.end.is_none());
         let ended = open.map(|deployment| {
-            let touched = deployment.hosts.iter().any(|host| host.touched || host.deploy.is_open());
-            let state = if touched { DeploymentState::Halted } else { DeploymentState::Failed };
+            let state = if deployment.may_have_touched() { DeploymentState::Halted } else { DeploymentState::Failed };
             Event::DeploymentEnded { deployment: deployment.n, state, cause: Some(cause.clone()) }
         });
         let end = Event::End { state: RunState::Damaged, cause: Some(cause) };

@@ -162,16 +162,15 @@ impl Export {
         let mut cursor: Option<String> = None;
         loop {
             let (views, project, after) = (views.clone(), project.clone(), cursor.take());
-            let page = world.tasks.blocking(move || -> Result<Vec<RunView>, String> {
-                let heads = views.runs(project.as_ref(), after.as_deref(), PAGE).map_err(|error| error.to_string())?;
+            let page = world.tasks.blocking(move || -> Result<(Vec<RunView>, Option<String>), String> {
+                let page = views.runs(project.as_ref(), after.as_deref(), PAGE).map_err(|error| error.to_string())?;
                 let whole = |head: RunView| match head.id.parse::<RunId>() {
                     Ok(id) => views.run(&id).map(|run| run.unwrap_or(head)).map_err(|error| error.to_string()),
                     Err(_) => Ok(head),
                 };
-                heads.into_iter().map(whole).collect()
+                Ok((page.runs.into_iter().map(whole).collect::<Result<_, String>>()?, page.next))
             });
-            let page = page.await.map_err(|error| error.to_string())??;
-            let (last, full) = (page.last().map(|run| run.id.clone()), page.len() == PAGE);
+            let (page, next) = page.await.map_err(|error| error.to_string())??;
             let mut lines = Lines::default();
             for mut run in page {
                 if query.after.as_ref().is_some_and(|after| run.id <= *after) {
@@ -189,10 +188,10 @@ impl Export {
                 }
             }
             self.send(lines).await?;
-            if !full {
+            if next.is_none() {
                 return Ok(());
             }
-            cursor = last;
+            cursor = next;
         }
     }
 }

@@ -263,7 +263,7 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
         if deployment.rollback_of.is_none() && !converges && before.as_ref().is_none_or(|last| !newer(&last.run)) {
             let cause = cause.clone().or_else(|| left_out(deployment));
             let mixed = before.is_some_and(|before| before.is_mixture());
-            let untouched = state.is_mixture() && !deployment.touched() && !mixed;
+            let untouched = state.is_mixture() && !deployment.may_have_touched() && !mixed;
             let last = Last { run: header.run.clone(), state: *state, cause, untouched };
             puts.push((format!("last/{project}/{environment}"), Some(json!(last))));
         }

@@ -8,6 +8,7 @@ use crate::{
     model::{
         analysis::Assessment,
         cause::Cause,
+        deployment::Deployment,
         ids::{Digest, ProjectName, RunId},
         run::{Run, RunState},
         step::{CallKey, Place},
@@ -212,7 +213,7 @@ fn compose(world: &World, run: &Run, state: RunState, event: &str) -> Value {
     if let Some(closed) = super::views::closed(run) {
         text.push_str(&format!("{} is not entered by itself: {}", closed.environment, closed.command));
     }
-    let touched = run.deployments.iter().flat_map(|d| &d.hosts).any(|h| h.touched);
+    let touched = run.deployments.iter().any(Deployment::may_have_touched);
     if state.is_bad() && state != RunState::Damaged && !touched {
         text.push_str(" No host was touched.");
     }

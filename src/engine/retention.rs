@@ -138,9 +138,9 @@ fn finished(conductor: &Conductor) -> std::io::Result<Vec<Finished>> {
     let (mut found, mut after) = (Vec::new(), None);
     loop {
         let page = conductor.inner.views.runs(None, after.as_deref(), PAGE).map_err(std::io::Error::other)?;
-        after = page.last().map(|view| view.id.clone());
-        let last = page.len() < PAGE;
-        for view in page {
+        after = page.next;
+        let last = after.is_none();
+        for view in page.runs {
             let Ok(run) = view.id.parse::<RunId>() else { continue };
             // Control knows of its end, so nobody writes it any more.
             let over = view.state.is_end() && !owned.contains(&run) && control.get(&ledger::run_key(&run)).is_none();

@@ -455,6 +455,40 @@ struct Unwritten {
     position: Option<(RunId, Seq, u32)>,
 }
 
+/// A page of runs.
+#[derive(Debug, Default)]
+pub(super) struct RunsPage {
+    /// Without their parts. Fewer than were asked for where one is removed in this moment or cannot be read: that is no end.
+    pub(super) runs: Vec<RunView>,
+    /// After which run the next page begins; `None` = this is the last.
+    pub(super) next: Option<String>,
+}
+
+fn runs(
+    index: &dyn Index,
+    project: Option<&ProjectName>,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<RunsPage, IndexError> {
+    let prefix = project.map_or_else(|| "runs/".to_owned(), |project| format!("project/{project}/"));
+    let after = after.map(|run| format!("{prefix}{run}"));
+    let found = index.scan(&prefix, after.as_deref(), limit, true)?;
+    let next = found.last().filter(|_| found.len() == limit);
+    let next = next.and_then(|(key, _)| key.strip_prefix(&prefix)).map(str::to_owned);
+    let mut runs = Vec::new();
+    for (key, document) in found {
+        let head = match project {
+            None => Some(document),
+            Some(_) => match key.strip_prefix(&prefix) {
+                Some(id) => index.get(&format!("runs/{id}"))?,
+                None => None,
+            },
+        };
+        runs.extend(head.and_then(|bytes| serde_json::from_slice(&bytes).ok()));
+    }
+    Ok(RunsPage { runs, next })
+}
+
 impl Folding {
     fn new(index: &Arc<dyn Index>, start: String) -> Self {
         let board = Arc::new(Board {
@@ -831,27 +865,14 @@ impl Views {
         self.read(&head_key(id))
     }
 
-    /// Runs, newest first, of one project or of all.
+    /// A page of runs, newest first, of one project or of all.
     pub(super) fn runs(
         &self,
         project: Option<&ProjectName>,
         after: Option<&str>,
         limit: usize,
-    ) -> Result<Vec<RunView>, IndexError> {
-        match project {
-            None => {
-                let after = after.map(|run| format!("runs/{run}"));
-                let found = self.index.scan("runs/", after.as_deref(), limit, true)?;
-                Ok(found.iter().filter_map(|(_, bytes)| serde_json::from_slice(bytes).ok()).collect())
-            }
-            Some(project) => {
-                let prefix = format!("project/{project}/");
-                let after = after.map(|run| format!("{prefix}{run}"));
-                let found = self.index.scan(&prefix, after.as_deref(), limit, true)?;
-                let ids = found.iter().filter_map(|(key, _)| key.strip_prefix(&prefix)?.parse::<RunId>().ok());
-                ids.filter_map(|id| self.head(&id).transpose()).collect()
-            }
-        }
+    ) -> Result<RunsPage, IndexError> {
+        runs(&*self.index, project, after, limit)
     }
 
     fn read<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, IndexError> {
@@ -989,6 +1010,72 @@ mod tests {
         assert_eq!((read.id, read.cause.map(|c| c.code)), (id, Some("exit".to_owned())));
         let small = serde_json::json!({ "name": "web1", "cause": { "code": "a", "message": "b", "fact": 1 } });
         assert_eq!(fitted(small.clone()), serde_json::to_vec(&small).unwrap());
+    }
+
+    /// Keys and documents, to be read.
+    struct Rows(BTreeMap<String, Vec<u8>>);
+
+    impl Index for Rows {
+        fn apply(&self, _: Batch) -> Result<(), IndexError> {
+            Ok(())
+        }
+        fn get(&self, key: &str) -> Result<Option<Vec<u8>>, IndexError> {
+            Ok(self.0.get(key).cloned())
+        }
+        fn scan(
+            &self,
+            prefix: &str,
+            after: Option<&str>,
+            limit: usize,
+            _: bool,
+        ) -> Result<Vec<(String, Vec<u8>)>, IndexError> {
+            let rows = self.0.iter().rev().filter(|(key, _)| key.starts_with(prefix));
+            let rows = rows.filter(|(key, _)| after.is_none_or(|after| key.as_str() < after));
+            Ok(rows.take(limit).map(|(key, document)| (key.clone(), document.clone())).collect())
+        }
+        fn position(&self, _: &RunId) -> Result<Option<(Seq, u32)>, IndexError> {
+            Ok(None)
+        }
+        fn forget(&self, _: &RunId) -> Result<(), IndexError> {
+            Ok(())
+        }
+        fn clear(&self) -> Result<(), IndexError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_run_that_cannot_be_read_is_not_the_end_of_all_runs() {
+        let mut rows = BTreeMap::new();
+        for n in 0..9 {
+            let id = format!("01kc000000000000000000000{n}");
+            let view = serde_json::json!({
+                "id": id, "project": "shop", "state": "succeeded", "trigger": "api", "by": "ann", "created_at": "2026-01-02T02:59:00Z",
+            });
+            // One of each page of three: half written, or removed meanwhile.
+            match n {
+                1 | 8 => drop(rows.insert(format!("runs/{id}"), b"{".to_vec())),
+                4 => {}
+                _ => drop(rows.insert(format!("runs/{id}"), view.to_string().into_bytes())),
+            }
+            rows.insert(format!("project/shop/{id}"), Vec::new());
+        }
+        let index = Rows(rows);
+        let shop: ProjectName = "shop".parse().unwrap();
+        for project in [None, Some(&shop)] {
+            let (mut seen, mut after, mut pages) = (Vec::new(), None, 0);
+            loop {
+                let page = runs(&index, project, after.as_deref(), 3).unwrap();
+                seen.extend(page.runs.into_iter().map(|run| run.id[25..].to_owned()));
+                pages += 1;
+                match page.next {
+                    Some(next) => after = Some(next),
+                    None => break,
+                }
+            }
+            assert_eq!(seen.concat(), "765320", "{project:?}");
+            assert!(pages <= 4);
+        }
     }
 
     #[test]

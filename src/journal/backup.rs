@@ -71,6 +71,9 @@ impl Sum {
     }
 }
 
+/// So many directories deep secrets may lie: links can lead in a circle.
+const DEEPEST: usize = 8;
+
 /// The data directory of a daemon, and where its secrets are.
 pub struct DataArchive {
     layout: Layout,
@@ -109,7 +112,7 @@ impl Archive for DataArchive {
             }
         }
         if manifest.secrets {
-            pack.below("secrets", &self.secrets)?;
+            pack.secrets("secrets", &self.secrets, 0)?;
         }
         pack.finish()
     }
@@ -176,6 +179,24 @@ impl<W: Write> Pack<W> {
         let mut reader = Counted { inner: file, left: size, hasher: &mut self.sum.hasher };
         self.tar.append_data(&mut header(size), name, &mut reader)?;
         Ok(true)
+    }
+
+    /// Every secret, also those that lie elsewhere and are linked to: a daemon follows such links when it reads them.
+    fn secrets(&mut self, name: &str, dir: &Path, depth: usize) -> io::Result<()> {
+        for entry in names(dir)? {
+            let (name, path) = (format!("{name}/{entry}"), dir.join(&entry));
+            match fs::metadata(&path) {
+                // What begins with a dot is no secret's name: Kubernetes keeps all of a volume there a second time.
+                Ok(meta) if meta.is_dir() && depth < DEEPEST && !entry.starts_with('.') => {
+                    self.secrets(&name, &path, depth + 1)?;
+                }
+                Ok(meta) if meta.is_file() => drop(self.file(&name, &path)?),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Every file below a directory. Links are nothing of ours and are left out.

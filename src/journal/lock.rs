@@ -15,6 +15,10 @@ use nix::{
 use super::schema::{self, SchemaError};
 use crate::time::Stamp;
 
+/// `phased doctor` has the lock for a moment, to see whether anybody else has: so often, and so long each time, a start looks again.
+const AGAIN: u32 = 5;
+const MOMENT: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// The data directory is ours while this lives. The kernel lets go of it when the process ends, however it ends; the file stays.
 #[derive(Debug)]
 pub struct DataLock {
@@ -47,7 +51,7 @@ pub enum LockError {
 }
 
 impl DataLock {
-    /// Takes `data_dir/LOCK` and writes this process's id and `now` into it. Never waits. Data of a format that this phased does not know
+    /// Takes `data_dir/LOCK` and writes this process's id and `now` into it. Waits no longer than a tenth of a second. Data of a format that this phased does not know
     /// is refused here, so that nobody works on it.
     ///
     /// # Errors
@@ -56,7 +60,7 @@ impl DataLock {
         let path = data_dir.join("LOCK");
         let failed = |source| LockError::Io { path: path.clone(), source };
         // Not truncated: until the lock is ours the text in it is the holder's.
-        let file = OpenOptions::new()
+        let mut file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -64,7 +68,20 @@ impl DataLock {
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let mut again = AGAIN;
+        let locked = loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Err((held, Errno::EWOULDBLOCK)) if again > 0 => {
+                    again -= 1;
+                    #[allow(clippy::disallowed_methods)]
+                    // at the start, before there is anything that it could hold up
+                    std::thread::sleep(MOMENT);
+                    file = held;
+                }
+                done => break done,
+            }
+        };
+        match locked {
             Ok(mut flock) => {
                 write(&mut flock, &format!("pid {} since {}\n", std::process::id(), now.rfc3339())).map_err(failed)?;
                 schema::check(data_dir)?;
@@ -109,6 +126,20 @@ mod tests {
         assert!(error.contains(&holder), "{error}");
         drop(first);
         DataLock::take(dir.path(), &now()).unwrap();
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)]
+    fn who_only_looks_for_a_moment_keeps_nobody_from_it() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(DataLock::take(dir.path(), &now()).unwrap());
+        let looks = Flock::lock(File::open(dir.path().join("LOCK")).unwrap(), FlockArg::LockSharedNonblock).unwrap();
+        let look = std::thread::spawn(move || {
+            std::thread::sleep(MOMENT);
+            drop(looks);
+        });
+        DataLock::take(dir.path(), &now()).unwrap();
+        look.join().unwrap();
     }
 
     #[test]

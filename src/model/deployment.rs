@@ -394,6 +394,12 @@ impl Deployment {
         self.hosts.iter().any(|host| host.touched)
     }
 
+    /// The same for one that was cut off: what was under way on a host then may have switched it, and no step has said so yet.
+    #[must_use]
+    pub fn may_have_touched(&self) -> bool {
+        self.hosts.iter().any(|host| host.touched || host.drain.is_open() || host.deploy.is_open())
+    }
+
     /// How many of its hosts are healthy now: those that were and have not been taken, and those that have got there or back.
     #[must_use]
     pub fn healthy(&self) -> usize {

@@ -112,6 +112,14 @@ pub trait Links: Send + Sync {
     /// [`LinkError`]. Bounded by the connect time-outs on the way, and by what such a wait may take. Cancel safe.
     async fn host(&self, realm: &Realm, host: &Host) -> Result<Arc<dyn Link>, LinkError>;
 
+    /// The same for whoever only looks: a key that the host shows for the first time is believed and not kept.
+    ///
+    /// # Errors
+    /// As [`Links::host`].
+    async fn look(&self, realm: &Realm, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
+        self.host(realm, host).await
+    }
+
     /// How many wait for a session because there are as many as there may be: as long as anybody does, whoever holds one that is not in use
     /// gives it back. `None` = there is no such limit.
     fn waiting(&self) -> Option<watch::Receiver<usize>> {

@@ -58,6 +58,8 @@ pub struct SshLinks {
     pub(super) tasks: Tasks,
     /// Keys learnt before.
     pub(super) kept: Arc<dyn HostKeys>,
+    /// Whether more are.
+    learns: bool,
     pub(super) room: Arc<Room>,
     pub(super) bastions: Arc<Bastions>,
 }
@@ -128,7 +130,15 @@ impl SshLinks {
         tasks: Tasks,
         limits: SshLimits,
     ) -> Self {
-        SshLinks { secrets, clock, tasks, kept, room: Arc::new(Room::new(limits)), bastions: Arc::default() }
+        let room = Arc::new(Room::new(limits));
+        SshLinks { secrets, clock, tasks, kept, learns: true, room, bastions: Arc::default() }
+    }
+
+    /// The same room and keys, for looking: what is met for the first time is not learnt. Sessions to bastions are its own, as one whose key
+    /// nobody keeps is not to be shared with those who would have kept it.
+    #[must_use]
+    pub fn looking(&self) -> Self {
+        SshLinks { learns: false, bastions: Arc::default(), ..self.clone() }
     }
 
     /// A session to `host` of `realm`: connected, its key checked, logged in. Bounded by its connect time-out, once more for each bastion,
@@ -265,8 +275,8 @@ impl SshLinks {
         // The disk is waited for in nobody's turn.
         valve.unbounded();
         let learnt = match new {
-            Some(new) => Some(trust.learn(&*self.kept, new).await?),
-            None => None,
+            Some(new) if self.learns => Some(trust.learn(&*self.kept, new).await?),
+            Some(_) | None => None,
         };
         cut.keep();
         Ok(Arc::new(SshLink::new(handle, valve, place, base, through, learnt, self.tasks.clone())))

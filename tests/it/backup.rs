@@ -257,7 +257,13 @@ fn a_host_in_flight_when_the_backup_was_made_may_have_been_switched() {
     let deploy =
         r#"host:sh { [[ echo x >>"$T/begun"; until [ -e "$T/go" ]; do sleep 0.05; done ]], env = { T = "@TESTED@" } }"#;
     let (world, daemon) = World::with(&Project::new("shop").hosts(&["h1"]).deploy(deploy));
-    world.repo.push("one");
+    std::fs::write(world.path("tested/go"), "").unwrap();
+    let one = world.repo.push("one");
+    daemon.deploy().is("succeeded");
+    for file in ["tested/go", "tested/begun"] {
+        std::fs::remove_file(world.path(file)).unwrap();
+    }
+    world.repo.push("two");
     let run = daemon.press();
     eventually("the first host is deployed to", || world.path("tested/begun").exists().then_some(()));
     let file = world.path("backup.tar.zst");
@@ -272,5 +278,11 @@ fn a_host_in_flight_when_the_backup_was_made_may_have_been_switched() {
     let refused = output(&mut Daemon::command(&Daemon::configure(&world)));
     assert!(refused.code == 1 && refused.stderr.contains("was cut off"), "{refused:?}");
     std::fs::remove_file(world.path("data/RESTORING")).unwrap();
-    assert_eq!(world.start().run(&run.id).wait().is("halted").code(), "restored");
+    let daemon = world.start();
+    assert_eq!(daemon.run(&run.id).wait().is("halted").code(), "restored");
+    daemon.api.post("/v1/maintenance", &json!({ "on": false })).is(200);
+    // It was left as a mixture: to go back from there is to go to what was live, and nothing is done by itself until then.
+    let back = daemon.cli(&["rollback", "shop", "production", "--wait"]);
+    assert_eq!(back.code, 0, "{back:?}");
+    assert_eq!(daemon.status()["projects"][0]["environments"][0]["release"]["revision"], json!(one));
 }

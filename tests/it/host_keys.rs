@@ -26,6 +26,10 @@ fn the_first_key_of_a_host_is_kept_and_shown_and_another_one_refused_until_a_per
     let first = Sshd::start(&world.path("first"), &authorized, "");
     tofu(&world, first.port);
     let daemon = world.start();
+    // Whoever only looks learns nothing.
+    let looked = daemon.api.post("/v1/hosts/check", &json!({})).is(200).json();
+    assert!(looked["items"].as_array().unwrap().iter().all(|host| host["cause"].is_null()), "{looked:#}");
+    assert!(learnt(&daemon).is_empty());
     world.repo.push("met");
     let run = daemon.deploy().is("succeeded");
     let keys = learnt(&daemon);

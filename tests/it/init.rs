@@ -102,6 +102,19 @@ fn a_repository_becomes_a_project_that_deploys_and_each_missing_part_is_named() 
     let (_, said, _) = init(conf, &args);
     assert!(codes(&said["hosts"][0]).is_empty() && said["next"].as_str().unwrap().contains("phased"), "{said:#}");
 
+    // Other words, and the files stay: it says so, and does not call a project ready that is in no file.
+    let mut other = args.to_vec();
+    other.extend(["--health", ":8080/healthz"]);
+    let (code, said, err) = init(conf, &other);
+    let file = conf.join("plugins/projects/shop.lua").display().to_string();
+    assert_eq!((code, &said["differs"]), (0, &serde_json::json!([file])), "{said:#} {err}");
+    assert!(said["next"].as_str().unwrap().starts_with(&format!("{file} was kept")), "{said:#}");
+    // What would stand in a line of sudoers on every host.
+    for (word, value) in [("--user", "x ALL=(ALL) NOPASSWD: ALL\n#"), ("--user", "ALL"), ("--service", "a, /bin/sh")] {
+        let (code, _, err) = init(conf, &["--name", "shop", "--host", "127.0.0.1", word, value, &url]);
+        assert!(code == 1 && err.contains("is no "), "{word} {value}: {err}");
+    }
+
     // The daemon takes that file, and the commit gets there by itself.
     world.projects.lock().unwrap().insert("shop".to_owned());
     let _daemon = world.start();

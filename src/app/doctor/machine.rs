@@ -1,9 +1,11 @@
 //! The machine: programs, room, clock, limits, systemd, the port.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use nix::sys::{
@@ -14,6 +16,8 @@ use nix::sys::{
 use super::{Check, Daemon};
 use crate::config::Config;
 
+/// How long whoever has the port may take.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// What the daemon takes besides its sessions: files, listeners, connections.
 const OTHER_FILES: u64 = 256;
 /// Below the reserve and its spare nothing new begins.
@@ -39,7 +43,7 @@ pub(super) fn all(config: &Config, daemon: &Daemon) -> Vec<Check> {
             said("systemctl", &["show", "phased.service", "-p", properties]).as_deref().unwrap_or_default(),
         ));
     }
-    found.extend(config.api.listen.map(|addr| port(addr, daemon.pid.is_some())));
+    found.extend(config.api.listen.map(|addr| port(addr, daemon.pid.is_some(), config.api.tls.is_some())));
     found
 }
 
@@ -157,23 +161,42 @@ pub(super) fn systemd(show: &str) -> Check {
     }
 }
 
-pub(super) fn port(addr: SocketAddr, runs: bool) -> Check {
+/// Asked by a connection, never by binding it: a daemon that starts in this moment is to find it free.
+pub(super) fn port(addr: SocketAddr, runs: bool, tls: bool) -> Check {
     if addr.port() == 0 {
         return Check::ok("port", "any that is free");
     }
-    match TcpListener::bind(addr) {
-        // Ours has it; whether it answers is asked elsewhere.
-        Err(_) if runs => Check::ok("port", format!("{addr} is the daemon's")),
-        Ok(_) if !runs => Check::ok("port", format!("{addr} is free")),
-        Ok(_) => Check::warn(
+    let who = format!("ss -ltnp 'sport = :{}' says who has it; or change listen in [api]", addr.port());
+    match (TcpStream::connect_timeout(&addr, PATIENCE), runs) {
+        (Err(_), false) => Check::ok("port", format!("nobody listens on {addr}")),
+        (Err(error), true) => Check::warn(
             "port",
-            format!("the daemon runs and does not listen on {addr}"),
+            format!("the daemon runs and does not listen on {addr}: {error}"),
             "it was started with another configuration: restart it",
         ),
-        Err(error) => Check::fail(
-            "port",
-            format!("{addr} cannot be had: {error}"),
-            format!("ss -ltnp 'sport = :{}' says who has it; or change listen in [api]", addr.port()),
-        ),
+        (Ok(_), false) => Check::fail("port", format!("{addr} cannot be had: somebody listens there"), who),
+        // What says so comes by TLS; the CLI asks for that, with the right authorities.
+        (Ok(_), true) if tls => Check::ok("port", format!("{addr} takes connections")),
+        (Ok(stream), true) => match healthy(stream) {
+            Ok(()) => Check::ok("port", format!("the daemon answers at {addr}")),
+            Err(error) => {
+                Check::fail("port", format!("what listens on {addr} is no phased that is well: {error}"), who)
+            }
+        },
     }
+}
+
+/// `GET /healthz`.
+fn healthy(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut said = Vec::new();
+    stream.take(4096).read_to_end(&mut said)?;
+    let said = String::from_utf8_lossy(&said);
+    let line = said.lines().next().unwrap_or_default();
+    if line.starts_with("HTTP/1.1 200") && said.ends_with("ok\n") {
+        return Ok(());
+    }
+    Err(std::io::Error::other(format!("it says {line:?}")))
 }

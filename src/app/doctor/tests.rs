@@ -174,11 +174,24 @@ fn the_machine() {
 fn the_port() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = listener.local_addr().unwrap();
-    assert_eq!(machine::port(taken, false).state, State::Fail);
-    assert_eq!(machine::port(taken, true).state, State::Ok);
-    drop(listener);
-    assert_eq!(machine::port(taken, true).state, State::Warn);
-    assert_eq!(machine::port("127.0.0.1:0".parse().unwrap(), true).state, State::Ok);
+    let answering = std::thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        // One is only connected to; one is somebody else; one is ours.
+        for answer in ["", "HTTP/1.1 404 Not Found\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\nok\n"] {
+            let (mut stream, _) = listener.accept().unwrap();
+            if !answer.is_empty() {
+                let _asked = stream.read(&mut [0; 1000]).unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        }
+    });
+    assert_eq!(machine::port(taken, false, false).state, State::Fail);
+    assert_eq!(machine::port(taken, true, false).state, State::Fail);
+    assert_eq!(machine::port(taken, true, false).state, State::Ok);
+    answering.join().unwrap();
+    assert_eq!(machine::port(taken, true, false).state, State::Warn);
+    assert_eq!(machine::port(taken, false, false).state, State::Ok);
+    assert_eq!(machine::port("127.0.0.1:0".parse().unwrap(), true, false).state, State::Ok);
 }
 
 #[test]

@@ -1,14 +1,17 @@
 //! Files that are written once: nothing that exists is overwritten, whatever the umask is, and the daemon can read them.
 
 use std::{
-    fs,
-    io::{ErrorKind, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    fs::{self, File},
+    io::{self, ErrorKind, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
-use nix::unistd::{Gid, Uid, User, chown};
+use nix::{
+    fcntl::OFlag,
+    unistd::{Gid, Uid, User},
+};
 
 /// The user that the packaged daemon runs as.
 const DAEMON: &str = "phased";
@@ -33,6 +36,15 @@ impl Files {
     /// A file that everybody may read: configuration, Lua.
     pub fn public(&mut self, path: &Path, text: &str) -> anyhow::Result<()> {
         self.write(path, text, 0o644).map(|_| ())
+    }
+
+    /// The same; false where one is there and says something else.
+    pub fn agrees(&mut self, path: &Path, text: &str) -> anyhow::Result<bool> {
+        if self.write(path, text, 0o644)? {
+            return Ok(true);
+        }
+        let there = fs::read(path).with_context(|| format!("failed to read `{}`", path.display()))?;
+        Ok(there == text.as_bytes())
     }
 
     /// A secret: the daemon's alone. Returns what is in it: `make`'s, or what was there.
@@ -71,9 +83,10 @@ impl Files {
         let mut file = fs::OpenOptions::new().append(true).create(true).mode(0o644).open(path).with_context(failed)?;
         file.write_all(format!("{gap}{line}\n").as_bytes()).with_context(failed)?;
         if new {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o644)).with_context(failed)?;
+            file.set_permissions(fs::Permissions::from_mode(0o644)).with_context(failed)?;
             self.wrote.push(path.to_owned());
         }
+        file.sync_all().with_context(failed)?;
         Ok(())
     }
 
@@ -85,8 +98,7 @@ impl Files {
             if let Some(parent) = dir.parent() {
                 self.directory(parent)?;
             }
-            fs::create_dir(dir).with_context(failed)?;
-            fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).with_context(failed)?;
+            make(dir, 0o700).with_context(failed)?;
         }
         let Some((uid, gid)) = self.owner else { return Ok(()) };
         let meta = fs::metadata(dir).with_context(failed)?;
@@ -94,22 +106,24 @@ impl Files {
             || (meta.gid() == gid.as_raw() && meta.mode() & 0o010 != 0)
             || meta.mode() & 0o001 != 0;
         if !enters {
-            chown(dir, Some(uid), Some(gid)).with_context(failed)?;
+            let open = opened(dir).with_context(|| {
+                format!("`{}` is a link to where the daemon cannot enter: let it in there", dir.display())
+            })?;
+            fchown(&open, Some(uid.as_raw()), Some(gid.as_raw())).with_context(failed)?;
         }
         Ok(())
     }
 
     /// A directory that everybody may look into, with those above it.
-    fn directory(&self, dir: &Path) -> anyhow::Result<()> {
-        if dir.is_dir() {
+    pub fn directory(&self, dir: &Path) -> anyhow::Result<()> {
+        if dir.as_os_str().is_empty() || dir.is_dir() {
             return Ok(());
         }
         if let Some(parent) = dir.parent() {
             self.directory(parent)?;
         }
         let failed = || format!("failed to make the directory `{}`", dir.display());
-        fs::create_dir(dir).with_context(failed)?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).with_context(failed)
+        make(dir, 0o755).with_context(failed)
     }
 
     /// True when it was not there.
@@ -118,14 +132,13 @@ impl Files {
         if let Some(parent) = path.parent() {
             self.directory(parent)?;
         }
-        match fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path) {
-            Ok(mut file) => {
-                file.write_all(text.as_bytes()).with_context(failed)?;
-                // The umask may have taken from it.
-                file.set_permissions(fs::Permissions::from_mode(mode)).with_context(failed)?;
-                if let Some((uid, gid)) = self.owner.filter(|_| mode == 0o600) {
-                    chown(path, Some(uid), Some(gid)).with_context(failed)?;
-                }
+        if fs::symlink_metadata(path).is_ok() {
+            self.kept.push(path.to_owned());
+            return Ok(false);
+        }
+        let owner = self.owner.filter(|_| mode == 0o600);
+        match whole(path, text, mode, owner) {
+            Ok(()) => {
                 self.wrote.push(path.to_owned());
                 Ok(true)
             }
@@ -140,9 +153,81 @@ impl Files {
     }
 }
 
+/// A new directory with this mode, whatever the umask is: never open to more than that in between.
+fn make(dir: &Path, mode: u32) -> io::Result<()> {
+    fs::DirBuilder::new().mode(mode).create(dir)?;
+    let open = opened(dir)?;
+    open.set_permissions(fs::Permissions::from_mode(mode))?;
+    open.sync_all()?;
+    synced(dir)
+}
+
+/// A directory itself, and not where a link of that name leads.
+fn opened(dir: &Path) -> io::Result<File> {
+    fs::OpenOptions::new().read(true).custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits()).open(dir)
+}
+
+/// The name of `path` outlasts a power loss.
+fn synced(path: &Path) -> io::Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match File::open(dir) {
+        // One may write into a directory that one may not list.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+        open => open?.sync_all(),
+    }
+}
+
+/// A new file, whole and on disk before it has its name: half a key would be kept for ever.
+fn whole(path: &Path, text: &str, mode: u32, owner: Option<(Uid, Gid)>) -> io::Result<()> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let half = path.with_file_name(format!(".{name}.{:016x}", u64::from_ne_bytes(random)));
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&half)?;
+    let mut fill = || {
+        file.write_all(text.as_bytes())?;
+        // The umask may have taken from it.
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        if let Some((uid, gid)) = owner {
+            fchown(&file, Some(uid.as_raw()), Some(gid.as_raw()))?;
+        }
+        file.sync_all()?;
+        // Fails where somebody was faster.
+        fs::hard_link(&half, path)
+    };
+    let done = fill();
+    let _has_its_name = fs::remove_file(&half);
+    done?;
+    synced(path)
+}
+
 #[cfg(test)]
 mod tests {
+    use nix::unistd::chown;
+
     use super::*;
+
+    #[test]
+    fn a_file_is_whole_or_not_there_and_never_goes_where_a_link_leads() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = Files::default();
+        let path = dir.path().join("a/b/key");
+        assert!(files.write(&path, "whole", 0o600).unwrap());
+        assert_eq!(
+            (fs::read_to_string(&path).unwrap().as_str(), fs::metadata(&path).unwrap().mode() & 0o777),
+            ("whole", 0o600)
+        );
+        assert_eq!(fs::read_dir(dir.path().join("a/b")).unwrap().count(), 1);
+        assert_eq!(fs::metadata(dir.path().join("a")).unwrap().mode() & 0o777, 0o755);
+        // Somebody was faster, or has put a link there: what is there stays, and nothing is made behind it.
+        assert_eq!(whole(&path, "other", 0o600, None).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        let link = dir.path().join("a/b/link");
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), &link).unwrap();
+        assert!(!files.write(&link, "x", 0o600).unwrap() && !dir.path().join("elsewhere").exists());
+        assert!(whole(&link, "x", 0o600, None).is_err() && !dir.path().join("elsewhere").exists());
+        assert_eq!(fs::read_dir(dir.path().join("a/b")).unwrap().count(), 2);
+        assert!(opened(&link).is_err());
+    }
 
     #[test]
     fn secrets_are_the_daemons_whoever_writes_them_and_their_directory_lets_it_in() {

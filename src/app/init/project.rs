@@ -313,7 +313,14 @@ pub(super) fn host_script(draft: &Draft, public_key: &str) -> String {
     }
     if let Some(line) = sudoers(draft) {
         let file = draft.name.replace('.', "_");
-        let _infallible = writeln!(out, "umask 0227\necho {} >/etc/sudoers.d/phased-{file}", shell(&line));
+        // A file that sudo cannot read takes sudo from everybody: it is looked at first, under a name with a dot, which sudo passes over.
+        let _infallible = writeln!(
+            out,
+            "PATH=$PATH:/usr/sbin:/sbin\numask 0227\nnew=$(mktemp /etc/sudoers.d/.phased-XXXXXX)\ntrap 'rm -f \"$new\"' EXIT\necho {} >\"$new\"\nchmod 0440 \"$new\"\n\
+             visudo -cf \"$new\" >/dev/null || {{ echo 'sudo does not read what it was to be told; nothing was changed for it' >&2; exit 1; }}\n\
+             mv -f \"$new\" /etc/sudoers.d/phased-{file}",
+            shell(&line)
+        );
     }
     out.push_str("echo ready\n");
     out
@@ -378,6 +385,8 @@ pub(super) mod tests {
                 }
             }
         }
+        let script = host_script(&draft(), "ssh-ed25519 AAAA x");
+        assert!(script.find("visudo -cf").unwrap() < script.find("mv -f").unwrap(), "{script}");
         assert_eq!(sudoers(&draft()).unwrap(), "deploy ALL=(root) NOPASSWD: /usr/bin/systemctl restart shop.service");
     }
 }

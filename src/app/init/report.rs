@@ -4,7 +4,11 @@ use std::{fmt::Write as _, path::Path};
 
 use serde::Serialize;
 
-use super::{files::Files, hosts::State, project::Draft};
+use super::{
+    files::Files,
+    hosts::State,
+    project::{Address, Draft},
+};
 use crate::{api::text::printable, config::Config, model::ids::ProjectName};
 
 /// All of it, as `--json` shows it.
@@ -13,6 +17,8 @@ pub(super) struct Report {
     pub config: String,
     pub wrote: Vec<String>,
     pub kept: Vec<String>,
+    /// Kept, and not what would be written now: what is said here of hosts is of the command's words, not of what these files say.
+    pub differs: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -31,7 +37,7 @@ pub(super) struct Report {
     /// The one command, or what else comes next.
     pub next: String,
     #[serde(skip)]
-    script: String,
+    pub script: String,
 }
 
 /// What a forge is told.
@@ -76,14 +82,24 @@ impl Report {
         let name = &draft.name;
         let of = |wanted: &dyn Fn(&State) -> bool| self.hosts.iter().find(|state| wanted(state));
         let shut = |state: &State| state.missing.iter().any(|cause| cause.is_shut() && cause.code != "auth_failed");
-        self.next = if draft.hosts.is_empty() {
+        self.next = if !self.differs.is_empty() {
+            format!(
+                "{} was kept and is not what this command would write: what it was told is not in there. Put it in by hand and go on with phased check, \
+                 or move it away and run this again",
+                self.differs.join(" and ")
+            )
+        } else if draft.hosts.is_empty() {
             format!("put your hosts into {}, then: phased check", draft.file)
         } else if of(&|state| state.missing.iter().any(|cause| cause.code == "host_key_unknown")).is_some() {
             "compare the keys above, then run this again with --accept-host-keys".to_owned()
         } else if let Some(state) = of(&State::unprepared) {
-            let address = state.host.split(':').next().unwrap_or_default();
+            let to = match draft.hosts.iter().find(|address| address.id() == state.host) {
+                Some(Address { host, port: Some(port) }) => format!("-p {port} root@{host}"),
+                Some(Address { host, port: None }) => format!("root@{host}"),
+                None => format!("root@{}", state.host),
+            };
             format!(
-                "ssh root@{address} sh <{}    (so on each host), then run this again: it looks whether all is well",
+                "ssh {to} sh <{}    (so on each host), then run this again: it looks whether all is well",
                 self.script
             )
         } else if of(&shut).is_some() {
@@ -144,7 +160,9 @@ impl Report {
             let mut lines: Vec<String> =
                 state.host_key.iter().map(|key| format!("its host key is kept: {key}")).collect();
             match &state.missing[..] {
-                [] => lines.push("ready".to_owned()),
+                [] if self.differs.is_empty() => lines.push("ready".to_owned()),
+                // By the command's words; nobody knows whether the project's file means this one.
+                [] => lines.push("it lets us in".to_owned()),
                 missing => lines.extend(missing.iter().map(|cause| format!("not yet: {}", cause.message))),
             }
             for (n, line) in lines.iter().enumerate() {

@@ -73,3 +73,24 @@ fn hosts_are_read_as_people_write_them() {
         assert!(host(text).is_err(), "{text}");
     }
 }
+
+#[test]
+fn the_command_for_a_host_goes_to_its_port() {
+    let mut draft = project::tests::draft();
+    for (address, port, command) in [
+        ("web1", None, "ssh root@web1 sh <"),
+        ("web1", Some(2222), "ssh -p 2222 root@web1 sh <"),
+        ("::1", Some(2223), "ssh -p 2223 root@::1 sh <"),
+        ("fe80::1", None, "ssh root@fe80::1 sh <"),
+    ] {
+        draft.hosts = vec![Address { host: address.to_owned(), port }];
+        let missing = vec![Cause::new("auth_failed", "no")];
+        let state = State { host: draft.hosts[0].id(), host_key: None, missing };
+        let mut report = Report { hosts: vec![state], ..Report::default() };
+        report.decide_next(&draft, Path::new("shop.host.sh"), false);
+        assert!(report.next.starts_with(command), "{}", report.next);
+        report.differs = vec!["shop.lua".to_owned()];
+        report.decide_next(&draft, Path::new("shop.host.sh"), false);
+        assert!(report.next.starts_with("shop.lua was kept"), "{}", report.next);
+    }
+}

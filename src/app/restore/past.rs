@@ -103,11 +103,6 @@ pub(super) fn lay_to_rest(dir: &Path, manifest: &Manifest) -> anyhow::Result<Pas
     Ok(past)
 }
 
-/// Whether anything may have been switched: also where a deploy was under way, of which nobody can tell.
-fn touched(deployment: &Deployment) -> bool {
-    deployment.hosts.iter().any(|host| host.touched || host.deploy.is_open())
-}
-
 /// Ends one run: first its deployments, those that take others back before those, then itself.
 fn end(
     journals: &RunJournals,
@@ -132,11 +127,12 @@ fn end(
     let open = run.deployments.iter().rev().filter(|deployment| deployment.end.is_none());
     let mut events: Vec<Record> = open
         .map(|deployment| {
-            let state = if touched(deployment) { DeploymentState::Halted } else { DeploymentState::Failed };
+            let state = if deployment.may_have_touched() { DeploymentState::Halted } else { DeploymentState::Failed };
             record(Event::DeploymentEnded { deployment: deployment.n, state, cause: Some(cause.clone()) })
         })
         .collect();
-    let halted = run.deployments.iter().any(|deployment| deployment.end.is_none() && touched(deployment));
+    // Also what ended well before: `failed` says that nothing was switched anywhere.
+    let halted = run.deployments.iter().any(Deployment::may_have_touched);
     let (state, word) = if halted { (RunState::Halted, "halted") } else { (RunState::Failed, "failed") };
     events.push(record(Event::End { state, cause: Some(cause) }));
     let ticket = journals.append(id, epoch, last, events)?;
@@ -165,6 +161,12 @@ fn settle(
     // Hosts remember the highest number: what is granted from here on is above whatever the other daemon was granted until now.
     for entry in control.scan("lease/") {
         let mut value = entry.value;
+        // Control was read before the journals: who holds it may have begun in between, and is not in the backup. Nobody would give it back.
+        let holder = value["held"]["holder"].as_str().and_then(|holder| holder.rsplit_once('.'));
+        let run = holder.and_then(|(run, _)| run.parse::<RunId>().ok());
+        if run.is_some_and(|run| !begun.contains(&run)) {
+            value["held"] = Value::Null;
+        }
         let epoch = value["epoch"].as_i64().unwrap_or(0).max(now_ms);
         value["epoch"] = json!(epoch);
         puts.push((entry.key, Some(value)));
@@ -176,4 +178,35 @@ fn settle(
     }
     let (key, value) = maintenance_entry(BY, &reason, now_ms);
     Ok(control.commit(Commit::Setting, &[], vec![(key, Some(value))])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::Layout;
+
+    #[test]
+    fn a_lease_of_a_run_that_is_not_in_the_backup_is_nobodys() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create(dir.path()).unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let open = || {
+            let data = Arc::new(DataDisk::open(dir.path()).unwrap());
+            ControlLog::open(&layout.journal, Arc::clone(&clock), data, Kill::default()).unwrap()
+        };
+        let held = |holder: &str| json!({ "epoch": 5, "held": { "holder": holder, "reason": "", "since_ms": 1, "until_ms": null, "epoch": 5 } });
+        let control = open();
+        let puts = [("run", "01kc0000000000000000000000.1"), ("person", "ann.b")];
+        let puts = puts.map(|(name, holder)| (format!("lease/{name}"), Some(held(holder)))).to_vec();
+        let ticket = control.commit(Commit::Setting, &[], puts).unwrap();
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(ticket.synced()).unwrap();
+        drop(control);
+        let (version, controller, at) = ("1".to_owned(), "m:1".to_owned(), "then".to_owned());
+        let manifest = Manifest { format: 1, version, controller, at, at_ms: 1, secrets: false };
+        lay_to_rest(dir.path(), &manifest).unwrap();
+        let control = open();
+        let of = |name: &str| control.get(&format!("lease/{name}")).unwrap().value;
+        assert!(of("run")["held"].is_null() && of("run")["epoch"].as_i64() > Some(5), "{}", of("run"));
+        assert_eq!(of("person")["held"]["holder"], json!("ann.b"));
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
@@ -12,29 +13,63 @@ use crate::{
         view::{CauseView, hosts::HostCheckView},
         world::World,
     },
+    lifecycle::watch,
     model::{
         cause::Cause,
         host::{Host, Transport},
         host_key::Realm,
-        ids::Digest,
+        ids::{Digest, ProjectName},
         pipeline::Environment,
     },
-    ports::program::Loaded,
+    ports::{
+        link::{Link, LinkError, Links},
+        program::Loaded,
+    },
+    time::{Stamp, within},
 };
 
 /// So many at the same moment: a look is not to be felt.
 const AT_ONCE: usize = 16;
 /// Of what is run; the connection has its own limit.
 const LIMIT: Duration = Duration::from_secs(10);
+/// Of a look at all hosts of all environments: less than whoever asks waits for an answer, so that it hears of those that were looked at.
+const WHOLE: Duration = Duration::from_secs(90);
 
-/// Looks at every host of an environment; those that are spoken to by signals have no shell, and are left out.
+/// Connects, and learns nothing of whom it meets.
+struct Looking(Arc<dyn Links>);
+
+#[async_trait]
+impl Links for Looking {
+    async fn local(&self, project: &ProjectName) -> Result<Arc<dyn Link>, LinkError> {
+        self.0.local(project).await
+    }
+    async fn host(&self, realm: &Realm, host: &Host) -> Result<Arc<dyn Link>, LinkError> {
+        self.0.look(realm, host).await
+    }
+    fn waiting(&self) -> Option<watch::Receiver<usize>> {
+        self.0.waiting()
+    }
+}
+
+fn late() -> Cause {
+    let message = format!(
+        "looking at all hosts took longer than {} s, so that this was not looked at: see to the others first, or ask for one environment",
+        WHOLE.as_secs()
+    );
+    Cause::new("not_looked_at", message)
+}
+
+/// Looks at every host of an environment, as long as the look that began at `began` may take; those that are spoken to by signals have no shell, and are left out.
 pub(in crate::engine) async fn check(
     world: &Arc<World>,
     loaded: &Loaded,
     environment: &Environment,
+    began: &Stamp,
 ) -> Vec<HostCheckView> {
     let realm = Realm::new(&loaded.name, &environment.name);
-    let found = of(world, &loaded.name, &loaded.code, environment, Need::Back).await;
+    let left = |world: &World| WHOLE.saturating_sub(world.clock.now().since(began));
+    let found = of(world, &loaded.name, &loaded.code, environment, Need::Back);
+    let found = within(&*world.clock, left(world), found).await.unwrap_or_else(|| Err(late()));
     let view = |host: Option<&Host>, took_ms: u64, cause: Option<&Cause>| HostCheckView {
         project: loaded.name.to_string(),
         environment: environment.name.to_string(),
@@ -52,9 +87,12 @@ pub(in crate::engine) async fn check(
     let looks = by_ssh.map(|host| {
         let (world, realm) = (Arc::clone(world), realm.clone());
         async move {
-            let began = world.clock.now();
-            let cause = look(&world, realm, &host).await.err();
-            let took = world.clock.now().since(&began);
+            let at = world.clock.now();
+            let cause = within(&*world.clock, left(&world), look(&world, realm, &host))
+                .await
+                .unwrap_or_else(|| Err(late()))
+                .err();
+            let took = world.clock.now().since(&at);
             (host, u64::try_from(took.as_millis()).unwrap_or(u64::MAX), cause)
         }
     });
@@ -63,7 +101,7 @@ pub(in crate::engine) async fn check(
 }
 
 async fn look(world: &World, realm: Realm, host: &Host) -> Result<(), Cause> {
-    let connect = ToHost { links: Arc::clone(&world.links), realm: Some(realm), host: host.clone() };
+    let connect = ToHost { links: Arc::new(Looking(Arc::clone(&world.links))), realm: Some(realm), host: host.clone() };
     let session = Session::new(Arc::new(connect), Arc::clone(&world.clock), Arc::new(Fleeting));
     session.link().await.map_err(|error| error.cause)?;
     let mut random = [0; 32];

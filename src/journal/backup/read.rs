@@ -1,8 +1,10 @@
 //! Backups read: every byte is held against the end of the archive, every blob against its name.
 
 use std::{
+    ffi::OsString,
     io::{self, Read},
-    path::{Component, Path},
+    os::unix::ffi::OsStringExt as _,
+    path::{Component, Path, PathBuf},
 };
 
 use sha2::{Digest as _, Sha256};
@@ -12,6 +14,9 @@ use crate::{model::ids::Digest, ports::backup::Manifest};
 
 /// The first and the last entry are some hundred bytes.
 const SMALL: u64 = 64 * 1024;
+
+/// The system's longest path; outputs have long names, and nothing else has.
+const LONGEST_NAME: u64 = 4096;
 
 /// What was read.
 #[derive(Debug, Clone)]
@@ -52,9 +57,24 @@ pub fn read(
     let mut archive = tar::Archive::new(zstd::stream::read::Decoder::new(from)?);
     let mut sum = Sum::default();
     let mut unpacked: Option<Unpacked> = None;
-    for entry in archive.entries().map_err(broken)? {
-        let entry = entry.map_err(broken)?;
-        let path = entry.path().map_err(broken)?.into_owned();
+    let mut long: Option<PathBuf> = None;
+    // Raw: what extends an entry would otherwise be read whole into memory, however large it says it is.
+    for entry in archive.entries().map_err(broken)?.raw(true) {
+        let mut entry = entry.map_err(broken)?;
+        if entry.header().entry_type() == tar::EntryType::GNULongName {
+            if long.is_some() || entry.header().size().map_err(broken)? > LONGEST_NAME {
+                return Err(bad("it is no backup of phased: a name in it is too long"));
+            }
+            let mut name = Vec::new();
+            entry.read_to_end(&mut name).map_err(broken)?;
+            name.truncate(name.iter().position(|byte| *byte == 0).unwrap_or(name.len()));
+            long = Some(PathBuf::from(OsString::from_vec(name)));
+            continue;
+        }
+        let path = match long.take() {
+            Some(path) => path,
+            None => entry.path().map_err(broken)?.into_owned(),
+        };
         let name = path.to_str().ok_or_else(|| bad("it holds a name that is no text"))?.to_owned();
         let size = entry.header().size().map_err(broken)?;
         if entry.header().entry_type() != tar::EntryType::Regular {

@@ -143,3 +143,44 @@ fn a_file_that_is_cut_while_it_is_read_is_as_long_as_it_was() {
     Counted { inner: &b"abcdefg"[..], left: 5, hasher: &mut hasher }.read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, b"abcde");
 }
+
+#[test]
+fn secrets_that_are_links_come_along_and_circles_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let secrets = dir.path().join("secrets");
+    let archive = data(dir.path());
+    std::fs::write(dir.path().join("elsewhere"), "a linked value").unwrap();
+    std::os::unix::fs::symlink(dir.path().join("elsewhere"), secrets.join("linked")).unwrap();
+    std::os::unix::fs::symlink(&secrets, secrets.join("circle")).unwrap();
+    let mut found = std::collections::BTreeMap::new();
+    read(&mut &written(&archive, true)[..], &mut |path, bytes| {
+        let mut text = Vec::new();
+        bytes.read_to_end(&mut text)?;
+        found.insert(path.display().to_string(), text);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(found["secrets/linked"], b"a linked value");
+    assert_eq!(found["secrets/shop/url"], b"a secret value");
+}
+
+#[test]
+fn what_extends_an_entry_is_not_read_into_memory() {
+    let first = serde_json::to_vec(&manifest(false)).unwrap();
+    let with = |kind: tar::EntryType, size: usize| {
+        let mut bytes = Vec::new();
+        let encoder = zstd::stream::write::Encoder::new(&mut bytes, 1).unwrap();
+        let mut tar = tar::Builder::new(encoder);
+        tar.append_data(&mut header(first.len() as u64), FIRST, &first[..]).unwrap();
+        let mut extension = header(size as u64);
+        extension.set_entry_type(kind);
+        extension.set_cksum();
+        tar.append(&extension, &vec![b'a'; size][..]).unwrap();
+        tar.append_data(&mut header(1), "journal/control", &b"x"[..]).unwrap();
+        tar.into_inner().unwrap().finish().unwrap();
+        check(&mut &bytes[..]).unwrap_err().to_string()
+    };
+    assert!(with(tar::EntryType::GNULongName, 1 << 20).contains("too long"));
+    assert!(with(tar::EntryType::GNULongName, 10).contains("no file of a backup"));
+    assert!(with(tar::EntryType::XHeader, 1 << 20).contains("is no file"));
+}
