@@ -92,10 +92,12 @@ fn fill(conductor: &Conductor) -> Result<(), IndexError> {
                 break;
             }
         };
-        let Some(last) = page.last() else { break };
-        after = Some(last.id.clone());
-        let ended = page.into_iter().filter(|view| view.state.is_end());
+        let ended = page.runs.into_iter().filter(|view| view.state.is_end());
         ended.filter(|view| !folded.contains(view.id.as_str())).for_each(|view| views.known(view));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
     }
     views.renewed()
 }

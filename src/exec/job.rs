@@ -148,7 +148,9 @@ impl Request {
             Sent { v: VERSION, run: Some(run), give: None } => Request::Run(run),
             Sent { v: VERSION, run: None, give: Some(give) } => Request::Give(give),
             _ => {
-                return Err("it is no request: it asks for nothing, or for two things, or in another version".to_owned());
+                return Err(
+                    "it is no request: it asks for nothing, or for two things, or in another version".to_owned()
+                );
             }
         };
         let Who { uid, gid, .. } = request.who();

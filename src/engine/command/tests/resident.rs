@@ -42,12 +42,15 @@ async fn where_each_takes_a_place_one_channel_waits_and_not_for_long() {
     let opened = host.shells.opened();
     host.sh(5, "true").await;
     assert_eq!(host.shells.opened(), opened, "the next step uses it");
-    let session = Arc::clone(&host.session);
-    let tiring = tokio::spawn(async move { session.tire(Duration::from_millis(50)).await });
-    until("it is closed as well", || alive() == 0).await;
-    assert_eq!(host.sh(6, "echo on").await, "on\n");
-    until("and again", || alive() == 0).await;
-    tiring.abort();
+    let using = async {
+        until("it is closed as well", || alive() == 0).await;
+        assert_eq!(host.sh(6, "echo on").await, "on\n");
+        until("and again", || alive() == 0).await;
+    };
+    tokio::select! {
+        () = host.session.tire(Duration::from_millis(50)) => unreachable!("it never ends"),
+        () = using => {}
+    }
 }
 
 in_every_shell! {
