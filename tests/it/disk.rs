@@ -3,7 +3,6 @@
 use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -106,32 +105,9 @@ fn on_a_full_disk_what_runs_goes_on_and_what_is_new_waits_for_room() {
     world.start().run(&run.id).wait().is("succeeded");
 }
 
-/// Fills the disk and waits until the state index could not write what it keeps in memory, which it does every 10 s.
-fn fill_until_the_index_fails(disk: &SmallDisk, daemon: &Daemon) {
-    for _ in 0..5 {
-        disk.fill();
-        let began = Instant::now();
-        while began.elapsed() < Duration::from_secs(12) {
-            // What was let go of for those that run.
-            disk.fill();
-            if daemon.said().contains("failed to flush from periodic flush thread") {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        // It had written everything just before: another request gives it something.
-        disk.empty();
-        eventually("a request is taken", || {
-            (daemon.api.post("/v1/projects/shop/start", &json!({ "redeploy": true })).status < 300).then_some(())
-        });
-    }
-    panic!("the index never failed to write: {}", daemon.said());
-}
-
 #[test]
 fn what_people_see_is_made_anew_when_the_index_found_no_room() {
     let world = World::new();
-    let disk = SmallDisk::of(&world);
     world.project(&waiting(&world));
     let gate = world.path("tested/gate");
     let daemon = world.start();
@@ -145,12 +121,16 @@ fn what_people_see_is_made_anew_when_the_index_found_no_room() {
     let run = daemon.press();
     run.prints("begun");
 
-    fill_until_the_index_fails(&disk, &daemon);
-    for run in [&first, &run] {
-        assert_ne!(run.now()["state"], "queued");
-    }
+    // The journals have room, the index has none: it writes what it keeps in memory every 10 s.
+    let tampering = Tampering::with(&world, &daemon, "data/state/db", "pwrite64:error=ENOSPC");
     std::fs::write(&gate, "").unwrap();
-    disk.empty();
+    eventually("the index finds no room", || {
+        daemon.said().contains("failed to flush from periodic flush thread").then_some(())
+    });
+    for run in [&first, &run] {
+        assert_ne!(run.now()["state"], "queued", "it is shown as it was");
+    }
+    drop(tampering);
     let ended = run.wait().is("succeeded");
     assert_eq!(ended.hosts(), ["h1:healthy"]);
     assert!(world.hosts_have(&["h1"], &commit));
@@ -190,14 +170,14 @@ fn a_daemon_starts_on_a_full_disk_and_answers() {
     });
 }
 
-/// `strace` that makes calls of the daemon fail; it lets go when it is dropped.
+/// `strace` that makes calls of the daemon on one file fail; it lets go when it is dropped.
 struct Tampering(Child);
 
 impl Tampering {
-    fn with(world: &World, daemon: &Daemon, inject: &str) -> Tampering {
+    fn with(world: &World, daemon: &Daemon, file: &str, inject: &str) -> Tampering {
         let mut strace = Command::new("strace");
         strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={}", inject.split(':').next().unwrap())]);
-        strace.args(["-e", &format!("inject={inject}"), "-P"]).arg(world.path("data/journal/control"));
+        strace.args(["-e", &format!("inject={inject}"), "-P"]).arg(world.path(file));
         strace.args(["-p", &daemon.pid().to_string()]).stdin(Stdio::null()).stderr(Stdio::null());
         let tampering = Tampering(strace.spawn().expect("strace is needed: install strace"));
         let status = format!("/proc/{}/status", daemon.pid());
@@ -225,7 +205,7 @@ fn after_a_failed_write_or_sync_nothing_is_changed_until_a_restart() {
         let commit = world.repo.push("x");
         let run = daemon.press();
         run.prints("begun");
-        let tampering = Tampering::with(&world, &daemon, inject);
+        let tampering = Tampering::with(&world, &daemon, "data/journal/control", inject);
         let made = daemon.api.post("/v1/tokens", &json!({ "name": "never", "scopes": ["read"] }));
         assert_eq!(made.problem(), (503, "degraded".to_owned()), "{inject}");
         // The disk is well again, what it said is not forgotten.

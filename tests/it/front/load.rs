@@ -226,6 +226,6 @@ fn what_is_forbidden_again_and_again_does_not_fill_the_log() {
         let answer = read.post("/v1/projects/shop/start", &serde_json::json!({}));
         assert_eq!(answer.problem(), (403, "insufficient_scope".to_owned()));
     }
-    let told = daemon.said().lines().filter(|line| line.contains("a request was refused")).count();
+    let told = daemon.said().lines().filter(|line| line.contains("\"a request was refused\"")).count();
     assert_eq!(told, 3);
 }
