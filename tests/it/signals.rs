@@ -243,7 +243,7 @@ fn a_receivers_own_tests_gate_what_is_new_and_keep_nobody_from_going_back() {
     assert!(fleet.everywhere(&first));
     let third = fleet.sender.repo.push("three");
     let ended = fleet.daemon().press().wait().is("rolled_back");
-    assert_eq!(ended.host("r1")["cause"]["code"], "receiver_failed", "{}", ended.view);
+    assert_eq!(ended.view["cause"]["host_code"], "receiver_failed", "{}", ended.view);
     assert!(ended.message().contains("exit code 1"), "{}", ended.message());
     assert!(!fleet.receivers[0].deployed().contains(&third), "{:?}", fleet.receivers[0].deployed());
 }

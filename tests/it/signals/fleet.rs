@@ -121,6 +121,8 @@ impl Receiver {
         // Its own repository is nobody's; one with a branch is not waited for.
         world.repo.push("nothing");
         std::fs::write(world.path("port"), port.to_string()).unwrap();
+        // Forgers are many and quick here: each is to be told why.
+        std::fs::write(world.path("limits.toml"), "refusal_rate = \"none\"\n").unwrap();
         let dir = world.path("tested");
         let lua = format!(
             r#"return phased.project {{
