@@ -9,7 +9,15 @@
 //! Architecture invariant: everything here is of no consequence where nobody asks for it: without `NOTIFY_SOCKET`, `WATCHDOG_USEC` and
 //! `LISTEN_FDS` the daemon is the same.
 
+use std::path::Path;
+
 pub mod limits;
 pub mod notify;
 pub mod sockets;
 pub mod watchdog;
+
+/// Whether systemd runs this machine, as sd_booted(3) finds out.
+#[must_use]
+pub fn is_systemd_here() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}

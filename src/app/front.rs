@@ -2,10 +2,8 @@
 
 use std::net::SocketAddr;
 
-use nix::sys::resource::{Resource, getrlimit};
-
 use super::uids;
-use crate::{api, config::Config};
+use crate::{api, config::Config, service};
 
 /// The front door as it is configured.
 ///
@@ -16,7 +14,7 @@ pub(super) fn front(config: &Config, fixed_token: Option<String>) -> anyhow::Res
         Some(tls) => Some(api::Certificates::load(&tls.cert, &tls.key)?),
         None => None,
     };
-    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    let files = service::limits::open_files().unwrap_or(1024);
     let files = usize::try_from(files).unwrap_or(usize::MAX);
     if files / 8 < config.limits.connections {
         tracing::info!(

@@ -4,7 +4,6 @@ use std::{
     collections::BTreeSet,
     ops::RangeInclusive,
     os::unix::fs::FileTypeExt as _,
-    path::Path,
     sync::{Arc, Mutex},
 };
 
@@ -17,14 +16,13 @@ use crate::{
     exec::{JobUsers, Uids, Way},
     model::ids::ProjectName,
     ports::control::{Commit, Control},
+    service,
 };
 
 /// Who starts local commands on this machine.
 pub(super) fn way(exec: &Exec) -> Way {
-    // As sd_booted(3) finds out.
-    let booted = Path::new("/run/systemd/system").is_dir();
     let socket = std::fs::metadata(JOB_SOCKET).is_ok_and(|meta| meta.file_type().is_socket());
-    choose(exec, Uid::effective().is_root(), booted || socket)
+    choose(exec, Uid::effective().is_root(), service::is_systemd_here() || socket)
 }
 
 /// Says what is not as it should be, and who starts local commands.

@@ -36,6 +36,12 @@ pub fn raise_open_files(limits: &Limits) {
     }
 }
 
+/// How many files this process may have open now, where that can be told.
+#[must_use]
+pub fn open_files() -> Option<u64> {
+    getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft)
+}
+
 fn needed(limits: &Limits) -> u64 {
     BESIDES + PER_SESSION * u64::try_from(limits.sessions).unwrap_or(MOST)
 }

@@ -8,13 +8,10 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::{
-    resource::{Resource, getrlimit},
-    statvfs::statvfs,
-};
+use nix::sys::statvfs::statvfs;
 
 use super::{Check, Daemon};
-use crate::config::Config;
+use crate::{config::Config, service};
 
 /// How long whoever has the port may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -37,7 +34,7 @@ pub(super) fn all(config: &Config, daemon: &Daemon) -> Vec<Check> {
     }
     found.push(clock(said("timedatectl", &["show", "-p", "NTPSynchronized", "--value"]).as_deref()));
     found.push(open_files(files_limit(daemon), config.limits.sessions as u64));
-    if Path::new("/run/systemd/system").exists() {
+    if service::is_systemd_here() {
         let properties = "LoadState,ActiveState,SubState,NRestarts,UnitFileState,NeedDaemonReload";
         found.push(systemd(
             said("systemctl", &["show", "phased.service", "-p", properties]).as_deref().unwrap_or_default(),
@@ -112,7 +109,7 @@ fn files_limit(daemon: &Daemon) -> Option<u64> {
         let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
         return line.split_whitespace().nth(3)?.parse().ok();
     }
-    getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft)
+    service::limits::open_files()
 }
 
 pub(super) fn open_files(limit: Option<u64>, sessions: u64) -> Check {

@@ -106,7 +106,7 @@ impl Report {
             "see to the hosts above, then run this again".to_owned()
         } else if answers {
             format!("phased reload && phased start {name} --wait")
-        } else if Path::new("/run/systemd/system").exists() {
+        } else if crate::service::is_systemd_here() {
             "systemctl enable --now phased    (it tests and deploys the branch's head by itself; phased status shows it)".to_owned()
         } else {
             format!(
