@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// How far views may be behind the disk where much happens: a write of the index costs more than what it writes.
-const BEHIND: Duration = Duration::from_millis(50);
+const BEHIND: Duration = Duration::from_millis(100);
 /// How long the thread lets records come before it looks at them, while more come than it need hear of at once: each sync would wake it.
 const NAP: Duration = Duration::from_millis(25);
 

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -32,6 +33,7 @@ use crate::{
         cause::Cause,
         host::{Host, SecretRef},
         host_key::{HostKeys as Said, Learnt, Realm},
+        ids::Digest,
     },
     ports::{
         host_keys::HostKeys,
@@ -54,6 +56,8 @@ const GREETING: usize = 256;
 #[derive(Clone)]
 pub struct SshLinks {
     secrets: Arc<dyn Secrets>,
+    /// Private keys by their secret's name, each with the digest of the text it was read from: a fleet is logged in to with one.
+    keys: Arc<Mutex<BTreeMap<String, (Digest, Arc<PrivateKey>)>>>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) tasks: Tasks,
     /// Keys learnt before.
@@ -131,7 +135,7 @@ impl SshLinks {
         limits: SshLimits,
     ) -> Self {
         let room = Arc::new(Room::new(limits));
-        SshLinks { secrets, clock, tasks, kept, learns: true, room, bastions: Arc::default() }
+        SshLinks { secrets, keys: Arc::default(), clock, tasks, kept, learns: true, room, bastions: Arc::default() }
     }
 
     /// The same room and keys, for looking: what is met for the first time is not learnt. Sessions to bastions are its own, as one whose key
@@ -188,6 +192,11 @@ impl SshLinks {
         let mut text = String::from_utf8(secret.expose().to_vec())
             .map_err(|_| failed(format!("the secret {name:?} is not a private key: it is not text")))?;
         text.push('\n');
+        let digest = Digest::of(text.as_bytes());
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, read)) = keys.get(name).filter(|(of, _)| *of == digest) {
+            return Ok(Arc::clone(read));
+        }
         let key = russh::keys::decode_secret_key(&text, None).map_err(|e| {
             let encrypted = if text.contains("ENCRYPTED") || e.to_string().contains("ncrypted") {
                 ". It has a passphrase: take it off with ssh-keygen -p"
@@ -201,7 +210,9 @@ impl SshLinks {
                 "the private key in the secret {name:?} has a passphrase: take it off with ssh-keygen -p"
             )));
         }
-        Ok(Arc::new(key))
+        let key = Arc::new(key);
+        keys.insert(name.clone(), (digest, Arc::clone(&key)));
+        Ok(key)
     }
 
     /// `held`: its place among the sessions, for as long as it lives.

@@ -1,6 +1,11 @@
 //! One git process: an argument vector, an environment of its own, a deadline, bounded output.
 
-use std::{ffi::OsString, process::Stdio, time::Duration};
+use std::{
+    ffi::{OsStr, OsString},
+    path::PathBuf,
+    process::Stdio,
+    time::Duration,
+};
 
 use nix::{
     sys::signal::{Signal, killpg},
@@ -37,6 +42,13 @@ pub(super) enum Ended {
     TimedOut,
     /// It could not be started, or its pipes failed, or it printed more than 64 MiB.
     Broken(std::io::Error),
+}
+
+/// Where git is. std forks for a program that has yet to be looked for in a `PATH` which is not its own, and a fork copies the tables of all
+/// the daemon's memory; for one that is named by its place it does not.
+fn git(path: &OsStr) -> PathBuf {
+    let found = std::env::split_paths(path).map(|dir| dir.join("git")).find(|file| file.is_file());
+    found.unwrap_or_else(|| PathBuf::from("git"))
 }
 
 impl Command {
@@ -121,15 +133,15 @@ impl Command {
 
     /// Runs it for at most `limit`. Dropping the future kills the process and all it has started.
     pub(super) async fn run(self, clock: &dyn Clock, limit: Duration) -> Ended {
+        let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
         let mut command = if self.plain_modes {
             // The umask is the whole process's: only a child can have another one.
-            let mut shell = tokio::process::Command::new("sh");
+            let mut shell = tokio::process::Command::new("/bin/sh");
             shell.args(["-c", "umask 022 && exec git \"$@\"", "git"]);
             shell
         } else {
-            tokio::process::Command::new("git")
+            tokio::process::Command::new(git(&path))
         };
-        let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
         command.args(&self.args).env_clear().env("PATH", path).envs(self.env).current_dir("/");
         command.env("GIT_CONFIG_COUNT", self.config.len().to_string());
         for (i, (key, value)) in self.config.iter().enumerate() {
