@@ -1,10 +1,10 @@
 //! What befalls a service: it comes back, and runs go on.
 
 use super::site::{HOSTS, Site};
-use crate::fixture::eventually;
+use crate::fixture::{Famine, eventually};
 
 #[test]
-fn killed_hung_or_rebooted_the_service_comes_back_and_runs_go_on() {
+fn killed_hung_without_memory_or_rebooted_the_service_comes_back_and_runs_go_on() {
     let mut site = Site::new();
     site.install("0.1.0");
     site.projects();
@@ -16,15 +16,25 @@ fn killed_hung_or_rebooted_the_service_comes_back_and_runs_go_on() {
     let local = site.press("build");
     site.all_begun();
 
-    for (signal, result) in [("KILL", "signal"), ("STOP", "watchdog")] {
+    let famine = Famine::new();
+    for (before, fault) in ["KILL", "STOP", "famine"].into_iter().enumerate() {
         let (_, pid) = site.service();
-        site.integration.ok(&format!("kill -{signal} {pid}"));
+        if fault == "famine" {
+            famine.befalls(site.integration.outside(&pid));
+            eventually("the kernel kills it for want of memory", || {
+                let _answered_or_not = site.integration.run("phased runs --json");
+                (famine.killed() > 0).then_some(())
+            });
+        } else {
+            site.integration.ok(&format!("kill -{fault} {pid}"));
+        }
         eventually("the service is back", || {
             let (state, now) = site.service();
             (state == "active" && now != pid && now != "0").then_some(())
         });
         let said = site.integration.ok("journalctl --no-pager -u phased.service");
-        assert!(said.contains(&format!("Failed with result '{result}'")), "{said}");
+        assert_eq!(said.matches("Failed with result").count(), before + 1, "{said}");
+        assert_eq!(said.contains("Failed with result 'watchdog'"), before > 0, "{said}");
         site.again(&run).until("the run goes on", |view| view["state"] == "deploying");
         assert_eq!(site.marks("begin"), HOSTS);
     }
