@@ -40,5 +40,5 @@ pub use layout::Layout;
 pub use leases::ControlLeases;
 pub use lock::{DataLock, LockError};
 pub use outputs::FileOutputs;
-pub use runs::RunJournals;
+pub use runs::{RunJournals, records_after};
 pub use schema::{SCHEMA, SchemaError};

@@ -23,7 +23,7 @@ use crate::{
         pipeline::{Environment, HostSource, SourceLimits},
     },
     ports::{control::CommitError, journal::Ticket},
-    time::{Span, within},
+    time::{Span, Stamp, within},
 };
 
 pub(super) mod check;
@@ -203,14 +203,13 @@ async fn ask(
     let _one_at_a_time = turn.lock().await;
     let known = kept::fleet(world, project, &environment.name).await;
     let now = world.clock.now();
-    let is_asked = |source: &Source<'_>| {
-        let asked = known.source(source).and_then(|known| known.asked.as_ref());
-        let interval = Duration::from_millis(source.limits.interval_ms);
-        match which {
-            Which::All => asked.is_none_or(|asked| asked.boot != wanted.boot || asked.boot_ms < wanted.boot_ms),
-            Which::Due => asked.is_none_or(|asked| now.since(asked) >= interval),
-            Which::Unknown => known.source(source).is_none(),
+    let is_asked = |source: &Source<'_>| match which {
+        Which::All => {
+            let asked = known.source(source).and_then(|known| known.asked.as_ref());
+            asked.is_none_or(|asked| asked.boot != wanted.boot || asked.boot_ms < wanted.boot_ms)
         }
+        Which::Due => known.is_due(source, &now),
+        Which::Unknown => known.source(source).is_none(),
     };
     let asked: Vec<Source<'_>> = sources(environment).into_iter().filter(is_asked).collect();
     if asked.is_empty() {
@@ -290,6 +289,12 @@ async fn answer(
 }
 
 impl Fleet {
+    /// Whether a source was asked longer ago than its `interval`.
+    fn is_due(&self, source: &Source<'_>, now: &Stamp) -> bool {
+        let asked = self.source(source).and_then(|known| known.asked.as_ref());
+        asked.is_none_or(|asked| now.since(asked) >= Duration::from_millis(source.limits.interval_ms))
+    }
+
     /// What all sources come to: the lists in the project's file, and the last good list of each plugin, in the order written.
     pub(super) fn merged(&self, environment: &Environment) -> Merged {
         self.merged_of(environment, |source| self.source(source)?.good.as_ref())

@@ -337,15 +337,15 @@ fn own_parts(run: &Run, event: &Event) -> Vec<Part> {
     }
 }
 
-/// A document and the event it makes when it changed.
+/// A document, as JSON, and the event it makes when it changed.
 struct Document {
     key: String,
-    json: Value,
+    json: Vec<u8>,
     event: String,
 }
 
 fn document<T: Serialize>(key: String, kind: &str, state: impl Serialize, view: &T) -> Option<Document> {
-    let json = serde_json::to_value(view).ok()?;
+    let json = serde_json::to_vec(view).ok()?;
     let state = serde_json::to_value(state).ok()?;
     Some(Document { key, json, event: format!("{kind}.{}", state.as_str().unwrap_or("changed")) })
 }
@@ -389,12 +389,13 @@ const LARGEST: usize = 4096;
 
 /// A document's bytes. One that is too large loses the facts of its causes, then the ends of its texts: a shortened view is better than
 /// none, and one that is refused would take the whole batch with it.
-fn fitted(mut json: Value) -> Vec<u8> {
+fn fitted(mut document: Vec<u8>) -> Vec<u8> {
+    if document.len() <= LARGEST {
+        return document;
+    }
     let bytes = |json: &Value| serde_json::to_vec(json).unwrap_or_default();
-    let mut document = bytes(&json);
-    if document.len() > LARGEST
-        && let Some(Value::Object(cause)) = json.get_mut("cause")
-    {
+    let mut json = value(&document);
+    if let Some(Value::Object(cause)) = json.get_mut("cause") {
         cause.retain(|name, _| matches!(name.as_str(), "code" | "message"));
         document = bytes(&json);
     }
@@ -413,6 +414,11 @@ fn fitted(mut json: Value) -> Vec<u8> {
         document = bytes(&json);
     }
     document
+}
+
+/// A document as a value.
+fn value(document: &[u8]) -> Value {
+    serde_json::from_slice(document).unwrap_or_default()
 }
 
 /// Cuts every text in `json` at `most` characters; what names something stays whole, it is short.
@@ -437,7 +443,7 @@ fn shorten(json: &mut Value, most: usize) {
 /// The runs a view thread follows, and what it wrote of them last.
 struct Folding {
     index: Arc<dyn Index>,
-    runs: BTreeMap<RunId, (Run, HashMap<String, Value>)>,
+    runs: BTreeMap<RunId, (Run, HashMap<String, Vec<u8>>)>,
     /// What the index does not have yet.
     unwritten: BTreeMap<RunId, Unwritten>,
     /// The index is made anew: what is read of it is from before.
@@ -563,13 +569,15 @@ impl Folding {
             let project = run.header.project.to_string();
             let Some((run, written)) = self.runs.get_mut(id) else { return false };
             for Document { key, json, event } in made {
-                if written.get(&key) == Some(&json) {
+                let before = written.get(&key);
+                if before == Some(&json) {
                     continue;
                 }
                 unwritten.changed.insert(key.clone());
                 if !quiet {
-                    milestones::tell(run, &key, &event, &json, written.get(&key));
-                    self.board.tell(event, &record.at.rfc3339(), &project, id, json.clone());
+                    let data = value(&json);
+                    milestones::tell(run, &key, &event, &data, before.map(|before| value(before)).as_ref());
+                    self.board.tell(event, &record.at.rfc3339(), &project, id, data);
                 }
                 written.insert(key, json);
             }
@@ -969,13 +977,13 @@ impl Folding {
         let Ok(id) = view.id.parse::<RunId>() else { return };
         let at = view.finished_at.as_deref().unwrap_or(&view.created_at);
         if let Some(document) = document(head_key(&id), "run", view.state, view) {
-            self.board.tell(document.event, at, &view.project, &id, document.json);
+            self.board.tell(document.event, at, &view.project, &id, value(&document.json));
         }
     }
 
     fn put(&mut self, view: &RunView) {
         let (Ok(id), Ok(project)) = (view.id.parse::<RunId>(), view.project.parse::<ProjectName>()) else { return };
-        let json = serde_json::to_value(view).unwrap_or_default();
+        let json = serde_json::to_vec(view).unwrap_or_default();
         let puts = vec![(head_key(&id), Some(fitted(json))), (project_key(&project, &id), Some(Vec::new()))];
         if let Err(error) = self.index.apply(Batch { run: None, puts }) {
             tracing::error!(%project, run = %id, %error, "what people see of this run is behind");
@@ -1004,12 +1012,13 @@ mod tests {
             cause: Some(CauseView { code: "exit".to_owned(), message: loud.clone(), facts }),
             release: None,
         };
-        let bytes = fitted(serde_json::to_value(&view).unwrap());
+        let bytes = fitted(serde_json::to_vec(&view).unwrap());
         assert!(bytes.len() <= LARGEST, "{}", bytes.len());
         let read: HostView = serde_json::from_slice(&bytes).unwrap();
         assert_eq!((read.id, read.cause.map(|c| c.code)), (id, Some("exit".to_owned())));
         let small = serde_json::json!({ "name": "web1", "cause": { "code": "a", "message": "b", "fact": 1 } });
-        assert_eq!(fitted(small.clone()), serde_json::to_vec(&small).unwrap());
+        let small = small.to_string().into_bytes();
+        assert_eq!(fitted(small.clone()), small);
     }
 
     /// Keys and documents, to be read.
@@ -1089,7 +1098,7 @@ mod tests {
         for (name, message, all) in
             [("app", "short", true), ("app", &*"long ".repeat(200), true), (&*"x".repeat(62), "m", false)]
         {
-            let read: Value = serde_json::from_slice(&fitted(run(name, message))).unwrap();
+            let read: Value = value(&fitted(run(name, message).to_string().into_bytes()));
             let artifacts = read["release"]["artifacts"].as_array().unwrap();
             assert_eq!(artifacts.len() == crate::model::release::MOST_ARTIFACTS, all, "{read}");
             assert!(!artifacts.is_empty());

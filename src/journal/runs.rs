@@ -53,6 +53,26 @@ struct Elsewhere {
     blob: Digest,
 }
 
+/// The record that `json` is, or names.
+fn record(blobs: &dyn Blobs, json: &[u8]) -> Result<Record, String> {
+    if json.starts_with(br#"{"blob":"#) {
+        let Elsewhere { blob } = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        let json = blobs.get(&blob).map_err(|error| format!("blob {blob}: {error}"))?;
+        return serde_json::from_slice(&json).map_err(|error| format!("blob {blob}: {error}"));
+    }
+    serde_json::from_slice(json).map_err(|error| error.to_string())
+}
+
+/// The records after `after` in the bytes of a run's journal, as far as they can be read.
+pub fn records_after(blobs: &dyn Blobs, bytes: &[u8], after: Seq) -> Vec<(Seq, u32, Record)> {
+    let lines = line::scan(bytes, First::One).lines.into_iter().filter(|line| line.seq > after.0);
+    let read = lines.map_while(|line| {
+        let record = record(blobs, bytes.get(line.json)?).ok()?;
+        Some((Seq(line.seq), line.crc, record))
+    });
+    read.collect()
+}
+
 impl RunJournals {
     /// Over the directory `dir` (`data_dir/journal/runs`), which is made if missing. Records over 16 KiB go to `blobs`; `feed` hears
     /// of every record once it is on disk, and not of those that [`Journals::read`] and [`Journals::reopen`] return. `data` has room for
@@ -115,7 +135,7 @@ impl RunJournals {
         let mut damage = scan.damage.map(|damage| format!("`{}`: {damage}", path.display()));
         let mut records = Vec::with_capacity(scan.lines.len());
         for line in scan.lines.into_iter().take_while(|line| line.seq <= limit) {
-            match self.record(bytes.get(line.json).unwrap_or_default()) {
+            match record(&*self.blobs, bytes.get(line.json).unwrap_or_default()) {
                 Ok(record) => records.push((Seq(line.seq), line.crc, record)),
                 // The line is as it was written, so what it names is gone or a newer daemon wrote it: never a tail to cut.
                 Err(why) => {
@@ -125,15 +145,6 @@ impl RunJournals {
             }
         }
         (Found { records, damage }, scan.kept)
-    }
-
-    fn record(&self, json: &[u8]) -> Result<Record, String> {
-        if json.starts_with(br#"{"blob":"#) {
-            let Elsewhere { blob } = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-            let json = self.blobs.get(&blob).map_err(|error| format!("blob {blob}: {error}"))?;
-            return serde_json::from_slice(&json).map_err(|error| format!("blob {blob}: {error}"));
-        }
-        serde_json::from_slice(json).map_err(|error| error.to_string())
     }
 
     /// The journal to append to, new if `expected` is 0 and there is none.

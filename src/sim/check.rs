@@ -14,7 +14,7 @@ use crate::model::{
     deployment::{Deployment, DeploymentState, HostRun, HostState},
     event::{Event, Purpose, Record},
     ids::{EnvironmentName, HostId, ReleaseId, RunId, Seq, Sha},
-    rollout::Rollout,
+    rollout::{Budget, Rollout},
     run::{Run, RunState, Trigger},
     step::{self, CallKey},
 };
@@ -40,6 +40,8 @@ pub(super) struct Followed {
     begun: BTreeSet<String>,
     /// When each of its deployments had its environment, and how often the daemon had died by then.
     entered: BTreeMap<u32, (Duration, u32)>,
+    /// How many hosts have to serve while each of its deployments goes on, as the project says; what the engine makes of that is not asked.
+    floors: BTreeMap<u32, usize>,
 }
 
 /// What the runs of a project have come to, as people were told.
@@ -54,7 +56,7 @@ pub(super) struct Verdicts {
 /// What was decided a moment before something was known goes by what was known then.
 const MOMENT: Duration = Duration::from_secs(1);
 const MOMENT_MS: i64 = 1_000;
-/// Whoever wants to go back does not wait longer for a list of hosts that are known.
+/// Whoever puts what is known-good on hosts does not wait longer for a list of hosts that are known.
 const PLANNED_BACK: Duration = Duration::from_secs(12);
 /// So many bad releases in a row, and nothing starts by itself.
 const RESTS_AFTER: u32 = 3;
@@ -92,8 +94,8 @@ pub(super) fn heard(state: &mut State, now: Duration, id: &RunId, records: &[(Se
         let followed = match state.runs.get_mut(id) {
             None => match Run::begin(record) {
                 Ok(run) => {
-                    let (begun, entered) = (BTreeSet::new(), BTreeMap::new());
-                    let followed = Followed { run, last: *seq, begun, entered };
+                    let (begun, entered, floors) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+                    let followed = Followed { run, last: *seq, begun, entered, floors };
                     state.runs.insert(id.clone(), followed);
                     continue;
                 }
@@ -106,6 +108,9 @@ pub(super) fn heard(state: &mut State, now: Duration, id: &RunId, records: &[(Se
             Event::Begin { token, .. } => drop(followed.begun.insert(token.to_string())),
             Event::LeaseGranted { deployment, .. } => drop(followed.entered.insert(*deployment, (now, deaths))),
             _ => {}
+        }
+        if let Some((deployment, floor)) = floor(followed, &record.event) {
+            followed.floors.insert(deployment, floor);
         }
         if let Err(illegal) = followed.run.next(record) {
             return state.breaks(now, &format!("run {id} cannot be folded: {illegal}"));
@@ -140,18 +145,21 @@ fn before(state: &mut State, now: Duration, id: &RunId, record: &Record) {
     let Some(followed) = state.runs.get(id) else { return };
     let run = &followed.run;
     let wrong = match &record.event {
-        Event::Call { key, .. } => turn(run, key).and_then(|(n, host)| {
+        Event::Call { key, .. } => beside(run, key).or_else(|| {
+            let (n, host) = turn(run, key)?;
             let of = run.deployment(n)?;
             let forward = Some(of).filter(|of| of.rollback_of.is_none());
-            let why = two_zones(run, of, &host).or_else(|| over_budget(run, forward?, &host));
+            let why = two_zones(run, of, &host)
+                .or_else(|| over_budget(run, forward?, &host))
+                .or_else(|| too_few(followed, of, &host));
             why.map(|why| format!("{host} is taken although {why}"))
         }),
-        Event::Planned { deployment, .. } if matches!(run.header.request.purpose, Purpose::Rollback { .. }) => {
+        Event::Planned { deployment, .. } if run.target.is_some() => {
             let entered = followed.entered.get(deployment).filter(|(_, deaths)| *deaths == state.deaths);
             let waited = entered.map(|(at, _)| now.saturating_sub(*at)).filter(|waited| *waited > PLANNED_BACK);
             waited
                 .filter(|_| state.scenario.full.is_empty())
-                .map(|waited| format!("its way back was planned after {waited:?}"))
+                .map(|waited| format!("its way to what is known-good was planned after {waited:?}"))
         }
         Event::Resolved { release, target: None, .. } => {
             let verdicts = state.verdicts.get(&run.header.project);
@@ -214,12 +222,75 @@ fn over_budget(run: &Run, of: &Deployment, host: &HostId) -> Option<String> {
     if flying.len() >= most {
         return Some(format!("{} are under way and max_parallel is {most}", flying.len()));
     }
-    let own = of.host(host)?;
-    let left = of.healthy() - usize::from(own.is_healthy());
-    if own.is_healthy() && left < of.phases.min_healthy as usize {
-        return Some(format!("{left} healthy ones would be left and min_healthy is {}", of.phases.min_healthy));
-    }
     of.judged.is_some().then(|| "it is judged".to_owned())
+}
+
+/// Hooks of a whole deployment may do something on any host: none of its hosts is on its way back meanwhile.
+fn beside(run: &Run, key: &CallKey) -> Option<String> {
+    let (deployment, function) = match key.place()? {
+        step::Place::Deployment { deployment, function } if key.undone().is_none() => (deployment, function),
+        _ => return None,
+    };
+    let back = run.deployments.iter().find(|of| of.rollback_of == Some(deployment) && of.end.is_none())?;
+    Some(format!("{function} begins while {} hosts are on their way back", back.hosts.len()))
+}
+
+/// How many hosts have to serve from this on, where it says something of that: as many as `min_healthy` says, or as served less those that
+/// may be missing; on the way back never so many that not one could be taken.
+fn floor(followed: &Followed, event: &Event) -> Option<(u32, usize)> {
+    let run = &followed.run;
+    let known = |n: u32| followed.floors.get(&n).copied().unwrap_or_default();
+    let says = |n: u32| Some(run.deployment(n)?.spec(run)?.rollout.min_healthy);
+    match event {
+        Event::Planned { deployment, hosts, phases, .. } => {
+            let rollout = &run.deployment(*deployment)?.spec(run)?.rollout;
+            let serving = hosts.iter().filter(|host| !phases.ill.contains_key(&host.id)).count();
+            let of = |budget: Budget| budget.of(hosts.len());
+            let at_once = rollout.max_parallel as usize;
+            let usual = match run.header.request.purpose {
+                // What the hosts do that do not go is in no record.
+                Purpose::Converge { .. } => return Some((*deployment, phases.min_healthy as usize)),
+                Purpose::Deploy => {
+                    serving.saturating_sub(at_once + of(rollout.max_failures) + of(rollout.max_unreachable))
+                }
+                Purpose::Rollback { .. } | Purpose::Adopt => serving.saturating_sub(at_once),
+            };
+            Some((*deployment, rollout.min_healthy.map_or(usual, |floor| floor.floor_of(hosts.len()))))
+        }
+        Event::DeploymentCreated { deployment, back: Some(back), .. } => {
+            let of = run.deployment(back.of)?;
+            let rollout = &of.phases.target.as_ref()?.environment.rollout;
+            let at_once = rollout.rollback_parallel.unwrap_or(rollout.max_parallel).max(1) as usize;
+            let taken = if rollout.min_healthy.is_some() { 1 } else { at_once };
+            Some((*deployment, known(back.of).min(of.healthy().saturating_sub(taken))))
+        }
+        Event::FleetSeen { deployment, gone, .. } if says(*deployment)?.is_none() => {
+            let went = |host: &&HostRun| gone.contains(&host.host.id) && !host.gone && host.ill.is_none();
+            let went = run.deployment(*deployment)?.hosts.iter().filter(went).count();
+            Some((*deployment, known(*deployment).saturating_sub(went)))
+        }
+        Event::Promoted { deployment, .. } => {
+            let of = run.deployment(*deployment)?;
+            let count = |state| of.hosts.iter().filter(|host| host.verdict() == state).count();
+            let bad = count(HostState::Failed) + count(HostState::Unreachable);
+            let fewer = bad.saturating_sub(of.forgiven.failed + of.forgiven.unreachable);
+            Some((*deployment, known(*deployment).saturating_sub(fewer)))
+        }
+        _ => None,
+    }
+}
+
+/// Whether fewer hosts would serve than have to, as far as the run knows. On the way back those count too that are not taken back, and
+/// hosts that were lost do not keep the others from it.
+fn too_few(followed: &Followed, of: &Deployment, host: &HostId) -> Option<String> {
+    of.host(host).filter(|own| own.is_healthy())?;
+    let whole = of.rollback_of.and_then(|back| followed.run.deployment(back));
+    let stay = |whole: &Deployment| whole.hosts.iter().filter(|host| host.back.is_none() && host.is_healthy()).count();
+    let lost = of.hosts.iter().filter(|host| host.verdict() == HostState::Unreachable).count();
+    let lost = if of.target.is_some() { lost } else { 0 };
+    let least = followed.floors.get(&of.n).copied().unwrap_or_default().saturating_sub(lost);
+    let left = of.healthy() + whole.map_or(0, stay) - 1;
+    (left < least).then(|| format!("{left} hosts would be left that serve, and min_healthy is {least}"))
 }
 
 /// A command begins on a machine.
@@ -263,12 +334,13 @@ pub(super) fn begins(state: &mut State, now: Duration, machine: Option<&str>, to
         .map_or(1, |spec| at_once(&followed.run, of, &spec.rollout));
     let alone = of.alone;
     let watched = of.spec(&followed.run).is_some_and(|spec| spec.health.is_some());
-    let forward = watched && of.rollback_of.is_none() && followed.run.target.is_none();
+    let all_go = matches!(followed.run.header.request.purpose, Purpose::Deploy | Purpose::Rollback { .. });
+    let whole = all_go && of.rollback_of.is_none();
     // The hosts that must serve in such a number: on the way back those of what is taken back.
     let within = of.rollback_of.and_then(|back| followed.run.deployment(back)).unwrap_or(of);
     let within: BTreeSet<HostId> = within.hosts.iter().map(|host| host.host.id.clone()).collect();
-    let floor = Floor { hosts: within, least: of.phases.min_healthy as usize };
-    let floor = Some(floor).filter(|_| watched && !alone && (forward || of.rollback_of.is_some()));
+    let floor = Floor { hosts: within, least: followed.floors.get(&of.n).copied().unwrap_or_default() };
+    let floor = Some(floor).filter(|_| watched && !alone && (whole || of.rollback_of.is_some()));
     // Somebody else's hands on the host.
     let other = state
         .machines

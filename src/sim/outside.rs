@@ -97,8 +97,8 @@ pub(super) struct Kept {
     pub(super) until: Duration,
 }
 
-/// Reads what is on disk for certain of a run's journal.
-pub(super) type Reader = Arc<dyn Fn(&RunId) -> Vec<(Seq, u32, Record)> + Send + Sync>;
+/// Reads what is on disk for certain of a run's journal, after a record.
+pub(super) type Reader = Arc<dyn Fn(&RunId, Seq) -> Vec<(Seq, u32, Record)> + Send + Sync>;
 
 impl Outside {
     pub(super) fn new(scenario: Scenario, tells: bool) -> Self {
@@ -200,8 +200,12 @@ impl Outside {
 
     /// How long it takes to look up hosts.
     pub(super) fn lookup(&self) -> Duration {
-        let random = &mut self.state().random;
-        Duration::from_millis(if random.one_in(12) { random.between(5_000, 100_000) } else { random.between(2, 300) })
+        let now = self.clock.elapsed();
+        let mut state = self.state();
+        let silent = state.scenario.silent.iter().find(|silent| silent.contains(&now)).map(|silent| silent.end - now);
+        let random = &mut state.random;
+        let takes = if random.one_in(12) { random.between(5_000, 100_000) } else { random.between(2, 300) };
+        silent.unwrap_or_default() + Duration::from_millis(takes)
     }
 
     /// How long a word takes to a machine.
@@ -317,7 +321,8 @@ impl State {
 
     /// Hears of what is on disk and nobody was told.
     pub(super) fn catch_up(&mut self, now: Duration, run: &RunId) {
-        let records = self.reader.as_ref().map(|read| read(run)).unwrap_or_default();
+        let known = self.runs.get(run).map_or(0, Followed::last);
+        let records = self.reader.as_ref().map(|read| read(run, Seq(known))).unwrap_or_default();
         check::heard(self, now, run, &records);
     }
 

@@ -103,6 +103,8 @@ fn hook(function: &str, undoing: bool, input: &Value) -> Hook {
         "run" => plain(vec![sh(Target::Local, "test"), sh(Target::Local, "test more")]),
         "prepare" => plain(vec![patient(host(), "prepare")]),
         "before" => plain(vec![sh(first(), "migrate")]),
+        "before_wave" => plain(vec![sh(on(&input["wave"]["hosts"][0]), "announce")]),
+        "after_wave" => plain(vec![sh(on(&input["wave"]["hosts"][0]), "look")]),
         "drain" => plain(vec![sh(host(), "drain")]),
         "undrain" => plain(vec![sh(host(), "undrain")]),
         "deploy" => Hook {
@@ -119,7 +121,7 @@ fn hook(function: &str, undoing: bool, input: &Value) -> Hook {
             let schema = input["release"]["message"].as_str().is_some_and(|message| message.contains("schema"));
             Hook { returns: json!({ "safe": !schema, "reason": "the schema changed" }), ..plain(Vec::new()) }
         }
-        "after" => plain(vec![sh(Target::Local, "after")]),
+        "after" => plain(vec![sh(first(), "after")]),
         _ => plain(Vec::new()),
     }
 }

@@ -30,6 +30,8 @@ pub struct Scenario {
     pub people: Vec<Person>,
     /// When the daemon's disk is full.
     pub full: Vec<Range<Duration>>,
+    /// When nobody answers who is asked for hosts.
+    pub silent: Vec<Range<Duration>>,
     /// When the daemon dies.
     pub crashes: Vec<Crash>,
 }
@@ -239,16 +241,16 @@ impl Scenario {
         let pushes = self.projects.iter().flat_map(|project| &project.commits).map(|push| push.at);
         let faults = self.faults.iter().map(|fault| fault.at + fault.lasts);
         let people = self.people.iter().map(|person| person.at + person.does.lasts());
-        let full = self.full.iter().map(|full| full.end);
-        let last = pushes.chain(faults).chain(people).chain(full).max();
+        let spans = self.full.iter().chain(&self.silent).map(|span| span.end);
+        let last = pushes.chain(faults).chain(people).chain(spans).max();
         last.unwrap_or_default() + Duration::from_secs(1)
     }
 
-    /// How long environments are kept from going on, by people and by a full disk.
+    /// How long environments are kept from going on, by people, by a full disk and by those who do not name their hosts.
     #[must_use]
     pub fn kept(&self) -> Duration {
         let people = self.people.iter().map(|person| person.does.lasts());
-        people.chain(self.full.iter().map(|full| full.end - full.start)).sum()
+        people.chain(self.full.iter().chain(&self.silent).map(|span| span.end - span.start)).sum()
     }
 
     /// The project of this name, and its place.
@@ -318,6 +320,9 @@ impl fmt::Display for Scenario {
         }
         for full in &self.full {
             writeln!(f, "  {:>8} the disk is full until {}", Span(full.start).to_string(), Span(full.end))?;
+        }
+        for silent in &self.silent {
+            writeln!(f, "  {:>8} discovery is silent until {}", Span(silent.start).to_string(), Span(silent.end))?;
         }
         for crash in &self.crashes {
             let how = if crash.power { "power is lost" } else { "the daemon is killed" };

@@ -100,6 +100,8 @@ pub(super) struct Shell {
 struct ShellState {
     /// What has arrived and was not understood yet.
     heard: Vec<u8>,
+    /// So much of it was looked through for the end of a request.
+    looked: usize,
     /// The request that waits for the machine's id to be on the daemon's disk.
     stranger: Option<Request>,
     /// What is on its way back.
@@ -222,8 +224,11 @@ impl Shell {
                 state.heard.drain(..4);
                 return Some(Heard::Met);
             } else {
-                let end = find(&state.heard, END)? + END.len();
+                let from = state.looked.saturating_sub(END.len());
+                state.looked = state.heard.len();
+                let end = from + find(state.heard.get(from..)?, END)? + END.len();
                 let text: Vec<u8> = state.heard.drain(..end).collect();
+                state.looked = 0;
                 if let Some(request) = Request::read(&text) {
                     return Some(Heard::Request(Box::new(request)));
                 }

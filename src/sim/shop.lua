@@ -1,11 +1,16 @@
 -- The hooks of program.rs, in Lua: what the engine promises holds in both.
 local function on(host, command) return host:sh(command) end
 
+-- Every host of a wave may have gone.
+local function first(wave, command)
+  if wave.hosts[1] then on(wave.hosts[1], command) end
+end
+
 local function environment(name)
   return { name, hosts = { "h0" }, health = "none",
     prepare = function(host) host:sh { "prepare", retries = 1, backoff = "1s", timeout = "2m" } end,
     before = function(deployment) deployment.hosts[1]:sh "migrate" end,
-    before_wave = function() end,
+    before_wave = function(wave) first(wave, "announce") end,
     drain = function(host) on(host, "drain") end,
     deploy = function(host)
       local ok, why = pcall(on, host, "stop")
@@ -15,7 +20,7 @@ local function environment(name)
       host:sh "deploy"
     end,
     undrain = function(host) on(host, "undrain") end,
-    after_wave = function() end,
+    after_wave = function(wave) first(wave, "look") end,
     verify = function(run)
       run:parallel {
         smoke = function() run:sh "verify" end,

@@ -149,7 +149,7 @@ impl Session {
             let Ok(link) = self.link().await else { return };
             let Ok(channel) = link.open("sh").await else { return };
             let mut resident = Resident::new(channel);
-            resident.taught = send(&mut resident.stdin, &program::program()).await.is_ok();
+            resident.taught = send(&mut resident.stdin, program::program()).await.is_ok();
             if resident.taught {
                 self.keep(&link, resident).await;
             }
@@ -186,7 +186,7 @@ impl Session {
             let number = resident.frames.expect(request.mark);
             // Whoever still stands by on an old channel goes out of the way; a new one learns the program.
             let idle = std::mem::replace(&mut resident.taught, true);
-            let mut whole = if idle { program::FOLLOW.to_vec() } else { program::program() };
+            let mut whole = if idle { program::FOLLOW } else { program::program() }.to_vec();
             whole.extend_from_slice(format!("N={number}\n").as_bytes());
             whole.extend_from_slice(&text);
             *reply.sent |= known.is_some();

@@ -4,15 +4,15 @@
 //! Values reach the host only as single-quoted literals and quoted here-documents within that text: nothing is ever in an
 //! argument vector, and nothing is interpreted by a shell on the way.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::LazyLock};
 
 use super::{CommandSpec, Shell, Upload, What};
 use crate::model::{cause::Cause, ids::Digest};
 
-const PROGRAM: &str = include_str!("program.sh");
-const FILES: &str = include_str!("files.sh");
-const PLACE: &str = include_str!("place.sh");
-const COUNTS: &str = include_str!("counts.sh");
+static PROGRAM: LazyLock<String> = LazyLock::new(|| stripped(concat!(include_str!("program.sh"), "clean\n")));
+static FILES: LazyLock<String> = LazyLock::new(|| stripped(include_str!("files.sh")));
+static PLACE: LazyLock<String> = LazyLock::new(|| stripped(include_str!("place.sh")));
+static COUNTS: LazyLock<String> = LazyLock::new(|| stripped(include_str!("counts.sh")));
 
 /// `PATH` of every command unless `ssh.path` or `[exec] path` says otherwise.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -87,8 +87,8 @@ impl Text {
 }
 
 /// What a channel's shell is told first; it does nothing yet.
-pub(super) fn program() -> Vec<u8> {
-    format!("{}clean\n", stripped(PROGRAM)).into_bytes()
+pub(super) fn program() -> &'static [u8] {
+    PROGRAM.as_bytes()
 }
 
 /// The program without comments and indentation: `bash` reads a script on a pipe byte by byte.
@@ -288,7 +288,7 @@ pub(super) fn start(frame: &Frame<'_>, cmd: &CommandSpec) -> Result<Vec<u8>, Cau
     epoch(&mut text, cmd.epoch.as_ref())?;
     if frame.counted {
         text.set("J", "1")?;
-        text.push(&stripped(COUNTS));
+        text.push(&COUNTS);
     }
     if let Some(user) = &cmd.user {
         let plain = !user.is_empty()
@@ -330,8 +330,8 @@ pub(super) fn upload(frame: &Frame<'_>, upload: &Upload) -> Result<Vec<u8>, Caus
     text.set("MODE", &mode(upload.mode)?)?;
     text.set("OWNER", &owner(upload.owner.as_deref())?)?;
     text.set("UNPACK", if upload.unpack { "1" } else { "" })?;
-    text.push(&stripped(FILES));
-    text.push(&stripped(PLACE));
+    text.push(&FILES);
+    text.push(&PLACE);
     Ok(text.finish())
 }
 
@@ -354,7 +354,7 @@ pub(super) fn place(upload: &Upload, staged: Option<&str>) -> Result<Vec<u8>, Ca
         text.extend(quote(value.as_bytes(), name)?);
         text.push(b'\n');
     }
-    text.extend(stripped(PLACE).bytes());
+    text.extend_from_slice(PLACE.as_bytes());
     let rest = if staged.is_some() {
         "if there; then keep; echo same; exit 0; fi\nsame \"$FROM\" || refuse upload \"$FROM is not what was sent\"\nplace \"$FROM\"\necho changed\n"
     } else {
@@ -369,7 +369,7 @@ pub(super) fn download(frame: &Frame<'_>, path: &str) -> Result<Vec<u8>, Cause> 
     absolute("from", path)?;
     let mut text = Text::new(frame, "download", "-")?;
     text.set("FROM", path)?;
-    text.push(&stripped(FILES));
+    text.push(&FILES);
     Ok(text.finish())
 }
 

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 
-use super::{Which, ask};
-use crate::engine::conductor::Conductor;
+use super::{Which, ask, sources};
+use crate::{
+    engine::{conductor::Conductor, world::World},
+    ports::program::Loaded,
+};
 
 /// Between two looks at which sources are due.
 const LOOK: Duration = Duration::from_secs(1);
@@ -37,6 +40,9 @@ async fn round(conductor: &Conductor) {
     for loaded in conductor.all() {
         for at in 0..loaded.pipeline.environments.len() {
             let loaded = std::sync::Arc::clone(&loaded);
+            if !is_due(world, &loaded, at) {
+                continue;
+            }
             while asking.len() >= WIDE {
                 let _one_is_done = asking.next().await;
             }
@@ -47,4 +53,12 @@ async fn round(conductor: &Conductor) {
         }
     }
     while asking.next().await.is_some() {}
+}
+
+/// Whether an environment has a source that is due, or was never looked at.
+fn is_due(world: &World, loaded: &Loaded, at: usize) -> bool {
+    let Some(environment) = loaded.pipeline.environments.get(at) else { return false };
+    let Some(known) = world.fleets.get(&loaded.name, &environment.name) else { return true };
+    let now = world.clock.now();
+    sources(environment).iter().any(|source| known.is_due(source, &now))
 }

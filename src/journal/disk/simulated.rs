@@ -153,18 +153,20 @@ impl SimulatedDisk {
         })))
     }
 
-    /// What is on disk for certain: what was synced, under names that were.
+    /// What of the file `path` is on disk for certain: what was synced, under a name that was.
     #[must_use]
-    pub fn durable(&self) -> SimulatedDisk {
+    pub fn durable(&self, path: &Path) -> Vec<u8> {
         let state = self.state();
-        SimulatedDisk(Arc::new(Mutex::new(State {
-            random: state.random.clone(),
-            left: u64::MAX,
-            files: state.files.iter().map(|file| Content::of(file.on_disk.clone())).collect(),
-            names: reachable(&state.on_disk),
-            on_disk: reachable(&state.on_disk),
-            unsynced: Vec::new(),
-        })))
+        let named = is_reachable(&state.on_disk, path).then(|| state.on_disk.get(path).copied().flatten()).flatten();
+        named.and_then(|file| state.files.get(file)).map(|file| file.on_disk.clone()).unwrap_or_default()
+    }
+
+    /// What the file `path` holds now. It counts as no call.
+    #[must_use]
+    pub fn peek(&self, path: &Path) -> Vec<u8> {
+        let state = self.state();
+        let file = state.names.get(path).copied().flatten();
+        file.and_then(|file| state.files.get(file)).map(|file| file.now.clone()).unwrap_or_default()
     }
 
     /// Every file and what it holds, by name.
@@ -201,8 +203,11 @@ impl SimulatedDisk {
 
 /// A name in a directory whose own name was lost is lost with it.
 fn reachable(names: &Names) -> Names {
-    let there = |path: &Path| path.ancestors().skip(1).all(|dir| names.get(dir) == Some(&None));
-    names.iter().filter(|(path, _)| there(path)).map(|(path, what)| (path.clone(), *what)).collect()
+    names.iter().filter(|(path, _)| is_reachable(names, path)).map(|(path, what)| (path.clone(), *what)).collect()
+}
+
+fn is_reachable(names: &Names, path: &Path) -> bool {
+    path.ancestors().skip(1).all(|dir| names.get(dir) == Some(&None))
 }
 
 /// The bytes of a file after a power loss.

@@ -276,8 +276,22 @@ fn people(random: &mut Random, places: &[(usize, usize)], span: u64) -> Vec<Pers
         let place = places.get(place).copied().unwrap_or_default();
         people.push(Person { at: secs(random, 0, span), place, does });
     }
-    people.sort_by_key(|person| person.at);
     people
+}
+
+/// Now and then discovery says nothing for a while, and mostly somebody wants to go back just then.
+fn silent(seed: u64, places: &[(usize, usize)], span: u64) -> (Vec<Range<Duration>>, Vec<Person>) {
+    let random = &mut Random::of(seed, "silent");
+    if !random.one_in(8) {
+        return (Vec::new(), Vec::new());
+    }
+    let from = secs(random, 0, span);
+    let silent = from..from + secs(random, 20, 200);
+    let place = usize::try_from(random.below(places.len() as u64)).unwrap_or(0);
+    let place = places.get(place).copied().unwrap_or_default();
+    let wants = !random.one_in(4);
+    let person = Person { at: from + secs(random, 0, 15), place, does: Does::Rollback };
+    (vec![silent], wants.then_some(person).into_iter().collect())
 }
 
 fn crashes(random: &mut Random) -> Vec<Crash> {
@@ -309,10 +323,16 @@ impl Scenario {
             let from = secs(random, 0, span);
             from..from + secs(random, 2, 90)
         });
+        let (silent, wanting) = silent(seed, &places, span);
+        let faults = faults(random, &fleets, span);
+        let mut people = people(random, &places, span);
+        people.extend(wanting);
+        people.sort_by_key(|person| person.at);
         Scenario {
             seed,
-            faults: faults(random, &fleets, span),
-            people: people(random, &places, span),
+            faults,
+            people,
+            silent,
             crashes: crashes(random),
             full: full.into_iter().collect(),
             language: Language::Rust,

@@ -51,7 +51,7 @@ in_every_shell! {
         let frame = program::Frame { mark: &mark, base: host.shells.base.to_str(), host_id: Some(&id), from: [0; 2], counted: false };
         let link = host.shells.connect().await.unwrap();
         let mut channel = link.open("sh").await.unwrap();
-        let whole = [program::program(), program::start(&frame, &cmd).unwrap()].concat();
+        let whole = [program::program(), &program::start(&frame, &cmd).unwrap()].concat();
         tokio::io::AsyncWriteExt::write_all(&mut channel.stdin, &whole).await.unwrap();
         until("the command", || process_exists(&marker)).await;
         drop(channel);
