@@ -22,7 +22,7 @@ fn killed_hung_without_memory_or_rebooted_the_service_comes_back_and_runs_go_on(
         if fault == "famine" {
             famine.befalls(site.integration.outside(&pid));
             eventually("the kernel kills it for want of memory", || {
-                let _answered_or_not = site.integration.run("phased runs --json");
+                let _answered_or_not = site.integration.run("phased reload");
                 (famine.killed() > 0).then_some(())
             });
         } else {
