@@ -54,9 +54,9 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
+pub use left::Left;
 #[cfg(test)]
 use program::DEFAULT_PATH;
-pub use left::Left;
 pub use session::Session;
 pub use transfer::{Download, Source, Upload, UploadVerdict, Write};
 

@@ -404,11 +404,15 @@ impl Owner {
     /// Starts an action; true when the run changed by it at once.
     fn act(&mut self, action: Action) -> bool {
         let name = action.name();
-        if name.as_ref().is_some_and(|name| self.busy.contains_key(name)) || self.gate.holds(&self.run, &action) {
+        if name.as_ref().is_some_and(|name| self.busy.contains_key(name)) {
             return false;
         }
+        // Also before it waits for the end of a maintenance: that may be a reboot.
         if self.busy.contains_key(LEFTOVERS) || self.follows(&action) {
             self.end_left();
+            return false;
+        }
+        if self.gate.holds(&self.run, &action) {
             return false;
         }
         match action {
@@ -1088,7 +1092,11 @@ impl Owner {
         let sharp = self.is_sharp();
         let finish = Action::Finish.name().unwrap_or_default();
         for (name, cancel) in &self.busy {
-            if *name != finish && *name != LEFTOVERS && !name.starts_with("undo ") && (sharp || !name.starts_with("watch ")) {
+            if *name != finish
+                && *name != LEFTOVERS
+                && !name.starts_with("undo ")
+                && (sharp || !name.starts_with("watch "))
+            {
                 cancel.cancel();
             }
         }
