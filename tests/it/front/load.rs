@@ -44,6 +44,14 @@ fn healthy(stream: &mut TcpStream) -> bool {
     answer.starts_with(b"HTTP/1.1 200")
 }
 
+/// Has this process, and the daemon as its child, keep `clients` connections: of the daemon's files they may be half.
+fn many_files(clients: usize) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    assert!(hard >= 2 * clients as u64, "{hard} open files are too few for {clients} connections: ulimit -Hn");
+}
+
 /// KiB of memory that the daemon has.
 fn memory(daemon: &Daemon) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
@@ -76,10 +84,8 @@ fn steadily(span: Duration, mut ask: impl FnMut()) -> Vec<Duration> {
 #[test]
 fn idle_connections_disturb_nobody_and_leave_nothing() {
     let n = clients(500);
-    // Those beyond the cap are made while it is full.
-    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 65_536, 65_536).ok();
+    many_files(n);
     let world = limited(&format!("connections = {n}\nclient_connections = {n}\nhead_timeout = \"30m\"\n"));
-    std::fs::write(world.path("nofile"), "65536").unwrap();
     let daemon = world.start();
     let token = token(&daemon, "read", None);
     let mut asking = connect(daemon.addr);
@@ -166,9 +172,8 @@ fn slow_clients_are_all_cut_off_while_others_are_served() {
         _ => "",
     };
     let count = clients(400) / 2;
-    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 65_536, 65_536).ok();
+    many_files(count);
     let world = limited(&format!("{limits}connections = {0}\nclient_connections = {0}\n", count + 100));
-    std::fs::write(world.path("nofile"), "65536").unwrap();
     let daemon = world.start();
     let addr = daemon.addr;
     let mut slow: Vec<(Slow, TcpStream, Instant)> = (0..count)

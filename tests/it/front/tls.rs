@@ -206,7 +206,7 @@ fn check_says_what_is_wrong_with_the_certificate_and_its_key() {
     is_wrong("open to all", &["key.pem", "is open to everybody"]);
     std::fs::remove_file(world.path("key.pem")).unwrap();
     std::fs::write(world.path("plugins/projects/web.lua"), "return phased.projct {}").unwrap();
-    is_wrong("missing", &["cannot read the key", "key.pem", "bad_tls", "web.lua"]);
+    is_wrong("missing", &["cannot read the key", "key.pem", "web.lua"]);
 }
 
 #[test]
