@@ -14,7 +14,7 @@ use lettre::{
 };
 
 use crate::{
-    model::cause::Cause,
+    model::cause::{Cause, one_line},
     ports::mail::{Mail, Message, Tls},
     time::{Clock, Span, within},
 };
@@ -93,7 +93,7 @@ fn failed(relay: &str, doing: &str, error: &lettre::transport::smtp::Error) -> C
         }
         source = inner.source();
     }
-    let said: String = said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect();
+    let said = one_line(&said, 500);
     if let Some(code) = error.status() {
         let code = u16::from(code);
         let help = if error.is_transient() { "; it may take it later" } else { "" };

@@ -135,7 +135,7 @@ impl App {
         let (index, set_aside) = SledIndex::open(&layout.state, &clock)?;
         let index = Arc::new(index);
         let start = format!("{:x}", clock.now().wall_ms);
-        let views = Views::start(index.clone(), Arc::clone(&clock), start)?;
+        let views = Views::start(index.clone(), Arc::clone(&clock), start, stalls.at("views"))?;
         let blobs = Arc::new(FileBlobs::open(layout.blobs.clone())?);
         let feed = Arc::new(views.clone());
         let journals = RunJournals::open(layout.runs.clone(), blobs.clone(), feed, storage.clone(), kills.runs)?;

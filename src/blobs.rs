@@ -6,9 +6,9 @@ mod stream;
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -19,6 +19,7 @@ use std::{
 use crate::{
     model::{ids::Digest, signal::Part},
     ports::blobs::{Blobs, Form, Hold, Stored},
+    whole::{Part as Whole, sync_name},
 };
 
 /// What a file being written is called before it is a blob.
@@ -86,17 +87,15 @@ impl FileBlobs {
     }
 
     /// Gives a synced file its name.
-    fn name(&self, temporary: &Path, digest: &Digest) -> io::Result<()> {
+    fn name(&self, file: &Path, digest: &Digest) -> io::Result<()> {
         self.spare(digest);
-        fs::rename(temporary, self.path(digest))?;
-        File::open(&self.dir)?.sync_all().map_err(unsynced)
+        fs::rename(file, self.path(digest))?;
+        sync_name(&self.path(digest))
     }
 
-    fn write(&self, temporary: &Path, bytes: &[u8], digest: &Digest) -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all().map_err(unsynced)?;
-        fs::rename(temporary, self.path(digest))
+    /// A file that is no blob yet; what a crash leaves of it, [`FileBlobs::open`] removes.
+    fn new_file(&self) -> io::Result<Whole> {
+        Whole::at(self.temporary(), 0o600)
     }
 }
 
@@ -107,11 +106,6 @@ impl FileBlobs {
     }
 }
 
-/// A failed sync, whatever it failed with, is nothing to try again.
-fn unsynced(error: io::Error) -> io::Error {
-    io::Error::other(format!("syncing it failed, which cannot be tried again: {error}"))
-}
-
 impl Blobs for FileBlobs {
     fn put(&self, bytes: &[u8]) -> io::Result<Digest> {
         let digest = Digest::of(bytes);
@@ -119,15 +113,14 @@ impl Blobs for FileBlobs {
         self.spare(&digest);
         // A blob that is there was synced before it got its name; one that was damaged since is put right.
         let there = fs::read(self.path(&digest)).is_ok_and(|old| old == bytes);
-        if !there {
-            let temporary = self.temporary();
-            self.write(&temporary, bytes, &digest).inspect_err(|_| {
-                // It is in nobody's way, and `open` tries again.
-                let _ignored = fs::remove_file(&temporary);
-            })?;
+        if there {
+            // Another thread may have renamed it a moment ago and not have synced the directory yet.
+            sync_name(&self.path(&digest))?;
+        } else {
+            let mut file = self.new_file()?;
+            file.fill(bytes)?;
+            file.replace(&self.path(&digest))?;
         }
-        // Also for one that was there: another thread may have renamed it a moment ago and not have synced the directory yet.
-        File::open(&self.dir)?.sync_all().map_err(unsynced)?;
         Ok(digest)
     }
 
@@ -140,17 +133,12 @@ impl Blobs for FileBlobs {
     }
 
     fn store(&self, form: Form, from: &mut dyn Read, most: u64) -> io::Result<Stored> {
-        let temporary = self.temporary();
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        let stored = stream::store(form, from, most, file).and_then(|(stored, file)| {
-            file.sync_all().map_err(unsynced)?;
-            // Over one that is there, too: if that was damaged, it is put right.
-            self.name(&temporary, &stored.blob)?;
-            Ok(stored)
-        });
-        stored.inspect_err(|_| {
-            let _ignored = fs::remove_file(&temporary);
-        })
+        let file = self.new_file()?;
+        let (stored, _) = stream::store(form, from, most, file.file.try_clone()?)?;
+        self.spare(&stored.blob);
+        // Over one that is there, too: if that was damaged, it is put right.
+        file.replace(&self.path(&stored.blob))?;
+        Ok(stored)
     }
 
     fn read(&self, blob: &Digest, form: Form, offset: u64) -> io::Result<Box<dyn Read + Send>> {

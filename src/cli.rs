@@ -16,7 +16,7 @@ pub mod generate;
 mod keep;
 mod output;
 mod progress;
-mod tls;
+pub mod tls;
 mod verbs;
 mod wait;
 

@@ -84,6 +84,8 @@ pub struct Exec {
 
 /// Where the package's `phased-job.socket` listens.
 pub const JOB_SOCKET: &str = "/run/phased-job.sock";
+/// What to do where it is not there.
+pub const START_JOB_SOCKET: &str = "systemctl enable --now phased-job.socket";
 /// The user ids of projects where the file names none: up to those that systemd gives to services with `DynamicUser=`.
 pub const JOB_UIDS: UidRange = UidRange { first: 61_000, last: 61_183 };
 

@@ -40,7 +40,7 @@
 //!
 //! | folder | what |
 //! |---|---|
-//! | [`time`], [`lifecycle`], [`telemetry`] | clocks and durations; named tasks and their end; the daemon's own log |
+//! | [`time`], [`lifecycle`], [`telemetry`], [`whole`] | clocks and durations; named tasks and their end; the daemon's own log; files that are whole or not there |
 //! | [`model`] | ids, releases, hosts, pipelines, events, `next`, `decide`: start here, this is what phased *is* |
 //! | [`ports`] | what the engine needs from the world, as traits |
 //! | [`config`] | `phased.toml`, secrets as files |
@@ -171,3 +171,4 @@ pub mod ssh;
 pub mod store;
 pub mod telemetry;
 pub mod time;
+pub mod whole;

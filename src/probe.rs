@@ -12,7 +12,11 @@ mod process;
 mod version;
 
 use crate::{
-    model::{cause::Cause, health::Sight, pipeline::Check},
+    model::{
+        cause::{Cause, one_line},
+        health::Sight,
+        pipeline::Check,
+    },
     ports::{
         http::{Http, Request, Response},
         link::{Exit, Link, LinkError},
@@ -205,15 +209,6 @@ fn last_line(bytes: &[u8]) -> Option<String> {
     text.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
 }
 
-/// One line without control characters, not too long.
-fn one_line(text: &str) -> String {
-    let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_SEEN).collect();
-    if text.chars().count() > MAX_SEEN {
-        line.push('…');
-    }
-    line
-}
-
 #[async_trait]
 impl Probe for Probes {
     async fn look(&self, link: &dyn Link, check: &Check, limit: Duration) -> Sight {
@@ -233,7 +228,7 @@ impl Probe for Probes {
             Some(Err(cause)) => sight(false, cause.message),
             None => sight(false, format!("no answer within {}", Span(limit))),
         };
-        Sight { seen: one_line(&found.seen), ..found }
+        Sight { seen: one_line(&found.seen, MAX_SEEN), ..found }
     }
 }
 

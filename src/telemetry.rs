@@ -7,6 +7,7 @@ mod journald;
 
 use std::io::IsTerminal as _;
 
+use harmless::Lines;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// How log lines look on stderr.
@@ -34,7 +35,7 @@ pub fn init(format: Format, filter: &str) -> Result<(), tracing_subscriber::filt
     let registry = tracing_subscriber::registry().with(filter);
     let text = || {
         tracing_subscriber::fmt::layer()
-            .with_writer(|| harmless::stderr(colours()))
+            .with_writer(|| harmless::stderr(Lines::Text { colours: colours() }))
             .with_target(false)
             .with_ansi(colours())
     };
@@ -42,7 +43,12 @@ pub fn init(format: Format, filter: &str) -> Result<(), tracing_subscriber::filt
         (Format::Text, Some(journal)) => registry.with(journal).try_init(),
         (Format::Text, None) => registry.with(text()).try_init(),
         (Format::Json, _) => registry
-            .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr))
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .json()
+                    .flatten_event(true)
+                    .with_writer(|| harmless::stderr(Lines::Json)),
+            )
             .try_init(),
     };
     Ok(())

@@ -21,6 +21,7 @@ use super::{
     Certificates, Server,
     auth::{Caller, Peer, needed},
     clients::{Client, Share},
+    listen::Place,
     problem::{self, Problem, rate_limited},
 };
 use crate::{
@@ -45,6 +46,19 @@ fn is_public(method: &Method, path: &str) -> bool {
     (reads && matches!(path, "/healthz" | "/readyz" | "/openapi.json")) || is_signed(method, path)
 }
 
+/// What must get through when all places are taken: to see what is going on, and to end it. All of these are answered at once.
+fn is_urgent(method: &Method, path: &str) -> bool {
+    let parts: Vec<&str> = path.split('/').skip(1).collect();
+    let reads = matches!(*method, Method::GET | Method::HEAD);
+    match parts.as_slice() {
+        ["healthz" | "readyz"] | ["v1", "status"] | ["v1", "projects", _, "status"] => reads,
+        ["v1", "projects" | "runs", _, "stop"] => *method == Method::POST,
+        ["v1", "projects", _, "environments", _, "pause" | "rollback"] => *method == Method::POST,
+        ["v1", "maintenance"] => reads || *method == Method::POST,
+        _ => false,
+    }
+}
+
 /// What a signature of its own lets in.
 fn is_signed(method: &Method, path: &str) -> bool {
     path.starts_with("/hooks/") || is_signal(method, path)
@@ -67,12 +81,17 @@ fn is_signal(method: &Method, path: &str) -> bool {
 
 impl Server {
     /// One request, one answer, whatever happens.
-    pub(super) async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+    pub(super) async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: Peer,
+        place: Place,
+    ) -> Response<Body> {
         let id = request_id();
         let has_body = !request.body().is_end_stream();
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let client = self.client(&peer, request.headers());
-        let outcome = AssertUnwindSafe(self.admit(request, peer, client, &id)).catch_unwind().await;
+        let outcome = AssertUnwindSafe(self.admit(request, peer, place, client, &id)).catch_unwind().await;
         let response = match outcome {
             Ok(Ok(response)) => response,
             Ok(Err(problem)) => problem.into_response(),
@@ -172,12 +191,19 @@ impl Server {
         self: &Arc<Self>,
         request: Request<Incoming>,
         peer: Peer,
+        place: Place,
         client: Option<IpAddr>,
         id: &str,
     ) -> Result<Response<Body>, Problem> {
         let (parts, incoming) = request.into_parts();
         let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
         check_target(&parts.uri)?;
+        if place == Place::Reserved && !is_urgent(&method, &path) {
+            let detail = "as many connections as there may be are in use, and the few further ones are for status, stop and maintenance; ask again in a moment";
+            return Err(
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail).with_header(header::RETRY_AFTER, "2")
+            );
+        }
         let (hook, signed) = (path.starts_with("/hooks/"), is_signed(&method, &path));
         if let Peer::Tcp { local, remote, .. } = &peer
             && !signed

@@ -23,6 +23,8 @@ pub struct Limits {
     pub(super) socket_connections: usize,
     /// Of one client over TCP.
     pub(super) client_connections: usize,
+    /// Further ones to each listener, for one request each that must get through: see `gate::is_urgent`.
+    pub(super) reserved: usize,
     /// Bytes of a request's head.
     pub(super) head_size: usize,
     /// Headers in it.
@@ -41,6 +43,9 @@ pub struct Limits {
     pub(super) heartbeat: Duration,
 }
 
+/// More than people and probes ask at the same moment, each for a few seconds at most.
+const RESERVED: usize = 16;
+
 impl Limits {
     /// What is configured, as far as `files` open files allow: half of them may be connections over TCP, an eighth such over the socket; the
     /// rest is for journals, git and hosts, so that clients alone never take what a run needs.
@@ -56,6 +61,7 @@ impl Limits {
             connections: configured.connections.min(files / 2),
             socket_connections: configured.connections.min(files / 8),
             client_connections: configured.client_connections,
+            reserved: RESERVED.min(files / 32),
             head_size: bytes(configured.head_size),
             headers: configured.headers,
             hook_body: bytes(configured.hook_body_size),

@@ -6,14 +6,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_rustls::TlsAcceptor;
 
 use super::{
     Server,
     auth::Peer,
-    clients::{Client, Shares},
+    clients::{Client, Share, Shares},
     patient::{Patience, Patient},
     strict::Strict,
 };
@@ -97,7 +97,16 @@ impl Door {
     }
 }
 
-/// Connections that were closed at once because of a cap: nobody but us can know of them.
+/// What a connection may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Anything, as often as it likes.
+    Usual,
+    /// All usual places are taken: one request that must get through all the same.
+    Reserved,
+}
+
+/// Connections beyond a cap, which were closed at once or had a reserved place: nobody but us can know of them.
 #[derive(Default)]
 struct TurnedAway {
     /// Since the log was told last.
@@ -117,8 +126,9 @@ impl TurnedAway {
         if self.told.is_some_and(|told| now < told + Self::MINUTE) {
             return;
         }
-        let cause = Cause::new("connections_closed", format!("{name} closes connections at once: {why}"));
-        tracing::warn!(closed = self.count, %cause, "connections beyond a cap are closed");
+        let message = format!("{name} lets in nobody further but for status, stop and maintenance: {why}");
+        let cause = Cause::new("connections_closed", message);
+        tracing::warn!(beyond = self.count, %cause, "there are more connections than a cap allows");
         server.engine.remark(name, Some(cause));
         (self.told, self.count) = (Some(now), 0);
     }
@@ -137,6 +147,7 @@ const LAST_CALL: Duration = Duration::from_millis(500);
 pub(super) async fn accept<L: Listener>(server: Arc<Server>, listener: L, door: Door) {
     let stopping = server.tasks.stopping();
     let free = Arc::new(Semaphore::new(door.connections));
+    let reserved = Arc::new(Semaphore::new(server.limits.reserved));
     let door = Arc::new(door);
     let mut failures = 0u32;
     let mut turned = TurnedAway::default();
@@ -146,7 +157,7 @@ pub(super) async fn accept<L: Listener>(server: Arc<Server>, listener: L, door: 
             () = stopping.cancelled() => return,
             accepted = listener.accept() => accepted,
             () = turned.quiet(&server) => {
-                tracing::info!(closed = turned.count, listener = door.name, "no connection has been closed at a cap for a minute");
+                tracing::info!(beyond = turned.count, listener = door.name, "no connection has been beyond a cap for a minute");
                 turned = TurnedAway::default();
                 server.engine.remark(door.name, None);
                 continue;
@@ -176,39 +187,49 @@ pub(super) async fn accept<L: Listener>(server: Arc<Server>, listener: L, door: 
             tracing::info!(failures, "connections are accepted again");
             failures = 0;
         }
-        // Beyond a cap: closed at once, so that those inside are served.
         let Ok(peer) = stream.peer() else { continue };
-        let Ok(permit) = free.clone().try_acquire_owned() else {
-            let why =
-                format!("all its {} connections are in use ([limits] connections, LimitNOFILE=)", door.connections);
-            turned.one_more(&server, door.name, &why);
-            continue;
-        };
-        let share = match (&door.shares, &peer) {
-            (Some(shares), Peer::Tcp { remote, .. }) if !server.proxies.trust(*remote) => {
-                match shares.take(Client::of(*remote), 1) {
-                    Some(share) => Some(share),
-                    None => {
-                        let most = server.limits.client_connections;
-                        let why = format!(
-                            "{remote} has all {most} that one client may have ([limits] client_connections; a proxy belongs in [api] trusted_proxies)"
-                        );
-                        turned.one_more(&server, door.name, &why);
-                        continue;
-                    }
-                }
+        let (permit, share, place) = match usual(&server, &door, &free, &peer) {
+            Ok((permit, share)) => (permit, share, Place::Usual),
+            Err(why) => {
+                turned.one_more(&server, door.name, &why);
+                // Beyond that, too: closed at once, so that those inside are served.
+                let Ok(permit) = reserved.clone().try_acquire_owned() else { continue };
+                (permit, None, Place::Reserved)
             }
-            _ => None,
         };
         let (server, door) = (server.clone(), door.clone());
         server.tasks.clone().spawn("api/connection", async move {
-            connection(server, &door, stream, peer).await;
+            connection(server, &door, stream, peer, place).await;
             drop((permit, share));
         });
     }
 }
 
-async fn connection<S: Stream>(server: Arc<Server>, door: &Door, stream: S, peer: Peer) {
+/// A place for whoever has connected, or which cap leaves none.
+fn usual(
+    server: &Server,
+    door: &Door,
+    free: &Arc<Semaphore>,
+    peer: &Peer,
+) -> Result<(OwnedSemaphorePermit, Option<Share>), String> {
+    let permit = free.clone().try_acquire_owned().map_err(|_| {
+        format!("all its {} connections are in use ([limits] connections, LimitNOFILE=)", door.connections)
+    })?;
+    let share = match (&door.shares, peer) {
+        (Some(shares), Peer::Tcp { remote, .. }) if !server.proxies.trust(*remote) => {
+            Some(shares.take(Client::of(*remote), 1).ok_or_else(|| {
+                let most = server.limits.client_connections;
+                format!(
+                    "{remote} has all {most} that one client may have ([limits] client_connections; a proxy belongs in [api] trusted_proxies)"
+                )
+            })?)
+        }
+        _ => None,
+    };
+    Ok((permit, share))
+}
+
+async fn connection<S: Stream>(server: Arc<Server>, door: &Door, stream: S, peer: Peer, place: Place) {
     let stopping = server.tasks.stopping();
     let first_byte = within(&*server.clock, server.limits.first_byte, stream.first_byte());
     let ready = tokio::select! {
@@ -220,10 +241,10 @@ async fn connection<S: Stream>(server: Arc<Server>, door: &Door, stream: S, peer
     let Some(Ok(first)) = ready else { return };
     // Boxed: an idle connection takes no more memory than its own kind needs.
     // Whoever the socket's mode lets in may take their time.
-    let Peer::Tcp { known, .. } = &peer else { return Box::pin(requests(server, stream, peer)).await };
+    let Peer::Tcp { known, .. } = &peer else { return Box::pin(requests(server, stream, peer, place)).await };
     let patience = Patience { known: known.clone(), long: server.limits.write, short: server.limits.stranger_write };
     let stream = Patient::new(stream, server.clock.clone(), patience);
-    let Some(tls) = &door.tls else { return Box::pin(requests(server, stream, peer)).await };
+    let Some(tls) = &door.tls else { return Box::pin(requests(server, stream, peer, place)).await };
     let shaking = async {
         match first {
             Some(HANDSHAKE) | None => tls.accept(stream).await,
@@ -236,7 +257,7 @@ async fn connection<S: Stream>(server: Arc<Server>, door: &Door, stream: S, peer
         shaken = within(&*server.clock, server.limits.first_byte, shaking) => shaken,
     };
     match shaken {
-        Some(Ok(stream)) => Box::pin(requests(server, stream, peer)).await,
+        Some(Ok(stream)) => Box::pin(requests(server, stream, peer, place)).await,
         Some(Err(error)) => tracing::debug!(%error, "no TLS with a client"),
         None => tracing::debug!("a client did not end its TLS handshake in time"),
     }
@@ -260,18 +281,25 @@ async fn speaks_tls<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Err
     io::Error::other("it does not speak TLS")
 }
 
-async fn requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(server: Arc<Server>, stream: S, peer: Peer) {
+async fn requests<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    server: Arc<Server>,
+    stream: S,
+    peer: Peer,
+    place: Place,
+) {
     let stopping = server.tasks.stopping();
     let limits = &server.limits;
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(limits.head);
+    // A reserved place is soon another's.
+    let head = if place == Place::Usual { limits.head } else { limits.head.min(limits.first_byte) };
+    http.timer(TokioTimer::new()).header_read_timeout(head).keep_alive(place == Place::Usual);
     http.max_buf_size(limits.head_size).max_headers(limits.headers);
     let service = hyper::service::service_fn({
         let server = server.clone();
         move |request| {
             let (server, peer) = (server.clone(), peer.clone());
             // Boxed: hyper keeps room for one answer under way as long as the connection lives.
-            async move { Ok::<_, std::convert::Infallible>(Box::pin(server.answer(request, peer)).await) }
+            async move { Ok::<_, std::convert::Infallible>(Box::pin(server.answer(request, peer, place)).await) }
         }
     });
     let serving = http.serve_connection(TokioIo::new(Strict::new(stream)), service);

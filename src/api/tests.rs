@@ -1101,7 +1101,7 @@ async fn slow_clients_are_cut_off() {
 
 #[tokio::test]
 async fn beyond_the_cap_connections_are_closed_at_once() {
-    let world = world_with(Limits { connections: 2, ..Limits::default() }, vec![]).await;
+    let world = world_with(Limits { connections: 2, reserved: 0, ..Limits::default() }, vec![]).await;
     let request = b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer read\r\n\r\n";
     let mut held = Vec::new();
     for _ in 0..2 {

@@ -33,6 +33,8 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(10);
 /// Said so long before the certificate ends, or for the last quarter of a life that is shorter than four times that.
 const SOON_MS: i64 = 7 * 86_400_000;
+/// A certificate that can still be used, and not for long.
+const EXPIRES: &str = "tls_expires";
 /// What the second file is called; nobody else may read it.
 const KEY: &str = "key";
 /// Beyond this it is no certificate file.
@@ -132,6 +134,18 @@ impl Certificates {
         Ok(Arc::new(Certificates { cert, key, provider, state: RwLock::new(State { pair, files, wrong: None }) }))
     }
 
+    /// Whether the pair can be used now, for whoever looks at a configuration before it is used.
+    ///
+    /// # Errors
+    /// In words: the file, what is wrong with it, and what to do.
+    pub fn check(cert: &Path, key: &Path, now_ms: i64) -> Result<(), String> {
+        let pair = Certificates::load(cert, key).map_err(|error| error.to_string())?;
+        match pair.due(now_ms) {
+            Some(cause) if cause.code != EXPIRES => Err(cause.message),
+            _ => Ok(()),
+        }
+    }
+
     fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         look(&self.state.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -218,10 +232,7 @@ impl Certificates {
                 format!("the certificate `{cert}` is valid from {from}: is this machine's clock right?"),
             )
         } else if now_ms >= not_after_ms - soon {
-            (
-                "tls_expires",
-                format!("the certificate `{cert}` expires on {to}: renew it; a new one is taken up by itself"),
-            )
+            (EXPIRES, format!("the certificate `{cert}` expires on {to}: renew it; a new one is taken up by itself"))
         } else {
             return None;
         };

@@ -6,14 +6,15 @@ use std::{io::IsTerminal as _, path::Path, process::ExitCode, sync::Arc};
 
 use super::{guard::Guard, projects, uids};
 use crate::{
+    api::Certificates,
     cli::CheckFormat,
     config::{Config, FileSecrets},
     lua::diagnostics,
     ports::{
-        program::{Loaded, Programs as _},
+        program::{Diagnostic, Loaded, Programs as _},
         secrets::Secrets,
     },
-    time::Span,
+    time::{Clock as _, Span, SystemClock},
 };
 
 /// Checks and says what it found. Exit code 0 only if everything is right.
@@ -28,8 +29,9 @@ pub fn run(path: &Path, format: CheckFormat) -> ExitCode {
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(std::path::PathBuf::from);
     let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(config.secret_dirs(credentials.as_deref())));
     let programs = Guard::new(&config.exec, &uids::way(&config.exec)).programs(projects(&config, &secrets));
+    let mut wrong: Vec<Diagnostic> = certificate(&config, path).into_iter().collect();
     match programs.load() {
-        Ok(loaded) => {
+        Ok(loaded) if wrong.is_empty() => {
             if format == CheckFormat::Json {
                 println!(
                     "{}",
@@ -40,18 +42,35 @@ pub fn run(path: &Path, format: CheckFormat) -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        Err(found) => {
+        loaded => {
+            wrong.extend(loaded.err().into_iter().flatten());
             match format {
                 CheckFormat::Long => {
                     let styled = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-                    eprint!("{}", diagnostics::render(&found, styled));
+                    eprint!("{}", diagnostics::render(&wrong, styled));
                 }
-                CheckFormat::Short => found.iter().for_each(|d| println!("{}", diagnostics::line(d))),
-                CheckFormat::Json => println!("{}", diagnostics::json(&found)),
+                CheckFormat::Short => wrong.iter().for_each(|d| println!("{}", diagnostics::line(d))),
+                CheckFormat::Json => println!("{}", diagnostics::json(&wrong)),
             }
             ExitCode::from(1)
         }
     }
+}
+
+/// What is wrong with the certificate of `[api] tls` and its key: the daemon would not start with them, or clients would refuse it.
+fn certificate(config: &Config, path: &Path) -> Option<Diagnostic> {
+    let tls = config.api.tls.as_ref()?;
+    let message = Certificates::check(&tls.cert, &tls.key, SystemClock::new().now().wall_ms).err()?;
+    let file = path.to_owned();
+    Some(Diagnostic {
+        file,
+        line: 0,
+        column: 0,
+        length: 1,
+        code: "bad_tls",
+        message: format!("`tls` in [api]: {message}"),
+        help: None,
+    })
 }
 
 /// What a good set is, in a few lines a project.

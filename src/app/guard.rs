@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{locked, uids};
 use crate::{
-    config::Exec,
+    config::{Exec, START_JOB_SOCKET},
     exec::Way,
     lua::loader::Loader,
     model::{
@@ -46,7 +46,7 @@ impl Guard {
     /// # Errors
     /// Code under test could read it.
     pub(super) fn own_key(&self, name: &str) -> anyhow::Result<()> {
-        anyhow::ensure!(!self.exposed, "the key {name:?} of [signals] cannot be used: {WHY}; {HELP}");
+        anyhow::ensure!(!self.exposed, "the key {name:?} of [signals] cannot be used: {WHY}; {}", help());
         Ok(())
     }
 
@@ -63,15 +63,20 @@ pub(super) struct Guarded<T> {
 }
 
 const WHY: &str = "tests would run as the daemon's own user and could read it";
-const HELP: &str = "start the package's job unit (`systemctl enable --now phased-job.socket`) and phased again, or run phased as root: either gives every \
-                    project a user of its own. Or set `same_user = true` in [exec] if you trust the code under test";
+
+fn help() -> String {
+    format!(
+        "start the package's job unit (`{START_JOB_SOCKET}`) and phased again, or run phased as root: either gives every project a user of \
+         its own. Or set `same_user = true` in [exec] if you trust the code under test"
+    )
+}
 
 impl Secrets for Guarded<Arc<dyn Secrets>> {
     fn get(&self, name: &str) -> Result<Secret, SecretError> {
         if locked(&self.guard.webhooks).contains(name) {
             return self.inner.get(name);
         }
-        Err(SecretError::Unusable { name: name.to_owned(), why: format!("{WHY}: {HELP}") })
+        Err(SecretError::Unusable { name: name.to_owned(), why: format!("{WHY}: {}", help()) })
     }
 }
 
@@ -99,7 +104,7 @@ impl Programs for Guarded<Loader> {
                 length: 1,
                 code: "secrets_exposed",
                 message: format!("this project names secrets ({}), and its {WHY}", exposed(one).join(", ")),
-                help: Some(HELP.to_owned()),
+                help: Some(help()),
             })
             .collect();
         if refused.is_empty() { Ok(loaded) } else { Err(refused) }

@@ -7,6 +7,7 @@ use crate::{
     config::Config,
     engine::Views,
     journal::{DataDisk, Kill, RunJournals},
+    lifecycle::stall::Stall,
     model::ids::{RunId, Seq},
     ports::{
         index::Index as _,
@@ -33,7 +34,7 @@ pub fn run(config: &Config) -> anyhow::Result<(usize, Vec<String>)> {
     let (index, _) = SledIndex::open(&layout.state, &clock)?;
     index.clear()?;
     let index = Arc::new(index);
-    let views = Views::start(index.clone(), Arc::clone(&clock), "rebuild".to_owned())?;
+    let views = Views::start(index.clone(), Arc::clone(&clock), "rebuild".to_owned(), Stall::default())?;
     let blobs = Arc::new(FileBlobs::open(layout.blobs.clone())?);
     let data = Arc::new(DataDisk::open(&layout.root)?);
     let journals = RunJournals::open(layout.runs, blobs, Arc::new(Nobody), data, Kill::default())?;

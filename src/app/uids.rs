@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::locked;
 use crate::{
-    config::{Exec, JOB_SOCKET, JOB_UIDS, UidRange},
+    config::{Exec, JOB_SOCKET, JOB_UIDS, START_JOB_SOCKET, UidRange},
     exec::{JobUsers, Uids, Way},
     model::ids::ProjectName,
     ports::control::{Commit, Control},
@@ -33,24 +33,24 @@ pub(super) fn say(exec: &Exec, way: &Way) {
         }
         Way::Unit(socket) => tracing::warn!(
             socket = %socket.display(),
-            "local commands are started by the job unit, and its socket is not there: they wait for it and then fail; \
-             `systemctl enable --now phased-job.socket`"
+            "local commands are started by the job unit, and its socket is not there: they wait for it and then fail; `{START_JOB_SOCKET}`"
         ),
         Way::Daemon => {}
     }
-    if let Some(uids) = exec.uids.filter(|uids| exec.user.is_none() && dynamic(uids)) {
-        tracing::warn!(
-            first = uids.first,
-            last = uids.last,
-            "[exec] uids reaches into those that systemd gives to services with DynamicUser= (61184 to 65519): a project and a service can \
-             get the same one; choose others"
-        );
+    if let Some(shared) = exec.uids.filter(|_| exec.user.is_none()).and_then(|uids| shared(&uids)) {
+        tracing::warn!("{shared}; choose others");
     }
 }
 
-/// Whether some of `uids` are systemd's for `DynamicUser=` (<https://systemd.io/UIDS-GIDS/>).
-pub(super) fn dynamic(uids: &UidRange) -> bool {
-    uids.first <= 65_519 && uids.last >= 61_184
+/// What is wrong with `uids` where some of them are systemd's for `DynamicUser=` (<https://systemd.io/UIDS-GIDS/>).
+pub(super) fn shared(uids: &UidRange) -> Option<String> {
+    let UidRange { first, last } = uids;
+    (*first <= 65_519 && *last >= 61_184).then(|| {
+        format!(
+            "uids {first} to {last} of [exec] reach into those that systemd gives to services with DynamicUser= (61184 to 65519): a project \
+             and a service can get the same one"
+        )
+    })
 }
 
 /// The job unit where the configuration names its socket, and for a daemon without rights wherever there can be one: a socket that is not
@@ -162,11 +162,11 @@ mod tests {
 
     #[test]
     fn the_default_uids_are_nobody_elses() {
-        assert!(!dynamic(&JOB_UIDS));
+        assert_eq!(shared(&JOB_UIDS), None);
         for (first, last, theirs) in
             [(61_000, 61_184, true), (65_519, 70_000, true), (65_520, 70_000, false), (1, 70_000, true)]
         {
-            assert_eq!(dynamic(&UidRange { first, last }), theirs, "{first}-{last}");
+            assert_eq!(shared(&UidRange { first, last }).is_some(), theirs, "{first}-{last}");
         }
     }
 }

@@ -9,10 +9,11 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use super::{FileBlobs, locked, stream, unsynced};
+use super::{FileBlobs, locked, stream};
 use crate::{
     model::{ids::Digest, signal::Part},
     ports::blobs::Blobs as _,
+    whole::unsynced,
 };
 
 /// What a blob is called that is not all there. A start forgets it: it comes again.

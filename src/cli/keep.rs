@@ -1,7 +1,6 @@
 //! `phased backup` and `phased export`: answers that are too long to hold.
 
 use std::{
-    fs::File,
     io::{Seek as _, Write as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -17,7 +16,7 @@ use super::{
     output::{data, say},
     verbs::Asking,
 };
-use crate::{api::text::one_line, journal::backup, time::within};
+use crate::{api::text::one_line, journal::backup, time::within, whole::Part};
 
 /// How long the daemon may send nothing: a slow disk is read through, and one that hangs is not waited for.
 const IDLE: Duration = Duration::from_secs(180);
@@ -41,11 +40,11 @@ impl Asking {
             return Err(Failure::Usage(format!("{} is there already: give another name", to.display())));
         }
         // Beside it, under another name until it is whole: what has the name is a backup.
-        let part = PartFile::create(&to).map_err(|error| broken("cannot write", &error))?;
+        let part = Part::beside(&to, 0o600).map_err(|error| broken("cannot write", &error))?;
         let body = self.client.open(&path, "application/zstd").await?.into_body();
         let mut file = &part.file;
         self.pour(body, |bytes| file.write_all(bytes).map_err(|error| broken("cannot write", &error))).await?;
-        let checked = part.finish(&to).map_err(|error| broken("there is no backup in", &error))?;
+        let checked = finish(part, &to).map_err(|error| broken("there is no backup in", &error))?;
         let size = std::fs::metadata(&to).map_or(0, |meta| meta.len());
         if self.json {
             let document = json!({
@@ -98,51 +97,19 @@ impl Asking {
     }
 }
 
-/// A file that is gone again unless it is finished.
-struct PartFile {
-    path: PathBuf,
-    file: File,
-}
-
-impl PartFile {
-    fn create(to: &Path) -> std::io::Result<Self> {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        // Its own, whoever else writes a backup of that name in this moment.
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).map_err(|error| std::io::Error::other(error.to_string()))?;
-        let mut name = to.as_os_str().to_owned();
-        name.push(format!(".{:016x}.part", u64::from_ne_bytes(random)));
-        let path = PathBuf::from(name);
-        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(PartFile { path, file })
-    }
-
-    /// Reads it again, whole, puts it on disk and gives it its name, which nobody else must have taken meanwhile.
-    fn finish(self, to: &Path) -> std::io::Result<backup::Unpacked> {
-        self.file.sync_all()?;
-        (&self.file).rewind()?;
-        let checked = backup::check(&mut &self.file)?;
-        match std::fs::hard_link(&self.path, to) {
-            // A file system without links, as of a stick: there it is as good as can be.
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists && !to.exists() => {
-                std::fs::rename(&self.path, to)?;
-            }
-            linked => linked?,
-        }
-        let dir = to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(dir)?.sync_all()?;
-        Ok(checked)
-    }
-}
-
-impl Drop for PartFile {
-    fn drop(&mut self) {
-        let _has_its_name = std::fs::remove_file(&self.path);
-    }
+/// Reads it again, whole, and gives it its name.
+fn finish(part: Part, to: &Path) -> std::io::Result<backup::Unpacked> {
+    part.sync()?;
+    (&part.file).rewind()?;
+    let checked = backup::check(&mut &part.file)?;
+    part.name(to)?;
+    Ok(checked)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
     use crate::{
         journal::{DataArchive, Layout},
@@ -157,15 +124,15 @@ mod tests {
         let archive = DataArchive::new(layout, dir.path().join("secrets"));
         let to = dir.path().join("it.tar.zst");
         let write = |version: &str| {
-            let part = PartFile::create(&to).unwrap();
+            let part = Part::beside(&to, 0o600).unwrap();
             let (version, controller, at) = (version.to_owned(), "m:1".to_owned(), "then".to_owned());
             let manifest = Manifest { format: 1, version, controller, at, at_ms: 1, secrets: false };
             archive.write(&manifest, &mut &part.file).unwrap();
             part
         };
         let (first, second) = (write("first"), write("second"));
-        assert_eq!(first.finish(&to).unwrap().manifest.version, "first");
-        assert_eq!(second.finish(&to).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+        assert_eq!(finish(first, &to).unwrap().manifest.version, "first");
+        assert_eq!(finish(second, &to).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
         assert_eq!(backup::check(&mut File::open(&to).unwrap()).unwrap().manifest.version, "first");
         let parts = std::fs::read_dir(dir.path())
             .unwrap()

@@ -1,13 +1,14 @@
 //! TLS to a daemon: whom we believe, and what it means when we do not.
 
-use std::{io, path::Path, sync::Arc};
+use std::{io, net::TcpStream, path::Path, sync::Arc};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
     rustls::{
-        self, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+        self, CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
+        StreamOwned,
         client::{
             WebPkiServerVerifier,
             danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -50,6 +51,28 @@ pub(super) async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
     let name =
         ServerName::try_from(host.to_owned()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
     TlsConnector::from(config).connect(name, stream).await
+}
+
+/// TLS over a connection that blocks, with whoever shows the very certificate that is in `file`, for whatever name.
+///
+/// # Errors
+/// In words, why there is none.
+pub fn over(mut stream: TcpStream, file: &Path) -> Result<StreamOwned<ClientConnection, TcpStream>, String> {
+    const NAME: &str = "localhost";
+    let config = config(Some(file)).map_err(|failure| failure.to_string())?;
+    let name = ServerName::try_from(NAME).map_err(|error| error.to_string())?;
+    let mut tls = ClientConnection::new(config, name).map_err(|error| error.to_string())?;
+    while tls.is_handshaking() {
+        tls.complete_io(&mut stream).map_err(|error| {
+            match error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
+                Some(rustls::Error::InvalidCertificate(_)) => {
+                    format!("it shows another certificate than the one in {}", file.display())
+                }
+                _ => why(&error, NAME),
+            }
+        })?;
+    }
+    Ok(StreamOwned::new(tls, stream))
 }
 
 /// In words: why there is no TLS, and what to do.

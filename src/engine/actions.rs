@@ -26,6 +26,7 @@ pub(super) use self::{
     resolve::{first_build, found},
 };
 use super::{
+    command::Left,
     doors::{Doors, Place},
     end, history,
     owner::Message,
@@ -105,6 +106,11 @@ pub(super) enum Job {
         key: CallKey,
     },
     Finish(Box<Run>),
+    /// Ends what the commands of the run have left running on this machine, those of `call` last.
+    Leftovers {
+        run: RunId,
+        call: CallKey,
+    },
 }
 
 /// When a watch began, and whether the daemon came back in the middle of it.
@@ -228,6 +234,10 @@ pub(super) async fn perform(context: Context, job: Job) {
                 };
                 let _owner_gone = context.sender.send(message).await;
             }
+            Job::Leftovers { run, call } => {
+                end_left(&context, &run, &call).await;
+                context.facts(Vec::new(), true).await;
+            }
             Job::Finish(run) => {
                 let finished = end::finish(&context.world, &run, context.ticket.as_ref()).await;
                 let _owner_gone = context.sender.send(Message::Finished(finished)).await;
@@ -251,6 +261,21 @@ impl Context {
     async fn last(&self, event: Event) {
         self.facts(vec![event], true).await;
     }
+}
+
+/// Ends what commands have left running here, and says in the run's log what that was.
+async fn end_left(context: &Context, run: &RunId, call: &CallKey) {
+    let key = StepKey::new(call, &Branch::top(), "left", 1);
+    let text = match context.sessions.local().end_left(run).await {
+        Ok(Left { found: 0, .. }) => return,
+        Ok(Left { found, remain: 0, names }) => format!("left {found} processes running, which were ended: {names}"),
+        Ok(Left { found, remain, names }) => {
+            format!("left {found} processes running, of which {remain} could not be ended: {names}")
+        }
+        // It holds up nothing: the next run meets what there is.
+        Err(cause) => format!("what it left running, if anything, was not ended: {}", cause.message),
+    };
+    context.sessions.note(run, &key, 1, text.into_bytes());
 }
 
 /// What the journal holds of a call that is over.

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     model::{
         analysis::{Assessment, Found, Measurement, Phase},
-        cause::Cause,
+        cause::{Cause, one_line},
         host::Host,
         ids::{Digest, EnvironmentName, ProjectName},
         pipeline::{Alarm, Environment},
@@ -180,7 +180,7 @@ fn found(probe: &str, returned: &Value) -> Found {
             }
             let message = match fields.get("message") {
                 None | Some(Value::Null) => None,
-                Some(Value::String(text)) => Some(one_line(text)),
+                Some(Value::String(text)) => Some(one_line(text, LONGEST)),
                 Some(_) => return wrong("a message that is no text"),
             };
             match fields.get("value") {
@@ -193,11 +193,6 @@ fn found(probe: &str, returned: &Value) -> Found {
         Value::String(_) => wrong("a text"),
         Value::Array(_) => wrong("a list"),
     }
-}
-
-fn one_line(text: &str) -> String {
-    let text: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect();
-    text
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@
 //! <base>/id                               made once; another id = another machine
 //!        epoch.<project>.<environment>    the highest epoch that began anything here
 //!        blobs/<sha256>[.part]            files on their way
+//!        units.<run>                      control groups of this machine in which commands of the run were, until what they left is ended
 //!        swept seen.<n>                   what lay here at each day's look: after ten it goes, if nobody locks it
 //!        <token>.lock                     locked by every process of the command
 //!                out                      its output; locked (ENGINE's `wait`) by its wrapper, which so wakes followers
@@ -42,6 +43,7 @@
 
 mod channel;
 mod frames;
+mod left;
 mod program;
 mod session;
 #[cfg(test)]
@@ -52,6 +54,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
+pub use left::Left;
 #[cfg(test)]
 use program::DEFAULT_PATH;
 pub use session::Session;
@@ -62,7 +65,7 @@ use crate::{
         cause::Cause,
         host::{Host, Transport},
         host_key::Realm,
-        ids::{Digest, EnvironmentName, Epoch, ProjectName},
+        ids::{Digest, EnvironmentName, Epoch, ProjectName, RunId},
     },
     ports::{
         link::{Link, LinkError, Links},
@@ -146,6 +149,8 @@ pub struct CommandSpec {
     pub epoch: Option<EpochCheck>,
     /// Where to go on with `[stdout, stderr]`: 0 for a new command, what was stored when attaching to an old one.
     pub from: [u64; 2],
+    /// The run that has what it leaves running ended, see [`Session::end_left`]; `None` = that lives on.
+    pub left_of: Option<RunId>,
     /// An earlier life of ours may have begun it: a host that cannot be reached says nothing about whether it ran.
     pub resumed: bool,
 }
@@ -168,6 +173,7 @@ impl CommandSpec {
             reconnect: RECONNECT,
             epoch: None,
             from: [0; 2],
+            left_of: None,
             resumed: false,
         }
     }

@@ -287,6 +287,7 @@ fn action(run: &Run, name: &str) -> Option<String> {
     match (words.next()?, words.next()) {
         ("resolve", _) => Some("looks for its commit".to_owned()),
         ("checkout", _) => Some("checks out its commit".to_owned()),
+        ("leftovers", _) => Some("ends what its commands have left running".to_owned()),
         ("plan", Some(n)) => {
             let of = n.parse().ok().and_then(|n| run.deployment(n));
             Some(format!("plans {}", of.map(|of| of.environment.to_string()).unwrap_or_default()))

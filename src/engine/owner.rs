@@ -31,8 +31,8 @@ use crate::{
         event::{CallResult, Event, Record},
         ids::{Digest, EnvironmentName, Epoch, HostId, Seq},
         rollout::OnFailure,
-        run::{Run, Step},
-        step::{Branch, CallKey, Outcome, Place, Request, StepKey, Verb},
+        run::{self, Run, Step},
+        step::{Branch, CallKey, Outcome, Place, Request, StepKey, Target, Verb},
     },
     ports::{
         blobs::Hold,
@@ -96,6 +96,9 @@ struct OpenStep {
 /// How long a request under way may take when the daemon goes down: within the five seconds that all of it has.
 const LINGER: Duration = Duration::from_secs(3);
 
+/// The action that ends what commands have left running.
+const LEFTOVERS: &str = "leftovers";
+
 /// Messages between two decisions.
 const CROWD: usize = 64;
 
@@ -152,6 +155,8 @@ pub(super) struct Owner {
     doors: Arc<Doors>,
     /// Keeps new things from beginning during maintenance.
     gate: Gate,
+    /// The call whose commands ran here last: what they may have left running is ended before anything follows.
+    loose: Option<CallKey>,
     /// Actions under way, by name.
     busy: BTreeMap<String, CancellationToken>,
     open: BTreeMap<StepKey, OpenStep>,
@@ -274,6 +279,7 @@ impl Owner {
             programs,
             inbox,
             sender,
+            loose: None,
             busy: BTreeMap::new(),
             open: BTreeMap::new(),
             ending: BTreeMap::new(),
@@ -398,7 +404,15 @@ impl Owner {
     /// Starts an action; true when the run changed by it at once.
     fn act(&mut self, action: Action) -> bool {
         let name = action.name();
-        if name.as_ref().is_some_and(|name| self.busy.contains_key(name)) || self.gate.holds(&self.run, &action) {
+        if name.as_ref().is_some_and(|name| self.busy.contains_key(name)) {
+            return false;
+        }
+        // Also before it waits for the end of a maintenance: that may be a reboot.
+        if self.busy.contains_key(LEFTOVERS) || self.follows(&action) {
+            self.end_left();
+            return false;
+        }
+        if self.gate.holds(&self.run, &action) {
             return false;
         }
         match action {
@@ -433,31 +447,61 @@ impl Owner {
                     // Each reads the whole journal: one after the other.
                     return false;
                 }
-                let Some(job) = actions::Job::of(&self.run, action, &self.doors) else { return false };
-                let cancel = CancellationToken::new();
-                if matches!(job, actions::Job::Watch { .. }) && self.is_sharp() {
-                    // Wished for before this watch, or by an earlier life.
-                    cancel.cancel();
+                if let Some(job) = actions::Job::of(&self.run, action, &self.doors) {
+                    self.spawn(name, job);
                 }
-                self.busy.insert(name.clone(), cancel.clone());
-                let context = actions::Context {
-                    world: Arc::clone(&self.world),
-                    sessions: Arc::clone(&self.sessions),
-                    name: name.clone(),
-                    sender: self.sender.clone(),
-                    cancel,
-                    ticket: self.last_ticket.clone(),
-                };
-                let task = format!("run {} {name}", self.run.header.run);
-                let sender = self.sender.clone();
-                self.world.tasks.spawn(task, async move {
-                    if AssertUnwindSafe(actions::perform(context, job)).catch_unwind().await.is_err() {
-                        // Tried again it would panic again.
-                        let _owner_gone = sender.send(Message::Finished(Err(format!("{name} panicked")))).await;
-                    }
-                });
                 false
             }
+        }
+    }
+
+    /// Starts a task for `job`, which is busy until it says otherwise.
+    fn spawn(&mut self, name: String, job: actions::Job) {
+        let cancel = CancellationToken::new();
+        if matches!(job, actions::Job::Watch { .. }) && self.is_sharp() {
+            // Wished for before this watch, or by an earlier life.
+            cancel.cancel();
+        }
+        self.busy.insert(name.clone(), cancel.clone());
+        let context = actions::Context {
+            world: Arc::clone(&self.world),
+            sessions: Arc::clone(&self.sessions),
+            name: name.clone(),
+            sender: self.sender.clone(),
+            cancel,
+            ticket: self.last_ticket.clone(),
+        };
+        let task = format!("run {} {name}", self.run.header.run);
+        let sender = self.sender.clone();
+        self.world.tasks.spawn(task, async move {
+            if AssertUnwindSafe(actions::perform(context, job)).catch_unwind().await.is_err() {
+                // Tried again it would panic again.
+                let _owner_gone = sender.send(Message::Finished(Err(format!("{name} panicked")))).await;
+            }
+        });
+    }
+
+    /// Whether `action` follows something whose commands may have left processes running: the next stage, the first deployment after the
+    /// last one, the end.
+    fn follows(&self, action: &Action) -> bool {
+        let Some(loose) = &self.loose else { return false };
+        let stage = |key: &CallKey| match key.place() {
+            Some(Place::Stage { stage, .. }) => Some(stage),
+            _ => None,
+        };
+        match action {
+            Action::Call { key, .. } => stage(key).is_some_and(|next| stage(loose).is_some_and(|stage| stage != next)),
+            Action::Append(Event::DeploymentCreated { .. }) => stage(loose).is_some(),
+            Action::Append(event @ Event::End { .. }) => !self.is_early(event),
+            _ => false,
+        }
+    }
+
+    /// Ends what commands have left running here, if that is not being done already.
+    fn end_left(&mut self) {
+        if let Some(call) = self.loose.take() {
+            let job = actions::Job::Leftovers { run: self.run.header.run.clone(), call };
+            self.spawn(LEFTOVERS.to_owned(), job);
         }
     }
 
@@ -749,6 +793,9 @@ impl Owner {
     /// Performs an attempt, or goes on with one that was `resumed`, begun then by an earlier life.
     fn perform(&mut self, key: &StepKey, attempt: u32, resumed: Option<Stamp>, ticket: Option<Ticket>) {
         let Some(open) = self.open.get_mut(key) else { return };
+        if open.request.target == Target::Local && matches!(open.request.verb, Verb::Sh | Verb::Exec) {
+            self.loose = Some(key.call());
+        }
         let cancel = CancellationToken::new();
         open.running = Some(cancel.clone());
         let job = steps::Job {
@@ -1045,10 +1092,21 @@ impl Owner {
         let sharp = self.is_sharp();
         let finish = Action::Finish.name().unwrap_or_default();
         for (name, cancel) in &self.busy {
-            if *name != finish && !name.starts_with("undo ") && (sharp || !name.starts_with("watch ")) {
+            if *name != finish
+                && *name != LEFTOVERS
+                && !name.starts_with("undo ")
+                && (sharp || !name.starts_with("watch "))
+            {
                 cancel.cancel();
             }
         }
+    }
+
+    /// What an earlier life may have begun here last: the stage it came to, or, past the tests, whatever it was.
+    fn last_here(&self) -> Option<CallKey> {
+        let stages = self.run.stages.iter().zip(&self.run.header.pipeline.stages);
+        let begun = stages.rev().find(|(stage, _)| stage.functions().iter().any(|(_, at)| **at != run::Progress::Due));
+        begun.map(|(_, spec)| CallKey::stage(spec.name.as_str(), "run"))
     }
 
     /// Goes on where an earlier life was cut off. Every step that had begun and not ended goes on at once, each in its own way (a command
@@ -1058,6 +1116,7 @@ impl Owner {
         self.sessions.learn(&secrets);
         self.sessions.remember(&self.run);
         self.lines = lines;
+        self.loose = self.last_here();
         let resumed = self.append(Event::Resumed { epoch: self.epoch, version: self.world.version.to_owned() });
         if let Some(ticket) = resumed.filter(|_| self.run.deployments.iter().any(|deployment| deployment.end.is_some()))
         {

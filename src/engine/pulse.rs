@@ -7,8 +7,9 @@ use super::{Conductor, conductor::locked, owner::Message};
 use crate::{lifecycle::pulse::Pulse, ports::storage::Condition};
 
 impl Conductor {
-    /// Returns once the journals' writers, the queue, the owner of every run and the Lua of every run have each done what came before
-    /// this, and let go of their beat. [`Pulse::missing`] says for whom it waits. Cancel safe.
+    /// Returns once the journals' writers, the views, which hold these up when their queue is full, the threads for what blocks, the queue,
+    /// the owner of every run and the Lua of every run have each done what came before this, and let go of their beat. [`Pulse::missing`]
+    /// says for whom it waits. Cancel safe.
     pub async fn pulse(&self, pulse: &Pulse) {
         let mut condition = self.inner.world.storage.condition();
         loop {
@@ -43,7 +44,19 @@ impl Conductor {
                 let _owner_gone = owner.send(Message::Beat(beat)).await;
             }
         });
-        join_all(asked).await;
+        // Checkouts, uploads and every link to this machine need such a thread. It may wait for room in the views' queue.
+        let (thread, stall) = (pulse.beat("a thread for what blocks"), inner.world.stalls.at("blocking"));
+        // An index that is made anew, or has no room, is not waited for.
+        let views =
+            (writers && !*inner.views.behind().borrow()).then(|| (inner.views.clone(), pulse.beat("the views")));
+        let blocking = inner.world.tasks.blocking(move || {
+            stall.here();
+            drop(thread);
+            if let Some((views, beat)) = views {
+                views.beat(beat);
+            }
+        });
+        let (_, _) = tokio::join!(join_all(asked), blocking);
         pulse.felt().await;
     }
 }

@@ -19,7 +19,7 @@ use super::view::{
     StageState, StageView, WaitingView, WaveView, shortened,
 };
 use crate::{
-    lifecycle::watch,
+    lifecycle::{pulse::Beat, stall::Stall, watch},
     model::{
         decide,
         deployment::{Back, Bake, Deployment, HostRun, Paused, WaveRun},
@@ -539,6 +539,7 @@ impl Folding {
             Fed::Barrier(reached) => {
                 let _asker_gone = reached.send(());
             }
+            Fed::Beat(beat) => drop(beat),
         }
     }
 
@@ -673,6 +674,8 @@ enum Fed {
     Replaced(Box<RunView>),
     Removed(RunId),
     Barrier(mpsc::SyncSender<()>),
+    /// Somebody wants to know whether this still works.
+    Beat(Beat),
     /// The index is to be made anew, of which follows what the fold does not know.
     Renew(mpsc::SyncSender<Result<(), IndexError>>),
     /// A run that is folded nowhere, told before.
@@ -735,11 +738,11 @@ impl Feed for Views {
 }
 
 impl Views {
-    /// Starts the thread. `start` tells this life of the daemon from others, in event ids.
+    /// Starts the thread. `start` tells this life of the daemon from others, in event ids; `stall` is where a test holds it up.
     ///
     /// # Errors
     /// The system's, when there can be no thread.
-    pub fn start(index: Arc<dyn Index>, clock: Arc<dyn Clock>, start: String) -> std::io::Result<Views> {
+    pub fn start(index: Arc<dyn Index>, clock: Arc<dyn Clock>, start: String, stall: Stall) -> std::io::Result<Views> {
         let (feed, fed) = mpsc::sync_channel(4096);
         let mut folding = Folding::new(&index, start);
         let board = Arc::clone(&folding.board);
@@ -747,6 +750,7 @@ impl Views {
             let mut next: Option<Fed> = None;
             let mut written = clock.now();
             while let Some(now) = next.take().or_else(|| fed.recv().ok()) {
+                stall.here();
                 match now {
                     Fed::Records(run, records) => {
                         let mut over = folding.fold(&run, &records, false);
@@ -803,6 +807,11 @@ impl Views {
         if self.feed.send(Fed::Barrier(reached)).is_ok() {
             let _thread_gone = wait.recv();
         }
+    }
+
+    /// Lets go of `beat` once everything fed so far was folded. Blocks while the queue is full.
+    pub(super) fn beat(&self, beat: Beat) {
+        let _thread_gone = self.feed.send(Fed::Beat(beat));
     }
 
     /// Takes up a journal that was there before: its documents are made anew unless the index describes this very journal.

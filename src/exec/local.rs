@@ -23,6 +23,7 @@ use super::{
     unit::Unit,
 };
 use crate::{
+    config::START_JOB_SOCKET,
     model::{cause::Cause, ids::ProjectName},
     ports::{
         hands::Hands,
@@ -174,7 +175,7 @@ impl Local {
             Some((uid, _)) if uid == me.as_raw() && !me.is_root() => Ok(Job { ids: None, ..entry }),
             Some((uid, _)) if !me.is_root() && self.unit.is_none() => Err(refuse(format!(
                 "the commands of {project} must run as uid {uid}, and the daemon (uid {me}) may not switch to it: start the package's \
-                 job unit (`systemctl enable --now phased-job.socket`) and the daemon again, or run the daemon as root. [exec] same_user = \
+                 job unit (`{START_JOB_SOCKET}`) and the daemon again, or run the daemon as root. [exec] same_user = \
                  true runs them as the daemon itself, who can read every secret"
             ))),
             _ => Ok(entry),

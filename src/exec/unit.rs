@@ -23,6 +23,8 @@ use super::{
     tree, wire,
 };
 use crate::{
+    config::START_JOB_SOCKET,
+    model::cause::one_line,
     ports::link::{Channel, Exit, LinkError, REFUSED},
     time::{Clock, within},
 };
@@ -31,6 +33,8 @@ use crate::{
 const START: Duration = Duration::from_secs(30);
 /// The longest pause between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Of what the unit says, in characters.
+const LONGEST: usize = 1000;
 
 /// Where the job unit is asked.
 #[derive(Clone)]
@@ -193,8 +197,8 @@ impl Unit {
             _ => LinkError::new(
                 "channel_refused",
                 format!(
-                    "local commands are started by the job unit, and nobody listens on its socket {socket} ({error}): run \
-                     `systemctl start phased-job.socket`, and see `systemctl status phased-job.socket`"
+                    "local commands are started by the job unit, and nobody listens on its socket {socket} ({error}): \
+                     `{START_JOB_SOCKET}`, and see `systemctl status phased-job.socket`"
                 ),
             ),
         }
@@ -209,12 +213,12 @@ impl Unit {
     }
 
     fn refused(&self, why: &str) -> LinkError {
-        let why = printable(why);
+        let why = one_line(why, LONGEST);
         LinkError::new("job_unit", format!("the job unit refused: {why} (see `journalctl -u 'phased-job@*'`)"))
     }
 
     fn later(&self, why: &str) -> LinkError {
-        let why = printable(why);
+        let why = one_line(why, LONGEST);
         LinkError::new(
             "channel_refused",
             format!("the job unit cannot do it now: {why} (see `journalctl -u 'phased-job@*'`)"),
@@ -236,10 +240,6 @@ impl Unit {
             ),
         )
     }
-}
-
-fn printable(why: &str) -> String {
-    why.chars().map(|c| if c.is_control() { ' ' } else { c }).take(1000).collect()
 }
 
 /// The next answer; `None` = there is none any more. Not cancel safe.
@@ -346,9 +346,9 @@ mod tests {
         let socket = dir.path().join("sock");
         let error = unit(&socket).start(sh()).await.err().unwrap();
         assert_eq!(error.cause.code, "channel_refused");
-        assert!(error.cause.message.contains("systemctl start phased-job.socket"), "{error}");
+        assert!(error.cause.message.contains(START_JOB_SOCKET), "{error}");
         let error = unit(&socket).give(&who(), dir.path()).await.err().unwrap();
-        assert!(error.cause.message.contains("systemctl start phased-job.socket"), "{error}");
+        assert!(error.cause.message.contains(START_JOB_SOCKET), "{error}");
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
         let error = unit(&socket).absent(&denied);
         assert!(error.cause.code == "job_unit" && error.cause.message.contains("SocketUser="), "{error}");

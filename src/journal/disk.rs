@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use crate::whole::unsynced;
+
 /// An open append-only file.
 pub(super) trait DiskFile: Send {
     /// Writes all of `bytes` at the end; of a failed one any part may be there.
@@ -50,11 +52,6 @@ pub(super) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<
     disk.rename(&new, path)?;
     disk.sync_dir(parent(path)?).map_err(unsynced)?;
     Ok(file)
-}
-
-/// A failed sync, whatever it failed with: after it the page cache is not the disk, so it must look like nothing that can be retried.
-pub(super) fn unsynced(error: io::Error) -> io::Error {
-    io::Error::other(format!("syncing it failed, which cannot be tried again: {error}"))
 }
 
 /// Whether a write failed for want of room: it may be tried again once there is some.

@@ -19,7 +19,7 @@ use std::{
 
 use super::{
     data_disk::DataDisk,
-    disk::{self, Disk, DiskFile, parent, unsynced},
+    disk::{self, Disk, DiskFile, parent},
     kill::Kill,
     line,
 };
@@ -33,6 +33,7 @@ use crate::{
         blobs::Blobs,
         journal::{Feed, Synced, Ticket},
     },
+    whole::unsynced,
 };
 
 /// Records over this many bytes of JSON become a blob that the line names.

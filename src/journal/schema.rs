@@ -4,10 +4,11 @@
 //! ignore is no new format.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
 };
+
+use crate::whole::Part;
 
 /// The format this phased writes, and the newest it reads.
 pub const SCHEMA: u32 = 1;
@@ -60,7 +61,7 @@ pub fn check(data_dir: &Path) -> Result<(), SchemaError> {
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
         // New, or of a phased before there was such a file: its data has the first format.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return write(data_dir, &path).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return write(&path).map_err(failed),
         Err(error) => return Err(failed(error)),
     };
     let text = String::from_utf8_lossy(&bytes);
@@ -73,13 +74,12 @@ pub fn check(data_dir: &Path) -> Result<(), SchemaError> {
 }
 
 /// Whole or not at all, whatever cuts it.
-fn write(data_dir: &Path, path: &Path) -> io::Result<()> {
-    let half = data_dir.join("VERSION.half");
-    let mut file = File::create(&half)?;
-    writeln!(file, "{SCHEMA} is the format of this data; phased {} began with it", env!("CARGO_PKG_VERSION"))?;
-    file.sync_all()?;
-    fs::rename(&half, path)?;
-    File::open(data_dir)?.sync_all()
+fn write(path: &Path) -> io::Result<()> {
+    let mut part = Part::beside(path, 0o644)?;
+    part.fill(
+        format!("{SCHEMA} is the format of this data; phased {} began with it\n", env!("CARGO_PKG_VERSION")).as_bytes(),
+    )?;
+    part.replace(path)
 }
 
 #[cfg(test)]
@@ -95,7 +95,7 @@ mod tests {
         fs::write(dir.path().join("VERSION"), "1\n").unwrap();
         check(dir.path()).unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("VERSION")).unwrap(), "1\n");
-        assert!(!dir.path().join("VERSION.half").exists());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -15,7 +15,10 @@ use mlua::{Function, Lua, chunk::ChunkMode};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{cause::Cause, ids::Digest};
+use crate::{
+    model::{cause::Cause, ids::Digest},
+    whole::unsynced,
+};
 
 /// The format of the manifest.
 const FORMAT: u32 = 1;
@@ -225,11 +228,11 @@ fn file_name(module: &str) -> PathBuf {
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = fs::File::create(path)?;
     file.write_all(bytes)?;
-    file.sync_all()
+    file.sync_all().map_err(unsynced)
 }
 
 fn sync(folder: &Path) -> io::Result<()> {
-    fs::File::open(folder)?.sync_all()
+    fs::File::open(folder)?.sync_all().map_err(unsynced)
 }
 
 fn remove(folder: &Path) -> io::Result<()> {

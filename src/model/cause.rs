@@ -45,6 +45,17 @@ impl Cause {
     }
 }
 
+/// Another's words within a sentence of ours: one line, nothing that acts on a terminal, and no more than `most` characters.
+#[must_use]
+pub fn one_line(text: &str, most: usize) -> String {
+    let mut shown = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut line: String = shown.by_ref().take(most).collect();
+    if shown.next().is_some() {
+        line.push('…');
+    }
+    line
+}
+
 impl std::fmt::Display for Cause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} ({})", self.message, self.code)

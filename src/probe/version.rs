@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Probes, is_good, one_line, sight, why};
+use super::{MAX_SEEN, Probes, is_good, sight, why};
 use crate::{
     model::{
-        cause::Cause,
+        cause::{Cause, one_line},
         health::{Fact, Sight},
         pipeline::{Version, VersionFrom},
     },
@@ -51,13 +51,14 @@ fn reported(answer: &[u8], path: Option<&str>) -> Result<String, String> {
     let text = text.trim();
     let Some(path) = path else {
         return match text.lines().count() {
-            0 | 1 => Ok(one_line(text)),
+            0 | 1 => Ok(one_line(text, MAX_SEEN)),
             lines => {
                 Err(format!("the answer has {lines} lines and not only the version: name its place (json = \"key\")"))
             }
         };
     };
-    let data: Value = serde_json::from_str(text).map_err(|_| format!("the answer is no JSON: {}", one_line(text)))?;
+    let data: Value =
+        serde_json::from_str(text).map_err(|_| format!("the answer is no JSON: {}", one_line(text, MAX_SEEN)))?;
     let mut at = &data;
     for key in path.split('.') {
         let below = match (at, key.parse::<usize>()) {
@@ -67,7 +68,7 @@ fn reported(answer: &[u8], path: Option<&str>) -> Result<String, String> {
         at = below.ok_or_else(|| format!("the answer has no {key:?} (json = {path:?})"))?;
     }
     match at {
-        Value::String(text) => Ok(one_line(text)),
+        Value::String(text) => Ok(one_line(text, MAX_SEEN)),
         Value::Number(number) => Ok(number.to_string()),
         _ => Err(format!("{path:?} of the answer is no text")),
     }

@@ -31,8 +31,8 @@ pub fn raise_open_files(limits: &Limits) {
     } else {
         soft
     };
-    if let Some(words) = too_few(limits, now) {
-        tracing::warn!(limit = now, "{words}");
+    if let Some((what, todo)) = too_few(limits, now) {
+        tracing::warn!(limit = now, "{what}: {todo}");
     }
 }
 
@@ -42,18 +42,22 @@ pub fn open_files() -> Option<u64> {
     getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft)
 }
 
-fn needed(limits: &Limits) -> u64 {
+/// How many files may have to be open at once.
+#[must_use]
+pub fn needed(limits: &Limits) -> u64 {
     BESIDES + PER_SESSION * u64::try_from(limits.sessions).unwrap_or(MOST)
 }
 
-fn too_few(limits: &Limits, now: u64) -> Option<String> {
+/// What is wrong, and what to do, where `now` open files are too few.
+#[must_use]
+pub fn too_few(limits: &Limits, now: u64) -> Option<(String, &'static str)> {
     let needed = needed(limits);
     (now < needed).then(|| {
-        format!(
-            "{now} open files are too few for `sessions = {}` in [limits], which may take {needed}: raise LimitNOFILE= (systemd) or \
-             `ulimit -Hn` (init script), or lower `sessions`",
+        let what = format!(
+            "{now} open files are too few for `sessions = {}` in [limits], which may take {needed}",
             limits.sessions
-        )
+        );
+        (what, "raise LimitNOFILE= (systemd) or `ulimit -Hn` (init script), or lower `sessions`")
     })
 }
 
@@ -65,7 +69,7 @@ mod tests {
     fn too_few_is_said_with_what_to_do() {
         let limits = Limits::default();
         assert_eq!(too_few(&limits, 65_536), None);
-        let words = too_few(&limits, 1024).unwrap();
+        let (words, _) = too_few(&limits, 1024).unwrap();
         assert!(
             words.contains("1024 open files") && words.contains("sessions = 500") && words.contains("3560"),
             "{words}"

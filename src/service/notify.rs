@@ -10,6 +10,7 @@ use sd_notify::NotifyState;
 use crate::{
     engine::{Conductor, reload::Reload},
     lifecycle::Tasks,
+    model::cause::one_line,
     time::{Clock, Stamp},
 };
 
@@ -47,7 +48,7 @@ impl State {
             Some(why) => format!("reload failed: {why} | {}", self.work),
             None => self.work.clone(),
         };
-        status.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect()
+        one_line(&status, LONGEST)
     }
 }
 
@@ -211,7 +212,7 @@ mod tests {
             "reload failed: the projects were not reloaded: shop.lua:1:1: error: no (and 2 more) | idle, 1 project";
         assert_eq!(state.status(), status);
         state.refused = Some("x\u{1b}[31m".repeat(500));
-        assert_eq!(state.status().chars().count(), LONGEST);
+        assert_eq!(state.status().chars().count(), LONGEST + 1);
         assert!(!state.status().chars().any(char::is_control));
     }
 }

@@ -22,7 +22,7 @@ mod world;
 
 pub use api::{Answer, Api};
 pub use booted::{Booted, mask};
-pub use chance::{Dice, times};
+pub use chance::{Dice, clients, measured, times};
 pub use clouds::{Dns, Moto, Web, fleet};
 pub use daemon::{BINARY, Daemon, Output, output};
 pub use famine::Famine;

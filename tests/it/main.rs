@@ -26,6 +26,7 @@ mod host_keys;
 mod hosts;
 mod init;
 mod jobs;
+mod leftovers;
 mod maintenance;
 mod names;
 mod output;

@@ -251,7 +251,7 @@ async fn behind_a_trusted_proxy_every_client_is_one_of_its_own() {
 
 #[tokio::test]
 async fn one_client_has_its_share_of_the_connections_and_a_proxy_has_all() {
-    let world = proxied(Limits { client_connections: 2, ..Limits::default() }).await;
+    let world = proxied(Limits { client_connections: 2, reserved: 0, ..Limits::default() }).await;
     let mut held = Vec::new();
     for from in ["127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.9", "127.0.0.9", "127.0.0.9"] {
         let mut stream = world.connect_from(from).await;
@@ -356,9 +356,8 @@ async fn a_connection_that_has_brought_a_right_token_may_take_its_time() {
 
 #[tokio::test]
 async fn connections_beyond_a_cap_are_told_of_in_the_status() {
-    for limits in
-        [Limits { client_connections: 1, ..Limits::default() }, Limits { connections: 1, ..Limits::default() }]
-    {
+    let usual = || Limits { reserved: 0, ..Limits::default() };
+    for limits in [Limits { client_connections: 1, ..usual() }, Limits { connections: 1, ..usual() }] {
         let world = world_with(limits, vec![]).await;
         let mut held = TcpStream::connect(world.address).await.unwrap();
         held.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();

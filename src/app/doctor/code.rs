@@ -7,7 +7,7 @@ use nix::unistd::{Uid, User};
 use super::{Check, Daemon};
 use crate::{
     app::{projects, uids},
-    config::{Config, Exec, FileSecrets, JOB_SOCKET, JOB_UIDS},
+    config::{Config, Exec, FileSecrets, JOB_SOCKET, JOB_UIDS, START_JOB_SOCKET},
     lua::diagnostics,
     ports::{
         program::{Loaded, Programs as _},
@@ -81,7 +81,7 @@ pub(super) fn job_users(exec: &Exec, daemon: Uid, there: bool) -> Check {
                 "the daemon (uid {daemon}) can give tests no user of their own, so none can run: it is not root, and {} is not there",
                 job_socket(exec).display()
             ),
-            "enable phased-job.socket of the package, or run the daemon as root",
+            format!("{START_JOB_SOCKET} (of the package), or run the daemon as root"),
         );
     }
     let taken = (first..=last).find_map(|uid| User::from_uid(Uid::from_raw(uid)).ok().flatten());
@@ -94,14 +94,14 @@ pub(super) fn job_users(exec: &Exec, daemon: Uid, there: bool) -> Check {
             ),
             "choose a range in which nobody is: uids = \"70000-70999\"",
         ),
-        None if uids::dynamic(&uids) => Check::warn(
-            "job users",
-            format!(
-                "uids {first} to {last} of [exec] reach into those of systemd's DynamicUser= (61184 to 65519): a service can get a project's"
+        None => match uids::shared(&uids) {
+            Some(shared) => Check::warn(
+                "job users",
+                shared,
+                "choose others: uids = \"70000-70999\"; what projects have already is in data_dir/jobs and must be moved away",
             ),
-            "choose others: uids = \"70000-70999\"; what projects have already is in data_dir/jobs and must be moved away",
-        ),
-        None => Check::ok("job users", format!("each project's tests run as a uid of {first} to {last}")),
+            None => Check::ok("job users", format!("each project's tests run as a uid of {first} to {last}")),
+        },
     }
 }
 

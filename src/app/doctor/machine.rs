@@ -1,7 +1,7 @@
 //! The machine: programs, room, clock, limits, systemd, the port.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::Path,
     process::{Command, Stdio},
@@ -11,12 +11,14 @@ use std::{
 use nix::sys::statvfs::statvfs;
 
 use super::{Check, Daemon};
-use crate::{config::Config, service};
+use crate::{
+    cli,
+    config::{Config, Limits},
+    service,
+};
 
 /// How long whoever has the port may take.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// What the daemon takes besides its sessions: files, listeners, connections.
-const OTHER_FILES: u64 = 256;
 /// Below the reserve and its spare nothing new begins.
 const LEAST_ROOM: u64 = 24 << 20;
 /// Below this it will soon be so.
@@ -33,14 +35,19 @@ pub(super) fn all(config: &Config, daemon: &Daemon) -> Vec<Check> {
         found.push(room(here, free, stat.files_available(), stat.files()));
     }
     found.push(clock(said("timedatectl", &["show", "-p", "NTPSynchronized", "--value"]).as_deref()));
-    found.push(open_files(files_limit(daemon), config.limits.sessions as u64));
+    found.push(open_files(files_limit(daemon), &config.limits));
     if service::is_systemd_here() {
         let properties = "LoadState,ActiveState,SubState,NRestarts,UnitFileState,NeedDaemonReload";
         found.push(systemd(
             said("systemctl", &["show", "phased.service", "-p", properties]).as_deref().unwrap_or_default(),
         ));
     }
-    found.extend(config.api.listen.map(|addr| port(addr, daemon.pid.is_some(), config.api.tls.is_some())));
+    found.extend(
+        config
+            .api
+            .listen
+            .map(|addr| port(addr, daemon.pid.is_some(), config.api.tls.as_ref().map(|tls| tls.cert.as_path()))),
+    );
     found
 }
 
@@ -112,16 +119,14 @@ fn files_limit(daemon: &Daemon) -> Option<u64> {
     service::limits::open_files()
 }
 
-pub(super) fn open_files(limit: Option<u64>, sessions: u64) -> Check {
-    let needed = sessions + OTHER_FILES;
-    match limit {
-        None => Check::ok("open files", "the limit cannot be told"),
-        Some(limit) if limit >= needed => Check::ok("open files", format!("{limit} may be, {needed} are needed")),
-        Some(limit) => Check::warn(
-            "open files",
-            format!("{limit} may be, and {sessions} sessions to hosts ([limits] sessions) need {needed}"),
-            "LimitNOFILE= in the unit, ulimit -n elsewhere; or lower [limits] sessions",
-        ),
+pub(super) fn open_files(limit: Option<u64>, limits: &Limits) -> Check {
+    let Some(limit) = limit else { return Check::ok("open files", "the limit cannot be told") };
+    match service::limits::too_few(limits, limit) {
+        None => {
+            let needed = service::limits::needed(limits);
+            Check::ok("open files", format!("{limit} may be, {needed} may be needed"))
+        }
+        Some((what, todo)) => Check::warn("open files", what, todo),
     }
 }
 
@@ -158,8 +163,8 @@ pub(super) fn systemd(show: &str) -> Check {
     }
 }
 
-/// Asked by a connection, never by binding it: a daemon that starts in this moment is to find it free.
-pub(super) fn port(addr: SocketAddr, runs: bool, tls: bool) -> Check {
+/// Asked by a connection, never by binding it: a daemon that starts in this moment is to find it free. `tls`: the certificate it shows.
+pub(super) fn port(addr: SocketAddr, runs: bool, tls: Option<&Path>) -> Check {
     if addr.port() == 0 {
         return Check::ok("port", "any that is free");
     }
@@ -172,9 +177,7 @@ pub(super) fn port(addr: SocketAddr, runs: bool, tls: bool) -> Check {
             "it was started with another configuration: restart it",
         ),
         (Ok(_), false) => Check::fail("port", format!("{addr} cannot be had: somebody listens there"), who),
-        // What says so comes by TLS; the CLI asks for that, with the right authorities.
-        (Ok(_), true) if tls => Check::ok("port", format!("{addr} takes connections")),
-        (Ok(stream), true) => match healthy(stream) {
+        (Ok(stream), true) => match healthy(stream, tls) {
             Ok(()) => Check::ok("port", format!("the daemon answers at {addr}")),
             Err(error) => {
                 Check::fail("port", format!("what listens on {addr} is no phased that is well: {error}"), who)
@@ -184,16 +187,27 @@ pub(super) fn port(addr: SocketAddr, runs: bool, tls: bool) -> Check {
 }
 
 /// `GET /healthz`.
-fn healthy(mut stream: TcpStream) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut said = Vec::new();
-    stream.take(4096).read_to_end(&mut said)?;
+fn healthy(stream: TcpStream, tls: Option<&Path>) -> Result<(), String> {
+    stream.set_read_timeout(Some(PATIENCE)).map_err(|error| error.to_string())?;
+    stream.set_write_timeout(Some(PATIENCE)).map_err(|error| error.to_string())?;
+    let said = match tls {
+        None => ask(stream).map_err(|error| error.to_string())?,
+        Some(cert) => ask(cli::tls::over(stream, cert)?).map_err(|error| error.to_string())?,
+    };
     let said = String::from_utf8_lossy(&said);
     let line = said.lines().next().unwrap_or_default();
     if line.starts_with("HTTP/1.1 200") && said.ends_with("ok\n") {
         return Ok(());
     }
-    Err(std::io::Error::other(format!("it says {line:?}")))
+    Err(format!("it says {line:?}"))
+}
+
+fn ask(mut stream: impl Read + Write) -> std::io::Result<Vec<u8>> {
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut said = Vec::new();
+    match stream.take(4096).read_to_end(&mut said) {
+        // Not everybody who speaks TLS says goodbye.
+        Err(error) if said.is_empty() || error.kind() != std::io::ErrorKind::UnexpectedEof => Err(error),
+        _ => Ok(said),
+    }
 }

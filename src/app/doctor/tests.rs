@@ -6,7 +6,7 @@ use nix::unistd::Uid;
 
 use super::*;
 use crate::{
-    config::{Exec, UidRange},
+    config::{Exec, Limits, UidRange},
     journal::{DataLock, Layout},
     time::{Clock as _, SystemClock},
 };
@@ -151,10 +151,12 @@ fn the_machine() {
         [State::Ok, State::Warn, State::Ok]
     );
 
-    let limits = [(Some(1024), 500), (Some(1024), 5000), (None, 500)];
+    // The numbers of the daemon's own warning.
+    let limits = [(Some(65_536), 500), (Some(3559), 500), (Some(3560), 500), (Some(65_536), 50_000), (None, 500)];
+    let limited = |sessions| Limits { sessions, ..Limits::default() };
     assert_eq!(
-        limits.map(|(limit, sessions)| machine::open_files(limit, sessions).state),
-        [State::Ok, State::Warn, State::Ok]
+        limits.map(|(limit, sessions)| machine::open_files(limit, &limited(sessions)).state),
+        [State::Ok, State::Warn, State::Ok, State::Warn, State::Ok]
     );
 
     let unit = |load: &str, active: &str, more: &str| {
@@ -185,13 +187,13 @@ fn the_port() {
             }
         }
     });
-    assert_eq!(machine::port(taken, false, false).state, State::Fail);
-    assert_eq!(machine::port(taken, true, false).state, State::Fail);
-    assert_eq!(machine::port(taken, true, false).state, State::Ok);
+    assert_eq!(machine::port(taken, false, None).state, State::Fail);
+    assert_eq!(machine::port(taken, true, None).state, State::Fail);
+    assert_eq!(machine::port(taken, true, None).state, State::Ok);
     answering.join().unwrap();
-    assert_eq!(machine::port(taken, true, false).state, State::Warn);
-    assert_eq!(machine::port(taken, false, false).state, State::Ok);
-    assert_eq!(machine::port("127.0.0.1:0".parse().unwrap(), true, false).state, State::Ok);
+    assert_eq!(machine::port(taken, true, None).state, State::Warn);
+    assert_eq!(machine::port(taken, false, None).state, State::Ok);
+    assert_eq!(machine::port("127.0.0.1:0".parse().unwrap(), true, None).state, State::Ok);
 }
 
 #[test]

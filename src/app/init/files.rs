@@ -13,6 +13,8 @@ use nix::{
     unistd::{Gid, Uid, User},
 };
 
+use crate::whole::{Part, sync_name};
+
 /// The user that the packaged daemon runs as.
 const DAEMON: &str = "phased";
 
@@ -137,7 +139,7 @@ impl Files {
             return Ok(false);
         }
         let owner = self.owner.filter(|_| mode == 0o600);
-        match whole(path, text, mode, owner) {
+        match new(path, text, mode, owner) {
             Ok(()) => {
                 self.wrote.push(path.to_owned());
                 Ok(true)
@@ -159,7 +161,7 @@ fn make(dir: &Path, mode: u32) -> io::Result<()> {
     let open = opened(dir)?;
     open.set_permissions(fs::Permissions::from_mode(mode))?;
     open.sync_all()?;
-    synced(dir)
+    sync_name(dir)
 }
 
 /// A directory itself, and not where a link of that name leads.
@@ -167,38 +169,14 @@ fn opened(dir: &Path) -> io::Result<File> {
     fs::OpenOptions::new().read(true).custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits()).open(dir)
 }
 
-/// The name of `path` outlasts a power loss.
-fn synced(path: &Path) -> io::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    match File::open(dir) {
-        // One may write into a directory that one may not list.
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
-        open => open?.sync_all(),
-    }
-}
-
 /// A new file, whole and on disk before it has its name: half a key would be kept for ever.
-fn whole(path: &Path, text: &str, mode: u32, owner: Option<(Uid, Gid)>) -> io::Result<()> {
-    let mut random = [0; 8];
-    getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let half = path.with_file_name(format!(".{name}.{:016x}", u64::from_ne_bytes(random)));
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&half)?;
-    let mut fill = || {
-        file.write_all(text.as_bytes())?;
-        // The umask may have taken from it.
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
-        if let Some((uid, gid)) = owner {
-            fchown(&file, Some(uid.as_raw()), Some(gid.as_raw()))?;
-        }
-        file.sync_all()?;
-        // Fails where somebody was faster.
-        fs::hard_link(&half, path)
-    };
-    let done = fill();
-    let _has_its_name = fs::remove_file(&half);
-    done?;
-    synced(path)
+fn new(path: &Path, text: &str, mode: u32, owner: Option<(Uid, Gid)>) -> io::Result<()> {
+    let mut part = Part::beside(path, mode)?;
+    part.fill(text.as_bytes())?;
+    if let Some((uid, gid)) = owner {
+        fchown(&part.file, Some(uid.as_raw()), Some(gid.as_raw()))?;
+    }
+    part.name(path)
 }
 
 #[cfg(test)]
@@ -220,11 +198,11 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path().join("a/b")).unwrap().count(), 1);
         assert_eq!(fs::metadata(dir.path().join("a")).unwrap().mode() & 0o777, 0o755);
         // Somebody was faster, or has put a link there: what is there stays, and nothing is made behind it.
-        assert_eq!(whole(&path, "other", 0o600, None).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(new(&path, "other", 0o600, None).unwrap_err().kind(), ErrorKind::AlreadyExists);
         let link = dir.path().join("a/b/link");
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), &link).unwrap();
         assert!(!files.write(&link, "x", 0o600).unwrap() && !dir.path().join("elsewhere").exists());
-        assert!(whole(&link, "x", 0o600, None).is_err() && !dir.path().join("elsewhere").exists());
+        assert!(new(&link, "x", 0o600, None).is_err() && !dir.path().join("elsewhere").exists());
         assert_eq!(fs::read_dir(dir.path().join("a/b")).unwrap().count(), 2);
         assert!(opened(&link).is_err());
     }

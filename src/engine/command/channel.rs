@@ -12,7 +12,7 @@ use super::{
     program,
 };
 use crate::{
-    model::cause::Cause,
+    model::cause::{self, Cause},
     ports::{
         link::{Channel, Exit, Link, LinkError},
         outputs::Stream,
@@ -355,8 +355,7 @@ async fn due(timer: &mut Option<BoxFuture<'_, ()>>) {
 }
 
 pub(super) fn one_line(bytes: &[u8]) -> String {
-    let text: String = String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    text.trim().chars().take(400).collect()
+    cause::one_line(&String::from_utf8_lossy(bytes), 400)
 }
 
 /// Keeps the first complaints, up to the line that ends them or the end, and drains the rest.

@@ -7,12 +7,16 @@
 use std::{fmt::Write as _, sync::LazyLock};
 
 use super::{CommandSpec, Shell, Upload, What};
-use crate::model::{cause::Cause, ids::Digest};
+use crate::model::{
+    cause::Cause,
+    ids::{Digest, RunId},
+};
 
 static PROGRAM: LazyLock<String> = LazyLock::new(|| stripped(concat!(include_str!("program.sh"), "clean\n")));
 static FILES: LazyLock<String> = LazyLock::new(|| stripped(include_str!("files.sh")));
 static PLACE: LazyLock<String> = LazyLock::new(|| stripped(include_str!("place.sh")));
 static COUNTS: LazyLock<String> = LazyLock::new(|| stripped(include_str!("counts.sh")));
+static LEFT: LazyLock<String> = LazyLock::new(|| stripped(include_str!("left.sh")));
 
 /// `PATH` of every command unless `ssh.path` or `[exec] path` says otherwise.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -60,7 +64,7 @@ impl Text {
         text.set("O", &frame.from[0].to_string())?;
         text.set("E", &frame.from[1].to_string())?;
         for (name, value) in
-            [("L", "100"), ("K", "2"), ("M", "0"), ("G", ""), ("P", ""), ("AS", ""), ("FEED", ""), ("J", "")]
+            [("L", "100"), ("K", "2"), ("M", "0"), ("G", ""), ("P", ""), ("AS", ""), ("FEED", ""), ("J", ""), ("U", "")]
         {
             text.set(name, value)?;
         }
@@ -288,6 +292,9 @@ pub(super) fn start(frame: &Frame<'_>, cmd: &CommandSpec) -> Result<Vec<u8>, Cau
     epoch(&mut text, cmd.epoch.as_ref())?;
     if frame.counted {
         text.set("J", "1")?;
+        if let Some(run) = &cmd.left_of {
+            text.set("U", &units(run))?;
+        }
         text.push(&COUNTS);
     }
     if let Some(user) = &cmd.user {
@@ -316,6 +323,21 @@ pub(super) fn stop(frame: &Frame<'_>, token: &Digest, user: Option<&str>, output
     let frame = Frame { from: if output { frame.from } else { [NO_OUTPUT; 2] }, ..*frame };
     let mut text = Text::new(&frame, "stop", token.as_str())?;
     text.set("AS", user.unwrap_or(""))?;
+    Ok(text.finish())
+}
+
+/// Where the units are noted that a run's commands were in.
+fn units(run: &RunId) -> String {
+    format!("units.{run}")
+}
+
+/// Ends what the commands of `run` have left running.
+pub(super) fn left(frame: &Frame<'_>, run: &RunId, grace: std::time::Duration) -> Result<Vec<u8>, Cause> {
+    let mut text = Text::new(frame, "left", "-")?;
+    text.set("U", &units(run))?;
+    text.set("R", run.as_str())?;
+    text.set("K", &grace.as_secs().clamp(1, 3600).to_string())?;
+    text.push(&LEFT);
     Ok(text.finish())
 }
 

@@ -7,6 +7,7 @@
 #   MARK  N number on this channel  V verb  T token  B base or empty  I expected host id or empty  O E offsets to resume output at
 #   L time limit, centiseconds  K grace after TERM, seconds  M most unread output, bytes  G epoch or empty  P its file
 #   AS user or empty  FEED has standard input  J what the control group counts is ours (see counts.sh)
+#   U file of units that the run's commands were in, or empty
 #   and the functions `launch` and `feed`; by verb more.
 
 nl='
@@ -167,7 +168,11 @@ begin() {
     rm -f "$d.go"
     refuse unwritable
   fi
-  [ -z "$J" ] || counts
+  if [ -n "$J" ]; then
+    counts
+    # Whoever ends what is left running looks there (see left.sh).
+    [ -z "$U" ] || echo "$pids" >>"$B/$U"
+  fi
   # Whoever takes this line is the one who speaks to the asker.
   exec 7<<\E
 ticket

@@ -257,6 +257,8 @@ impl Host {
                     "id",
                     "mktemp",
                     "cmp",
+                    "grep",
+                    "tr",
                 ] {
                     std::os::unix::fs::symlink("/usr/bin/busybox", bin.join(tool)).unwrap();
                 }

@@ -7,7 +7,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use super::{super::world::World, pieces};
 use crate::{
     model::{
-        cause::Cause,
+        cause::{Cause, one_line},
         health::{Fact, Sight},
         host::{Host, Signalling, Transport},
         ids::{EnvironmentName, ProjectName},
@@ -222,7 +222,7 @@ impl Receiver<'_> {
         let name = &self.host.name;
         let said: Option<serde_json::Value> = serde_json::from_slice(&response.body).ok();
         let said = said.as_ref().and_then(|said| said.get("detail")?.as_str());
-        let said = said.map(|said| said.chars().filter(|c| !c.is_control()).take(300).collect::<String>());
+        let said = said.map(|said| one_line(said, 300));
         let words = said.as_ref().map(|said| format!(": {said}")).unwrap_or_default();
         let cause = match response.status {
             401 => Cause::new(

@@ -157,7 +157,7 @@ fn nothing_that_is_shown_moves_a_terminal_and_every_record_is_one_line() {
     // The daemon's own log, in both forms.
     let said = daemon.said();
     assert!(said.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{said}");
-    assert!(said.bytes().all(|byte| byte >= b' ' || byte == b'\n'), "{said}");
+    harmless("the daemon's log as JSON", &said);
     drop((follower, lines));
     drop(daemon);
     let config = Daemon::configure(&world);

@@ -179,3 +179,55 @@ fn a_listener_that_others_reach_needs_tls_or_a_word() {
     let said = check();
     assert!(said.code == 1 && format!("{}{}", said.stdout, said.stderr).contains("contradict"), "{said:?}");
 }
+
+#[test]
+fn check_says_what_is_wrong_with_the_certificate_and_its_key() {
+    let world = secured("signed.pem", "signed.key.pem");
+    let config = Daemon::configure(&world);
+    let check = || output(Command::new(BINARY).args(["check", "--format", "short", "--config"]).arg(&config));
+    assert_eq!(check().code, 0);
+    let is_wrong = |what: &str, words: &[&str]| {
+        let said = check();
+        assert_eq!(said.code, 1, "{what}: {said:?}");
+        // Each finding on a line, those of projects too.
+        assert!(words.iter().all(|word| said.stdout.contains(word)), "{what}: {said:?}");
+    };
+    for (cert, key, words) in [
+        ("expired.pem", "signed.key.pem", &["cert.pem", "has expired"][..]),
+        ("signed.pem", "ec.sec1.pem", &["key.pem", "does not fit"]),
+        ("signed.key.pem", "signed.key.pem", &["cert.pem", "holds no certificate"]),
+        ("signed.pem", "ec.encrypted.pem", &["key.pem", "is encrypted"]),
+    ] {
+        put(&world, cert, key);
+        is_wrong(cert, words);
+    }
+    put(&world, "signed.pem", "signed.key.pem");
+    std::fs::set_permissions(world.path("key.pem"), std::fs::Permissions::from_mode(0o604)).unwrap();
+    is_wrong("open to all", &["key.pem", "is open to everybody"]);
+    std::fs::remove_file(world.path("key.pem")).unwrap();
+    std::fs::write(world.path("plugins/projects/web.lua"), "return phased.projct {}").unwrap();
+    is_wrong("missing", &["cannot read the key", "key.pem", "web.lua"]);
+}
+
+#[test]
+fn the_doctor_asks_the_port_over_tls() {
+    let world = secured("signed.pem", "signed.key.pem");
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    std::fs::write(world.path("port"), free.to_string()).unwrap();
+    let daemon = world.start();
+    let port = |config: &std::path::Path| {
+        let said = output(Command::new(BINARY).args(["--json", "doctor", "--config"]).arg(config)).stdout;
+        let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+        let found = said["checks"].as_array().unwrap().iter().find(|check| check["check"] == "port").unwrap().clone();
+        (found["state"].as_str().unwrap().to_owned(), found["what"].as_str().unwrap().to_owned())
+    };
+    let (state, what) = port(&daemon.config);
+    assert!(state == "ok" && what.contains("the daemon answers at"), "{state}: {what}");
+    // Somebody else's, or one that the daemon has not taken up.
+    let other = world.path("other.toml");
+    let text = std::fs::read_to_string(&daemon.config).unwrap();
+    std::fs::write(&other, text.replace("cert.pem", "other.pem")).unwrap();
+    std::fs::copy(pem("ec.pem"), world.path("other.pem")).unwrap();
+    let (state, what) = port(&other);
+    assert!(state == "fail" && what.contains("another certificate than the one in"), "{state}: {what}");
+}

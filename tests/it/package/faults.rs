@@ -1,5 +1,7 @@
 //! What befalls a service: it comes back, and runs go on.
 
+use std::{io::Write as _, os::unix::net::UnixStream, time::Duration};
+
 use super::site::{HOSTS, Site};
 use crate::fixture::{Famine, eventually};
 
@@ -70,5 +72,95 @@ fn a_full_disk_refuses_what_is_new_and_hurts_nothing_that_runs() {
     site.integration.ok("rm /var/lib/phased/filler /var/lib/phased/more");
     site.go();
     run.wait().is("succeeded");
+    site.ran_once();
+}
+
+/// Leaves processes behind that nothing but their unit gives away, and some that want to be killed.
+const LEAVES: &str = r#"
+return phased.project {
+  source = { git = "http://127.0.0.3:8000/shop.git", branch = "main" },
+  test = {
+    { "one", run = function(run) run:sh [[
+        env -i /usr/bin/setsid /bin/sh -c "trap '' TERM; while :; do sleep 98761; done" </dev/null >/dev/null 2>&1 &
+        sleep 98762 &
+        env -i /bin/sleep 98763 </dev/null >/dev/null 2>&1 9>&- & ]] end },
+    { "two", run = function(run) run:sh [[
+        if grep -lsa 'sleep.9876[123]' /proc/[0-9]*/cmdline; then exit 4; fi
+        env -i /usr/bin/setsid /bin/sleep 98764 >/dev/null 2>&1 &
+        exit 3 ]] end },
+  },
+  environments = { { "production", hosts = { "127.0.0.2" },
+    ssh = { user = "deploy", key = phased.secret "deploy_key", known_hosts = "/etc/phased/known_hosts" },
+    rollout = { canary = 0, bake_time = "0s" }, deploy = function(host) host:sh "true" end, health = "none" } },
+  notify = require "alerts.log" {},
+}
+"#;
+
+#[test]
+fn what_a_stage_leaves_in_its_unit_ends_with_it_and_gives_its_place_back() {
+    let site = Site::new();
+    site.install("0.1.0");
+    site.projects();
+    std::fs::write(site.integration.path("/etc/phased/plugins/projects/leaves.lua"), LEAVES).unwrap();
+    site.integration.ok("phased check && phased reload");
+    let run = site.first("leaves").wait().is("failed");
+    assert_eq!(run.view["cause"]["stage"], "two", "{:#}", run.view);
+    assert_eq!(run.view["cause"]["exit_code"], 3, "{:#}", run.view);
+    site.integration.ok("if grep -lsa 'sleep.9876[1-4]' /proc/[0-9]*/cmdline; then exit 1; fi");
+    let log = run.log();
+    assert!(log.contains("processes running, which were ended: ") && log.contains("sleep 98764"), "{log}");
+    eventually("no unit is left", || {
+        site.integration.ok("systemctl list-units --no-legend --plain 'phased-job@*'").is_empty().then_some(())
+    });
+}
+
+#[test]
+fn want_of_memory_takes_jobs_first_and_the_service_comes_back() {
+    let site = Site::new();
+    site.install("0.1.0");
+    site.projects();
+    let runs = [site.press("shop"), site.press("build")];
+    site.all_begun();
+    let machine = &site.integration;
+    // The kernel's choice: what is killed in a unit is not the end of the unit, and the daemon is the last to be chosen.
+    let job = machine.ok("systemctl list-units --no-legend --plain 'phased-job@*' | head -1 | cut -d' ' -f1");
+    for unit in ["phased.service", job.trim()] {
+        assert_eq!(machine.unit(unit, "OOMPolicy"), "continue", "{unit}");
+    }
+    let (_, pid) = site.service();
+    let score =
+        |pid: &str| machine.ok(&format!("cat /proc/{}/oom_score_adj", pid.trim())).trim().parse::<i32>().unwrap();
+    let jobs = machine.ok("for p in /proc/[0-9]*; do case $(stat -c %u $p 2>/dev/null) in 6100[01]) echo ${p#/proc/} ;; esac; done | head -5");
+    for job in jobs.lines() {
+        assert!(score(&pid) < 0 && score(job) > 0, "daemon {}, job {}", score(&pid), score(job));
+    }
+    assert!(!jobs.trim().is_empty());
+    // No memory can be limited in here by control groups; that there is none to be had is the same to the daemon.
+    machine.ok(&format!(
+        "prlimit --pid {pid} --as=$(($(awk '/^VmSize/ {{ print $2 }}' /proc/{pid}/status) * 1024 + 4194304))"
+    ));
+    // Bodies that are held until they are whole: more than what it has put by.
+    let socket = machine.path("/run/phased/phased.sock");
+    let body = vec![b'x'; 24 << 20];
+    let hold = || {
+        let mut stream = UnixStream::connect(&socket)?;
+        stream.set_write_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"POST /hooks/github/shop HTTP/1.1\r\nHost: localhost\r\nContent-Length: 26000000\r\n\r\n")?;
+        stream.write_all(&body)?;
+        std::io::Result::Ok(stream)
+    };
+    let held: Vec<UnixStream> = (0..16).map_while(|_| hold().ok()).collect();
+    eventually("the service is back", || {
+        let (state, now) = site.service();
+        (state == "active" && now != pid && now != "0").then_some(())
+    });
+    drop(held);
+    let said = machine.ok("journalctl --no-pager -u phased.service");
+    assert!(said.contains("memory allocation of") && said.contains("Main process exited"), "{said}");
+    site.all_begun();
+    site.go();
+    for run in &runs {
+        site.again(run).wait().is("succeeded");
+    }
     site.ran_once();
 }

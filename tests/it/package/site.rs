@@ -173,7 +173,8 @@ impl Site {
         Api::socket(self.integration.path("/run/phased/phased.sock"))
     }
 
-    fn first(&self, project: &str) -> Run {
+    /// The run that comes of a project's being there.
+    pub fn first(&self, project: &str) -> Run {
         let api = self.api();
         let found = eventually("the first run begins", || {
             let runs = api.get(&format!("/v1/runs?project={project}")).json();

@@ -25,6 +25,9 @@ fn an_upgrade_and_a_downgrade_in_the_middle_of_a_rollout_hurt_nothing() {
         let (state, after) = site.service();
         assert_eq!(state, "active");
         assert_ne!(before, after, "another process serves");
+        // It is really another one that answers.
+        assert!(site.integration.ok("phased --version").trim_end().ends_with(version));
+        assert_eq!(site.api().get("/v1/status").is(200).json()["version"], version);
         let installed = site.integration.ok("dpkg-query -W -f '${Version}' phased");
         assert_eq!(installed, format!("{version}-1"));
         // Twenty and five still run, none of them anew.

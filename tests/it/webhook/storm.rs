@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Mutex};
 
 use super::*;
-use crate::fixture::{Dice, eventually, times};
+use crate::fixture::{Dice, eventually, measured, times};
 
 /// Tests wait until the world says go, so that runs pile up.
 const GATED: &str = r#"run:sh { 'until [ -e "$GO" ]; do sleep 0.05; done', env = { GO = "@TESTED@/go" } }"#;
@@ -30,6 +30,7 @@ fn a_burst_is_one_run_for_each_push_and_a_full_queue_says_when_to_come_again() {
     // What each push was answered: accepted as which run, how often.
     let accepted: Mutex<BTreeMap<usize, Vec<String>>> = Mutex::default();
     let refused = Mutex::new(0usize);
+    let took = Mutex::new(Vec::new());
     let next = Mutex::new(deliveries.into_iter());
     let take = || next.lock().unwrap().next();
     let one = |push: usize, answer: &Answer| match answer.status {
@@ -48,11 +49,19 @@ fn a_burst_is_one_run_for_each_push_and_a_full_queue_says_when_to_come_again() {
         for _ in 0..16 {
             scope.spawn(|| {
                 while let Some((push, n)) = take() {
-                    one(push, &deliver(push, n));
+                    let sent = std::time::Instant::now();
+                    let answer = deliver(push, n);
+                    if answer.status == 202 {
+                        took.lock().unwrap().push(sent.elapsed());
+                    }
+                    one(push, &answer);
                 }
             });
         }
     });
+    // Few are accepted while the queue is full: the slowest counts.
+    let slowest = took.into_inner().unwrap().into_iter().max().unwrap_or_default();
+    measured("an accepted delivery in a burst", slowest, std::time::Duration::from_millis(100));
     let waiting = daemon.runs().len();
     assert!((1..=7).contains(&waiting), "five wait, one runs, one may be between: {waiting}");
     assert!(*refused.lock().unwrap() > 0);

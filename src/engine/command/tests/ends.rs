@@ -50,6 +50,27 @@ in_every_shell! {
         until("the end of all of it", || !process_exists(&marker)).await;
     }
 
+    async fn what_is_left_running_is_ended_and_what_is_on_a_host_is_not(host: Host) {
+        let (marker, stays) = (host.marker(), host.marker());
+        let run: RunId = format!("01k{:0>23}", marker.replace('.', "")).parse().unwrap();
+        let begun = |n: u32, text: String, more: &[(&str, &str)]| {
+            let mut cmd = sh(n, &text);
+            cmd.env = [("PHASED_RUN", run.as_str())].iter().chain(more).map(|(k, v)| ((*k).into(), v.as_bytes().to_vec())).collect();
+            cmd.left_of = Some(run.clone());
+            cmd
+        };
+        let text = format!("sleep {marker} & (trap '' TERM; while :; do sleep {marker}; done) & setsid sleep {marker} & echo on");
+        assert_eq!(host.run(&begun(1, text, &[])).await.1, b"on\n");
+        host.run(&begun(2, format!("sleep {stays} &"), &[("PHASED_HOST_ID", "here")])).await;
+        let left = host.session.end_left(&run).await.unwrap();
+        assert!(left.found >= 4 && left.remain == 0 && left.names.contains(&marker), "{left:?}");
+        assert!(!process_exists(&marker) && process_exists(&stays));
+        assert_eq!(host.session.end_left(&run).await, Ok(Left::default()));
+        let mut all = begun(3, format!("pkill -f 'sleep {stays}'"), &[]);
+        all.path = Some("/usr/bin:/bin".into());
+        host.run(&all).await;
+    }
+
     async fn given_up_is_never_begun(host: Host) {
         let file = host.path("ran");
         assert_eq!(host.given_up(1).await, Verdict::Void);

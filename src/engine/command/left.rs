@@ -1,0 +1,90 @@
+//! What a run's commands have left running on the integration server is ended once nobody needs it any more: a server that a test began
+//! in the background would keep its port, its memory and, in the job unit, its place from everybody after it.
+//!
+//! How it is found: by the units the commands were in, where the job unit starts them, which nothing leaves; and by `PHASED_RUN` in the
+//! environment, wherever they run.
+
+use std::time::Duration;
+
+use super::{
+    Discard, GRACE, Session,
+    channel::{Answer, Nothing, Reply, Request, one_line},
+    program,
+};
+use crate::{
+    model::{
+        cause::Cause,
+        ids::{Digest, RunId},
+    },
+    ports::link::{LinkError, REFUSED},
+    time::within,
+};
+
+/// How long it may take in all: a channel is waited for as long as that of a command.
+const LIMIT: Duration = Duration::from_secs(60).saturating_add(REFUSED);
+/// The longest pause between two attempts.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// What was left running.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Left {
+    /// Processes there were.
+    pub found: u32,
+    /// That run still: nothing ends them.
+    pub remain: u32,
+    /// How the first of them were called, with arguments; not redacted.
+    pub names: String,
+}
+
+impl Session {
+    /// Ends what commands of `run` have left running: TERM, and KILL after a grace. None of its commands may be under way.
+    ///
+    /// # Errors
+    /// `LinkError`'s, or `timeout`. Doing it again completes it; so cancel safe, too.
+    pub async fn end_left(&self, run: &RunId) -> Result<Left, Cause> {
+        let mark = program::mark(&Digest::of(format!("left {run}").as_bytes()));
+        let build = |frame: &program::Frame<'_>| program::left(frame, run, GRACE);
+        let request = Request { build: &build, mark: &mark, from: [0; 2], follow: None };
+        let began = self.clock().now();
+        let asking = async {
+            let mut pause = PAUSE / 16;
+            loop {
+                let (mut at, mut sent) = ([0; 2], false);
+                let (mut sink, mut feed) = (Discard, Nothing);
+                let mut reply = Reply { sink: &mut sink, feed: &mut feed, at: &mut at, sent: &mut sent };
+                let error = match self.link().await {
+                    Err(error) => error,
+                    Ok(link) => match self.ask(&link, &request, &mut reply).await {
+                        Answer::Words(words) => return read(&words),
+                        Answer::Refused(cause) => return Err(cause),
+                        Answer::More => continue,
+                        Answer::Cut { error, broken } => {
+                            self.forget(&link, broken).await;
+                            error
+                        }
+                    },
+                };
+                let again = matches!(error.cause.code.as_str(), "channel_refused" | "connection_lost");
+                if !again || self.clock().now().since(&began) > REFUSED {
+                    return Err(error.cause);
+                }
+                self.pause(pause).await;
+                pause = (pause * 2).min(PAUSE);
+            }
+        };
+        let silent = || Cause::new("timeout", "this machine has not said in time what was left running");
+        within(self.clock(), LIMIT, asking).await.unwrap_or_else(|| Err(silent()))
+    }
+}
+
+fn read(words: &[String]) -> Result<Left, Cause> {
+    let number = |word: &String| word.parse::<u32>().ok();
+    if let [verb, found, remain, names @ ..] = words
+        && let ("left", Some(found), Some(remain)) = (verb.as_str(), number(found), number(remain))
+    {
+        let names = one_line(names.join(" ").as_bytes());
+        return Ok(Left { found, remain, names: names.trim_end_matches(';').trim_end().to_owned() });
+    }
+    let message = format!("the answer is not understood: {}", one_line(words.join(" ").as_bytes()));
+    Err(LinkError::new("host_unsupported", message).cause)
+}

@@ -1,0 +1,54 @@
+# Sent with `left`: ends what the commands of run R have left running on this machine, none of which runs any more.
+
+# Every process of ours in the units the commands were in, but for this shell. And wherever it is, every one with the run in its
+# environment, but for what was begun on a host of a deployment, which may be this machine: that is to stay.
+found() {
+  pids=
+  [ ! -s "$B/$U" ] || while read -r k; do
+    # A control group that is no unit of ours has others in it.
+    case $k in
+    */phased-job@*) ;;
+    *) continue ;;
+    esac
+    [ ! -r "$k/cgroup.procs" ] || while read -r p; do
+      mine "$p"
+    done <"$k/cgroup.procs"
+  done <"$B/$U"
+  for k in $(grep -lszxF "PHASED_RUN=$R" /proc/[0-9]*/environ); do
+    p=${k#/proc/}
+    grep -qsz '^PHASED_HOST_ID=' "$k" || mine "${p%/environ}"
+  done
+}
+
+# What we may not signal is not ours.
+mine() {
+  case " $$ $me $pids " in
+  *" $1 "*) ;;
+  *) ! kill -0 "$1" 2>/dev/null || pids="$pids $1" ;;
+  esac
+}
+
+left() {
+  read -r me rest </proc/self/stat
+  found
+  t=0 names=
+  for p in $pids; do
+    t=$((t + 1))
+    [ "$t" -gt 5 ] || names="$names$(tr '\0\n' '  ' <"/proc/$p/cmdline" | head -c 100);"
+  done
+  for p in $pids; do
+    kill -TERM "$p"
+  done 2>/dev/null
+  n=0
+  while [ -n "$pids" ] && [ "$n" -lt $((K * 10 + 50)) ]; do
+    sleep 0.1
+    n=$((n + 1))
+    found
+    [ "$n" -lt $((K * 10)) ] || for p in $pids; do
+      kill -KILL "$p"
+    done 2>/dev/null
+  done
+  set -- $pids
+  [ $# != 0 ] || rm -f "$B/$U"
+  x left "$t" $# "$names"
+}

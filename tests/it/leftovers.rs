@@ -1,0 +1,114 @@
+//! What a stage leaves running in the background is ended with it, however it ends, and whoever started it. In units of their own: the
+//! package's tests.
+
+use serde_json::json;
+
+use crate::fixture::{Jobs, Project, World, eventually};
+
+/// Leaves a process in the background: one that goes at once, one that must be killed, and one that has a session of its own.
+const LEAVES: &str = r#"run:sh [[
+    trap "" TERM
+    sleep 98761 & sh -c 'while :; do sleep 1; done' phased-left & setsid sleep 98762 &
+    trap - TERM
+    sleep 98763 &
+    echo begun ]] "#;
+
+/// How many of them there are in this world.
+fn left(world: &World) -> usize {
+    let ours = |pid: &i32| {
+        let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+        let environment = String::from_utf8_lossy(&read("environ")).into_owned();
+        (line.contains("sleep 9876") || line.contains("phased-left")) && environment.contains("PHASED_RUN=")
+    };
+    world.pids().iter().filter(|pid| ours(pid)).count()
+}
+
+fn ends(world: &World, state: &str, then: &str, stops: bool) {
+    let next = r#"run:sh "ls -d /proc/[0-9]* >/dev/null; echo next""#;
+    world.project(&Project::new("shop").hosts(&["h1"]).stage("unit", &format!("{LEAVES} {then}")).stage("next", next));
+    let daemon = world.start();
+    world.repo.push("leaves");
+    let run = daemon.press();
+    if stops {
+        run.prints("begun");
+        assert!(left(world) >= 3);
+        daemon.api.post(&format!("/v1/runs/{}/stop", run.id), &json!({})).is(202);
+    }
+    let run = run.wait().is(state);
+    assert_eq!(left(world), 0, "none of it runs once the run has ended ({state})");
+    let log = run.log_of("?step=test/unit");
+    assert!(log.contains(" processes running, which were ended: ") && log.contains("sleep 98761"), "{log}");
+}
+
+#[test]
+fn what_a_stage_leaves_running_ends_with_it() {
+    for (state, then, stops) in [
+        ("succeeded", "", false),
+        ("failed", r#"run:sh "exit 3""#, false),
+        ("failed", r#"run:sh { "sleep 60", timeout = "1s" }"#, false),
+        ("stopped", r#"run:sh "sleep 60""#, true),
+    ] {
+        ends(&World::new(), state, then, stops);
+    }
+}
+
+#[test]
+fn what_a_stage_leaves_to_the_job_unit_ends_with_it() {
+    let world = World::unprivileged();
+    let _jobs = Jobs::start(&world);
+    ends(&world, "succeeded", "", false);
+}
+
+#[test]
+fn the_next_stage_begins_when_nothing_of_the_last_one_runs() {
+    let world = World::new();
+    let looks = r#"run:sh [[! grep -lsz PHASED_PHASE=one /proc/[0-9]*/environ]]"#;
+    let served = r#"setup = function(run) run:sh "sleep 98764 & echo $! >pid" end, run = function(run) run:sh 'kill -0 "$(cat pid)"' end,
+                    cleanup = function(run) run:sh 'kill -0 "$(cat pid)"' end"#;
+    world.project(&Project::new("shop").hosts(&["h1"]).stage_of("one", served).stage("two", looks));
+    let daemon = world.start();
+    world.repo.push("serves");
+    let run = daemon.deploy().is("succeeded");
+    assert!(run.log_of("?step=test/one").contains("left 1 processes running"), "{}", run.log());
+}
+
+#[test]
+fn what_is_left_by_a_stage_of_an_earlier_life_is_ended_too() {
+    let world = World::new();
+    let waits = format!(
+        r#"{LEAVES} run:sh {{ 'while [ ! -e "$GO" ]; do sleep 0.1; done', env = {{ GO = "@ROOT@/../tested/go" }} }}"#
+    );
+    world.project(&Project::new("shop").hosts(&["h1"]).stage("unit", &waits));
+    let daemon = world.start();
+    world.repo.push("leaves");
+    let run = daemon.press();
+    run.prints("begun");
+    daemon.kill();
+    std::fs::write(world.path("tested/go"), "").unwrap();
+    let daemon = world.start();
+    daemon.run(&run.id).wait().is("succeeded");
+    assert_eq!(left(&world), 0);
+}
+
+#[test]
+fn what_a_deployment_leaves_on_this_very_machine_stays() {
+    let world = World::new();
+    let serve = r#"host:sh { "sleep 98765 & echo serves", env = { W = "@ROOT@" } }"#;
+    let project = Project::new("shop")
+        .hosts(&[r#"{ id = "here", address = "127.0.0.1", transport = "local" }"#])
+        .stage("unit", r#"run:sh "true""#)
+        .deploy(serve);
+    world.project(&project);
+    let daemon = world.start();
+    world.repo.push("serves");
+    daemon.deploy().is("succeeded");
+    assert_eq!(left(&world), 1, "what is live is no leftover");
+    for pid in world.pids() {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if line.starts_with(b"sleep\x0098765") {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+    }
+    eventually("it is gone", || (left(&world) == 0).then_some(()));
+}
