@@ -8,7 +8,7 @@ use crate::fixture::{Jobs, Project, World, eventually};
 /// Leaves a process in the background: one that goes at once, one that must be killed, and one that has a session of its own.
 const LEAVES: &str = r#"run:sh [[
     trap "" TERM
-    sleep 98761 & sh -c 'while :; do sleep 1; done' phased-left & setsid sleep 98762 &
+    sleep 98761 & (while :; do sleep 98760; done) & setsid sleep 98762 &
     trap - TERM
     sleep 98763 &
     echo begun ]] "#;
@@ -19,7 +19,7 @@ fn left(world: &World) -> usize {
         let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
         let line = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
         let environment = String::from_utf8_lossy(&read("environ")).into_owned();
-        (line.contains("sleep 9876") || line.contains("phased-left")) && environment.contains("PHASED_RUN=")
+        line.contains("sleep 9876") && environment.contains("PHASED_RUN=")
     };
     world.pids().iter().filter(|pid| ours(pid)).count()
 }

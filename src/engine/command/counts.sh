@@ -21,6 +21,16 @@ counts() {
   done <"$pids/pids.events"
 }
 
+# Where the processes of our unit are listed: in systemd's own hierarchy, whatever controllers it has.
+unit() {
+  while IFS=: read -r k rest group; do
+    case $rest in
+    '') echo "/sys/fs/cgroup$group$nl/sys/fs/cgroup/unified$group" ;;
+    name=systemd) echo "/sys/fs/cgroup/systemd$group" ;;
+    esac
+  done </proc/self/cgroup
+}
+
 # It failed: did the kernel have a part in it? Counted, not guessed from an exit code.
 limited() {
   was=$ooms n=$forks

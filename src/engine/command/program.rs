@@ -198,6 +198,10 @@ fn inner(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
         inner.extend_from_slice(b" >/dev/null || exit 1\nunset OLDPWD\n");
     }
     match &cmd.what {
+        // Begun anew, so that what it forks has the environment where others can see it: see `left.sh`.
+        What::Sh { shell: Shell::Sh, .. } if cmd.left_of.is_some() => {
+            inner.extend_from_slice(b"exec /bin/sh -eu -c '. /dev/fd/4' sh\n");
+        }
         What::Sh { shell: Shell::Sh, .. } => inner.extend_from_slice(b"set -eu\n. /dev/fd/4\n"),
         What::Sh { shell: Shell::Bash, .. } => {
             inner.extend_from_slice(b"exec bash -euo pipefail -c '. /dev/fd/4' bash\n");
