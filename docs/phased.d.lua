@@ -176,7 +176,7 @@ phased.localhost = {}
 ---@field key phased.Secret The private key that signs; phased keys make makes one. Receivers accept its public half in [signals] of their configuration.
 ---@field receivers? string A file with the public keys of the receivers, HOST-ID ssh-ed25519 AAAA... a line; a host's own receiver_key wins.
 ---@field port? integer Where the daemons listen; a host's own port wins. Default: 7427.
----@field tls? boolean true: by https, where a proxy in front of them speaks it. Signals and answers are signed either way. Default: false.
+---@field tls? boolean true: by https, where they speak it, or a proxy in front of them. Signals and answers are signed either way. Default: false.
 
 ---A named set of hosts with its own rules.
 ---@class phased.environment

@@ -157,6 +157,10 @@ impl Blobs for FileBlobs {
         parts::append(self, blob, size, offset, bytes)
     }
 
+    fn forget_parts(&self) -> io::Result<usize> {
+        parts::forget(self)
+    }
+
     fn hold(&self) -> Hold {
         locked(&self.sweep).holding += 1;
         Box::new(Held(self.sweep.clone()))

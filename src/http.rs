@@ -20,6 +20,8 @@ use crate::{
     time::{Clock, Span, within},
 };
 
+pub mod tls;
+
 /// The client. The TLS part, with the system's root certificates, is made at the first request that leaves this machine's process:
 /// a daemon that asks nobody pays nothing for it.
 pub struct Client {
@@ -121,23 +123,18 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     words.join(": ")
 }
 
-fn asking_failed(shown: &str, error: reqwest::Error) -> Cause {
+fn asking_failed(shown: &str, host: &str, error: reqwest::Error) -> Cause {
     let error = error.without_url();
     let said = error.source().map_or_else(|| error.to_string(), chain);
-    let lower = said.to_ascii_lowercase();
-    let tls = ["certificate", "tls", "handshake", "corrupt message", "invalidcontenttype"]
-        .iter()
-        .any(|word| lower.contains(word));
     if error.is_timeout() && error.is_connect() {
         Cause::new("http_connect", format!("{shown}: cannot connect (nobody answered within {})", Span(CONNECT)))
     } else if error.is_timeout() {
         Cause::new("timeout", format!("{shown} did not answer in time"))
     } else if error.is_builder() {
         Cause::new("http_url", format!("{shown} cannot be asked: {said}"))
-    } else if tls && error.is_connect() {
+    } else if let Some(refusal) = tls::refusal(&error).filter(|_| error.is_connect()) {
         // Only before anything was sent: one that is cut off later may have been heard.
-        let help = "does the system trust its certificate, and is it for this name?";
-        Cause::new("http_tls", format!("{shown}: no trusted connection ({said}); {help}"))
+        Cause::new("http_tls", format!("{shown}: no trusted connection: {}", tls::why(refusal, host, tls::MACHINE)))
     } else if error.is_connect() {
         Cause::new("http_connect", format!("{shown}: cannot connect ({said})"))
     } else {
@@ -165,8 +162,9 @@ impl Http for Client {
         let (method, headers) = (method(&request, &shown)?, headers(&request, &shown)?);
         let (limit, max) = (request.timeout, request.max_body);
         let client = self.asking().await?;
+        let host = url.host_str().unwrap_or_default().to_owned();
         self.bounded(&shown, limit, async {
-            let failed = |error| asking_failed(&shown, error);
+            let failed = |error| asking_failed(&shown, &host, error);
             let ask = client.request(method, url).headers(headers);
             let ask = if request.body.is_empty() { ask } else { ask.body(request.body) };
             let mut answer = ask.send().await.map_err(failed)?;

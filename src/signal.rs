@@ -12,8 +12,7 @@ use crate::{
     ports::{secrets::Secret, signals::Signer},
 };
 
-const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
-const END: &str = "-----END PRIVATE KEY-----";
+mod private;
 
 /// Signs and verifies.
 #[derive(Debug, Clone, Copy, Default)]
@@ -65,20 +64,10 @@ impl Signer for Ed25519 {
 /// # Errors
 /// The system has no randomness.
 pub fn generate(comment: &str) -> Result<(String, PublicKey), Cause> {
-    let failed = |_| wrong("the system gave no randomness to make one");
+    let failed = |_| private::wrong("the system gave no randomness to make one");
     let pair = Ed25519KeyPair::generate().map_err(failed)?;
     let document = pair.to_pkcs8v1().map_err(failed)?;
-    let encoded = STANDARD.encode(document.as_ref());
-    let mut text = String::new();
-    if !comment.is_empty() {
-        text.push_str(&format!("# {comment}\n"));
-    }
-    text.push_str(BEGIN);
-    for line in encoded.as_bytes().chunks(64) {
-        text.push('\n');
-        text.push_str(&String::from_utf8_lossy(line));
-    }
-    text.push_str(&format!("\n{END}\n"));
+    let text = private::write(document.as_ref(), comment);
     Ok((text, public(&pair, comment)))
 }
 
@@ -99,25 +88,9 @@ fn unknown(message: String) -> Cause {
     Cause::new("host_key_unknown", message)
 }
 
-fn wrong(why: &str) -> Cause {
-    let message = format!(
-        "the signing key cannot be used: {why}; make one with `phased keys make NAME` (or openssl genpkey -algorithm ed25519)"
-    );
-    Cause::new("signal_key", message)
-}
-
 fn pair(private: &Secret) -> Result<(Ed25519KeyPair, PublicKey), Cause> {
-    let text = std::str::from_utf8(private.expose()).map_err(|_| wrong("it is no text"))?;
-    if text.contains("OPENSSH PRIVATE KEY") {
-        return Err(wrong("it is a private key of OpenSSH, whose form is not read here"));
-    }
-    let (before, rest) = text.split_once(BEGIN).ok_or_else(|| wrong("it has no -----BEGIN PRIVATE KEY-----"))?;
-    let (body, _) = rest.split_once(END).ok_or_else(|| wrong("its end is missing"))?;
-    let body: String = body.split_whitespace().collect();
-    let der = STANDARD.decode(body).map_err(|_| wrong("it is no base64"))?;
-    let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&der).map_err(|_| wrong("it is no Ed25519 key"))?;
-    let comment = before.lines().find_map(|line| line.strip_prefix('#')).map(str::trim).unwrap_or_default();
-    let public = public(&pair, comment);
+    let (pair, comment) = private::read(private.expose())?;
+    let public = public(&pair, &comment);
     Ok((pair, public))
 }
 

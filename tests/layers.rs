@@ -39,7 +39,7 @@ const QUARANTINE: &[(&str, &[&str])] = &[
     ("mlua", &["lua"]),
     ("full_moon", &["lua"]),
     ("axum", &["api"]),
-    ("tokio_rustls", &["api", "cli"]),
+    ("tokio_rustls", &["api", "cli", "http"]),
     ("rustls_platform_verifier", &["cli"]),
     ("daemonize", &["daemon"]),
     ("sd_notify", &["service"]),

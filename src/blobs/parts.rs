@@ -37,6 +37,8 @@ pub(super) struct Parts {
     locks: Mutex<BTreeMap<Digest, Arc<Mutex<()>>>>,
     /// Blobs that were read and found right in this life: by then reading all of them again at every question would take too long.
     right: Mutex<BTreeSet<Digest>>,
+    /// Those that somebody has asked about or added to since parts were forgotten last.
+    wanted: Mutex<BTreeSet<Digest>>,
 }
 
 impl Parts {
@@ -67,6 +69,7 @@ fn there(blobs: &FileBlobs, blob: &Digest) -> io::Result<Part> {
             return Ok(Part { blob: blob.clone(), have, whole: true });
         }
     }
+    locked(&blobs.parts.wanted).insert(blob.clone());
     Ok(Part { blob: blob.clone(), have: size_of(&path(blobs, blob))?.unwrap_or(0), whole: false })
 }
 
@@ -82,8 +85,10 @@ pub(super) fn append(blobs: &FileBlobs, blob: &Digest, size: u64, offset: u64, b
     }
     let path = path(blobs, blob);
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
-    if !unfinished {
-        file.write_all_at(bytes, offset)?;
+    if !unfinished && let Err(error) = file.write_all_at(bytes, offset) {
+        // A full disk, mostly: what there is of it is room that somebody may need.
+        let _in_nobodys_way = fs::remove_file(&path);
+        return Err(error);
     }
     let have = file.metadata()?.len();
     if have < size {
@@ -98,6 +103,29 @@ pub(super) fn append(blobs: &FileBlobs, blob: &Digest, size: u64, offset: u64, b
     blobs.name(&path, blob)?;
     locked(&blobs.parts.right).insert(blob.clone());
     Ok(Part { blob: blob.clone(), have, whole: true })
+}
+
+/// Removes the parts that nobody has wanted since this was done last: whoever sent them has given up, or sends something else by now. How many
+/// went.
+pub(super) fn forget(blobs: &FileBlobs) -> io::Result<usize> {
+    let wanted = std::mem::take(&mut *locked(&blobs.parts.wanted));
+    let mut removed = 0;
+    for entry in fs::read_dir(&blobs.dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(blob) = name.to_str().and_then(|name| name.strip_prefix(PART)?.parse::<Digest>().ok()) else {
+            continue;
+        };
+        let lock = blobs.parts.lock(&blob);
+        let _alone = locked(&lock);
+        // Its sender may have come back this very moment, or have made a blob of it.
+        let kept = wanted.contains(&blob) || locked(&blobs.parts.wanted).contains(&blob);
+        if !kept && entry.path().exists() {
+            fs::remove_file(entry.path())?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
 }
 
 #[cfg(test)]
@@ -128,6 +156,28 @@ mod tests {
         blobs.append(&other, 5, 0, b"oth").unwrap();
         drop(blobs);
         assert_eq!(FileBlobs::open(dir.path().to_owned()).unwrap().part(&other).unwrap().have, 0);
+    }
+
+    #[test]
+    fn what_was_begun_and_given_up_is_forgotten_and_what_goes_on_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = FileBlobs::open(dir.path().to_owned()).unwrap();
+        let [abandoned, slow] = [Digest::of(b"abandoned"), Digest::of(b"slow!")];
+        blobs.append(&abandoned, 9, 0, b"aban").unwrap();
+        for piece in 0..4 {
+            blobs.append(&slow, 5, piece, &b"slow!"[usize::try_from(piece).unwrap()..][..1]).unwrap();
+            // The first time everybody has only just been there.
+            assert_eq!(blobs.forget_parts().unwrap(), usize::from(piece == 1), "{piece}");
+        }
+        assert!(!path(&blobs, &abandoned).exists());
+        assert!(blobs.append(&slow, 5, 4, b"!").unwrap().whole);
+        // Its sender comes back after all, and begins anew; asking about it keeps it as well.
+        assert_eq!(blobs.part(&abandoned).unwrap().have, 0);
+        blobs.append(&abandoned, 9, 0, b"aban").unwrap();
+        assert_eq!(blobs.forget_parts().unwrap(), 0);
+        assert_eq!(blobs.part(&abandoned).unwrap().have, 4);
+        assert_eq!((blobs.forget_parts().unwrap(), blobs.forget_parts().unwrap()), (0, 1));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the blob itself stays");
     }
 
     #[test]

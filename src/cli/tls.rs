@@ -7,8 +7,7 @@ use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
     rustls::{
-        self, CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
-        StreamOwned,
+        self, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned,
         client::{
             WebPkiServerVerifier,
             danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -77,35 +76,7 @@ pub fn over(mut stream: TcpStream, file: &Path) -> Result<StreamOwned<ClientConn
 
 /// In words: why there is no TLS, and what to do.
 pub(super) fn why(error: &io::Error, host: &str) -> String {
-    let Some(cause) = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) else {
-        return match error.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-                "it hangs up instead of speaking TLS: has it a certificate (`tls` in [api]), or is it meant to be asked by http://?".to_owned()
-            }
-            _ => error.to_string(),
-        };
-    };
-    match cause {
-        rustls::Error::InvalidCertificate(error) => match error {
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                format!("nobody whom this machine trusts signed its certificate: {WHOM_TO_TRUST}")
-            }
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                format!("its certificate is not for {host:?} ({error}): ask for a name that is in it")
-            }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                format!("its certificate has expired ({error}): it must be renewed on the daemon's machine")
-            }
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                format!("its certificate is not valid yet ({error}): are both clocks right?")
-            }
-            error => format!("its certificate cannot be believed: {error}"),
-        },
-        rustls::Error::InvalidMessage(_) => {
-            "it answers, and not in TLS: is it meant to be asked by http://?".to_owned()
-        }
-        error => format!("no TLS with it: {error}"),
-    }
+    crate::http::tls::why(error, host, WHOM_TO_TRUST)
 }
 
 /// The authorities of a file, and the very certificates in it: `openssl req -x509` makes one that is no authority for itself.

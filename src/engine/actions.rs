@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) use self::lease::lease_names;
 use self::{
     alarm::measure,
-    health::{Guarded, guard, watch},
+    health::{Guarded, guard, look_over, watch},
     lease::lease,
     plan::{look, plan},
     resolve::{checkout, resolve},
@@ -39,7 +39,7 @@ use crate::{
         decide::Action,
         deployment::{Deployment, HealthRun, HostRun, HostState},
         event::Event,
-        health::{Deployed, Watch},
+        health::{Deployed, Incarnation, Watch},
         host::Host,
         ids::RunId,
         input,
@@ -94,12 +94,16 @@ pub(super) enum Job {
         guarded: Vec<Guarded>,
         bake: Duration,
     },
+    LookOver {
+        deployment: u32,
+        guarded: Vec<Guarded>,
+    },
     Watch {
         deployment: u32,
         host: Box<Host>,
         health: Health,
         since: Since,
-        deployed: Option<Deployed>,
+        known: Known,
     },
     Undo {
         run: RunId,
@@ -111,6 +115,12 @@ pub(super) enum Job {
         run: RunId,
         call: CallKey,
     },
+}
+
+/// What is known of a host that is watched: what it is to run, and its units and containers, if an earlier life has seen them.
+pub(super) struct Known {
+    deployed: Option<Deployed>,
+    processes: Vec<(usize, Incarnation)>,
 }
 
 /// When a watch began, and whether the daemon came back in the middle of it.
@@ -140,14 +150,10 @@ impl Job {
             Action::Guard { deployment } => {
                 let of = run.deployment(deployment)?;
                 let bake = Duration::from_millis(of.spec(run)?.rollout.bake_time_ms);
-                let healthy =
-                    of.hosts.iter().filter(|host| host.verdict() == HostState::Healthy && host.back.is_none());
-                let guarded = healthy.filter_map(|host| {
-                    let (health, deployed) = checks(run, of, host)?;
-                    let watch = Watch::new(&health, deployed);
-                    Some(Guarded { host: host.host.clone(), health, watch, bad: 0, cut: None })
-                });
-                Job::Guard { deployment, guarded: guarded.collect(), bake }
+                Job::Guard { deployment, guarded: guarded(run, of), bake }
+            }
+            Action::LookOver { deployment } => {
+                Job::LookOver { deployment, guarded: guarded(run, run.deployment(deployment)?) }
             }
             Action::Watch { deployment, host } => {
                 let of = run.deployment(deployment)?;
@@ -155,13 +161,25 @@ impl Job {
                 let (health, deployed) = checks(run, of, host)?;
                 let HealthRun::Watching { since, again } = &host.health else { return None };
                 let since = Since { began: since.clone(), again: *again };
-                Job::Watch { deployment, host: Box::new(host.host.clone()), health, since, deployed }
+                let known = Known { deployed, processes: host.processes.clone() };
+                Job::Watch { deployment, host: Box::new(host.host.clone()), health, since, known }
             }
             Action::Undo(key) => Job::Undo { run: run.header.run.clone(), key },
             Action::Finish => Job::Finish(whole()),
             Action::Append(_) | Action::Call { .. } | Action::Retry(_) | Action::EndCall { .. } => return None,
         })
     }
+}
+
+/// The hosts of a deployment that have the release and were healthy.
+fn guarded(run: &Run, of: &Deployment) -> Vec<Guarded> {
+    let healthy = of.hosts.iter().filter(|host| host.verdict() == HostState::Healthy && host.back.is_none());
+    let guarded = healthy.filter_map(|host| {
+        let (health, deployed) = checks(run, of, host)?;
+        let watch = Watch::new(&health, deployed).over(&host.processes);
+        Some(Guarded::new(host.host.clone(), health, watch))
+    });
+    guarded.collect()
 }
 
 /// The checks of a host in a deployment, and what it is to run.
@@ -222,8 +240,9 @@ pub(super) async fn perform(context: Context, job: Job) {
                 context.facts(fact.into_iter().collect(), true).await;
             }
             Job::Guard { deployment, guarded, bake } => guard(&context, deployment, guarded, bake).await,
-            Job::Watch { deployment, host, health, since, deployed } => {
-                let fact = watch(&context, deployment, &host, &health, &since, deployed).await;
+            Job::LookOver { deployment, guarded } => look_over(&context, deployment, guarded).await,
+            Job::Watch { deployment, host, health, since, known } => {
+                let fact = watch(&context, deployment, &host, &health, &since, known).await;
                 context.last(fact).await;
             }
             Job::Undo { run, key } => {

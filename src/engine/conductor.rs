@@ -450,7 +450,7 @@ impl Conductor {
                     continue;
                 };
                 // What puts back something known tests nothing: it waits for nobody's tests and takes nobody's place.
-                let deploys = |(_, requested): &(RunId, Requested)| self.tests(&project, &requested.request);
+                let deploys = |(_, requested): &(RunId, Requested)| requested.request.purpose.is_deploy();
                 let (mut queued, straight): (Vec<_>, Vec<_>) = queued.into_iter().partition(deploys);
                 for (id, requested) in straight.into_iter().filter(|_| !self.inner.maintenance.is_on()) {
                     self.begin(&loaded, id, requested);
@@ -473,11 +473,6 @@ impl Conductor {
                 () = self.inner.nudge.notified() => {}
             }
         }
-    }
-
-    /// Whether a run is one that tests, as against one that only puts back what is known there.
-    fn tests(&self, project: &ProjectName, request: &Request) -> bool {
-        request.purpose.is_deploy() && !ledger::comes_back(&*self.inner.world.control, project, request)
     }
 
     /// Those whose place no newer one takes: one that goes at least as far as they do. The others are ended.
@@ -578,7 +573,7 @@ impl Conductor {
             Ok(run) => run,
             Err(error) => return tracing::error!(project = %loaded.name, run = %id, %error, "a run cannot begin"),
         };
-        let tests = self.tests(&run.header.project, &run.header.request);
+        let tests = run.header.request.purpose.is_deploy();
         let Some(seat) = self.seat(&id, &run.header.project, tests, true) else { return };
         match self.inner.world.journals.append(&id, epoch, Seq(0), vec![first]) {
             Ok(ticket) => self.sit(seat, run, ticket.seq(), epoch, Some(ticket), None),
@@ -610,7 +605,7 @@ impl Conductor {
 
     /// Takes up a run that an earlier life left unfinished.
     pub(super) fn resume(&self, run: Run, seq: Seq, epoch: Epoch, taken: owner::Taken) {
-        let tests = self.tests(&run.header.project, &run.header.request);
+        let tests = run.header.request.purpose.is_deploy();
         if let Some(seat) = self.seat(&run.header.run, &run.header.project, tests, false) {
             self.sit(seat, run, seq, epoch, None, Some(taken));
         }

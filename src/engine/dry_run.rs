@@ -167,6 +167,7 @@ impl Rehearsal<'_> {
                     wave,
                 })?;
             }
+            Action::LookOver { deployment } => self.fold(Event::LookedOver { deployment })?,
             // Nothing fails, so nothing is tried again, undone or ended from outside.
             Action::Retry(_) | Action::Undo(_) | Action::EndCall { .. } => {
                 return Err(cut(format!("{action:?} was not expected; this is a bug of phased")));

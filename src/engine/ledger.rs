@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, Serializer, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 pub(super) use self::known::{
-    Good, all_bad, bad, bad_in_a_row, bad_release, comes_back, forget_hosts, hosts, is_good, known_good, some_good,
+    Good, all_bad, bad, bad_in_a_row, bad_release, forget_hosts, hosts, is_good, known_good, some_good,
 };
 use super::{actions::lease_names, world::World};
 use crate::{

@@ -234,6 +234,7 @@ fn begins(run: &Run, action: &Action) -> bool {
         | Action::Lease { .. }
         | Action::Watch { .. }
         | Action::Guard { .. }
+        | Action::LookOver { .. }
         | Action::Measure { .. }
         | Action::Finish => false,
     }

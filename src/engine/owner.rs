@@ -439,6 +439,7 @@ impl Owner {
             | Action::Watch { .. }
             | Action::Look { .. }
             | Action::Guard { .. }
+            | Action::LookOver { .. }
             | Action::Measure { .. }
             | Action::Undo(_)
             | Action::Finish) => {
@@ -511,7 +512,7 @@ impl Owner {
         match event {
             Event::End { .. } => !self.busy.is_empty(),
             Event::DeploymentEnded { deployment, .. } => {
-                let own = ["lease", "plan", "guard"].map(|action| format!("{action} {deployment}"));
+                let own = ["lease", "plan", "guard", "look_over"].map(|action| format!("{action} {deployment}"));
                 let for_parts = ["watch", "look", "measure"].map(|action| format!("{action} {deployment} "));
                 let is_own = |name: &String| own.contains(name) || for_parts.iter().any(|of| name.starts_with(of));
                 self.busy.keys().any(is_own)
@@ -981,9 +982,8 @@ impl Owner {
 
     /// A bake that is over is not watched any more.
     fn let_go_of_guards(&self, wanted: &[Action]) {
-        for (name, cancel) in
-            self.busy.iter().filter(|(name, _)| name.starts_with("guard ") || name.starts_with("measure "))
-        {
+        let guards = |name: &str| ["guard ", "look_over ", "measure "].iter().any(|of| name.starts_with(of));
+        for (name, cancel) in self.busy.iter().filter(|(name, _)| guards(name)) {
             if !wanted.iter().any(|action| action.name().as_ref() == Some(name)) {
                 cancel.cancel();
             }

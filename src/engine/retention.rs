@@ -108,6 +108,11 @@ fn pass(conductor: &Conductor, sweep_anyway: bool) -> std::io::Result<()> {
     if sweep_anyway || !going.is_empty() || !left.is_empty() {
         sweep(conductor)?;
     }
+    // What of a signal's artifacts did not come whole within an hour or two comes anew.
+    let cut = world.blobs.forget_parts()?;
+    if cut > 0 {
+        tracing::info!(blobs = cut, "parts of artifacts that their sender has given up were removed");
+    }
     super::hosts::keys::forget_gone(conductor);
     Ok(())
 }

@@ -10,6 +10,7 @@
 //!
 //! Architecture invariant: a token makes one run. What it began is in control, together with the request, before it is answered.
 
+mod look;
 mod pieces;
 mod receive;
 pub(super) mod send;
@@ -43,6 +44,7 @@ const FRESH_MS: i64 = 3_600_000;
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     nonces: Mutex<Nonces>,
+    watches: look::Watches,
     counts: Mutex<Counts>,
 }
 

@@ -302,6 +302,7 @@ fn own_parts(run: &Run, event: &Event) -> Vec<Part> {
         | Event::Begin { .. }
         | Event::DeadlineHit { .. }
         | Event::HostMet { .. }
+        | Event::ProcessesSeen { .. }
         | Event::Resumed { .. } => Vec::new(),
         Event::Call { key, .. } | Event::Return { key, .. } => of_call(key),
         Event::Done { key, .. } => {
@@ -317,7 +318,7 @@ fn own_parts(run: &Run, event: &Event) -> Vec<Part> {
             vec![Part::Head, Part::Deployment(*deployment)]
         }
         Event::LeaseLost { deployment } | Event::PlanFailed { deployment, .. } => vec![Part::Deployment(*deployment)],
-        Event::Measured { .. } | Event::Observed { .. } => Vec::new(),
+        Event::Measured { .. } | Event::Observed { .. } | Event::LookedOver { .. } => Vec::new(),
         Event::BakeBegan { deployment, .. }
         | Event::BakeEnded { deployment, .. }
         | Event::Judged { deployment, .. }
@@ -369,7 +370,7 @@ fn documents(run: &Run, part: &Part) -> Vec<Document> {
             .collect(),
         Part::Host(n, host_id) => {
             let Some(d) = run.deployment(*n) else { return Vec::new() };
-            let Some(index) = d.hosts.iter().position(|h| h.host.id == *host_id) else { return Vec::new() };
+            let Some(index) = d.hosts.position(host_id) else { return Vec::new() };
             host_document(run, d, index).into_iter().collect()
         }
         Part::Hosts(n) => {

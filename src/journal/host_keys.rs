@@ -98,9 +98,14 @@ impl HostKeys for ControlHostKeys {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::{
         journal::{ControlLog, DataDisk, Kill},
+        lifecycle::{pulse::Beat, watch},
+        model::ids::Seq,
+        ports::{control::Entry, journal::Synced},
         time::SystemClock,
     };
 
@@ -108,6 +113,77 @@ mod tests {
         let storage = Arc::new(DataDisk::keeping(dir, 4096).unwrap());
         let clock = Arc::new(SystemClock::new());
         ControlHostKeys::new(Arc::new(ControlLog::open(dir, clock, storage, Kill::default()).unwrap()))
+    }
+
+    /// A control log on a disk that takes its time.
+    struct Unhurried {
+        entries: Mutex<BTreeMap<String, Entry>>,
+        disk: watch::Sender<Synced>,
+    }
+
+    impl Control for Unhurried {
+        fn get(&self, key: &str) -> Option<Entry> {
+            self.entries.lock().unwrap().get(key).cloned()
+        }
+        fn scan(&self, _: &str) -> Vec<Entry> {
+            Vec::new()
+        }
+        fn commit(
+            &self,
+            _: Commit,
+            expected: &[(String, Revision)],
+            puts: Vec<(String, Option<serde_json::Value>)>,
+        ) -> Result<Ticket, CommitError> {
+            let mut entries = self.entries.lock().unwrap();
+            if let Some((key, _)) = expected.iter().find(|(key, _)| entries.contains_key(key)) {
+                return Err(CommitError::Conflict { key: key.clone() });
+            }
+            let revision = Revision(entries.len() as u64 + 1);
+            for (key, value) in puts {
+                entries.insert(key.clone(), Entry { key, revision, value: value.unwrap() });
+            }
+            Ok(Ticket::new(Seq(revision.0), self.disk.subscribe()))
+        }
+        fn changed(&self) -> watch::Receiver<u64> {
+            watch::Sender::new(0).subscribe()
+        }
+        fn beat(&self, _: Beat) {}
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_not_on_disk_yet_is_nothing_to_go_by() {
+        let realm = Realm { project: "shop".parse().unwrap(), environment: "production".parse().unwrap() };
+        let key = |n: &str| Learnt {
+            key: format!("ssh-ed25519 {n}"),
+            fingerprint: format!("SHA256:{n}"),
+            address: "10.0.0.1".to_owned(),
+            at_ms: 7,
+            unnamed_since_ms: None,
+        };
+        let open = || {
+            let disk = watch::Sender::new(Synced::UpTo(Seq(0)));
+            let control = Arc::new(Unhurried { entries: Mutex::default(), disk });
+            (ControlHostKeys::new(control.clone()), control)
+        };
+        let (keys, control) = open();
+        let mut learning = keys.learn(&realm, "i-1", key("a"));
+        assert!((&mut learning).now_or_never().is_none());
+        // Somebody who looks for it, and somebody who has met the host as well.
+        let (mut known, mut other) = (keys.known(&realm, "i-1"), keys.learn(&realm, "i-1", key("b")));
+        assert!((&mut known).now_or_never().is_none());
+        assert!((&mut other).now_or_never().is_none());
+        // Whoever waits may be given up; the next one waits all the same.
+        drop(learning);
+        assert!(keys.known(&realm, "i-1").now_or_never().is_none());
+        control.disk.send_replace(Synced::UpTo(Seq(1)));
+        assert_eq!((known.await, other.await), (Ok(Some(key("a"))), Ok(key("a"))));
+        // A disk that fails: what it may have forgotten is no key of anybody, now and later.
+        let (keys, control) = open();
+        let mut learning = keys.learn(&realm, "i-1", key("a"));
+        assert!((&mut learning).now_or_never().is_none());
+        control.disk.send_replace(Synced::Failed("no power".to_owned()));
+        assert_eq!(learning.await.unwrap_err().code, "host_key_unknown");
+        assert!(keys.known(&realm, "i-1").await.is_err() && keys.learn(&realm, "i-1", key("b")).await.is_err());
     }
 
     #[tokio::test]

@@ -188,6 +188,7 @@ pub(super) fn open_project(
     let sandbox = Sandbox::for_call(limits, resolver, seed, owner).map_err(|e| broken(&e, None))?;
     let entry = bundle.main().ok_or_else(|| Cause::new("code_damaged", "the project's own file is missing"))?;
     let returned = sandbox.evaluate(entry).map_err(|e| broken(&e, Some(&sandbox)))?;
+    sandbox.loaded();
     let project = definitions::project(&returned).map_err(|why| Cause::new("lua_error", why))?;
     Ok((sandbox, project.table))
 }

@@ -44,8 +44,10 @@ impl Default for Limits {
 
 /// Instructions between two looks at the limits.
 const LOOK: u32 = 1_000;
-/// From so many bytes on a VM looks for garbage. Most calls end long before: their VM goes, and all of it at once.
+/// From so many bytes more than its files have come to a VM looks for garbage. Most calls end long before: their VM goes, and all of it at once.
 const LITTER: usize = 1 << 20;
+/// As long as its files are evaluated: a list of thousands of hosts is no garbage.
+const LOADING: usize = 16 << 20;
 /// Steps of the pattern matcher count as so many to one instruction.
 const STEPS: u64 = 4;
 
@@ -55,6 +57,8 @@ struct Meter {
     limits: Limits,
     used: Cell<u64>,
     slice: RefCell<Stamp>,
+    /// Bytes from which on garbage is looked for.
+    litter: Cell<usize>,
     clock: SystemClock,
     tripped: RefCell<Option<Cause>>,
 }
@@ -63,6 +67,13 @@ impl Meter {
     fn trip(&self, code: &str, message: String) -> Error {
         self.tripped.borrow_mut().get_or_insert_with(|| Cause::new(code, message));
         Error::runtime("phased: a limit was reached")
+    }
+
+    /// Lets garbage be collected from now on where there is much of anything. (Lua looks for it by itself at the limit of memory.)
+    fn collect(&self, lua: &Lua) {
+        if lua.used_memory() > self.litter.get() && !lua.gc_is_running() {
+            lua.gc_restart();
+        }
     }
 
     fn look(&self, instructions: u64) -> mlua::Result<()> {
@@ -177,12 +188,13 @@ impl Sandbox {
             limits: limits.clone(),
             used: Cell::new(0),
             slice: RefCell::new(clock.now()),
+            litter: Cell::new(LOADING),
             clock,
             tripped: RefCell::new(None),
         });
         let hooked = Rc::clone(&meter);
         lua.set_global_hook(HookTriggers::new().every_nth_instruction(LOOK), move |lua, _| {
-            collect(lua);
+            hooked.collect(lua);
             hooked.look(u64::from(LOOK)).map(|()| VmState::Continue)
         })?;
         let globals = lua.globals();
@@ -223,9 +235,14 @@ impl Sandbox {
         file.function(&self.lua)?.call(())
     }
 
+    /// Its files are evaluated.
+    pub fn loaded(&self) {
+        self.meter.litter.set(self.lua.used_memory() + LITTER);
+    }
+
     /// A turn begins: its slice of time is counted from now.
     pub fn turn(&self) {
-        collect(&self.lua);
+        self.meter.collect(&self.lua);
         *self.meter.slice.borrow_mut() = self.meter.clock.now();
     }
 
@@ -242,13 +259,6 @@ impl Sandbox {
             return Some(cause.clone());
         }
         error.filter(|error| errors::out_of_memory(error)).map(|_| memory(&self.meter.limits))
-    }
-}
-
-/// Lets garbage be collected from now on where there is much of anything. (Lua looks for it by itself at the limit of memory.)
-fn collect(lua: &Lua) {
-    if lua.used_memory() > LITTER && !lua.gc_is_running() {
-        lua.gc_restart();
     }
 }
 

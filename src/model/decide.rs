@@ -84,6 +84,12 @@ pub enum Action {
         /// Of which deployment.
         deployment: u32,
     },
+    /// Look once more at every host that has the release, as the time of a bake is over; ends in `looked_over`, after a `health_verdict` for each
+    /// that is not healthy any more. It is let go of once it is not wanted any more.
+    LookOver {
+        /// Of which deployment.
+        deployment: u32,
+    },
     /// Measure an alarm now; ends in `measured`. It is let go of once it is not wanted any more.
     Measure {
         /// For which deployment.
@@ -110,6 +116,7 @@ impl Action {
             Action::Watch { deployment, host } => Some(format!("watch {deployment} {host}")),
             Action::Look { deployment, wave } => Some(format!("look {deployment} {wave}")),
             Action::Guard { deployment } => Some(format!("guard {deployment}")),
+            Action::LookOver { deployment } => Some(format!("look_over {deployment}")),
             Action::Measure { deployment, alarm } => Some(format!("measure {deployment} {alarm}")),
             Action::Finish => Some("finish".to_owned()),
         }

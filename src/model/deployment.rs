@@ -1,11 +1,16 @@
 //! A deployment of a run, as folded: its phases, its waves, and each of its hosts.
 
+mod hosts;
+
 use serde::{Deserialize, Serialize};
+
+pub use hosts::Hosts;
 
 use super::{
     adoption::Adoption,
     analysis::Series,
     cause::Cause,
+    health::Incarnation,
     host::Host,
     ids::{Digest, EnvironmentName, Epoch, HostId},
     pipeline::Environment,
@@ -53,7 +58,7 @@ impl DeploymentState {
 }
 
 /// A host's state in a deployment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HostState {
     /// Its turn has not come.
@@ -108,7 +113,7 @@ pub struct Deployment {
     /// Why it was not planned.
     pub plan_failed: Option<Cause>,
     /// Its hosts in order.
-    pub hosts: Vec<HostRun>,
+    pub hosts: Hosts,
     /// Its `rollback_safe`, and what that said: why it is not safe.
     pub rollback_safe: Progress,
     /// Why its environment cannot go back once this is there.
@@ -219,6 +224,8 @@ pub enum Bake {
         since: Stamp,
         /// How long nobody looked since: no daemon was there, or it had no room for the sessions.
         away: std::time::Duration,
+        /// Its time was over, and its hosts were looked at once more.
+        looked: bool,
     },
     /// Over.
     Over,
@@ -249,6 +256,8 @@ pub struct HostRun {
     pub touched: bool,
     /// Its health after `deploy`.
     pub health: HealthRun,
+    /// Its units and containers as they were seen first.
+    pub processes: Vec<(usize, Incarnation)>,
     /// Its provider says that it is no more.
     pub gone: bool,
     /// In its words.
@@ -318,7 +327,7 @@ impl Deployment {
             budgets: None,
             phases: Phases::default(),
             plan_failed: None,
-            hosts: Vec::new(),
+            hosts: Hosts::default(),
             rollback_safe: Progress::Due,
             unsafe_because: None,
             before: Progress::Due,
@@ -379,7 +388,7 @@ impl Deployment {
     /// The environment's own host of this id.
     #[must_use]
     pub fn host(&self, id: &HostId) -> Option<&HostRun> {
-        self.hosts.iter().find(|h| h.host.id == *id)
+        self.hosts.of(id)
     }
 
     /// How many hosts are in `state`.
@@ -403,7 +412,7 @@ impl Deployment {
     /// How many of its hosts are healthy now: those that were and have not been taken, and those that have got there or back.
     #[must_use]
     pub fn healthy(&self) -> usize {
-        self.hosts.iter().filter(|host| host.is_healthy()).count()
+        self.hosts.serving()
     }
 
     /// What it found on every host and adopted, and by what evidence.
@@ -443,6 +452,7 @@ impl HostRun {
             machine: None,
             touched: false,
             health: HealthRun::Due,
+            processes: Vec::new(),
             gone: false,
             gone_why: None,
             back: None,
@@ -574,7 +584,8 @@ mod tests {
     fn what_was_not_watched_is_no_part_of_a_bake() {
         let at = Stamp { wall_ms: 0, boot_ms: 0, boot: "boot".into() };
         let wave = |bake| WaveRun { bake, ..WaveRun::default() };
-        let baking = |away| Bake::Baking { since: at.clone(), away: std::time::Duration::from_secs(away) };
+        let baking =
+            |away| Bake::Baking { since: at.clone(), away: std::time::Duration::from_secs(away), looked: false };
         let mut deployment = Deployment::created(1, "production".parse().unwrap(), &at);
         deployment.waves = vec![wave(Bake::Over), wave(baking(3)), wave(Bake::Due)];
         deployment.not_watched(std::time::Duration::from_secs(4));

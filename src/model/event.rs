@@ -9,6 +9,7 @@ use super::{
     analysis::Measurement,
     cause::Cause,
     deployment::DeploymentState,
+    health::Incarnation,
     host::Host,
     ids::{Digest, EnvironmentName, Epoch, HostId, ProjectName, RunId},
     pipeline::Pipeline,
@@ -252,6 +253,12 @@ pub enum Event {
         #[serde(skip_serializing_if = "is_zero", default)]
         unwatched_ms: u64,
     },
+    /// While a wave baked everything was as it should be to the end of the bake, and every host that has the release was looked at once more
+    /// after that.
+    LookedOver {
+        /// Which deployment.
+        deployment: u32,
+    },
     /// A paused deployment goes on.
     Unpaused {
         /// Which.
@@ -292,6 +299,16 @@ pub enum Event {
         deployment: u32,
         /// Which host.
         host: HostId,
+    },
+    /// The units and containers of a host as its watch saw them first, or after somebody else restarted them: every later look is held against
+    /// that, also while the wave bakes, and by another life of the daemon.
+    ProcessesSeen {
+        /// Which deployment.
+        deployment: u32,
+        /// Which host.
+        host: HostId,
+        /// The place of each in the list of checks, and what it was.
+        processes: Vec<(usize, Incarnation)>,
     },
     /// The watch ended.
     HealthVerdict {

@@ -5,6 +5,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     cause::Cause,
     ids::{ReleaseId, Sha},
@@ -35,7 +37,7 @@ pub enum Fact {
 }
 
 /// One life of a unit or container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Incarnation {
     /// How often it was started again because it had ended; counted since somebody started it.
     pub restarts: u64,
@@ -157,7 +159,19 @@ impl Watch {
         }
     }
 
-    /// One that goes on `elapsed` after it began: what was seen before is forgotten, so there is time to see it again.
+    /// The same for one whose `processes` were seen before.
+    #[must_use]
+    pub fn over(self, processes: &[(usize, Incarnation)]) -> Self {
+        Watch { processes: processes.iter().cloned().collect(), ..self }
+    }
+
+    /// What later looks at units and containers are held against, by the check's place.
+    #[must_use]
+    pub fn processes(&self) -> Vec<(usize, Incarnation)> {
+        self.processes.clone().into_iter().collect()
+    }
+
+    /// One that goes on `elapsed` after it began: what was good before is forgotten, so there is time to see it again.
     #[must_use]
     pub fn again(health: &Health, deployed: Option<Deployed>, elapsed: Duration) -> Self {
         let least = Duration::from_millis(health.min_healthy_time_ms + 3 * health.interval_ms);
@@ -256,15 +270,16 @@ impl Watch {
     /// then would else find a quiet moment of `min_healthy_time` before the deadline. Somebody else's restart only begins the window anew.
     fn alive(&mut self, n: usize, good: bool, seen: String, now: &Incarnation) -> Judged {
         let judged = |seen| if good { Judged::Good(seen) } else { Judged::Bad(seen) };
-        let Some(first) = self.processes.get(&n).filter(|first| !first.id.is_empty()) else {
-            self.processes.insert(n, now.clone());
-            return judged(seen);
-        };
-        if now.restarts > first.restarts {
-            let times = now.restarts - first.restarts;
+        let first = self.processes.get(&n);
+        let times = first.map_or(0, |first| now.restarts.saturating_sub(first.restarts));
+        if times > 0 {
             let times = if times == 1 { "once".to_owned() } else { format!("{times} times") };
             return Judged::Hopeless(format!("it ended and was restarted {times} since it was watched; now {seen}"));
         }
+        let Some(first) = first.filter(|first| !first.id.is_empty()) else {
+            self.processes.insert(n, now.clone());
+            return judged(seen);
+        };
         if now.id != first.id && !now.id.is_empty() {
             self.processes.insert(n, now.clone());
             return Judged::Bad(format!("somebody restarted it meanwhile; now {seen}"));
@@ -384,6 +399,25 @@ mod tests {
         both.see(s(1), Ok(&[unit(true, 0, "a")]));
         let sights = [unit(false, 3, "d"), version("0000000")];
         assert!(last_seen(both.see(s(2), Ok(&sights))).contains("restarted 3 times"));
+    }
+
+    #[test]
+    fn one_that_restarts_while_nobody_looks_is_unhealthy_also_to_another_life_of_the_daemon() {
+        let mut first = watch();
+        assert_eq!(first.see(s(1), Ok(&[unit(true, 2, "a")])), Verdict::Open);
+        // The daemon is restarted, and meanwhile the unit: what is seen now is calm, and would stay so.
+        let mut next = Watch::again(&health(), Some(deployed(None)), s(5)).over(&first.processes());
+        assert!(last_seen(next.see(s(5), Ok(&[unit(true, 3, "b")]))).contains("restarted once since it was watched"));
+        // One that nothing happened to goes on, and somebody else's restart begins the window anew.
+        let mut next = Watch::again(&health(), Some(deployed(None)), s(5)).over(&first.processes());
+        assert_eq!(next.see(s(5), Ok(&[unit(true, 2, "a")])), Verdict::Open);
+        assert_eq!(next.see(s(6), Ok(&[unit(true, 0, "c")])), Verdict::Open);
+        assert!(next.evidence()[0].contains("somebody restarted it meanwhile"), "{:?}", next.evidence());
+        assert_eq!(next.processes(), [(0, Incarnation { restarts: 0, id: "c".to_owned() })]);
+        // It had not started yet when it was looked at first, and has crashed since.
+        let mut starting = watch();
+        assert_eq!(starting.see(s(0), Ok(&[unit(false, 0, "")])), Verdict::Open);
+        assert!(last_seen(starting.see(s(1), Ok(&[unit(true, 1, "b")]))).contains("restarted once"));
     }
 
     #[test]

@@ -6,7 +6,8 @@ use super::{
     analysis::{Series, Verdict},
     cause::Cause,
     deployment::{
-        Back, Bake, Budgets, Deployment, Forgiven, HealthRun, HostRun, HostState, Judged, Paused, Watched, WaveRun,
+        Back, Bake, Budgets, Deployment, Forgiven, HealthRun, HostRun, HostState, Hosts, Judged, Paused, Watched,
+        WaveRun,
     },
     event::{CallResult, Event, GoingBack, Record},
     ids::{EnvironmentName, HostId, Seq},
@@ -92,6 +93,12 @@ impl Run {
     /// # Errors
     /// [`Illegal`].
     pub fn next(&mut self, record: &Record) -> Result<(), Illegal> {
+        self.follow(record)?;
+        self.deployments.iter_mut().for_each(|deployment| deployment.hosts.sort_changed());
+        Ok(())
+    }
+
+    fn follow(&mut self, record: &Record) -> Result<(), Illegal> {
         let at = &record.at;
         if self.end.is_some() {
             return illegal("a record", "the run has ended");
@@ -207,7 +214,14 @@ impl Run {
             }
             Event::BakeBegan { deployment, wave } => {
                 self.wave_mut("bake_began", *deployment, *wave)?.bake =
-                    Bake::Baking { since: at.clone(), away: std::time::Duration::ZERO };
+                    Bake::Baking { since: at.clone(), away: std::time::Duration::ZERO, looked: false };
+            }
+            Event::LookedOver { deployment } => {
+                for wave in &mut self.deployment_mut("looked_over", *deployment)?.waves {
+                    if let Bake::Baking { looked, .. } = &mut wave.bake {
+                        *looked = true;
+                    }
+                }
             }
             Event::BakeEnded { deployment, wave, .. } => {
                 self.wave_mut("bake_ended", *deployment, *wave)?.bake = Bake::Over;
@@ -272,6 +286,9 @@ impl Run {
                 self.host_mut("health_began", *deployment, host)?.health =
                     HealthRun::Watching { since: at.clone(), again: false };
             }
+            Event::ProcessesSeen { deployment, host, processes } => {
+                self.host_mut("processes_seen", *deployment, host)?.processes.clone_from(processes);
+            }
             Event::HealthVerdict { deployment, host, unhealthy, .. } => {
                 self.host_mut("health_verdict", *deployment, host)?.health =
                     unhealthy.clone().map_or(HealthRun::Healthy, HealthRun::Unhealthy);
@@ -331,6 +348,14 @@ impl Run {
         if self.calls.contains_key(key) {
             return illegal("call", format!("{key} is open"));
         }
+        let place = key.place();
+        // Before anything is changed: nobody is on the way yet.
+        let first = match &place {
+            Some(Place::Host { deployment, .. }) => {
+                self.deployment(*deployment).is_some_and(|of| !of.hosts.moving().into_iter().any(HostRun::in_flight))
+            }
+            _ => false,
+        };
         let undone = key.undone();
         let progress = self
             .progress_mut(undone.as_ref().unwrap_or(key))
@@ -343,20 +368,20 @@ impl Run {
         if let Some(stage) = self.stage_mut(key) {
             stage.started_at.get_or_insert_with(|| at.clone());
         }
-        if let Some(Place::Host { deployment, host, function }) = key.place() {
-            let of = self.deployment_mut("call", deployment)?;
+        if let Some(Place::Host { deployment, host, function }) = &place {
+            let of = self.deployment_mut("call", *deployment)?;
             // What prepares must not touch what serves; a host that goes back is on its way from there on.
             let begins = function != "prepare" || of.target.is_some();
             if begins {
-                if !of.hosts.iter().any(HostRun::in_flight) {
+                if first {
                     of.progress_at = Some(at.clone());
                 }
-                self.host_mut("call", deployment, &host)?.begun.get_or_insert_with(|| at.clone());
+                self.host_mut("call", *deployment, host)?.begun.get_or_insert_with(|| at.clone());
             }
         }
         let steps = BTreeMap::new();
         let call = Call {
-            place: key.place(),
+            place,
             cleaning: key.is_cleaning(),
             begun: at.clone(),
             away: std::time::Duration::ZERO,
@@ -532,9 +557,9 @@ impl Run {
                 return illegal("deployment_created", format!("deployment {} has nothing to go back to", back.of));
             };
             let healthy = of.healthy();
-            let mut hosts = Vec::new();
+            let mut hosts = Hosts::default();
             for id in &back.hosts {
-                let Some(host) = of.hosts.iter_mut().find(|host| host.host.id == *id) else {
+                let Some(host) = of.hosts.of_mut(id) else {
                     return illegal("deployment_created", format!("deployment {} has no host {id}", back.of));
                 };
                 host.back = Some(Back::Going);
@@ -593,7 +618,7 @@ impl Run {
 
     fn host_mut(&mut self, event: &'static str, n: u32, id: &HostId) -> Result<&mut HostRun, Illegal> {
         let deployment = self.deployment_mut(event, n)?;
-        match deployment.hosts.iter_mut().find(|h| h.host.id == *id) {
+        match deployment.hosts.of_mut(id) {
             Some(host) => Ok(host),
             None => illegal(event, format!("deployment {n} has no host {id}")),
         }

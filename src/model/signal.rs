@@ -130,8 +130,8 @@ pub struct Deploy {
     pub run: RunId,
     /// What ships.
     pub release: Shipped,
-    /// It puts back what was good: a rollback or a convergence. A freeze lets it in, and it may be older than what is live. A release that was
-    /// found bad here it does not bring back, unless it was known-good here since.
+    /// It puts back what was good: a rollback or a convergence. A freeze lets it in, and it may be older than what is live. Where the release
+    /// is known-good it is a way back as every other one is; elsewhere it is new, and one that was found bad there is not taken.
     pub back: bool,
     /// Also a release that was found bad here.
     pub retry_bad: bool,
@@ -242,10 +242,10 @@ pub struct Stands {
     /// Something is wrong with what is live: how the last deployment ended, or what a look at its health has just seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wrong: Option<Cause>,
-    /// It cannot be told how it is: a deployment changes it just now.
+    /// It cannot be told how it is: a deployment changes it just now, or not all of its hosts could be looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unseen: Option<Cause>,
-    /// The checks of that environment's health were made on the receiver itself, for this answer.
+    /// The checks of that environment's health were made on every host that has what is live, for this answer.
     #[serde(default)]
     pub looked: bool,
     /// A run is under way there.

@@ -83,6 +83,12 @@ pub trait Blobs: Send + Sync {
     /// The disk's; `InvalidData` when the bytes were not those of the name.
     fn append(&self, blob: &Digest, size: u64, offset: u64, bytes: &[u8]) -> std::io::Result<Part>;
 
+    /// Removes parts of blobs that nobody has asked about or added to since the last call. How many went. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The disk's; some are removed then.
+    fn forget_parts(&self) -> std::io::Result<usize>;
+
     /// Taken before [`Blobs::put`] and [`Blobs::store`] and kept until the record that names the blob is on disk.
     fn hold(&self) -> Hold;
 

@@ -49,18 +49,63 @@ fn openssl_and_openssh_read_what_is_made() {
     }
 }
 
+/// What ssh-keygen and openssl write, as a secret; `None` where they are not there.
+fn made(program: &str, args: &[&str]) -> Option<Secret> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("key");
+    let output = std::process::Command::new(program).args(args).arg(&path).output().ok()?;
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    Some(Secret::new(&std::fs::read(path).unwrap()))
+}
+
 #[test]
-fn what_is_no_key_says_why() {
+fn a_key_that_openssh_made_signs_as_well() {
+    let Some(private) = made("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", "me@work", "-f"]) else { return };
+    let public = public_half(&private).unwrap();
+    assert_eq!(public.comment(), "me@work");
+    let (by, signature) = Ed25519.sign(&private, Domain::Signal, b"hello").unwrap();
+    assert!(by == public && Ed25519.verify(&public, Domain::Signal, b"hello", &signature));
+    // Nowhere it is cut is it taken for another key.
+    let text = String::from_utf8(private.expose().to_vec()).unwrap();
+    let inner: String = text.lines().filter(|line| !line.starts_with('-')).collect();
+    for length in 0..STANDARD.decode(&inner).unwrap().len() - 16 {
+        let cut = STANDARD.encode(&STANDARD.decode(&inner).unwrap()[..length]);
+        let cut = format!("-----BEGIN OPENSSH PRIVATE KEY-----\n{cut}\n-----END OPENSSH PRIVATE KEY-----\n");
+        assert!(public_half(&Secret::new(cut.as_bytes())).is_err(), "{length}");
+    }
+}
+
+#[test]
+fn what_is_no_key_says_what_it_is_and_what_makes_one() {
+    let refused = |private: &Secret, why: &str| {
+        let cause = public_half(private).unwrap_err();
+        assert_eq!(cause.code, "signal_key");
+        assert!(cause.message.contains(why) && cause.message.contains("phased keys make"), "{why}: {cause}");
+    };
     for (text, why) in [
         ("hello, world", "no -----BEGIN"),
-        ("-----BEGIN OPENSSH PRIVATE KEY-----\n", "OpenSSH"),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\n", "end is missing"),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----", "OpenSSH, and damaged"),
         ("-----BEGIN PRIVATE KEY-----\nAAAA", "end is missing"),
         ("-----BEGIN PRIVATE KEY-----\n!!!!\n-----END PRIVATE KEY-----", "no base64"),
         ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----", "no Ed25519"),
+        ("PuTTY-User-Key-File-3: ssh-ed25519\n", "puttygen"),
+        ("ssh-ed25519 AAAA me@work", "public key of OpenSSH"),
     ] {
-        let cause = public_half(&Secret::new(text.as_bytes())).unwrap_err();
-        assert_eq!(cause.code, "signal_key");
-        assert!(cause.message.contains(why) && cause.message.contains("phased keys make"), "{text:?}: {cause}");
+        refused(&Secret::new(text.as_bytes()), why);
+    }
+    refused(&Secret::new(&[0x30, 0xff]), "openssl pkey -inform DER");
+    for (program, args, why) in [
+        ("ssh-keygen", &["-q", "-t", "ed25519", "-N", "secret", "-f"][..], "ssh-keygen -p"),
+        ("ssh-keygen", &["-q", "-t", "ecdsa", "-N", "", "-f"], "of type ecdsa-sha2-nistp256"),
+        ("ssh-keygen", &["-q", "-t", "ecdsa", "-m", "PEM", "-N", "", "-f"], "ECDSA key (SEC1)"),
+        ("ssh-keygen", &["-q", "-t", "rsa", "-m", "PEM", "-N", "", "-f"], "RSA key (PKCS#1)"),
+        ("openssl", &["genpkey", "-algorithm", "ed25519", "-aes256", "-pass", "pass:secret", "-out"], "openssl pkey"),
+        ("openssl", &["genpkey", "-algorithm", "x25519", "-out"], "no Ed25519"),
+    ] {
+        if let Some(private) = made(program, args) {
+            refused(&private, why);
+        }
     }
 }
 

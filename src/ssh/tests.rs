@@ -205,10 +205,10 @@ impl Sshd {
     }
 
     pub(crate) fn links(&self) -> SshLinks {
-        self.links_with(Arc::default(), SshLimits::default())
+        self.links_with(Arc::new(Learning::default()), SshLimits::default())
     }
 
-    fn links_with(&self, learning: Arc<Learning>, limits: SshLimits) -> SshLinks {
+    fn links_with(&self, learning: Arc<dyn HostKeys>, limits: SshLimits) -> SshLinks {
         let mut keys = BTreeMap::new();
         for entry in std::fs::read_dir(self.dir.path()).unwrap().flatten() {
             if entry.path().is_file() {

@@ -36,4 +36,4 @@ pub use repo::Repo;
 pub use run::{Ended, Run};
 pub use sink::Sink;
 pub use wait::eventually;
-pub use world::{HOOK_SECRET, World};
+pub use world::{HOOK_SECRET, World, pem};

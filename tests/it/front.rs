@@ -9,18 +9,12 @@ mod tls;
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    path::{Path, PathBuf},
     time::Duration,
 };
 
 use serde_json::json;
 
 use crate::fixture::Daemon;
-
-/// A certificate or a key for tests.
-fn pem(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name)
-}
 
 /// A token with this scope, made over the socket.
 fn token(daemon: &Daemon, scope: &str, ttl: Option<&str>) -> String {

@@ -2,7 +2,9 @@
 
 mod fleet;
 mod forged;
+mod looks;
 mod proxy;
+mod tls;
 
 use serde_json::{Value, json};
 
@@ -246,6 +248,39 @@ fn a_receivers_own_tests_gate_what_is_new_and_keep_nobody_from_going_back() {
     assert_eq!(ended.view["cause"]["host_code"], "receiver_failed", "{}", ended.view);
     assert!(ended.message().contains("exit code 1"), "{}", ended.message());
     assert!(!fleet.receivers[0].deployed().contains(&third), "{:?}", fleet.receivers[0].deployed());
+}
+
+#[test]
+fn a_receiver_goes_back_as_everybody_does_and_takes_what_it_never_had_as_new() {
+    let wants = Wants {
+        rollout: r#"canary = 0, bake_time = "0s", max_unreachable = 1"#,
+        receiver: r#"before = function(deployment) deployment.hosts[1]:sh 'echo "$PHASED_REVISION" >>"@DIR@/before"' end"#,
+        ..Wants::default()
+    };
+    let mut fleet = Fleet::new(2, &wants);
+    let before = |fleet: &Fleet| {
+        let text = std::fs::read_to_string(fleet.receivers[0].file("before")).unwrap();
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let one = fleet.sender.repo.push("one");
+    fleet.daemon().deploy().is("succeeded");
+    let two = fleet.sender.repo.push("two");
+    fleet.daemon().deploy().is("succeeded");
+    assert_eq!(before(&fleet), [&*one, &*two]);
+    let back = fleet.daemon().cli(&["rollback", "shop", "production", "--wait"]);
+    assert_eq!(back.code, 0, "{back:?}");
+    assert!(fleet.everywhere(&one));
+    // What is done once before a release is deployed is not done on the way back.
+    assert_eq!(before(&fleet), [&*one, &*two]);
+    let status = fleet.receivers[0].daemon().status();
+    assert_eq!(status["projects"][0]["environments"][0]["release"]["id"], one[..12], "{status}");
+    // One that was away gets what it never had, and that is new there.
+    fleet.receivers[0].kill();
+    let three = fleet.sender.repo.push("three");
+    assert_eq!(fleet.daemon().deploy().is("succeeded").hosts(), ["r1:unreachable", "r2:healthy"]);
+    fleet.receivers[0].start();
+    eventually("it converges", || fleet.everywhere(&three).then_some(()));
+    assert_eq!(before(&fleet), [one, two, three]);
 }
 
 #[test]

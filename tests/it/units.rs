@@ -1,6 +1,6 @@
 //! Health of a real systemd's units, on a machine that was booted for it.
 
-use crate::fixture::{Daemon, Machine, Project, World};
+use crate::fixture::{Daemon, Machine, Project, World, eventually};
 
 const QUICK: &str = r#"min_healthy_time = "2s", interval = "200ms", healthy_deadline = "4s", timeout = "4s""#;
 
@@ -78,4 +78,41 @@ fn a_unit_is_healthy_when_it_stays_active_and_runs_what_was_deployed() {
 
     let (state, why) = shop.deploy(&daemon, good, version);
     assert_eq!(state, "succeeded", "{why}");
+}
+
+/// The processes here, on whatever machine, that have this argument.
+fn with_argument(argument: &str) -> Vec<i32> {
+    let has = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
+    };
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(has).collect()
+}
+
+#[test]
+fn a_unit_that_ends_and_is_restarted_while_no_daemon_looks_is_seen_by_the_next_one() {
+    let world = World::new();
+    let key = std::fs::read_to_string(world.path("id.pub")).unwrap();
+    let machine = Machine::boot(&world.path("machine"), &key);
+    let argument = (3_000_000_000 + u64::from(std::process::id())).to_string();
+    let service = format!("ExecStart=/bin/sleep {argument}\nRestart=always\nRestartSec=50ms");
+    let health = r#"service = "shop", min_healthy_time = "8s", interval = "200ms", healthy_deadline = "60s""#;
+    world.project(&Project::new("shop").hosts(&[&machine.host_table()]).deploy(&unit(&service)).health(health));
+    let daemon = world.start();
+    world.repo.push("calm at every look");
+    let run = daemon.press();
+    eventually("it was looked at", || (!world.events(&run.id, "processes_seen").is_empty()).then_some(()));
+    daemon.kill();
+    let before = with_argument(&argument);
+    for pid in &before {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+    eventually("systemd starts it again", || {
+        let now = with_argument(&argument);
+        (!now.is_empty() && now.iter().all(|pid| !before.contains(pid))).then_some(())
+    });
+    let daemon = world.start();
+    let ended = daemon.run(&run.id).wait().is("halted");
+    assert!(ended.message().contains("it ended and was restarted once since it was watched"), "{}", ended.message());
 }

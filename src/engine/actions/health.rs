@@ -4,12 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 
-use super::{Context, Since};
+use super::{Context, Known, Since};
 use crate::engine::signals;
 use crate::model::{
     cause::Cause,
     event::Event,
-    health::{Deployed, Fact, Sight, Verdict, Watch},
+    health::{Fact, Sight, Verdict, Watch},
     host::{Host, Transport},
     pipeline::{Check, Health, Version, VersionFrom},
 };
@@ -25,19 +25,27 @@ pub(super) async fn watch(
     host: &Host,
     health: &Health,
     since: &Since,
-    deployed: Option<Deployed>,
+    known: Known,
 ) -> Event {
     let clock = &context.world.clock;
     let began = &since.began;
-    let mut watch = match since.again {
+    let Known { deployed, mut processes } = known;
+    let watch = match since.again {
         false => Watch::new(health, deployed),
         true => Watch::again(health, deployed, clock.now().since(began)),
     };
+    let mut watch = watch.over(&processes);
     loop {
         let round = look(context, deployment, host, health, None).await;
         let elapsed = clock.now().since(began);
         let seen = round.as_deref().map_err(|cause| cause.message.clone());
-        let unhealthy = match watch.see(elapsed, seen) {
+        let verdict = watch.see(elapsed, seen);
+        if watch.processes() != processes {
+            processes = watch.processes();
+            let (host, processes) = (host.id.clone(), processes.clone());
+            context.facts(vec![Event::ProcessesSeen { deployment, host, processes }], false).await;
+        }
+        let unhealthy = match verdict {
             Verdict::Open => {
                 clock.sleep(Duration::from_millis(health.interval_ms)).await;
                 continue;
@@ -144,14 +152,25 @@ fn is_crowded(context: &Context) -> bool {
 
 /// A host that is watched while a wave bakes.
 pub(in crate::engine) struct Guarded {
-    pub(super) host: Host,
+    host: Host,
     /// Its checks as they are for it.
-    pub(super) health: Health,
-    pub(super) watch: Watch,
+    health: Health,
+    watch: Watch,
     /// Bad looks since the last good one.
-    pub(super) bad: u32,
+    bad: u32,
     /// Since when nobody gets there.
-    pub(super) cut: Option<Stamp>,
+    cut: Option<Stamp>,
+}
+
+impl Guarded {
+    pub(super) fn new(host: Host, health: Health, watch: Watch) -> Self {
+        Guarded { host, health, watch, bad: 0, cut: None }
+    }
+
+    /// Whether it is well for certain.
+    fn is_well(&self) -> bool {
+        self.bad == 0 && self.cut.is_none()
+    }
 }
 
 /// Watches hosts that were healthy until nobody wants to know any more; tells each that is not healthy any more, once. Time in which we did
@@ -163,54 +182,86 @@ pub(super) async fn guard(context: &Context, deployment: u32, mut guarded: Vec<G
     let clock = &context.world.clock;
     let (mut told, mut unwatched) = (clock.now(), Duration::ZERO);
     loop {
-        let most = guarded.iter().filter_map(|guarded| guarded.host.ssh.max_sessions).min();
-        let most = most.map_or(WIDE, |most| WIDE.min(most.max(1) as usize));
-        let wide = guarded.len() > most;
-        let room = &Room { wait: ROUND.min(bake / 4), since: clock.now() };
-        let looks = guarded.into_iter().map(|mut guarded| async move {
-            let round = look(context, deployment, &guarded.host, &guarded.health, Some(room)).await;
-            if wide || is_crowded(context) {
-                // A wide fleet's connections are not kept for it, nor any that others wait for.
-                context.sessions.forget(&guarded.host.id).await;
-            }
-            if let Err(cause) = round {
-                // A cut says nothing of the release: it is waited for, and then it is the host that is lost.
-                let since = guarded.cut.get_or_insert_with(|| clock.now());
-                let is_ours = cause.code == "session_limit";
-                let lost = clock.now().since(since) >= CUT || (is_ours && unwatched >= CUT);
-                return (guarded, !is_ours, lost.then_some((cause.message, cause.code)));
-            }
-            guarded.cut = None;
-            let bad = guarded.watch.round(round.as_deref().map_err(|cause| cause.message.clone()));
-            guarded.bad = if bad.is_some() { guarded.bad + 1 } else { 0 };
-            let bad = bad.filter(|(_, hopeless)| *hopeless || guarded.bad >= IN_A_ROW);
-            (guarded, true, bad.map(|(why, _)| (why, "unhealthy".to_owned())))
-        });
-        let seen: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(most).collect().await;
+        let looked;
+        (guarded, looked) = round(context, deployment, guarded, ROUND.min(bake / 4), unwatched).await;
         let now = clock.now();
-        if seen.iter().any(|(_, looked, _)| !looked) {
+        if !looked {
             let span = now.since(&told);
             unwatched += span;
             let unwatched_ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
             context.facts(vec![Event::Observed { deployment, unwatched_ms }], false).await;
         }
         told = now;
-        let mut well = Vec::new();
-        for (guarded, _, bad) in seen {
-            match bad {
-                Some((why, code)) => {
-                    let message = format!("it was healthy, and is not any more: {why}");
-                    let unhealthy = Some(on_host(Cause::new(&code, message), &guarded.host));
-                    let (host, evidence) = (guarded.host.id.clone(), guarded.watch.evidence().to_vec());
-                    let verdict = Event::HealthVerdict { deployment, host, unhealthy, evidence };
-                    context.facts(vec![verdict], false).await;
-                }
-                None => well.push(guarded),
-            }
-        }
-        guarded = well;
         // One that seems ill is looked at again soon.
         let soon = guarded.iter().any(|guarded| guarded.bad > 0);
         clock.sleep(if soon { between } else { usual }).await;
     }
+}
+
+/// Looks at hosts that were healthy until each is known to be so still, or not to be any more, which is told.
+pub(super) async fn look_over(context: &Context, deployment: u32, mut guarded: Vec<Guarded>) {
+    let clock = &context.world.clock;
+    let between = guarded.first().map_or(0, |first| first.health.interval_ms);
+    let began = clock.now();
+    loop {
+        let unlooked = clock.now().since(&began);
+        (guarded, _) = round(context, deployment, guarded, ROUND, unlooked).await;
+        guarded.retain(|guarded| !guarded.is_well());
+        if guarded.is_empty() {
+            return context.last(Event::LookedOver { deployment }).await;
+        }
+        clock.sleep(Duration::from_millis(between)).await;
+    }
+}
+
+/// One look at each of `guarded`, which does not wait longer than `wait` for room: those of which nothing bad is certain, and whether all were
+/// looked at. The others are told. One that was looked at by nobody, as there was no room, is lost after so long all the same: `unwatched` says
+/// how long that has been so.
+async fn round(
+    context: &Context,
+    deployment: u32,
+    guarded: Vec<Guarded>,
+    wait: Duration,
+    unwatched: Duration,
+) -> (Vec<Guarded>, bool) {
+    let clock = &context.world.clock;
+    let most = guarded.iter().filter_map(|guarded| guarded.host.ssh.max_sessions).min();
+    let most = most.map_or(WIDE, |most| WIDE.min(most.max(1) as usize));
+    let wide = guarded.len() > most;
+    let room = &Room { wait, since: clock.now() };
+    let looks = guarded.into_iter().map(|mut guarded| async move {
+        let round = look(context, deployment, &guarded.host, &guarded.health, Some(room)).await;
+        if wide || is_crowded(context) {
+            // A wide fleet's connections are not kept for it, nor any that others wait for.
+            context.sessions.forget(&guarded.host.id).await;
+        }
+        if let Err(cause) = round {
+            // A cut says nothing of the release: it is waited for, and then it is the host that is lost.
+            let since = guarded.cut.get_or_insert_with(|| clock.now());
+            let is_ours = cause.code == "session_limit";
+            let lost = clock.now().since(since) >= CUT || (is_ours && unwatched >= CUT);
+            return (guarded, !is_ours, lost.then_some((cause.message, cause.code)));
+        }
+        guarded.cut = None;
+        let bad = guarded.watch.round(round.as_deref().map_err(|cause| cause.message.clone()));
+        guarded.bad = if bad.is_some() { guarded.bad + 1 } else { 0 };
+        let bad = bad.filter(|(_, hopeless)| *hopeless || guarded.bad >= IN_A_ROW);
+        (guarded, true, bad.map(|(why, _)| (why, "unhealthy".to_owned())))
+    });
+    let seen: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(most).collect().await;
+    let looked = seen.iter().all(|(_, looked, _)| *looked);
+    let mut well = Vec::new();
+    for (guarded, _, bad) in seen {
+        match bad {
+            Some((why, code)) => {
+                let message = format!("it was healthy, and is not any more: {why}");
+                let unhealthy = Some(on_host(Cause::new(&code, message), &guarded.host));
+                let (host, evidence) = (guarded.host.id.clone(), guarded.watch.evidence().to_vec());
+                let verdict = Event::HealthVerdict { deployment, host, unhealthy, evidence };
+                context.facts(vec![verdict], false).await;
+            }
+            None => well.push(guarded),
+        }
+    }
+    (well, looked)
 }

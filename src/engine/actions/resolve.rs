@@ -108,12 +108,14 @@ pub(super) fn target(world: &World, run: &Run) -> Result<Target, Cause> {
         Purpose::Deploy | Purpose::Converge { .. } | Purpose::Adopt => (None, false),
     };
     let mut targets = known_good.iter().map(|good| &good.target);
-    let chosen = match to {
-        Some(to) => targets
+    let chosen = match (to, &run.header.request.signal) {
+        // Its sender means this very build.
+        (Some(_), Some(signal)) => targets.find(|target| target.release.id == signal.release.id),
+        (Some(to), None) => targets
             .find(|target| target.release.id.as_str() == to || target.release.commit.sha.as_str().starts_with(to)),
         // Back from what is live is to what was live before it; where the last deployment left a mixture, to what is live.
-        None if back && !mixed => targets.nth(at.map_or(0, |at| at + 1)),
-        None => targets.nth(at.unwrap_or(0)),
+        (None, _) if back && !mixed => targets.nth(at.map_or(0, |at| at + 1)),
+        (None, _) => targets.nth(at.unwrap_or(0)),
     };
     let Some(target) = chosen.cloned() else {
         let known: Vec<&str> = known_good.iter().map(|good| good.target.release.id.as_str()).collect();
@@ -179,13 +181,11 @@ fn known_bad(world: &World, run: &Run, commit: &Commit) -> Option<Cause> {
 fn resolved(world: &World, run: &Run, commit: Commit, tag: Option<String>) -> Event {
     let header = &run.header;
     if let Some(signal) = &header.request.signal {
-        // Its bytes and its name are the sender's, who has tested it; what this project tests besides is tested as well, unless what was good
-        // here comes back.
+        // Its bytes and its name are the sender's, who has tested it; what this project tests besides is tested as well.
         let (id, tag) = (signal.release.id.clone(), tag.or_else(|| signal.release.tag.clone()));
         let branch = Some(header.pipeline.source.branch.clone());
         let release = Release { id, commit, branch, tag, artifacts: signal.release.artifacts.clone() };
-        let passed = ledger::comes_back(&*world.control, &header.project, &header.request).then(|| header.run.clone());
-        return Event::Resolved { release: Box::new(release), passed, live: Vec::new(), target: None };
+        return Event::Resolved { release: Box::new(release), passed: None, live: Vec::new(), target: None };
     }
     let builds = ledger::builds(&*world.control, &header.project, &commit.sha);
     let stored = |artifact: &Artifact| artifact.content.blob().is_none_or(|blob| world.blobs.path(blob).exists());

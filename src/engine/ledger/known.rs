@@ -10,7 +10,7 @@ use crate::{
     model::{
         cause::Cause,
         deployment::{Back, Deployment, DeploymentState, HostState},
-        event::{Purpose, Request},
+        event::Purpose,
         ids::{EnvironmentName, HostId, ProjectName, ReleaseId, RunId, Sha},
         plan::Target,
         release::{Commit, Release},
@@ -71,12 +71,6 @@ fn good_key(project: &ProjectName, environment: &EnvironmentName) -> String {
 
 fn host_key(project: &ProjectName, environment: &EnvironmentName, host: &str) -> String {
     format!("host/{project}/{environment}/{host}")
-}
-
-/// Whether a signal puts back what is known-good where it goes: that was tested here, and waits for nobody's tests.
-pub(in crate::engine) fn comes_back(control: &dyn Control, project: &ProjectName, request: &Request) -> bool {
-    let (Some(signal), Some(environment)) = (&request.signal, &request.environment) else { return false };
-    signal.back && is_good(control, project, environment, &signal.release.id)
 }
 
 /// Whether a release is known-good in an environment, and was not found bad since.

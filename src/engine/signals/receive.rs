@@ -14,7 +14,7 @@ use crate::{
     },
     model::{
         cause::Cause,
-        event::Wanted,
+        event::{Purpose, Wanted},
         ids::{Digest, RunId},
         pipeline::{Environment, When},
         run::{RunState, Trigger},
@@ -263,8 +263,9 @@ async fn deployed(
             wanted: Wanted::Named(deploy.release.revision.to_string()),
             environment: Some(environment.clone()),
             reason: deploy.reason.clone(),
+            purpose: purpose(conductor, deploy, place),
             redeploy: true,
-            retry_bad: overrides_bad(conductor, deploy, place),
+            retry_bad: deploy.retry_bad,
             signal: Some(Box::new(taken)),
             ..Ask::default()
         };
@@ -291,7 +292,8 @@ fn by_its_own_rules(conductor: &Conductor, deploy: &Deploy, place: &Place, now_m
     if let Some(shut) = stands::shut(conductor, &place.loaded, place.environment(), now_ms, deploy.back) {
         return Err(shut);
     }
-    if overrides_bad(conductor, deploy, place) {
+    // Somebody says so, or it puts back what was good here since.
+    if deploy.retry_bad || !purpose(conductor, deploy, place).is_deploy() {
         return Ok(());
     }
     match ledger::bad_release(&*conductor.inner.world.control, &place.loaded.name, &deploy.release.id) {
@@ -303,11 +305,15 @@ fn by_its_own_rules(conductor: &Conductor, deploy: &Deploy, place: &Place, now_m
     }
 }
 
-/// Whether it may bring a release that was found bad here: when somebody says so, or when it puts back one that was good here since.
-fn overrides_bad(conductor: &Conductor, deploy: &Deploy, place: &Place) -> bool {
+/// What the order is here. What was known-good here comes back as it does on every way back: by the code that made it so, past tests, hooks of
+/// the deployment, canary and bake. What was never good here is new here, also where its sender goes back to it.
+fn purpose(conductor: &Conductor, deploy: &Deploy, place: &Place) -> Purpose {
     let control = &*conductor.inner.world.control;
     let (project, environment) = (&place.loaded.name, &place.environment().name);
-    deploy.retry_bad || (deploy.back && ledger::is_good(control, project, environment, &deploy.release.id))
+    match deploy.back && ledger::is_good(control, project, environment, &deploy.release.id) {
+        true => Purpose::Rollback { to: Some(deploy.release.id.to_string()) },
+        false => Purpose::Deploy,
+    }
 }
 
 /// The run that a token began.

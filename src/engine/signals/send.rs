@@ -152,7 +152,9 @@ impl Receiver<'_> {
                 let message = format!("the daemon of {} cannot be asked: {}", self.host.name, cause.message);
                 let missed = |code| Cause::new(code, message.clone()).with("host", self.host.id.as_str());
                 return Err(match cause.code.as_str() {
-                    "http_connect" | "http_url" | "http_tls" => Missed::Shut(missed("unreachable")),
+                    "http_connect" | "http_url" => Missed::Shut(missed("unreachable")),
+                    // Somebody is there, and is not believed to be the host: nothing was sent.
+                    "http_tls" => Missed::Shut(missed("host_key_certificate")),
                     _ => Missed::Lost(missed("connection_lost")),
                 });
             }
@@ -283,8 +285,7 @@ fn sight(after: &AskedAfter, stands: &Stands) -> Sight {
     match (&stands.bad, &stands.release, &stands.wrong) {
         (Some(why), ..) => bad(why.message.clone(), Some(Fact::Hopeless)),
         (None, Some(live), None) if *live == after.release => {
-            let well =
-                if stands.looked { "and well" } else { "and was deployed well; its health was not looked at now" };
+            let well = if stands.looked { "and well" } else { "and was deployed well; there is no health to look at" };
             Sight { good: true, seen: format!("{live} is live {well}"), fact: None }
         }
         (None, Some(live), Some(wrong)) if *live == after.release => bad(wrong.message.clone(), None),

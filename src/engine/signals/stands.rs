@@ -1,24 +1,16 @@
 //! How a receiver stands: a run of it, and what is live in an environment.
 
-use std::time::Duration;
-
-use super::super::{
-    actions::with_variables,
-    conductor::Conductor,
-    freezes,
-    handle::Refusal,
-    ledger::{self, Live},
-    world::World,
+use super::{
+    super::{conductor::Conductor, freezes, handle::Refusal, ledger, world::World},
+    look::{self, Seen},
 };
 use crate::{
     model::{
         cause::Cause,
         deployment::DeploymentState,
         doors,
-        health::{Deployed, Fact},
-        host::Transport,
         ids::{ReleaseId, RunId},
-        pipeline::{Environment, HostSource},
+        pipeline::Environment,
         signal::{RunStands, Stands},
     },
     ports::program::Loaded,
@@ -99,13 +91,17 @@ pub(super) async fn live(
         let why = last.cause.map(|cause| format!(": {}", cause.message)).unwrap_or_default();
         Cause::new("last_deployment", format!("the last deployment there (run {}) did not end well{why}", last.run))
     });
-    let unseen = changed(world, loaded, environment);
-    let (looked, wrong) = match (ended, &live, &unseen) {
-        (Some(ended), ..) => (false, Some(ended)),
-        // What is being changed is not looked at: its own run does that.
-        (None, Some(live), None) => ill(world, loaded, environment, live).await,
-        (None, ..) => (false, None),
-    };
+    let (mut wrong, mut unseen) = (ended, changed(world, loaded, environment));
+    let mut looked = false;
+    // What is being changed is not looked at: its own run does that.
+    if let (None, None, Some(live)) = (&wrong, &unseen, &live) {
+        match look::look(world, &conductor.inner.inbox.watches, loaded, environment, live).await {
+            Seen::Nothing => {}
+            Seen::Well => looked = true,
+            Seen::Ill(cause) => (looked, wrong) = (true, Some(cause)),
+            Seen::Unseen(cause) => unseen = Some(cause),
+        }
+    }
     Stands {
         release: live.map(|live| live.release.id),
         bad,
@@ -124,42 +120,4 @@ fn changed(world: &World, loaded: &Loaded, environment: &Environment) -> Option<
     held.holder.split('.').next()?.parse::<RunId>().ok()?;
     let message = format!("deployment {} is under way there, and nobody looks meanwhile", held.holder);
     Some(Cause::new("connection_lost", message))
-}
-
-/// What one look at this machine's health finds wrong, if it is looked at: the checks of the environment, once. Hosts elsewhere are not.
-async fn ill(world: &World, loaded: &Loaded, environment: &Environment, live: &Live) -> (bool, Option<Cause>) {
-    let Some(health) = &environment.health else { return (false, None) };
-    let local = environment.hosts.iter().any(|source| match source {
-        HostSource::Static(hosts) => hosts.iter().any(|host| host.transport == Transport::Local),
-        HostSource::Plugin { .. } => false,
-    });
-    if !local {
-        return (false, None);
-    }
-    let link = match world.links.local(&loaded.name).await {
-        Ok(link) => link,
-        Err(error) => return (false, Some(error.cause)),
-    };
-    let deployed = Deployed::new(&live.release, None);
-    let variables = [
-        ("PHASED_PROJECT", loaded.name.as_str()),
-        ("PHASED_ENVIRONMENT", environment.name.as_str()),
-        ("PHASED_RELEASE", live.release.id.as_str()),
-        ("PHASED_REVISION", live.release.commit.sha.as_str()),
-    ];
-    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    for check in &health.checks {
-        let mut asked = check.clone();
-        with_variables(&mut asked, &variables);
-        let sight = world.probe.look(&*link, &asked, Duration::from_millis(health.timeout_ms)).await;
-        let wrong = match &sight.fact {
-            _ if !sight.good => Some(sight.seen),
-            Some(Fact::Version(reported)) => deployed.check(reported).err(),
-            _ => None,
-        };
-        if let Some(wrong) = wrong {
-            return (true, Some(Cause::new("unhealthy", format!("{}: {wrong}", check.name()))));
-        }
-    }
-    (true, None)
 }

@@ -171,7 +171,7 @@ fn signal() -> Shape {
         .required("key", Kind::Secret, "The private key that signs; phased keys make makes one. Receivers accept its public half in [signals] of their configuration.")
         .optional("receivers", text("an absolute path", rules::absolute_path), "A file with the public keys of the receivers, HOST-ID ssh-ed25519 AAAA... a line; a host's own receiver_key wins.")
         .with_default("port", Kind::Integer(1, 65535), "7427", "Where the daemons listen; a host's own port wins.")
-        .with_default("tls", Kind::Boolean, "false", "true: by https, where a proxy in front of them speaks it. Signals and answers are signed either way.")
+        .with_default("tls", Kind::Boolean, "false", "true: by https, where they speak it, or a proxy in front of them. Signals and answers are signed either way.")
 }
 
 fn when() -> Shape {

@@ -47,15 +47,12 @@ pub(super) fn straight(run: &Run, deployment: &Deployment, decision: &mut Decisi
     let of = deployment.rollback_of.and_then(|of| run.deployment(of));
     let cut = cut(run, deployment);
     let in_flight = host::go_on(run, deployment, spec, decision);
-    let of_states = |states: &[HostState]| -> Vec<&HostRun> {
-        deployment.hosts.iter().filter(|host| states.contains(&host.verdict())).collect()
-    };
-    let failed = of_states(&[HostState::Failed, HostState::Unknown]);
-    let lost = of_states(&[HostState::Unreachable]);
+    let failed = deployment.hosts.of_verdict(&[HostState::Failed, HostState::Unknown]);
+    let lost = deployment.hosts.of_verdict(&[HostState::Unreachable]);
     // Where nobody can be reached nothing has come back; a run of its own has a budget for them as any other.
     let too_many = lost.len() == deployment.hosts.len() || (of.is_none() && lost.len() > budgets.max_unreachable);
     // What was cut off from outside is no failure of its own. One alone has nobody to halt for it.
-    let really = deployment.hosts.iter().any(|host| host.verdict() == HostState::Failed);
+    let really = deployment.hosts.count_verdict(HostState::Failed) > 0;
     let ending = match (failed.first(), lost.first()) {
         _ if cut.is_some() && !really => cut,
         (Some(first), _) if !deployment.alone => Some((worst(run, deployment), could_not(deployment, &failed, first))),

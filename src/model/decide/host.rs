@@ -29,7 +29,7 @@ pub(super) fn calls(run: &Run, deployment: &Deployment, host: &HostRun, function
 /// What each host that is on its way needs next; how many there are.
 pub(super) fn go_on(run: &Run, deployment: &Deployment, spec: &Environment, decision: &mut Decision) -> usize {
     let mut in_flight = 0;
-    for host in &deployment.hosts {
+    for host in deployment.hosts.moving() {
         for (function, progress) in host.functions() {
             if matches!(progress, Progress::Undoing(_)) {
                 undo(run, &key(deployment, host, function), progress, decision);
@@ -73,12 +73,11 @@ fn next(run: &Run, deployment: &Deployment, spec: &Environment, host: &HostRun) 
 /// Prepares hosts ahead of their turn; true while some are not prepared.
 pub(super) fn prepare(run: &Run, deployment: &Deployment, spec: &Environment, decision: &mut Decision) -> bool {
     let most = spec.ssh.max_sessions.map_or(PREPARED, |most| PREPARED.min(most.max(1) as usize));
-    let open = deployment.hosts.iter().filter(|host| host.prepare.is_open()).count();
-    let mut due = deployment.hosts.iter().filter(|host| host.prepare == Progress::Due && !host.gone);
-    for host in due.by_ref().take(most.saturating_sub(open)) {
+    let open = deployment.hosts.preparing();
+    for host in deployment.hosts.unprepared(most.saturating_sub(open)) {
         decision.act(calls(run, deployment, host, "prepare"));
     }
-    deployment.hosts.iter().any(|host| !host.gone && matches!(host.prepare, Progress::Due | Progress::Open))
+    deployment.hosts.are_unprepared()
 }
 
 /// Those of `hosts` that are in the zone whose turn it is, that of whoever is on its way or of the first of them, where only one zone is
@@ -88,7 +87,7 @@ pub(super) fn of_one_zone<'a>(
     hosts: Vec<&'a HostRun>,
     counts: impl Fn(&HostRun) -> bool,
 ) -> Vec<&'a HostRun> {
-    let on_its_way = deployment.hosts.iter().find(|host| host.in_flight() && counts(host));
+    let on_its_way = deployment.hosts.moving().into_iter().find(|host| host.in_flight() && counts(host));
     let first = hosts.iter().copied().find(|host| counts(host));
     let Some(zone) = on_its_way.or(first).map(|host| &host.host.zone) else { return hosts };
     hosts.into_iter().filter(|host| !counts(host) || host.host.zone == *zone).collect()

@@ -124,7 +124,7 @@ fn of_hook(hook: &str, cause: &Cause) -> Cause {
 fn late(scene: &Scene<'_>, decision: &mut Decision) -> Option<Cause> {
     let limit = Duration::from_millis(scene.spec.rollout.progress_deadline_ms);
     let since = scene.deployment.progress_at.as_ref()?;
-    if limit.is_zero() || !scene.deployment.hosts.iter().any(HostRun::in_flight) {
+    if limit.is_zero() || !scene.deployment.hosts.moving().into_iter().any(HostRun::in_flight) {
         return None;
     }
     let waited = scene.now.since(since);
@@ -154,8 +154,7 @@ pub(super) fn stuck(scene: &Scene<'_>, pending: &[&HostRun]) -> Option<Event> {
 /// Budgets as wide as the fleet allow every host to fail; that is no success all the same.
 fn nobody(scene: &Scene<'_>) -> Option<Wrong> {
     let d = scene.deployment;
-    let over = d.hosts.iter().all(|host| host.gone || host.is_settled());
-    if d.hosts.is_empty() || !over || d.hosts.iter().any(|host| host.verdict() == HostState::Healthy) {
+    if d.hosts.is_empty() || d.hosts.are_unsettled() || d.hosts.count_verdict(HostState::Healthy) > 0 {
         return None;
     }
     let message = format!("none of the {} hosts of {} is healthy", d.hosts.len(), scene.spec.name);
@@ -167,8 +166,8 @@ fn nobody(scene: &Scene<'_>) -> Option<Wrong> {
 fn over_budget(scene: &Scene<'_>) -> Option<Cause> {
     let d = scene.deployment;
     let budgets = d.budgets?;
-    let of = |state: HostState| -> Vec<&HostRun> { d.hosts.iter().filter(|h| h.verdict() == state).collect() };
-    let (failed, unreachable) = (of(HostState::Failed), of(HostState::Unreachable));
+    let [failed, unreachable] =
+        [HostState::Failed, HostState::Unreachable].map(|verdict| d.hosts.of_verdict(&[verdict]));
     if failed.len() > budgets.max_failures + d.forgiven.failed {
         return exceeded("max_failures", "failed", &failed, d.hosts.len(), budgets.max_failures);
     }
@@ -187,7 +186,7 @@ fn over_budget(scene: &Scene<'_>) -> Option<Cause> {
         if wave.len() <= most {
             return None;
         }
-        let count = d.hosts.iter().filter(|host| host.wave == n).count();
+        let count = d.hosts.of_wave(n).len();
         exceeded("max_failures_per_wave", "failed in one wave", &wave, count, most)
     })
 }

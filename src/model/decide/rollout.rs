@@ -209,10 +209,8 @@ impl Scene<'_> {
         if d.no_way_back().is_some() || self.cut_short().is_some() {
             return false;
         }
-        let failed = |host: &&HostRun| {
-            host.touched && host.back.is_none() && host.is_settled() && host.verdict() == HostState::Failed
-        };
-        let hosts: Vec<&HostRun> = d.hosts.iter().filter(failed).collect();
+        let apart = |host: &&HostRun| host.touched && host.back.is_none() && host.is_settled();
+        let hosts: Vec<&HostRun> = d.hosts.of_verdict(&[HostState::Failed]).into_iter().filter(apart).collect();
         if hosts.is_empty() {
             return false;
         }
@@ -259,18 +257,18 @@ impl Scene<'_> {
     fn wave(&self, n: u32, wave: &WaveRun, in_flight: usize, decision: &mut Decision) -> Part {
         let (d, hooks) = (self.deployment, self.spec.hooks);
         let of = (n + 1).to_string();
-        let hosts = || d.hosts.iter().filter(|host| host.wave == n && !host.gone);
-        let begun = wave.before != Progress::Due || hosts().any(|host| host.begun.is_some());
+        let begun = || d.hosts.of_wave(n).iter().any(|host| !host.gone && host.begun.is_some());
+        let begun = wave.before != Progress::Due || begun();
         let dynamic = self.spec.hosts.iter().any(|source| matches!(source, HostSource::Plugin { .. }));
         if n > 0 && dynamic && !wave.seen && !begun {
             decision.act(Action::Look { deployment: d.n, wave: n });
             return Part::Open;
         }
-        if hosts().any(|host| !host.is_settled()) {
+        if d.hosts.is_wave_unsettled(n) {
             if self.done(hooks.before_wave, "before_wave", &of, &wave.before, decision) == Part::Open {
                 return Part::Open;
             }
-            self.start(hosts(), in_flight, decision);
+            self.start(n, in_flight, decision);
             return Part::Open;
         }
         if in_flight > 0 || self.done(hooks.after_wave && begun, "after_wave", &of, &wave.after, decision) == Part::Open
@@ -292,6 +290,9 @@ impl Scene<'_> {
     /// Measures alarms whose time has come, from the first host touched on.
     fn measure(&self, decision: &mut Decision) {
         let d = self.deployment;
+        if d.alarms.is_empty() {
+            return;
+        }
         let Some(since) = d.hosts.iter().filter_map(|host| host.begun.as_ref()).min_by_key(|at| at.wall_ms) else {
             return;
         };
@@ -312,15 +313,18 @@ impl Scene<'_> {
     }
 
     /// Begins hosts of a wave, as many as may be.
-    fn start<'h>(&self, hosts: impl Iterator<Item = &'h HostRun>, in_flight: usize, decision: &mut Decision) {
+    fn start(&self, wave: u32, in_flight: usize, decision: &mut Decision) {
         let (d, rollout) = (self.deployment, &self.spec.rollout);
         let ready = |host: &&HostRun| {
             host.begun.is_none() && host.cause().is_none() && host.prepare == Progress::Ended(CallEnd::Returned)
         };
         let mut parallel = rollout.max_parallel.max(1) as usize;
+        if in_flight >= parallel {
+            return;
+        }
         let stagger = Duration::from_millis(rollout.stagger_ms);
-        let last = d.hosts.iter().filter_map(|host| host.begun.as_ref()).max_by_key(|at| at.wall_ms);
-        if let Some(last) = last.filter(|_| !stagger.is_zero()) {
+        let begun = || d.hosts.iter().filter_map(|host| host.begun.as_ref()).max_by_key(|at| at.wall_ms);
+        if let Some(last) = (!stagger.is_zero()).then(begun).flatten() {
             let waited = self.now.since(last);
             if waited < stagger {
                 return decision.wake(stagger - waited);
@@ -328,7 +332,7 @@ impl Scene<'_> {
             parallel = parallel.min(in_flight + 1);
         }
         let floor = d.phases.min_healthy as usize;
-        let ready: Vec<&HostRun> = hosts.filter(ready).collect();
+        let ready: Vec<&HostRun> = d.hosts.unsettled_of_wave(wave).into_iter().filter(ready).collect();
         let hosts = if rollout.zones { of_one_zone(d, ready, |_| true) } else { ready };
         let turn = whose_turn(hosts.iter().copied(), in_flight, parallel, d.healthy(), floor);
         if turn.is_empty() && in_flight == 0 {
@@ -400,9 +404,13 @@ impl Scene<'_> {
             Bake::Over => return Part::Done,
             Bake::Due if time.is_zero() => return Part::Done,
             Bake::Due => decision.act(Action::Append(Event::BakeBegan { deployment: d.n, wave: n })),
-            Bake::Baking { since, away } => {
+            Bake::Baking { since, away, looked } => {
                 let watched = self.now.since(since).saturating_sub(*away);
-                if let Some(event) = self.bake_over(n, watched, decision) {
+                let over = self.bake_over(n, watched, decision);
+                if matches!(over, Some(Event::BakeEnded { .. })) && !looked && self.spec.health.is_some() {
+                    // What broke after the last round of looks is found now, and not by nobody.
+                    decision.act(Action::LookOver { deployment: d.n });
+                } else if let Some(event) = over {
                     decision.act(Action::Append(event));
                 } else if self.now.since(&self.run.last_at) >= OBSERVED {
                     // A restart would lose what was watched since the last record.

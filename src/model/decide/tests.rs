@@ -282,6 +282,8 @@ impl Sim {
         if let Err(illegal) = self.run.next(&record) {
             panic!("seed {}: {illegal}: {:?}", self.seed, record.event);
         }
+        let sorted = self.run.deployments.iter().all(|deployment| deployment.hosts.are_sorted());
+        assert!(sorted, "seed {}: the sets of hosts are not those of {:?}", self.seed, record.event);
         self.journal.push(record);
     }
 
@@ -302,7 +304,9 @@ impl Sim {
         for _ in 0..500 {
             let decision = decide(&self.run, &self.now);
             let wanted: BTreeSet<String> = decision.actions.iter().filter_map(Action::name).collect();
-            let watches = |action: &Action| matches!(action, Action::Guard { .. } | Action::Measure { .. });
+            let watches = |action: &Action| {
+                matches!(action, Action::Guard { .. } | Action::LookOver { .. } | Action::Measure { .. })
+            };
             self.busy.retain(|name, action| !watches(action) || wanted.contains(name));
             let mut changed = false;
             for action in decision.actions {
@@ -694,10 +698,13 @@ impl Sim {
                 let measurement = Measurement { at: self.now.since(&of.created_at), found, baseline };
                 Event::Measured { deployment: *deployment, alarm: *alarm, measurement }
             }
-            Action::Guard { deployment } => {
+            Action::Guard { deployment } | Action::LookOver { deployment } => {
                 let of = self.run.deployment(*deployment).unwrap();
                 let healthy = of.hosts.iter().find(|h| h.verdict() == HostState::Healthy && h.back.is_none());
                 let Some(ill) = healthy.filter(|_| self.random.one_in(6)).map(|h| h.host.id.clone()) else {
+                    if matches!(action, Action::LookOver { .. }) {
+                        return self.append(Event::LookedOver { deployment: *deployment });
+                    }
                     self.busy.insert(name.to_owned(), action);
                     self.now = self.now.plus(Duration::from_millis(300));
                     return;

@@ -188,7 +188,7 @@ async fn certificates_that_are_not_good_are_refused_before_anybody_logs_in() {
         let known = case.known.replace("@CA", &sshd.public("ca")).replace("@RSA", &sshd.public("rsa"));
         sshd.write_known(&[known.replace("@HOST", &sshd.public("hostkey"))]);
         let learning = Arc::new(Learning::default());
-        let links = sshd.links_with(Arc::clone(&learning), SshLimits::default());
+        let links = sshd.links_with(learning.clone(), SshLimits::default());
         let host = sshd.host_by(HostKeys::Policy(Policy::Ca));
         let error = refused(links.connect(&realm(), &host).await, case.what);
         assert_eq!(error.cause.code, case.code, "{}: {error}", case.what);
@@ -276,7 +276,7 @@ async fn a_host_is_pinned_by_the_keys_in_its_record() {
 async fn the_first_key_of_an_id_is_learnt_and_every_other_one_refused() {
     let Some(mut sshd) = Sshd::start("LogLevel DEBUG1").await else { return };
     let learning = Arc::new(Learning::default());
-    let links = |sshd: &Sshd| sshd.links_with(Arc::clone(&learning), SshLimits::default());
+    let links = |sshd: &Sshd| sshd.links_with(learning.clone(), SshLimits::default());
     let mut host = sshd.host_by(HostKeys::Policy(Policy::Tofu));
     host.ssh.known_hosts = None;
     // It does not let us in: that may be anybody, and nothing is learnt.

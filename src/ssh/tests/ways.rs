@@ -132,7 +132,7 @@ async fn several_bastions_are_gone_through_one_after_the_other() {
         known_hosts: Some("/dev/null".into()),
         ..own.clone()
     });
-    let links = inner.links_with(Arc::clone(&learning), SshLimits::default());
+    let links = inner.links_with(learning.clone(), SshLimits::default());
     links.connect(&realm(), &host).await.unwrap();
     let id = format!("bastion 127.0.0.1:{}", second.port);
     assert_eq!(learning.0.lock().unwrap().keys().collect::<Vec<_>>(), [&realm().host_key(&id)]);
@@ -162,7 +162,7 @@ async fn a_dead_bastion_costs_its_hosts_one_time_out_and_others_nothing() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dead = silent.local_addr().unwrap().port();
     let clock = SystemClock::new();
-    let links = sshd.links_with(Arc::default(), SshLimits { sessions: 500, handshakes: 2 });
+    let links = sshd.links_with(Arc::new(Learning::default()), SshLimits { sessions: 500, handshakes: 2 });
     let mut host = sshd.host();
     host.ssh.known_hosts = None;
     host.ssh.host_keys = Some(HostKeys::Policy(Policy::Tofu));
@@ -237,7 +237,7 @@ async fn greeter() -> (u16, Arc<AtomicUsize>) {
 async fn there_are_never_more_handshakes_than_there_may_be() {
     let Some(sshd) = Sshd::start("").await else { return };
     let (port, most) = greeter().await;
-    let links = sshd.links_with(Arc::default(), SshLimits { sessions: 500, handshakes: 4 });
+    let links = sshd.links_with(Arc::new(Learning::default()), SshLimits { sessions: 500, handshakes: 4 });
     let known = sshd.dir.path().join("known_hosts");
     std::fs::write(&known, format!("* {}", sshd.text("hostkey.pub"))).unwrap();
     let mut waiting = JoinSet::new();
@@ -294,7 +294,7 @@ async fn what_one_host_says_holds_up_no_other_behind_the_same_bastion() {
     let Some(bastion) = Sshd::start("LogLevel VERBOSE\nMaxSessions 1").await else { return };
     let Some(inner) = Sshd::start("").await else { return };
     let host = behind(&inner, &bastion);
-    let links = inner.links_with(Arc::default(), SshLimits { sessions: 500, handshakes: 1 });
+    let links = inner.links_with(Arc::new(Learning::default()), SshLimits { sessions: 500, handshakes: 1 });
     let (noisy, good) = (links.connect(&realm(), &host).await.unwrap(), links.connect(&realm(), &host).await.unwrap());
     // Commands that say much and that nobody reads.
     let mut unread = Vec::new();
@@ -351,7 +351,7 @@ async fn there_are_never_more_sessions_than_there_may_be() {
     let Some(sshd) = Sshd::start("").await else { return };
     let clock = Arc::new(SystemClock::new());
     for (of_all, of_environment, most) in [(3, None, 3), (500, Some(2), 2)] {
-        let links = sshd.links_with(Arc::default(), SshLimits { sessions: of_all, handshakes: 16 });
+        let links = sshd.links_with(Arc::new(Learning::default()), SshLimits { sessions: of_all, handshakes: 16 });
         let (now, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let mut host = sshd.host();
         host.ssh.max_sessions = of_environment;

@@ -6,8 +6,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use super::{pem, token};
-use crate::fixture::{Daemon, Output, Project, World, eventually, free_port, output};
+use super::token;
+use crate::fixture::{Daemon, Output, Project, World, eventually, free_port, output, pem};
 
 /// The block of this language in the how-to.
 fn shown(language: &str) -> String {

@@ -1,28 +1,16 @@
 //! TLS on the TCP listener, with the command line as its client.
 
-use std::{os::unix::fs::PermissionsExt as _, process::Command};
+use std::process::Command;
 
-use super::{pem, token};
-use crate::fixture::{BINARY, Daemon, Output, Project, World, eventually, output};
+use super::token;
+use crate::fixture::{BINARY, Daemon, Output, Project, World, eventually, output, pem};
 
 /// A daemon that speaks TLS with this pair, which lies where it can be changed.
 fn secured(cert: &str, key: &str) -> World {
     let world = World::new();
     world.project(&Project::new("shop").hosts(&["h1"]).stage("unit", r#"run:sh "echo it is tested""#));
-    put(&world, cert, key);
-    let (cert, key) = (world.path("cert.pem"), world.path("key.pem"));
-    std::fs::write(world.path("api.toml"), format!("tls = {{ cert = {cert:?}, key = {key:?} }}\n")).unwrap();
+    world.certificate(cert, key);
     world
-}
-
-fn put(world: &World, cert: &str, key: &str) {
-    for (from, to) in [(cert, "cert.pem"), (key, "key.pem")] {
-        // As renewals do it: a new file takes the old one's name.
-        std::fs::copy(pem(from), world.path("new.pem")).unwrap();
-        // Git keeps no such modes.
-        std::fs::set_permissions(world.path("new.pem"), std::fs::Permissions::from_mode(0o600)).unwrap();
-        std::fs::rename(world.path("new.pem"), world.path(to)).unwrap();
-    }
 }
 
 /// `phased ARGS`, asking `https://NAME:port` and believing `ca`.
@@ -102,18 +90,18 @@ fn a_renewed_certificate_is_taken_up_and_a_bad_one_is_not() {
     assert!(shows("ec.pem") && !shows("rsa.pem"));
 
     // By `phased reload`.
-    put(&world, "rsa.pem", "rsa.pkcs1.pem");
+    world.certificate("rsa.pem", "rsa.pkcs1.pem");
     assert_eq!(daemon.cli(&["reload"]).code, 0);
     assert!(shows("rsa.pem") && !shows("ec.pem"));
 
     // By SIGHUP.
-    put(&world, "signed.pem", "signed.key.pem");
+    world.certificate("signed.pem", "signed.key.pem");
     let pid = nix::unistd::Pid::from_raw(i32::try_from(daemon.pid()).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
     eventually("the new one is shown", || shows("signed.pem").then_some(()));
 
     // One half of a renewal: refused, said, and nobody is cut off.
-    put(&world, "ec.pem", "signed.key.pem");
+    world.certificate("ec.pem", "signed.key.pem");
     let said = daemon.cli(&["reload"]);
     assert!(said.code != 0 && said.stderr.contains("does not fit") && said.stderr.contains("cert.pem"), "{said:?}");
     assert!(shows("signed.pem"));
@@ -122,7 +110,7 @@ fn a_renewed_certificate_is_taken_up_and_a_bad_one_is_not() {
     assert!(daemon.said().contains("the new certificate cannot be used"));
 
     // The other half comes, and nobody has to tell.
-    put(&world, "ec.pem", "ec.pkcs8.pem");
+    world.certificate("ec.pem", "ec.pkcs8.pem");
     eventually("it is taken up by itself", || shows("ec.pem").then_some(()));
     eventually("nothing is wrong any more", || {
         (!daemon.cli(&["status"]).stdout.contains("stays in use")).then_some(())
@@ -168,7 +156,7 @@ fn a_listener_that_others_reach_needs_tls_or_a_word() {
             assert!(all.contains(word), "{word}: {all}");
         }
     }
-    put(&world, "ec.pem", "ec.sec1.pem");
+    world.certificate("ec.pem", "ec.sec1.pem");
     let tls = format!("tls = {{ cert = {:?}, key = {:?} }}\n", world.path("cert.pem"), world.path("key.pem"));
     for more in ["plaintext = true\n", "trusted_proxies = [\"10.0.0.5\"]\n", &tls] {
         with(more);

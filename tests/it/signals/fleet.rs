@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::Command};
 
-use crate::fixture::{Daemon, World, eventually, free_port, output};
+use crate::fixture::{Daemon, World, eventually, free_port, output, pem};
 
 /// A receiver: a world of its own, whose host is the machine it runs on.
 pub struct Receiver {
@@ -21,14 +21,29 @@ pub struct Wants {
     pub sender: &'static str,
     /// Its stages.
     pub stages: &'static str,
+    /// The receivers deploy to a host of theirs over SSH, and not to themselves.
+    pub elsewhere: bool,
     /// Further keys of the receivers' environment.
     pub receiver: &'static str,
+    /// Further environments of the receivers' project.
+    pub environments: &'static str,
     /// Further keys of the receivers' project: their own `test`.
     pub tests: &'static str,
     /// What is deployed beside the revision: Lua of `deploy(host, release)`.
     pub deploy: &'static str,
     /// The port at which the sender asks instead of the receiver's own.
     pub through: Option<u16>,
+    /// It asks by https.
+    pub tls: Option<Tls>,
+}
+
+/// Files of `tests/tls`.
+#[derive(Clone, Copy)]
+pub struct Tls {
+    /// The receivers' certificate, whose key is `signed.key.pem`; `None`: they speak no TLS.
+    pub certificate: Option<&'static str>,
+    /// The authority that the sender's machine trusts.
+    pub ca: &'static str,
 }
 
 impl Default for Wants {
@@ -37,10 +52,13 @@ impl Default for Wants {
             rollout: r#"canary = 1, bake_time = "0s""#,
             sender: "",
             stages: r#"{ "unit", run = function(run) run:sh "true" end }"#,
+            elsewhere: false,
             receiver: "",
+            environments: "",
             tests: "",
             deploy: "",
             through: None,
+            tls: None,
         }
     }
 }
@@ -50,6 +68,7 @@ pub struct Fleet {
     pub sender: World,
     pub daemon: Option<Daemon>,
     pub receivers: Vec<Receiver>,
+    ca: Option<&'static str>,
 }
 
 /// `phased keys make signals` in a world; the public half.
@@ -80,10 +99,11 @@ impl Fleet {
         let lua = format!(
             "return phased.project {{\n  source = {{ git = \"{}\", branch = \"main\" }},\n  test = {{ {} }},\n  environments = {{ {{ \
              \"production\", transport = \"signal\", hosts = {{ {hosts} }},\n    signal = {{ key = phased.secret \"signals\", receivers = \
-             \"{}\" }},\n    rollout = {{ {} }}, {} }} }},\n  notify = require \"alerts.log\" {{}},\n}}\n",
+             \"{}\", tls = {} }},\n    rollout = {{ {} }}, {} }} }},\n  notify = require \"alerts.log\" {{}},\n}}\n",
             sender.repo.url(),
             wants.stages,
             sender.path("receivers").display(),
+            wants.tls.is_some(),
             wants.rollout,
             wants.sender,
         );
@@ -91,8 +111,15 @@ impl Fleet {
         for receiver in &mut receivers {
             receiver.start();
         }
-        let daemon = Some(sender.start());
-        Fleet { sender, daemon, receivers }
+        let mut fleet = Fleet { sender, daemon: None, receivers, ca: wants.tls.map(|tls| tls.ca) };
+        fleet.start_sender();
+        fleet
+    }
+
+    fn start_sender(&mut self) {
+        let ca = self.ca.map(|ca| pem(ca).display().to_string());
+        let env: Vec<(&str, &str)> = ca.iter().map(|ca| ("SSL_CERT_FILE", ca.as_str())).collect();
+        self.daemon = Some(self.sender.start_with(&env));
     }
 
     pub fn daemon(&self) -> &Daemon {
@@ -102,7 +129,7 @@ impl Fleet {
     /// Kills the integration daemon as `kill -9` does, and starts it again.
     pub fn kill_sender(&mut self) {
         self.daemon.take().unwrap().kill();
-        self.daemon = Some(self.sender.start());
+        self.start_sender();
     }
 
     pub fn everywhere(&self, revision: &str) -> bool {
@@ -121,14 +148,26 @@ impl Receiver {
         // Its own repository is nobody's; one with a branch is not waited for.
         world.repo.push("nothing");
         std::fs::write(world.path("port"), port.to_string()).unwrap();
+        if let Some(certificate) = wants.tls.and_then(|tls| tls.certificate) {
+            world.certificate(certificate, "signed.key.pem");
+        }
         // Forgers are many and quick here: each is to be told why.
         std::fs::write(world.path("limits.toml"), "refusal_rate = \"none\"\n").unwrap();
         let dir = world.path("tested");
+        let hosts = match wants.elsewhere {
+            false => "phased.localhost".to_owned(),
+            true => world.host_table("h1"),
+        };
+        let ssh = format!(
+            "ssh = {{ user = \"fleet\", port = {}, key = phased.secret \"key\", known_hosts = {:?} }},",
+            world.sshd.port,
+            world.path("known_hosts")
+        );
         let lua = format!(
             r#"return phased.project {{
   source = {{ git = "{}", branch = "main" }},
   {}
-  environments = {{ {{ "production", when = "signal", hosts = {{ phased.localhost }},
+  environments = {{ {{ "production", when = "signal", hosts = {{ {hosts} }},
     deploy = function(host, release)
       host:sh {{ [[
         cd "$DIR"
@@ -139,14 +178,15 @@ impl Receiver {
       {}
     end,
     health = {{ command = 'cd "{dir}"; [ "$(cat revision)" = "$PHASED_REVISION" ]; ! grep -qs "$PHASED_REVISION" sick',
-                min_healthy_time = "100ms", healthy_deadline = "2s", interval = "100ms" }}, {} }} }},
+                min_healthy_time = "100ms", healthy_deadline = "2s", interval = "100ms" }}, {} }}, {} }},
   notify = require "alerts.log" {{}},
 }}
 "#,
             sender.repo.url(),
             wants.tests.replace("@DIR@", dir.to_str().unwrap()),
             wants.deploy.replace("@DIR@", dir.to_str().unwrap()),
-            wants.receiver,
+            if wants.elsewhere { ssh } else { String::new() } + &wants.receiver.replace("@DIR@", dir.to_str().unwrap()),
+            wants.environments.replace("@DIR@", dir.to_str().unwrap()),
             dir = dir.display(),
         );
         project(&world, &lua);

@@ -21,7 +21,7 @@ fn now_ms() -> i64 {
 }
 
 /// Whoever has the sender's key, or another one.
-struct Forger {
+pub(super) struct Forger {
     key: Secret,
     fingerprint: String,
     revision: String,
@@ -30,18 +30,18 @@ struct Forger {
 
 impl Forger {
     /// With the sender's own key.
-    fn of(fleet: &Fleet, revision: String) -> Forger {
+    pub(super) fn of(fleet: &Fleet, revision: String) -> Forger {
         let key = Secret::new(&std::fs::read(fleet.sender.path("secrets/signals")).unwrap());
         let fingerprint = phased::signal::public_half(&key).unwrap().fingerprint();
         Forger { key, fingerprint, revision, nonce: 0 }
     }
 
-    fn send(&self, receiver: &Receiver, signal: &Signal) -> Answer {
+    pub(super) fn send(&self, receiver: &Receiver, signal: &Signal) -> Answer {
         let document = written(signal);
         send(receiver, &document, &self.signature(&document))
     }
 
-    fn signal(&mut self, epoch: u64) -> Signal {
+    pub(super) fn signal(&mut self, epoch: u64) -> Signal {
         self.nonce += 1;
         let now = now_ms();
         Signal {
@@ -205,4 +205,50 @@ fn what_is_not_right_is_refused_counted_and_visible() {
 
 fn answer_of(receiver: &Receiver, signature: &str) -> String {
     code(&send(receiver, b"{}", signature))
+}
+
+#[test]
+fn environments_of_one_receiver_have_an_order_of_their_own_each_and_one_queue() {
+    let wants = Wants {
+        tests: r#"test = { { "wait", run = function(run) run:sh "while [ -e @DIR@/untested ]; do sleep 0.1; done" end } },"#,
+        environments: r#"{ "staging", when = "signal", hosts = { phased.localhost }, health = "none",
+            deploy = function(host) host:sh 'echo "$PHASED_REVISION" >>"@DIR@/staged"' end }"#,
+        ..Wants::default()
+    };
+    let fleet = Fleet::new(1, &wants);
+    let receiver = &fleet.receivers[0];
+    let [one, two] = ["one", "two"].map(|text| fleet.sender.repo.push(text));
+    std::fs::write(receiver.file("untested"), "").unwrap();
+    let mut forger = Forger::of(&fleet, one.clone());
+    let mut order = |environment: &str, revision: &String, epoch: u64| {
+        forger.revision.clone_from(revision);
+        let signal = Signal { environment: environment.parse().unwrap(), ..forger.signal(epoch) };
+        let answer = forger.send(receiver, &signal);
+        match answer.status {
+            202 => Ok(answer.json()["said"]["run"].as_str().unwrap().to_owned()),
+            _ => Err(code(&answer)),
+        }
+    };
+    let staged = order("staging", &one, 20).unwrap();
+    receiver.daemon().run(&staged).until("it is being tested", |run| run["state"] == "testing");
+    // What is newer in one environment says nothing of another.
+    let first = order("production", &one, 10).unwrap();
+    let newer = order("production", &two, 11).unwrap();
+    let late = order("staging", &two, 21).unwrap();
+    // Too late, each in its own.
+    assert_eq!(order("production", &one, 10), Err("signal_epoch".to_owned()));
+    assert_eq!(order("staging", &one, 19), Err("signal_epoch".to_owned()));
+    // A newer one takes the place of what waits for the same environment, and nobody else's.
+    let superseded = receiver.daemon().run(&first).wait().is("superseded");
+    assert!(superseded.message().contains(&newer), "{}", superseded.message());
+    std::fs::remove_file(receiver.file("untested")).unwrap();
+    let began = |run: &String| {
+        let ended = receiver.daemon().run(run).wait().is("succeeded");
+        ended.view["started_at"].as_str().unwrap().to_owned()
+    };
+    let began = [&staged, &newer, &late].map(began);
+    assert!(began.is_sorted(), "in the order in which they came: {began:?}");
+    let staged = std::fs::read_to_string(receiver.file("staged")).unwrap();
+    assert_eq!(staged.lines().collect::<Vec<_>>(), [&one, &two]);
+    assert_eq!(receiver.deployed(), [two]);
 }

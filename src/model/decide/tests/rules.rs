@@ -29,8 +29,12 @@ fn environment(rollout: Rollout) -> Environment {
 impl Tale {
     /// Planned over `fleet`: the way forward with something to go back to, or straight for another purpose.
     fn planned(rollout: &Rollout, purpose: Purpose, fleet: Fleet) -> Tale {
+        Tale::planned_in(environment(rollout.clone()), purpose, fleet)
+    }
+
+    fn planned_in(environment: Environment, purpose: Purpose, fleet: Fleet) -> Tale {
         let Sim { mut run, now, .. } = Sim::new(1);
-        let environment = environment(rollout.clone());
+        let rollout = &environment.rollout.clone();
         let header = Header {
             pipeline: Pipeline { stages: Vec::new(), environments: vec![environment.clone()], ..run.header.pipeline },
             request: Request { purpose: purpose.clone(), environment: None, redeploy: true, ..run.header.request },
@@ -200,4 +204,45 @@ fn a_host_whose_turn_to_go_back_never_came_says_why() {
     assert_eq!([told(0), told(1)], [(HostState::Failed, Some("not_taken_back")); 2]);
     let why = &of(0).why().unwrap().message;
     assert!(why.starts_with("its turn to go back did not come: 1 of 3 hosts could not be brought"), "{why}");
+}
+
+#[test]
+fn the_last_look_of_a_bake_is_one_after_its_end() {
+    let baked = |health: bool| {
+        let checks = vec![Check::Service("shop.service".to_owned())];
+        let (min_healthy_time_ms, healthy_deadline_ms, interval_ms, timeout_ms) = (1_000, 10_000, 1_000, 1_000);
+        let health =
+            health.then_some(Health { checks, min_healthy_time_ms, healthy_deadline_ms, interval_ms, timeout_ms });
+        let rollout = Rollout { bake_time_ms: 5_000, on_failure: OnFailure::Rollback, ..Rollout::default() };
+        let environment = Environment { health, ..environment(rollout) };
+        let mut tale = Tale::planned_in(environment, Purpose::Deploy, fleet(1, &[]));
+        let key = tale.begins().remove(0);
+        tale.call(&key, false);
+        assert!(tale.begins().is_empty());
+        tale
+    };
+    let verdict = |unhealthy| Event::HealthVerdict { deployment: 1, host: host(0).id, unhealthy, evidence: Vec::new() };
+    // It bakes, watched, until its time is over; then it is looked at once more, and by nobody else meanwhile.
+    let at_its_end = || {
+        let mut tale = baked(true);
+        tale.append(verdict(None));
+        assert!(tale.begins().is_empty());
+        assert_eq!(decide(&tale.run, &tale.now).actions, [Action::Guard { deployment: 1 }]);
+        tale.now = tale.now.plus(Duration::from_millis(5_000));
+        assert_eq!(decide(&tale.run, &tale.now).actions, [Action::LookOver { deployment: 1 }]);
+        tale
+    };
+    let mut well = at_its_end();
+    well.append(Event::LookedOver { deployment: 1 });
+    well.begins();
+    assert_eq!(well.run.end.as_ref().unwrap().0, RunState::Succeeded);
+    // What has broken since the last look does not get through.
+    let mut ill = at_its_end();
+    ill.append(verdict(Some(Cause::new("unhealthy", "it was healthy, and is not any more"))));
+    assert!(ill.takes().contains(&"h0".to_owned()), "it goes back: {:#?}", ill.run.deployments);
+    // Where there is no health there is nothing to look at.
+    let mut none = baked(false);
+    none.now = none.now.plus(Duration::from_millis(5_000));
+    none.begins();
+    assert_eq!(none.run.end.as_ref().unwrap().0, RunState::Succeeded);
 }

@@ -1,0 +1,187 @@
+//! A receiver looks at the hosts that have what is live, for a sender that asks how it is: also at those that it reaches over SSH, or by
+//! signals of its own. What nobody got to look at is not called well.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+
+use super::{
+    super::{
+        actions::with_variables,
+        conductor::locked,
+        hosts::{self, Need},
+        ledger::{self, Live},
+        world::World,
+    },
+    send,
+};
+use crate::{
+    model::{
+        cause::Cause,
+        deployment::HostState,
+        health::{Deployed, Sight, Watch},
+        host::{Host, Transport},
+        host_key::Realm,
+        ids::{EnvironmentName, HostId, ProjectName, RunId},
+        pipeline::{AskedAfter, Check, Environment, Health},
+    },
+    ports::program::Loaded,
+    time::{Span, within},
+};
+
+/// Of all hosts together: whoever asks waits a little longer.
+const LIMIT: Duration = Duration::from_secs(12);
+/// How many hosts are looked at at the same moment.
+const WIDE: usize = 32;
+
+/// What was seen before of the hosts of each environment since what is live there was put there: a unit that was restarted between two questions
+/// is known by it.
+#[derive(Debug, Default)]
+pub(super) struct Watches(Mutex<BTreeMap<(ProjectName, EnvironmentName), Watched>>);
+
+#[derive(Debug)]
+struct Watched {
+    /// The run that put it there.
+    run: RunId,
+    hosts: BTreeMap<HostId, Watch>,
+}
+
+impl Watches {
+    /// The watch over a host, where there is one.
+    fn of(&self, loaded: &Loaded, environment: &Environment, live: &Live, host: &HostId) -> Option<Watch> {
+        let all = locked(&self.0);
+        let watched = all.get(&(loaded.name.clone(), environment.name.clone()));
+        watched.filter(|watched| watched.run == live.run)?.hosts.get(host).cloned()
+    }
+
+    fn keep(&self, loaded: &Loaded, environment: &Environment, live: &Live, host: HostId, watch: Watch) {
+        let mut all = locked(&self.0);
+        let anew = || Watched { run: live.run.clone(), hosts: BTreeMap::new() };
+        let watched = all.entry((loaded.name.clone(), environment.name.clone())).or_insert_with(anew);
+        if watched.run != live.run {
+            *watched = anew();
+        }
+        watched.hosts.insert(host, watch);
+    }
+}
+
+/// What looking at an environment came to.
+pub(super) enum Seen {
+    /// There is no health to look at.
+    Nothing,
+    /// Every host that has what is live is well.
+    Well,
+    /// One is not.
+    Ill(Cause),
+    /// Not all of them could be looked at.
+    Unseen(Cause),
+}
+
+/// Looks once at each host that has what is live.
+pub(super) async fn look(
+    world: &Arc<World>,
+    watches: &Watches,
+    loaded: &Loaded,
+    environment: &Environment,
+    live: &Live,
+) -> Seen {
+    let Some(health) = &environment.health else { return Seen::Nothing };
+    let hosts = match hosts::of(world, &loaded.name, &loaded.code, environment, Need::Late).await {
+        Ok(hosts) => hosts,
+        Err(cause) => return Seen::Unseen(cause),
+    };
+    let known = ledger::hosts(&*world.control, &loaded.name, &environment.name);
+    // What its own budgets have left out is no part of what was called a success.
+    let has_it = |host: &Host| {
+        let note = known.get(&host.id);
+        note.is_some_and(|note| note.release.as_ref() == Some(&live.release.id) && note.state == HostState::Healthy)
+    };
+    let hosts: Vec<Host> = hosts.into_iter().filter(has_it).collect();
+    if hosts.is_empty() {
+        let message = format!("none of the hosts of {} has {}", environment.name, live.release.id);
+        return Seen::Ill(Cause::new("unhealthy", message));
+    }
+    let looks = hosts.into_iter().map(|host| async move {
+        let health = asked(health, loaded, environment, live, &host);
+        let round = one(world, loaded, environment, &health, &host).await;
+        (host, health, round)
+    });
+    let looks = futures_util::stream::iter(looks).buffer_unordered(WIDE).collect::<Vec<_>>();
+    let Some(looked) = within(&*world.clock, LIMIT, looks).await else {
+        let message = format!("looking at the hosts of {} took longer than {}", environment.name, Span(LIMIT));
+        return Seen::Unseen(Cause::new("timeout", message));
+    };
+    let (mut ill, mut unseen) = (None, None);
+    for (host, health, round) in looked {
+        match round {
+            Err(cause) => unseen = Some(Cause { message: format!("{}: {}", host.name, cause.message), ..cause }),
+            Ok(sights) => {
+                let made = || Watch::new(&health, Some(Deployed::new(&live.release, None)));
+                let mut watch = watches.of(loaded, environment, live, &host.id).unwrap_or_else(made);
+                if let Some((why, _)) = watch.round(Ok(&sights)) {
+                    ill = Some(Cause::new("unhealthy", format!("{why} on {}", host.name)));
+                }
+                watches.keep(loaded, environment, live, host.id, watch);
+            }
+        }
+    }
+    match (ill, unseen) {
+        (Some(ill), _) => Seen::Ill(ill),
+        (None, Some(unseen)) => Seen::Unseen(unseen),
+        (None, None) => Seen::Well,
+    }
+}
+
+/// The checks as they are for a host.
+fn asked(health: &Health, loaded: &Loaded, environment: &Environment, live: &Live, host: &Host) -> Health {
+    let variables = [
+        ("PROJECT", loaded.name.as_str()),
+        ("ENVIRONMENT", environment.name.as_str()),
+        ("RELEASE", live.release.id.as_str()),
+        ("REVISION", live.release.commit.sha.as_str()),
+        ("HOST_ID", host.id.as_str()),
+        ("HOST_NAME", host.name.as_str()),
+        ("PHASE", "health"),
+    ];
+    let variables = variables.map(|(name, value)| (format!("PHASED_{name}"), value.to_owned()));
+    let mut health = health.clone();
+    for check in &mut health.checks {
+        with_variables(check, &variables);
+        if let Check::Signal(after) = check {
+            *after = Some(Box::new(AskedAfter {
+                project: loaded.name.clone(),
+                environment: environment.name.clone(),
+                release: live.release.id.clone(),
+                revision: live.release.commit.sha.clone(),
+            }));
+        }
+    }
+    health
+}
+
+/// What each check saw, or why none could look.
+async fn one(
+    world: &Arc<World>,
+    loaded: &Loaded,
+    environment: &Environment,
+    health: &Health,
+    host: &Host,
+) -> Result<Vec<Sight>, Cause> {
+    let limit = Duration::from_millis(health.timeout_ms);
+    let link = match &host.transport {
+        Transport::Signal(_) => return Box::pin(send::well(world, host, health, limit)).await,
+        Transport::Local => world.links.local(&loaded.name).await,
+        Transport::Ssh => world.links.host(&Realm::new(&loaded.name, &environment.name), host).await,
+    };
+    let link = link.map_err(|error| error.cause)?;
+    let mut sights = Vec::new();
+    for check in &health.checks {
+        sights.push(world.probe.look(&*link, check, limit).await);
+    }
+    link.close().await;
+    Ok(sights)
+}
