@@ -25,7 +25,7 @@ fn left(world: &World) -> usize {
 }
 
 fn ends(world: &World, state: &str, then: &str, stops: bool) {
-    let next = r#"run:sh "ls -d /proc/[0-9]* >/dev/null; echo next""#;
+    let next = r#"run:sh "echo next""#;
     world.project(&Project::new("shop").hosts(&["h1"]).stage("unit", &format!("{LEAVES} {then}")).stage("next", next));
     let daemon = world.start();
     world.repo.push("leaves");

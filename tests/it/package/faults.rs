@@ -139,7 +139,7 @@ fn want_of_memory_takes_jobs_first_and_the_service_comes_back() {
     assert!(!jobs.trim().is_empty());
     // No memory can be limited in here by control groups; that there is none to be had is the same to the daemon.
     machine.ok(&format!(
-        "prlimit --pid {pid} --as=$(($(awk '/^VmSize/ {{ print $2 }}' /proc/{pid}/status) * 1024 + 4194304))"
+        "runuser -u phased -- prlimit --pid {pid} --as=$(($(awk '/^VmSize/ {{ print $2 }}' /proc/{pid}/status) * 1024 + 4194304))"
     ));
     // Bodies that are held until they are whole: more than what it has put by.
     let socket = machine.path("/run/phased/phased.sock");
