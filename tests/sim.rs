@@ -7,10 +7,8 @@ use std::{
 
 use phased::sim::{Language, Scenario, play};
 
-/// So many are played by `scripts/test`; `scripts/crash worlds` plays more.
-const USUAL: u64 = 10_000;
-/// For so many of them one is played with its hooks in Lua, too.
-const IN_LUA: u64 = 50;
+/// As many as a plain debug build has time for. `scripts/crash worlds` plays 10,000, with the profile `worlds`.
+const USUAL: u64 = 800;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text:?} is no number")))
@@ -81,14 +79,10 @@ fn whatever_happens_the_engine_keeps_its_promises() {
     all_hold(number("PHASED_SIM_FIRST").unwrap_or(0), number("PHASED_SIM_SEEDS").unwrap_or(USUAL), Language::Rust);
 }
 
-/// With hooks in Lua: calls are replayed by the daemon's own driver.
+/// A fifth as many again with their hooks in Lua: calls are replayed by the daemon's own driver.
 #[test]
 fn whatever_happens_lua_is_replayed_to_where_it_was() {
-    all_hold(
-        number("PHASED_SIM_FIRST").unwrap_or(0),
-        number("PHASED_SIM_SEEDS").unwrap_or(USUAL) / IN_LUA,
-        Language::Lua,
-    );
+    all_hold(number("PHASED_SIM_FIRST").unwrap_or(0), number("PHASED_SIM_SEEDS").unwrap_or(USUAL) / 5, Language::Lua);
 }
 
 #[test]

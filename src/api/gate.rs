@@ -46,9 +46,14 @@ fn is_public(method: &Method, path: &str) -> bool {
     (reads && matches!(path, "/healthz" | "/readyz" | "/openapi.json")) || is_signed(method, path)
 }
 
-/// What must get through when all places are taken: to see what is going on, and to end it. All of these are answered at once.
-fn is_urgent(method: &Method, path: &str) -> bool {
-    let parts: Vec<&str> = path.split('/').skip(1).collect();
+/// What must get through when all places are taken: to see what is going on, and to end it. All of these are answered at once; who asks to
+/// `wait` for something is not among them.
+fn is_urgent(method: &Method, uri: &Uri) -> bool {
+    let waits = uri.query().is_some_and(|query| query.split('&').any(|pair| pair.starts_with("wait")));
+    if waits {
+        return false;
+    }
+    let parts: Vec<&str> = uri.path().split('/').skip(1).collect();
     let reads = matches!(*method, Method::GET | Method::HEAD);
     match parts.as_slice() {
         ["healthz" | "readyz"] | ["v1", "status"] | ["v1", "projects", _, "status"] => reads,
@@ -198,7 +203,7 @@ impl Server {
         let (parts, incoming) = request.into_parts();
         let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
         check_target(&parts.uri)?;
-        if place == Place::Reserved && !is_urgent(&method, &path) {
+        if place == Place::Reserved && !is_urgent(&method, &parts.uri) {
             let detail = "as many connections as there may be are in use, and the few further ones are for status, stop and maintenance; ask again in a moment";
             return Err(
                 Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail).with_header(header::RETRY_AFTER, "2")

@@ -192,8 +192,11 @@ pub(super) async fn accept<L: Listener>(server: Arc<Server>, listener: L, door: 
             Ok((permit, share)) => (permit, share, Place::Usual),
             Err(why) => {
                 turned.one_more(&server, door.name, &why);
-                // Beyond that, too: closed at once, so that those inside are served.
-                let Ok(permit) = reserved.clone().try_acquire_owned() else { continue };
+                // Closed at once, so that those inside are served: who has more than a share, and whoever comes when these are taken, too.
+                let all_taken = free.available_permits() == 0;
+                let Some(permit) = all_taken.then(|| reserved.clone().try_acquire_owned().ok()).flatten() else {
+                    continue;
+                };
                 (permit, None, Place::Reserved)
             }
         };

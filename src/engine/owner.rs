@@ -1102,8 +1102,12 @@ impl Owner {
         }
     }
 
-    /// What an earlier life may have begun here last: the stage it came to, or, past the tests, whatever it was.
+    /// What an earlier life may have begun here last: a call of the deployment it came to, or the stage. What a stage left was ended before
+    /// the first deployment was there.
     fn last_here(&self) -> Option<CallKey> {
+        if let Some(deployment) = self.run.deployments.last() {
+            return Some(CallKey::deployment(deployment.environment.as_str(), deployment.n, "verify"));
+        }
         let stages = self.run.stages.iter().zip(&self.run.header.pipeline.stages);
         let begun = stages.rev().find(|(stage, _)| stage.functions().iter().any(|(_, at)| **at != run::Progress::Due));
         begun.map(|(_, spec)| CallKey::stage(spec.name.as_str(), "run"))

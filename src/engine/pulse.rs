@@ -1,15 +1,20 @@
 //! Whether the engine works: a round trip through everything that a run needs to go on. Systemd's watchdog hears from the daemon only after
 //! one, so that a daemon that answers requests and deploys nothing is restarted all the same.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 
 use super::{Conductor, conductor::locked, owner::Message};
 use crate::{lifecycle::pulse::Pulse, ports::storage::Condition};
 
+/// How long a full queue of the views is given before it is asked again.
+const FULL: Duration = Duration::from_millis(100);
+
 impl Conductor {
-    /// Returns once the journals' writers, the views, which hold these up when their queue is full, the threads for what blocks, the queue,
-    /// the owner of every run and the Lua of every run have each done what came before this, and let go of their beat. [`Pulse::missing`]
-    /// says for whom it waits. Cancel safe.
+    /// Returns once the journals' writers, the views, which hold these up when their queue is full, the queue, the owner of every run and the
+    /// Lua of every run have each done what came before this, and let go of their beat. [`Pulse::missing`] says for whom it waits. Threads
+    /// for what blocks are not asked: a name server that is silent holds all of them up, and no restart helps against that. Cancel safe.
     pub async fn pulse(&self, pulse: &Pulse) {
         let mut condition = self.inner.world.storage.condition();
         loop {
@@ -44,19 +49,17 @@ impl Conductor {
                 let _owner_gone = owner.send(Message::Beat(beat)).await;
             }
         });
-        // Checkouts, uploads and every link to this machine need such a thread. It may wait for room in the views' queue.
-        let (thread, stall) = (pulse.beat("a thread for what blocks"), inner.world.stalls.at("blocking"));
         // An index that is made anew, or has no room, is not waited for.
-        let views =
-            (writers && !*inner.views.behind().borrow()).then(|| (inner.views.clone(), pulse.beat("the views")));
-        let blocking = inner.world.tasks.blocking(move || {
-            stall.here();
-            drop(thread);
-            if let Some((views, beat)) = views {
-                views.beat(beat);
+        let mut views = (writers && !*inner.views.behind().borrow()).then(|| pulse.beat("the views"));
+        let shown = async {
+            while let Some(beat) = views.take() {
+                views = inner.views.beat(beat);
+                if views.is_some() {
+                    inner.world.clock.sleep(FULL).await;
+                }
             }
-        });
-        let (_, _) = tokio::join!(join_all(asked), blocking);
+        };
+        let (_, ()) = tokio::join!(join_all(asked), shown);
         pulse.felt().await;
     }
 }

@@ -810,9 +810,16 @@ impl Views {
         }
     }
 
-    /// Lets go of `beat` once everything fed so far was folded. Blocks while the queue is full.
-    pub(super) fn beat(&self, beat: Beat) {
-        let _thread_gone = self.feed.send(Fed::Beat(beat));
+    /// Lets go of `beat` once everything fed so far was folded; gives it back where the queue is full.
+    pub(super) fn beat(&self, beat: Beat) -> Option<Beat> {
+        let Way::Thread(feed, thread) = &self.feed else { return None };
+        match feed.try_send(Fed::Beat(beat)) {
+            Err(mpsc::TrySendError::Full(Fed::Beat(beat))) => Some(beat),
+            Ok(()) | Err(_) => {
+                thread.unpark();
+                None
+            }
+        }
     }
 
     /// Takes up a journal that was there before: its documents are made anew unless the index describes this very journal.

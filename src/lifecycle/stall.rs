@@ -1,8 +1,8 @@
 //! A place at which a part of the daemon stands still, so that a test can ask whether the watchdog notices.
 //!
 //! `PHASED_STALL=<place>:<file>`: that part stands still as long as the file is there. Places are `journal` and `control` (their
-//! writers), `queue`, `owner` (of any run), `lua` (of any run), `views` (their thread) and `blocking` (a thread for what blocks). Only debug builds know the variable; in a release build there is nothing
-//! to set (checked below, by the compiler).
+//! writers), `queue`, `owner` (of any run), `lua` (of any run) and `views` (their thread). Only debug builds know the variable; in a release build
+//! there is nothing to set (checked below, by the compiler).
 
 #[cfg(debug_assertions)]
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ pub struct Stall {
 const _: () = assert!(size_of::<Stall>() == 0, "a release build has no stall point");
 
 #[cfg(debug_assertions)]
-const PLACES: [&str; 7] = ["journal", "control", "queue", "owner", "lua", "views", "blocking"];
+const PLACES: [&str; 6] = ["journal", "control", "queue", "owner", "lua", "views"];
 
 impl Stalls {
     /// What `PHASED_STALL` says. A release build has none whatever it says.

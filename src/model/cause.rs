@@ -51,6 +51,7 @@ pub fn one_line(text: &str, most: usize) -> String {
     let mut shown = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut line: String = shown.by_ref().take(most).collect();
     if shown.next().is_some() {
+        line.pop();
         line.push('…');
     }
     line

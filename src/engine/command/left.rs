@@ -32,7 +32,7 @@ pub struct Left {
     pub found: u32,
     /// That run still: nothing ends them.
     pub remain: u32,
-    /// How the first of them were called, with arguments; not redacted.
+    /// The programs of the first of them.
     pub names: String,
 }
 

@@ -4,7 +4,7 @@
 # environment, but for what was begun on a host of a deployment, which may be this machine: that is to stay.
 found() {
   pids=
-  [ ! -s "$B/$U" ] || while read -r k; do
+  [ ! -s "$units" ] || while read -r k; do
     # A control group that is no unit of ours has others in it.
     case $k in
     */phased-job@*) ;;
@@ -13,7 +13,7 @@ found() {
     [ ! -r "$k/cgroup.procs" ] || while read -r p; do
       mine "$p"
     done <"$k/cgroup.procs"
-  done <"$B/$U"
+  done <"$units"
   for k in $(grep -lszxF "PHASED_RUN=$R" /proc/[0-9]*/environ); do
     p=${k#/proc/}
     grep -qsz '^PHASED_HOST_ID=' "$k" || mine "${p%/environ}"
@@ -30,11 +30,15 @@ mine() {
 
 left() {
   read -r me rest </proc/self/stat
+  # After a reboot the names of units begin anew.
+  read -r boot </proc/sys/kernel/random/boot_id
+  units=$B/$U.$boot
   found
   t=0 names=
   for p in $pids; do
     t=$((t + 1))
-    [ "$t" -gt 5 ] || names="$names$(tr '\0\n' '  ' <"/proc/$p/cmdline" | head -c 100);"
+    # Without its arguments: a secret may be among them.
+    [ "$t" -gt 5 ] || names="$names$(tr '\n\0' ' \n' <"/proc/$p/cmdline" | head -n 1 | head -c 100);"
   done
   for p in $pids; do
     kill -TERM "$p"
@@ -49,6 +53,6 @@ left() {
     done 2>/dev/null
   done
   set -- $pids
-  [ $# != 0 ] || rm -f "$B/$U"
+  [ $# != 0 ] || rm -f "$B/$U".*
   x left "$t" $# "$names"
 }

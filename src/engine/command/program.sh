@@ -171,7 +171,7 @@ begin() {
   if [ -n "$J" ]; then
     counts
     # Whoever ends what is left running looks there (see left.sh).
-    [ -z "$U" ] || unit >>"$B/$U"
+    [ -z "$U" ] || unit >>"$B/$U.$boot"
   fi
   # Whoever takes this line is the one who speaks to the asker.
   exec 7<<\E

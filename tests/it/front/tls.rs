@@ -1,6 +1,6 @@
 //! TLS on the TCP listener, with the command line as its client.
 
-use std::process::Command;
+use std::{os::unix::fs::PermissionsExt as _, process::Command};
 
 use super::token;
 use crate::fixture::{BINARY, Daemon, Output, Project, World, eventually, output, pem};
@@ -186,10 +186,10 @@ fn check_says_what_is_wrong_with_the_certificate_and_its_key() {
         ("signed.key.pem", "signed.key.pem", &["cert.pem", "holds no certificate"]),
         ("signed.pem", "ec.encrypted.pem", &["key.pem", "is encrypted"]),
     ] {
-        put(&world, cert, key);
+        world.certificate(cert, key);
         is_wrong(cert, words);
     }
-    put(&world, "signed.pem", "signed.key.pem");
+    world.certificate("signed.pem", "signed.key.pem");
     std::fs::set_permissions(world.path("key.pem"), std::fs::Permissions::from_mode(0o604)).unwrap();
     is_wrong("open to all", &["key.pem", "is open to everybody"]);
     std::fs::remove_file(world.path("key.pem")).unwrap();

@@ -108,7 +108,7 @@ fn what_a_stage_leaves_in_its_unit_ends_with_it_and_gives_its_place_back() {
     assert_eq!(run.view["cause"]["exit_code"], 3, "{:#}", run.view);
     site.integration.ok("if grep -lsa 'sleep.9876[1-4]' /proc/[0-9]*/cmdline; then exit 1; fi");
     let log = run.log();
-    assert!(log.contains("processes running, which were ended: ") && log.contains("sleep 98764"), "{log}");
+    assert!(log.contains("processes running, which were ended: ") && log.contains("sleep"), "{log}");
     eventually("no unit is left", || {
         site.integration.ok("systemctl list-units --no-legend --plain 'phased-job@*'").is_empty().then_some(())
     });

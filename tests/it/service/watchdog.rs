@@ -33,7 +33,6 @@ fn a_part_that_stands_still_stops_the_pings() {
         ("owner", "the owner of run"),
         ("lua", "the Lua of run"),
         ("views", "the views"),
-        ("blocking", "a thread for what blocks"),
     ];
     for (place, named) in parts {
         let world = World::new();

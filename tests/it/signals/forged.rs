@@ -239,9 +239,9 @@ fn environments_of_one_receiver_have_an_order_of_their_own_each_and_one_queue() 
     assert_eq!(order("production", &one, 10), Err("signal_epoch".to_owned()));
     assert_eq!(order("staging", &one, 19), Err("signal_epoch".to_owned()));
     // A newer one takes the place of what waits for the same environment, and nobody else's.
+    std::fs::remove_file(receiver.file("untested")).unwrap();
     let superseded = receiver.daemon().run(&first).wait().is("superseded");
     assert!(superseded.message().contains(&newer), "{}", superseded.message());
-    std::fs::remove_file(receiver.file("untested")).unwrap();
     let began = |run: &String| {
         let ended = receiver.daemon().run(run).wait().is("succeeded");
         ended.view["started_at"].as_str().unwrap().to_owned()
