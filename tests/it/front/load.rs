@@ -249,7 +249,7 @@ fn keeps(n: usize, stream: &mut (impl Read + Write), token: &str) {
 
 #[test]
 fn a_run_is_stopped_while_clients_have_all_places() {
-    let world = limited("head_timeout = \"10m\"\n");
+    let world = limited("connections = 256\nhead_timeout = \"10m\"\n");
     // An eighth of them may be connections of the socket.
     std::fs::write(world.path("nofile"), "2048").unwrap();
     let wait = r#"run:sh { 'echo on; while [ ! -e "$GO" ]; do sleep 0.1; done', env = { GO = "@ROOT@/../go" } }"#;
