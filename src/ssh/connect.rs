@@ -56,8 +56,7 @@ const GREETING: usize = 256;
 #[derive(Clone)]
 pub struct SshLinks {
     secrets: Arc<dyn Secrets>,
-    /// Private keys by their secret's name, each with the digest of the text it was read from: a fleet is logged in to with one.
-    keys: Arc<Mutex<BTreeMap<String, (Digest, Arc<PrivateKey>)>>>,
+    keys: Arc<Mutex<Keys>>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) tasks: Tasks,
     /// Keys learnt before.
@@ -96,6 +95,9 @@ pub(super) struct Checker {
 }
 
 type New = Arc<Mutex<Option<Learnt>>>;
+
+/// Private keys by their secret's name, each with the digest of the text it was read from: a fleet is logged in to with one.
+type Keys = BTreeMap<String, (Digest, Arc<PrivateKey>)>;
 
 /// What ends a session.
 #[derive(Debug)]
