@@ -71,7 +71,10 @@ impl Doors {
     /// Takes a place of `run` at the door of `environment`, in the queue for `lease`.
     pub(super) fn join(self: &Arc<Self>, lease: &str, run: &Run, environment: &EnvironmentName) -> Place {
         let door = (run.header.project.clone(), environment.clone());
-        self.wait(lease, &run.header.run, door, doors::reach_of(run), run.header.request.purpose.is_deploy())
+        let request = &run.header.request;
+        // By its sender's order a way back is the newest thing for an environment here: what waits for it is overtaken.
+        let deploys = request.purpose.is_deploy() || request.signal.is_some();
+        self.wait(lease, &run.header.run, door, doors::reach_of(run), deploys)
     }
 
     fn wait(self: &Arc<Self>, lease: &str, run: &RunId, door: Door, reach: usize, deploys: bool) -> Place {

@@ -276,7 +276,12 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
             let live = Live {
                 release: release.clone(),
                 run: header.run.clone(),
-                made: deployment.target.as_ref().map(|target| target.run.clone()),
+                // What a signal puts back is what its sender wants now: older orders are older than that.
+                made: deployment
+                    .target
+                    .as_ref()
+                    .filter(|_| header.request.signal.is_none())
+                    .map(|target| target.run.clone()),
                 code: deployment.code(run).clone(),
                 since_ms: at.wall_ms,
             };

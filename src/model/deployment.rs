@@ -301,11 +301,12 @@ pub enum HealthRun {
 }
 
 impl Deployment {
-    /// Only watched time counts: so much of what bakes was not.
+    /// Only watched time counts: so much of what bakes was not, and a last look before that was not the last.
     pub(super) fn not_watched(&mut self, span: std::time::Duration) {
         for wave in &mut self.waves {
-            if let Bake::Baking { away, .. } = &mut wave.bake {
+            if let Bake::Baking { away, looked, .. } = &mut wave.bake {
                 *away += span;
+                *looked &= span.is_zero();
             }
         }
     }

@@ -49,6 +49,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 const WINDOW: u32 = 256 * 1024;
 /// Packets of a channel that wait for their reader; then the connection waits.
 const QUEUE: usize = 16;
+/// What ssh-key says of an ECDSA key whose number takes fewer bytes than its curve (0.7.0-rc.11, `private/ecdsa.rs`: `MIN_SIZE`).
+const SHORT: &str = "length invalid";
 /// What is read of a server before it gets a turn: the beginning of its greeting. Larger reads go past this buffer.
 const GREETING: usize = 256;
 
@@ -200,12 +202,15 @@ impl SshLinks {
             return Ok(Arc::clone(read));
         }
         let key = russh::keys::decode_secret_key(&text, None).map_err(|e| {
-            let encrypted = if text.contains("ENCRYPTED") || e.to_string().contains("ncrypted") {
+            let said = e.to_string();
+            let remedy = if text.contains("ENCRYPTED") || said.contains("ncrypted") {
                 ". It has a passphrase: take it off with ssh-keygen -p"
+            } else if said.contains(SHORT) {
+                ". An ECDSA key whose number begins with zeros, as one in 512 does, is read only as PEM: ssh-keygen -p -m PEM -f FILE writes it so"
             } else {
                 ""
             };
-            failed(format!("the secret {name:?} is not a private key in OpenSSH or PEM format: {e}{encrypted}"))
+            failed(format!("the secret {name:?} is not a private key in OpenSSH or PEM format: {said}{remedy}"))
         })?;
         if key.is_encrypted() {
             return Err(failed(format!(

@@ -110,12 +110,18 @@ pub(super) async fn look(
         let round = one(world, loaded, environment, &health, &host).await;
         (host, health, round)
     });
-    let looks = futures_util::stream::iter(looks).buffer_unordered(WIDE).collect::<Vec<_>>();
-    let Some(looked) = within(&*world.clock, LIMIT, looks).await else {
-        let message = format!("looking at the hosts of {} took longer than {}", environment.name, Span(LIMIT));
-        return Seen::Unseen(Cause::new("timeout", message));
+    let (mut looks, mut looked) = (futures_util::stream::iter(looks).buffer_unordered(WIDE), Vec::new());
+    let all = async {
+        while let Some(one) = looks.next().await {
+            looked.push(one);
+        }
     };
-    let (mut ill, mut unseen) = (None, None);
+    // One that is ill is ill, whoever else was not seen in time.
+    let late = within(&*world.clock, LIMIT, all).await.is_none().then(|| {
+        let message = format!("looking at the hosts of {} took longer than {}", environment.name, Span(LIMIT));
+        Cause::new("timeout", message)
+    });
+    let (mut ill, mut unseen) = (None, late);
     for (host, health, round) in looked {
         match round {
             Err(cause) => unseen = Some(Cause { message: format!("{}: {}", host.name, cause.message), ..cause }),
@@ -178,10 +184,8 @@ async fn one(
         Transport::Ssh => world.links.host(&Realm::new(&loaded.name, &environment.name), host).await,
     };
     let link = link.map_err(|error| error.cause)?;
-    let mut sights = Vec::new();
-    for check in &health.checks {
-        sights.push(world.probe.look(&*link, check, limit).await);
-    }
+    let looks = health.checks.iter().map(|check| world.probe.look(&*link, check, limit));
+    let sights = futures_util::future::join_all(looks).await;
     link.close().await;
     Ok(sights)
 }

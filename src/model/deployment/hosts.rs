@@ -132,7 +132,8 @@ impl Hosts {
     #[must_use]
     pub fn are_unprepared(&self) -> bool {
         let sets = self.sets();
-        let is_there = |place: &usize| self.all.get(*place).is_some_and(|host| !host.gone);
+        let is_there =
+            |place: &usize| self.all.get(*place).is_some_and(|host| !host.gone && host.prepare == Progress::Open);
         !sets.unprepared.is_empty() || sets.preparing.iter().any(is_there)
     }
 

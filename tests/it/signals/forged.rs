@@ -252,3 +252,33 @@ fn environments_of_one_receiver_have_an_order_of_their_own_each_and_one_queue() 
     assert_eq!(staged.lines().collect::<Vec<_>>(), [&one, &two]);
     assert_eq!(receiver.deployed(), [two]);
 }
+
+#[test]
+fn a_way_back_overtakes_the_order_before_it_that_has_not_got_as_far() {
+    let wants = Wants {
+        tests: r#"test = { { "wait", run = function(run) run:sh "while [ -e @DIR@/untested ]; do sleep 0.1; done" end } },"#,
+        ..Wants::default()
+    };
+    let fleet = Fleet::new(1, &wants);
+    let receiver = &fleet.receivers[0];
+    let [one, two] = ["one", "two"].map(|text| fleet.sender.repo.push(text));
+    let mut forger = Forger::of(&fleet, one.clone());
+    let mut order = |revision: &String, epoch: u64, back: bool| {
+        forger.revision.clone_from(revision);
+        let mut signal = forger.signal(epoch);
+        let Order::Deploy(deploy) = &mut signal.order else { panic!("{signal:?}") };
+        deploy.back = back;
+        forger.send(receiver, &signal).is(202).json()["said"]["run"].as_str().unwrap().to_owned()
+    };
+    let good = order(&one, 10, false);
+    receiver.daemon().run(&good).wait().is("succeeded");
+    std::fs::write(receiver.file("untested"), "").unwrap();
+    let forward = order(&two, 11, false);
+    receiver.daemon().run(&forward).until("it is being tested", |run| run["state"] == "testing");
+    // Its sender has heard nothing of it for long, and goes back.
+    let back = order(&one, 12, true);
+    receiver.daemon().run(&back).wait().is("succeeded");
+    std::fs::remove_file(receiver.file("untested")).unwrap();
+    receiver.daemon().run(&forward).wait().is("superseded");
+    assert_eq!(receiver.deployed().last(), Some(&one));
+}
