@@ -193,10 +193,10 @@ pub(super) async fn accept<L: Listener>(server: Arc<Server>, listener: L, door: 
             Err(why) => {
                 turned.one_more(&server, door.name, &why);
                 // Closed at once, so that those inside are served: who has more than a share, and whoever comes when these are taken, too.
-                let all_taken = free.available_permits() == 0;
-                let Some(permit) = all_taken.then(|| reserved.clone().try_acquire_owned().ok()).flatten() else {
+                if free.available_permits() > 0 {
                     continue;
-                };
+                }
+                let Ok(permit) = reserved.clone().try_acquire_owned() else { continue };
                 (permit, None, Place::Reserved)
             }
         };

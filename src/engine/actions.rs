@@ -21,7 +21,7 @@ use self::{
 };
 pub(super) use self::{
     alarm::tell_of_alarm,
-    health::with_variables,
+    health::{filled, with_variables},
     plan::{Asked, phases, planned},
     resolve::{first_build, found},
 };
@@ -43,7 +43,7 @@ use crate::{
         host::Host,
         ids::RunId,
         input,
-        pipeline::{AskedAfter, Check, Environment, Health},
+        pipeline::{AskedAfter, Environment, Health},
         run::Run,
         step::{Branch, CallKey, StepKey},
     },
@@ -187,17 +187,8 @@ fn checks(run: &Run, of: &Deployment, host: &HostRun) -> Option<(Health, Option<
     let mut health = of.spec(run)?.health.clone()?;
     let call = CallKey::host(of.environment.as_str(), of.n, host.host.id.as_str(), "health");
     let variables = input::variables(run, &StepKey::new(&call, &Branch::top(), "health", 1), None, None);
-    health.checks.iter_mut().for_each(|check| with_variables(check, &variables));
-    for check in &mut health.checks {
-        if let (Check::Signal(after), Some(release)) = (check, of.release(run)) {
-            *after = Some(Box::new(AskedAfter {
-                project: run.header.project.clone(),
-                environment: of.environment.clone(),
-                release: release.id.clone(),
-                revision: release.commit.sha.clone(),
-            }));
-        }
-    }
+    let after = of.release(run).map(|release| AskedAfter::of(&run.header.project, &of.environment, release));
+    filled(&mut health, &variables, after.as_ref());
     let deployed = of.release(run).map(|release| Deployed::new(release, of.previous.as_ref()));
     Some((health, deployed))
 }

@@ -77,12 +77,7 @@ async fn look(conductor: &Conductor, loaded: &Loaded, environment: &Environment)
         }
     };
     let late = late(conductor, loaded, environment, found, &live);
-    let after = &AskedAfter {
-        project: project.clone(),
-        environment: environment.name.clone(),
-        release: release.id,
-        revision: release.commit.sha,
-    };
+    let after = &AskedAfter::of(project, &environment.name, &release);
     let looks = late.into_iter().map(|host| async move { answers(world, after, &host).await.then_some(host.id) });
     let answering: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(WIDE).collect().await;
     let there: BTreeSet<HostId> = answering.into_iter().flatten().collect();

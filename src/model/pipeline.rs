@@ -10,6 +10,7 @@ use super::{
     freeze::Window,
     host::{Host, SecretRef, Signalling, Ssh, Transport},
     ids::{Digest, EnvironmentName, ProjectName, ReleaseId, Sha, StageName},
+    release::Release,
     rollout::{Budget, Rollout},
 };
 
@@ -350,6 +351,19 @@ pub struct AskedAfter {
     pub release: ReleaseId,
     /// Its commit.
     pub revision: Sha,
+}
+
+impl AskedAfter {
+    /// A release, in an environment of a project.
+    #[must_use]
+    pub fn of(project: &ProjectName, environment: &EnvironmentName, release: &Release) -> Self {
+        AskedAfter {
+            project: project.clone(),
+            environment: environment.clone(),
+            release: release.id.clone(),
+            revision: release.commit.sha.clone(),
+        }
+    }
 }
 
 /// Where a host tells the version it runs.

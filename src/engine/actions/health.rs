@@ -11,7 +11,7 @@ use crate::model::{
     event::Event,
     health::{Fact, Sight, Verdict, Watch},
     host::{Host, Transport},
-    pipeline::{Check, Health, Version, VersionFrom},
+    pipeline::{AskedAfter, Check, Health, Version, VersionFrom},
 };
 use crate::{
     ports::link::{Link, LinkError},
@@ -59,6 +59,16 @@ pub(super) async fn watch(
         };
         let evidence = watch.evidence().to_vec();
         return Event::HealthVerdict { deployment, host: host.id.clone(), unhealthy, evidence };
+    }
+}
+
+/// Gives the checks of a host what they are asked with, and the release that another daemon is asked after.
+pub(in crate::engine) fn filled(health: &mut Health, variables: &[(String, String)], after: Option<&AskedAfter>) {
+    for check in &mut health.checks {
+        with_variables(check, variables);
+        if let (Check::Signal(asked), Some(after)) = (check, after) {
+            *asked = Some(Box::new(after.clone()));
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use futures_util::StreamExt as _;
 
 use super::{
     super::{
-        actions::with_variables,
+        actions::filled,
         conductor::locked,
         hosts::{self, Need},
         ledger::{self, Live},
@@ -27,7 +27,7 @@ use crate::{
         host::{Host, Transport},
         host_key::Realm,
         ids::{EnvironmentName, HostId, ProjectName, RunId},
-        pipeline::{AskedAfter, Check, Environment, Health},
+        pipeline::{AskedAfter, Environment, Health},
     },
     ports::program::Loaded,
     time::{Span, within},
@@ -155,17 +155,7 @@ fn asked(health: &Health, loaded: &Loaded, environment: &Environment, live: &Liv
     ];
     let variables = variables.map(|(name, value)| (format!("PHASED_{name}"), value.to_owned()));
     let mut health = health.clone();
-    for check in &mut health.checks {
-        with_variables(check, &variables);
-        if let Check::Signal(after) = check {
-            *after = Some(Box::new(AskedAfter {
-                project: loaded.name.clone(),
-                environment: environment.name.clone(),
-                release: live.release.id.clone(),
-                revision: live.release.commit.sha.clone(),
-            }));
-        }
-    }
+    filled(&mut health, &variables, Some(&AskedAfter::of(&loaded.name, &environment.name, &live.release)));
     health
 }
 

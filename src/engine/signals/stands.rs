@@ -93,8 +93,7 @@ pub(super) async fn live(
     });
     let (mut wrong, mut unseen) = (ended, changed(world, loaded, environment));
     let mut looked = false;
-    // What is being changed is not looked at: its own run does that.
-    // Nor is what nobody asks for.
+    // What is being changed is not looked at, as its own run does that, nor is what nobody asks for.
     if let (None, None, Some(live)) = (&wrong, &unseen, live.as_ref().filter(|live| live.release.id == *asked)) {
         match look::look(world, &conductor.inner.inbox.watches, loaded, environment, live).await {
             Seen::Nothing => {}
