@@ -1,8 +1,8 @@
 //! The engine in a simulated world: the same code, other adapters, and everything that can go wrong, from a seed.
 //!
 //! # What is simulated
-//! Time, the machines and their connections, discovery, repositories, probes, people and their letters, and the disk under the
-//! journals, which loses what was not synced and is full at times. One project or two, with an environment or two each, alone or in a
+//! Time, the machines and their connections, discovery (silent at times), repositories, probes, people and their letters, and the disk
+//! under the journals, which loses what was not synced and is full at times. One project or two, with an environment or two each, alone or in a
 //! group. A project is Rust behind the port `Program` ([`program`]), or Lua in the daemon's own driver.
 //!
 //! # What is not

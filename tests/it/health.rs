@@ -1,6 +1,6 @@
 //! Health of a host after its deploy.
 
-use crate::fixture::{Project, World};
+use crate::fixture::{Project, World, free_port};
 
 /// Serves its directory over HTTP on a port of its own; `/healthz` is there or not. Runs on until its world ends.
 fn serving(healthz: &str) -> String {
@@ -40,14 +40,9 @@ fn http_is_asked_through_the_session_on_the_hosts_own_loopback() {
     assert!(world.hosts_have(&["h1"], &commit));
 }
 
-/// A free port for the hosts' service, told to Lua and shell.
-fn port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 #[test]
 fn a_host_is_healthy_when_its_page_answers() {
-    let port = port();
+    let port = free_port();
     let serve = serving("echo fine >www/healthz").replace("(\"127.0.0.1\", 0)", &format!("(\"127.0.0.1\", {port})"));
     let project = Project::new("shop").hosts(&["h1"]).deploy(&serve);
     let health = format!(
@@ -60,7 +55,7 @@ fn a_host_is_healthy_when_its_page_answers() {
 
 #[test]
 fn a_page_that_answers_badly_stops_the_rollout_at_the_first_host() {
-    let port = port();
+    let port = free_port();
     let serve = serving("true").replace("(\"127.0.0.1\", 0)", &format!("(\"127.0.0.1\", {port})"));
     let (world, daemon) =
         World::with(&Project::new("shop").deploy(&serve).health(&format!(r#"http = ":{port}/healthz", {QUICK}"#)));
@@ -73,7 +68,7 @@ fn a_page_that_answers_badly_stops_the_rollout_at_the_first_host() {
 
 #[test]
 fn a_port_nobody_listens_on_is_unhealthy() {
-    let port = port();
+    let port = free_port();
     let (world, daemon) = World::with(&Project::new("shop").health(&format!(r#"tcp = ":{port}", {QUICK}"#)));
     world.repo.push("x");
     let run = daemon.deploy().is("halted");

@@ -3,7 +3,7 @@
 use std::{os::unix::fs::PermissionsExt as _, process::Command};
 
 use super::token;
-use crate::fixture::{BINARY, Daemon, Output, Project, World, eventually, output, pem};
+use crate::fixture::{BINARY, Daemon, Output, Project, World, eventually, free_port, output, pem};
 
 /// A daemon that speaks TLS with this pair, which lies where it can be changed.
 fn secured(cert: &str, key: &str) -> World {
@@ -200,8 +200,7 @@ fn check_says_what_is_wrong_with_the_certificate_and_its_key() {
 #[test]
 fn the_doctor_asks_the_port_over_tls() {
     let world = secured("signed.pem", "signed.key.pem");
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    std::fs::write(world.path("port"), free.to_string()).unwrap();
+    std::fs::write(world.path("port"), free_port().to_string()).unwrap();
     let daemon = world.start();
     let port = |config: &std::path::Path| {
         let said = output(Command::new(BINARY).args(["--json", "doctor", "--config"]).arg(config)).stdout;
