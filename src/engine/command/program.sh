@@ -173,7 +173,7 @@ begin() {
     # Whoever ends what is left running looks there (see left.sh).
     [ -z "$U" ] || unit >>"$B/$U.$boot"
   fi
-  # Whoever takes this line is the one who speaks to the asker.
+  # Whoever takes the end of this line is the one who speaks to the asker. Shells read byte by byte, and two at once share the rest.
   exec 7<<\E
 ticket
 E
@@ -192,9 +192,7 @@ E
   [ -z "$J" ] || [ "$code" = 0 ] || limited
   printf '%-39s\n' "end $now $code" 1<>"$d.go" || mv -f "$d.go" "$d.exit.$code"
   exec 8>&- 9>&-
-  ticket=
-  read -r ticket <&7
-  if [ -n "$ticket" ]; then
+  if read -r rest <&7; then
     written 3 && out=$pos && written 4 && o=$out e=$pos
     exec 3>&- 4>&-
     ended
@@ -220,9 +218,7 @@ begun() {
 attend() {
   exec <&6 3>&- 4>&- 6<&- 9>&-
   read -r rest
-  ticket=
-  read -r ticket <&7
-  [ -n "$ticket" ] || exit 0
+  read -r rest <&7 || exit 0
   exec 7<&-
   # `wait` is locked: the wrapper shares what we have opened.
   flock 8
