@@ -77,26 +77,30 @@ fn spans_are_right(world: &World, run: &str, jump: i64) {
 #[test]
 fn set_while_the_daemon_runs_spans_stay_what_they_are() {
     for jump in jumps() {
-        let world = World::new();
-        world.project(&timed());
-        let wall = Wall::of(&world);
-        let daemon = wall.start(&world);
-        let commit = world.repo.push("x");
-        let run = daemon.press();
-        eventually("the first step runs", || world.events(&run.id, "begin").pop());
-        wall.jumps(jump);
-        run.prints("waits");
-        std::fs::write(world.path("tested/go"), "").unwrap();
-        run.wait().is("succeeded");
-        assert!(world.hosts_have(&["h1", "h2"], &commit));
-        spans_are_right(&world, &run.id, jump);
-        let at = |record: &serde_json::Value| record["at"][0].as_i64().unwrap();
-        let journal = world.journal(&run.id);
-        // A thread that reads the faked clock while another one does may see it as it was; so one record that has moved is enough.
-        let moved = |record| at(record) - at(&journal[0]) - jump * 1000;
-        let moved: Vec<i64> = journal.iter().map(moved).collect();
-        assert!(moved.iter().any(|moved| moved.abs() < 600_000), "the daemon's wall clock was not set: {moved:?}");
+        // Rarely libfaketime does not notice a whole run long that its file is another one: then nothing was tried.
+        let tried = (0..3).any(|_| set_while_the_daemon_runs(jump));
+        assert!(tried, "the daemon's wall clock was not set by {jump} s");
     }
+}
+
+/// Whether it was: a record has the new time. (A thread that reads the faked clock while another one does may see it as it was.)
+fn set_while_the_daemon_runs(jump: i64) -> bool {
+    let world = World::new();
+    world.project(&timed());
+    let wall = Wall::of(&world);
+    let daemon = wall.start(&world);
+    let commit = world.repo.push("x");
+    let run = daemon.press();
+    eventually("the first step runs", || world.events(&run.id, "begin").pop());
+    wall.jumps(jump);
+    run.prints("waits");
+    std::fs::write(world.path("tested/go"), "").unwrap();
+    run.wait().is("succeeded");
+    assert!(world.hosts_have(&["h1", "h2"], &commit));
+    spans_are_right(&world, &run.id, jump);
+    let at = |record: &serde_json::Value| record["at"][0].as_i64().unwrap();
+    let journal = world.journal(&run.id);
+    journal.iter().any(|record| (at(record) - at(&journal[0]) - jump * 1000).abs() < 600_000)
 }
 
 #[test]
