@@ -230,7 +230,7 @@ impl App {
         options.manager.follow(&conductor, &tasks, Arc::clone(&clock));
         watchdog::feed(options.manager.clone(), conductor.clone(), &tasks, clock);
         let addr = bound.addr;
-        tracing::info!(socket = %config.api.socket.display(), listen = ?addr, data_dir = %layout.root.display(), "phased is ready");
+        tracing::info!(socket = %config.api.socket.display(), listen = addr.map_or_else(|| "none".to_owned(), |addr| addr.to_string()), data_dir = %layout.root.display(), "phased is ready");
         let (manager, log) = (options.manager, options.log);
         manager.ready(conductor.summary());
         Ok(App { tasks, doors, conductor, manager, log, certificates, addr, socket: bound.ours, _lock: lock })

@@ -42,6 +42,9 @@ const EXIT_CODES: &str = "Exit codes: 0 ok, 1 error, 2 usage, 3 run failed (also
 /// Where the daemon is unless somebody says otherwise.
 pub const DEFAULT_ADDR: &str = "unix:///run/phased/phased.sock";
 
+/// Beneath a verb's own options: what all of them take.
+const EVERYWHERE: &str = "Options of every command";
+
 /// What every verb that asks the daemon takes.
 #[derive(Debug, Clone, Args)]
 pub struct ClientArgs {
@@ -49,16 +52,17 @@ pub struct ClientArgs {
     #[arg(
         long,
         global = true,
+        help_heading = EVERYWHERE,
         env = "PHASED_ADDR",
         default_value = DEFAULT_ADDR,
         value_name = "ADDRESS"
     )]
     pub addr: String,
     /// Over https, believe the authorities in this file (PEM) instead of those that this machine trusts
-    #[arg(long, global = true, env = "PHASED_CA_FILE", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = EVERYWHERE, env = "PHASED_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
     /// Print JSON, as the HTTP API answers it
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub json: bool,
 }
 
@@ -547,7 +551,7 @@ pub enum MaintenanceCommand {
         /// Why, for those who wonder
         #[arg(long)]
         reason: Option<String>,
-        /// Return once nothing works any more
+        /// Return once nothing is at work any more
         #[arg(long)]
         wait: bool,
         /// Wait no longer than this (then exit code 6, and maintenance stays on): 90s, 10m, 2h

@@ -192,8 +192,7 @@ impl Config {
     /// # Errors
     /// The file cannot be read, or the first thing in it that is wrong, with `file:line:column` and what was probably meant.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
         Config::parse(&text, path)
     }
 
@@ -232,8 +231,7 @@ impl Exec {
             #[serde(default)]
             exec: Exec,
         }
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
         let Only { exec } = toml::from_str(&text).map_err(|error| ConfigError::at(path, &text, &error))?;
         exec.check().map_err(|message| ConfigError::section(path, &text, "exec", message))?;
         Ok(exec)

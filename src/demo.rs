@@ -57,8 +57,9 @@ const END: Duration = Duration::from_secs(5);
 ///
 /// 0 = all went as described, 1 = they did not, or the demo could not be set up; 130 = interrupted before the end.
 pub async fn run(args: &DemoArgs) -> ExitCode {
-    // That the repository has no branch before its first commit is part of the story.
-    let _already_installed = telemetry::init(telemetry::Format::Text, "warn,phased::engine::poll=error");
+    // Failures are part of the story, which tells them itself; a repository without a branch is its beginning.
+    let _already_installed =
+        telemetry::init(telemetry::Format::Text, "warn,phased::engine::poll=error,phased::engine::views=error");
     let mut terminal = Terminal::new();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let tasks = Tasks::new();
@@ -211,9 +212,9 @@ fn hints(terminal: &mut Terminal, site: &Site, daemon: &Daemon, token: &str) {
         (Tone::Plain, r#"   curl -sH "$auth" -H "$text" $api/projects/shop/plan"#.to_owned()),
         (Tone::Plain, r#"   curl -sH "$auth" -H "$text" $api/runs"#.to_owned()),
         (Tone::Plain, r#"   curl -sNH "$auth" $api/events    # what happens, as it happens"#.to_owned()),
-        (Tone::Plain, format!("   curl -s http://{web}/    # web-1, which is down now")),
+        (Tone::Plain, format!("   curl -s http://{web}/    # web-1, which serves the first commit again")),
         (Tone::Quiet, "Mend what is broken, press the button, and follow the run's log:".to_owned()),
-        (Tone::Plain, format!(r"   cd {repository} && sed -i 's/\$SHOP_CURRENCY/EUR/' app.sh && git commit -qam 'Sell in EUR again'")),
+        (Tone::Plain, format!("   cd {repository} && {}", repository::MEND)),
         (Tone::Plain, r#"   run=$(curl -sH "$auth" -d reason=mended $api/projects/shop/start | sed 's/.*"id":"\([^"]*\)","project.*/\1/')"#.to_owned()),
         (Tone::Plain, r#"   curl -sNH "$auth" "$api/runs/$run/log?follow=true""#.to_owned()),
         (Tone::Quiet, "The same with the CLI:".to_owned()),

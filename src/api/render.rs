@@ -183,8 +183,8 @@ pub fn counted(maintenance: &MaintenanceView) -> String {
     let works = maintenance.runs.len() - parked;
     let are = if parked == 1 { "is" } else { "are" };
     match (parked, works) {
-        (0, 0) => "nothing works, nothing is parked".to_owned(),
-        (parked, 0) => format!("nothing works, {} {are} parked", count(parked, "run")),
+        (0, 0) => "nothing is at work, nothing is parked".to_owned(),
+        (parked, 0) => format!("nothing is at work, {} {are} parked", count(parked, "run")),
         (parked, 1) => format!("{} {are} parked, 1 still works", count(parked, "run")),
         (parked, works) => format!("{} {are} parked, {works} still work", count(parked, "run")),
     }
@@ -620,7 +620,9 @@ fn planned(environment: &EnvironmentPlan) -> String {
     out
 }
 
-fn count(n: usize, what: &str) -> String {
+/// `1 host`, `2 hosts`.
+#[must_use]
+pub fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
@@ -717,7 +719,7 @@ pub(crate) mod tests {
             "project": "shop", "stages": ["build", "unit"],
             "environments": [{"environment": "production", "max_parallel": 2, "max_failures": "10% of 25 hosts = 2", "max_unreachable": "0",
                 "waves": [{"n": 1, "canary": true, "hosts": 1}, {"n": 2, "canary": false, "hosts": 1}],
-                "min_healthy": "healthy now less 2 = 0", "bake_time": "2m", "rollback_safe": true, "on_failure": "rollback",
+                "min_healthy": "2 healthy now less max_parallel 2 = 0", "bake_time": "2m", "rollback_safe": true, "on_failure": "rollback",
                 "expected": "6m", "alarms": ["error rate: fires above 0.01"],
                 "no_rollback": {"code": "no_target", "message": "this is the first"},
                 "hosts": [{"id": "i-1", "name": "web-1", "address": "10.0.0.1:22", "zone": null, "wave": 1, "current": "a1b2c3d4e5f6"},
@@ -732,7 +734,7 @@ production: 2 hosts, 2 at a time; it took 6m the last time
   waves   canary 1, then 1; watched for 2m after each
   live    nothing yet
   stops   when more than 10% of 25 hosts = 2 failed or more than 0 are unreachable
-          or when fewer than healthy now less 2 = 0 would serve
+          or when fewer than 2 healthy now less max_parallel 2 = 0 would serve
   then    it halts: this is the first (no_target)
   alarm   error rate: fires above 0.01
   WAVE  HOST   ADDRESS      ID   HAS
@@ -777,7 +779,7 @@ production: 2 hosts, 2 at a time; it took 6m the last time
             "MAINTENANCE since 2026-01-02 03:00:00 UTC by uid 0: upgrade; 1 run is parked, 1 still works; `phased maintenance off` goes on\nphased 1,"
         ));
         on.runs.clear();
-        assert_eq!(counted(&on), "nothing works, nothing is parked");
+        assert_eq!(counted(&on), "nothing is at work, nothing is parked");
         assert_eq!(maintenance(&MaintenanceView::default()), "maintenance is off\n");
     }
 

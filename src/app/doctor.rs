@@ -14,7 +14,11 @@ mod machine;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt::Write as _, path::PathBuf, process::ExitCode};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use nix::unistd::{Uid, User};
 use serde::Serialize;
@@ -78,13 +82,17 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// The owner of the process that runs; else the package's user; else whoever asks.
-    fn find(pid: Option<u32>) -> Daemon {
+    /// The owner of the process that runs; else the package's user; else, for whoever is not root and cannot see that, the owner of the
+    /// data directory; else whoever asks.
+    fn find(pid: Option<u32>, data: &Path) -> Daemon {
         use std::os::unix::fs::MetadataExt as _;
         let running =
             pid.and_then(|pid| std::fs::metadata(format!("/proc/{pid}")).ok()).map(|meta| Uid::from_raw(meta.uid()));
         let packaged = || User::from_name("phased").ok().flatten().map(|user| user.uid);
-        let uid = running.or_else(packaged).unwrap_or_else(Uid::effective);
+        let owner = || {
+            std::fs::metadata(data).ok().map(|meta| Uid::from_raw(meta.uid())).filter(|_| !Uid::effective().is_root())
+        };
+        let uid = running.or_else(packaged).or_else(owner).unwrap_or_else(Uid::effective);
         let name = User::from_uid(uid).ok().flatten().map_or_else(|| format!("uid {uid}"), |user| user.name);
         Daemon { uid, name, pid }
     }
@@ -95,11 +103,9 @@ pub fn run(args: &DoctorArgs, client: &ClientArgs) -> ExitCode {
     let mut found = Vec::new();
     let mut asked = client.clone();
     match Config::load(&args.config) {
-        Err(error) => found.push(Check::fail(
-            "config",
-            error.to_string(),
-            "mend the file; `phased init` writes one where there is none",
-        )),
+        Err(error) => {
+            found.push(Check::fail("config", error.to_string(), "mend the file, or say with --config where it is"))
+        }
         Ok(config) => {
             found.push(Check::ok("config", args.config.display().to_string()));
             if client.addr == cli::DEFAULT_ADDR {
@@ -123,7 +129,7 @@ pub fn run(args: &DoctorArgs, client: &ClientArgs) -> ExitCode {
 fn offline(config: &Config, found: &mut Vec<Check>) {
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let (lock, pid) = files::lock(&config.data_dir);
-    let daemon = Daemon::find(pid);
+    let daemon = Daemon::find(pid, &config.data_dir);
     found.push(Check::ok(
         "user",
         format!("the daemon {} {}", if pid.is_some() { "runs as" } else { "would run as" }, daemon.name),
@@ -156,7 +162,11 @@ fn text(found: &[Check]) -> String {
     let (warned, failed) = (count(State::Warn), count(State::Fail));
     let _infallible = match (warned, failed) {
         (0, 0) => writeln!(out, "\nAll is well: {} checks.", found.len()),
-        _ => writeln!(out, "\n{} checks: {failed} failed, {warned} to look at.", found.len()),
+        _ => writeln!(
+            out,
+            "\n{}: {failed} failed, {warned} to look at.",
+            crate::api::render::count(found.len(), "check")
+        ),
     };
     printable(&out)
 }

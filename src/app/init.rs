@@ -92,6 +92,8 @@ impl Init<'_> {
                 "phased init URL --host HOST, with the URL of your repository, writes the first project".to_owned();
             return Ok(());
         };
+        // Its name as a URL: the only one that a project's file may have.
+        let url = if url.starts_with('/') { &format!("file://{url}") } else { url };
         let url =
             Git::url(url).map_err(|cause| anyhow::anyhow!("{}", cause.message.replacen("source.git = ", "", 1)))?;
         let name = self.name(&url)?;
@@ -119,7 +121,8 @@ impl Init<'_> {
         self.report.branch = Some(draft.branch.clone());
         self.report.found = draft.found.iter().map(|found| found.what.clone()).collect();
         self.report.public_key = Some(public);
-        self.report.sudoers = project::sudoers(&draft);
+        // Of a file that is somebody's own by now nobody knows what it restarts.
+        self.report.sudoers = project::sudoers(&draft).filter(|_| self.report.differs.is_empty());
         self.report.webhook = Some(Webhook::new(&config, &name, webhook.trim_end(), &draft.git));
         let needs: Vec<&str> = draft.found.iter().flat_map(|found| &found.needs).copied().collect();
         self.report.lacking = lacking(&needs, &config.exec.path);
@@ -141,7 +144,7 @@ impl Init<'_> {
                 dir.display()
             )
         };
-        self.files.directory(&dir).with_context(failed)?;
+        self.files.directory(&dir).map_err(|error| anyhow::anyhow!("{}: {}", failed(), error.root_cause()))?;
         std::fs::canonicalize(&dir).with_context(failed)
     }
 

@@ -7,6 +7,7 @@ use super::{
     client::{Address, Client, Failure, with_query},
 };
 use crate::{
+    api::render::count,
     app::doctor::Check,
     engine::view::{
         Page, RunView, Status,
@@ -194,7 +195,7 @@ pub(super) fn sources(fleets: &[FleetView]) -> Vec<Check> {
                 format!("phased hosts {place} says who is out, and why"),
             ));
         } else if well {
-            found.push(Check::ok("sources", format!("{place}: {} hosts", fleet.hosts.len())));
+            found.push(Check::ok("sources", format!("{place}: {}", count(fleet.hosts.len(), "host"))));
         }
     }
     found
@@ -223,7 +224,7 @@ pub(super) fn hosts(looked: &[HostCheckView]) -> Vec<Check> {
     }
     let well = looked.iter().filter(|host| host.cause.is_none()).count();
     if well > 0 {
-        found.push(Check::ok("host", format!("{well} of {} hosts let us in and can run commands (where phased was never before, it has made its directory)", looked.len())));
+        found.push(Check::ok("host", format!("{well} of {} can be logged in to and can run commands (where phased was never before, it has made its directory)", count(looked.len(), "host"))));
     }
     found
 }
@@ -236,7 +237,10 @@ pub(super) fn pushes(project: &str, runs: &[RunView]) -> Option<Check> {
         (0, 0) => None,
         (0, polls) => Some(Check::warn(
             "webhook",
-            format!("{project}: the last {polls} pushes were found by asking, none came by a webhook"),
+            match polls {
+                1 => format!("{project}: the last push was found by asking, it came by no webhook"),
+                _ => format!("{project}: the last {polls} pushes were found by asking, none came by a webhook"),
+            },
             "set the webhook at the forge (phased init says how), or leave it: pushes are only noticed later",
         )),
         _ => Some(Check::ok("webhook", format!("{project}: {hooks} of the last pushes came by it"))),

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {path:?}: {source}")]
+    #[error("cannot read the configuration {path:?}: {error}{}", if error.kind() == std::io::ErrorKind::NotFound { "; `phased init` writes one" } else { "" })]
     Read {
         /// The file.
         path: PathBuf,
         /// The system's word.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// The file says something that it must not.
     #[error("{}:{line}:{column}: {message}{}", path.display(), help.as_ref().map(|help| format!("; {help}")).unwrap_or_default())]

@@ -151,7 +151,7 @@ fn slips_are_refused_with_their_place_and_the_right_word() {
     }
     assert!(!parse("zzz = 1").unwrap_err().contains("did you mean"));
     let missing = Config::load(Path::new("/nonexistent/phased.toml")).unwrap_err().to_string();
-    assert!(missing.contains("/nonexistent/phased.toml"), "{missing}");
+    assert!(missing.contains("/nonexistent/phased.toml") && missing.ends_with("`phased init` writes one"), "{missing}");
 }
 
 fn secret_file(dir: &Path, name: &str, bytes: &[u8], mode: u32) {

@@ -52,6 +52,10 @@ pub(super) const ILL: Change = Change {
     files: &[("app.sh", include_str!("shop/ill/app.sh")), ("tests/run.sh", include_str!("shop/ill/run.sh"))],
 };
 
+/// What mends [`ILL`], typed in the repository by whoever plays with it: `git revert` would bring back [`UNHEALTHY`].
+pub(super) const MEND: &str =
+    r#"sed -i 's|"$prices"/\*|"$prices/$HOST_NAME"|' app.sh && git commit -qam 'A price list for each host'"#;
+
 /// A git repository with a work tree, on branch `main`.
 pub(super) struct Repository {
     dir: PathBuf,

@@ -5,7 +5,7 @@ use tokio::process::Command;
 
 use super::{
     ask::{Answer, Place, ask},
-    repository::{AUTHOR, FAILS_TESTS, GOOD, UNHEALTHY},
+    repository::{AUTHOR, FAILS_TESTS, GOOD, ILL, UNHEALTHY},
     *,
 };
 use crate::{
@@ -117,6 +117,25 @@ async fn the_commits_are_what_the_story_says() {
     let log = String::from_utf8(log.stdout).unwrap();
     assert_eq!(log.lines().count(), 3);
     assert!(log.lines().all(|line| line.starts_with(&format!("{} <{}> ", AUTHOR.0, AUTHOR.1))), "{log}");
+}
+
+#[tokio::test]
+async fn what_is_told_to_type_mends_the_last_commit() {
+    let (site, _tasks, _clock) = site().await;
+    let dir = site.repository.dir().to_owned();
+    let ill = site.repository.commit(&ILL).unwrap();
+    // Two tills, each asked as often as a bake asks.
+    let tills = |prices: std::path::PathBuf| {
+        let asked = "for i in 1 2 3 4 5 6 7 8 9; do for HOST_NAME in a b; do export HOST_NAME; sh ./app.sh || exit 1; done; done";
+        Command::new("sh").args(["-c", asked]).current_dir(&dir).env("PRICES", prices).output()
+    };
+    assert!(!tills(site.root().join("before")).await.unwrap().status.success());
+    let typed = Command::new("sh").args(["-euc", repository::MEND]).current_dir(&dir).output().await.unwrap();
+    assert!(typed.status.success(), "{typed:?}");
+    let head = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(&dir).output().await.unwrap();
+    assert_ne!(String::from_utf8_lossy(&head.stdout).trim(), ill);
+    assert!(tills(site.root().join("after")).await.unwrap().status.success());
+    assert!(Command::new("sh").arg("tests/run.sh").current_dir(&dir).output().await.unwrap().status.success());
 }
 
 /// Secrets of one directory.

@@ -166,7 +166,7 @@ fn shape(json: &Map<String, Value>) -> &'static str {
     } else if has("zen") && has("hook_id") {
         "ping"
     } else {
-        "another event"
+        "neither a push (it has ref, before and after) nor a ping"
     }
 }
 

@@ -5,7 +5,10 @@
 
 use std::{
     net::SocketAddr,
-    os::{fd::AsFd, unix::fs::PermissionsExt as _},
+    os::{
+        fd::AsFd,
+        unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -134,6 +137,10 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     }
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => anyhow::bail!("another daemon answers there"),
+        // A path that was mistyped may be anybody's file.
+        Err(_) if std::fs::metadata(path).is_ok_and(|meta| !meta.file_type().is_socket()) => {
+            anyhow::bail!("something is there that is no socket: it is left alone")
+        }
         Err(_) => drop(std::fs::remove_file(path)),
     }
     let listener = UnixListener::bind(path)?;
@@ -175,6 +182,19 @@ mod tests {
             error.contains("`listen` in [api] is \"none\"") && error.contains("systemctl edit phased.socket"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_taken_away_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(bind(&path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "somebody's").unwrap();
+        let error = format!("{:#}", bind(&path).unwrap_err());
+        assert!(error.contains("no socket"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "somebody's");
     }
 
     #[test]

@@ -108,7 +108,7 @@ fn a_repository_becomes_a_project_that_deploys_and_each_missing_part_is_named() 
     let (code, said, err) = init(conf, &other);
     let file = conf.join("plugins/projects/shop.lua").display().to_string();
     assert_eq!((code, &said["differs"]), (0, &serde_json::json!([file])), "{said:#} {err}");
-    assert!(said["next"].as_str().unwrap().starts_with(&format!("{file} was kept")), "{said:#}");
+    assert!(said["next"].as_str().unwrap().starts_with(&format!("{file} is there already")), "{said:#}");
     // What would stand in a line of sudoers on every host.
     for (word, value) in [("--user", "x ALL=(ALL) NOPASSWD: ALL\n#"), ("--user", "ALL"), ("--service", "a, /bin/sh")] {
         let (code, _, err) = init(conf, &["--name", "shop", "--host", "127.0.0.1", word, value, &url]);

@@ -71,7 +71,10 @@ fn a_stage_and_a_host_in_flight_are_finished_and_the_rest_waits_until_it_is_over
     go(&world, &["stage"]);
     let waits = daemon.cli(&["maintenance", "on", "--wait"]);
     assert_eq!(waits.code, 0, "{waits:?}");
-    assert!(waits.stdout.contains("nothing works, 1 run is parked; `phased maintenance off` goes on"), "{waits:?}");
+    assert!(
+        waits.stdout.contains("nothing is at work, 1 run is parked; `phased maintenance off` goes on"),
+        "{waits:?}"
+    );
     assert_eq!(trace(&world, "tested"), "begun stage\nended stage\ncleaned\n");
     let by = |reason: &str| json!({ "code": "maintenance", "holder": "uid 0", "until": null, "reason": reason });
     let upgrade = by("upgrade to 0.2");

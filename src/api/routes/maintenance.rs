@@ -34,7 +34,7 @@ pub struct MaintenanceBody {
 /// Whether maintenance is on, and what still works.
 #[utoipa::path(get, path = "/v1/maintenance", tag = "daemon",
     params(
-        ("wait" = Option<String>, Query, description = "`parked`: until nothing works any more (or maintenance is off)."),
+        ("wait" = Option<String>, Query, description = "`parked`: until nothing is at work any more (or maintenance is off)."),
         ("timeout" = Option<String>, Query, description = "How long to wait, `5m` when absent, at most `1h`; then the answer is how it is.")),
     responses((status = 200, description = "Every run that has begun; `doing` is empty for those that are parked.", body = MaintenanceView)))]
 pub(super) async fn show(State(app): State<App>, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {

@@ -1,6 +1,9 @@
 //! Projects: whether they load, what they need of this machine, and whether anybody is told of anything.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use nix::unistd::{Uid, User};
 
@@ -15,9 +18,14 @@ use crate::{
     },
 };
 
+/// Where the packages put the shipped plugins.
+const SHIPPED_PLUGINS: &str = "/usr/share/phased/plugins";
+
 pub(super) fn all(config: &Config, credentials: Option<&Path>, daemon: &Daemon) -> Vec<Check> {
     let mut found = Vec::new();
-    for dir in config.plugins.iter().filter(|dir| !dir.is_dir()) {
+    // What the package puts there is built in as well.
+    let lacks = |dir: &&PathBuf| !dir.is_dir() && dir.as_path() != Path::new(SHIPPED_PLUGINS);
+    for dir in config.plugins.iter().filter(lacks) {
         found.push(Check::warn(
             "plugins",
             format!("{} is not there", dir.display()),

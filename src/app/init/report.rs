@@ -68,6 +68,11 @@ impl Webhook {
     }
 }
 
+/// Whether there is a unit to start: what was built from source has brought none.
+fn has_unit() -> bool {
+    ["/etc", "/usr/lib", "/lib"].iter().any(|dir| Path::new(dir).join("systemd/system/phased.service").exists())
+}
+
 impl Report {
     pub fn files(&mut self, files: &Files) {
         let shown = |paths: &[std::path::PathBuf]| paths.iter().map(|path| path.display().to_string()).collect();
@@ -83,9 +88,11 @@ impl Report {
         let of = |wanted: &dyn Fn(&State) -> bool| self.hosts.iter().find(|state| wanted(state));
         let shut = |state: &State| state.missing.iter().any(|cause| cause.is_shut() && cause.code != "auth_failed");
         self.next = if !self.differs.is_empty() {
+            let (are, they, them) =
+                if self.differs.len() == 1 { ("is", "it was", "it") } else { ("are", "they were", "them") };
             format!(
-                "{} was kept and is not what this command would write: what it was told is not in there. Put it in by hand and go on with phased check, \
-                 or move it away and run this again",
+                "{} {are} there already and not what this command would write, so {they} kept. What you said here and is not in {them}, put in by hand; \
+                 phased check and phased doctor look at what is there. Or move {them} away and run this again",
                 self.differs.join(" and ")
             )
         } else if draft.hosts.is_empty() {
@@ -106,7 +113,7 @@ impl Report {
             "see to the hosts above, then run this again".to_owned()
         } else if answers {
             format!("phased reload && phased start {name} --wait")
-        } else if crate::service::is_systemd_here() {
+        } else if crate::service::is_systemd_here() && has_unit() {
             "systemctl enable --now phased    (it tests and deploys the branch's head by itself; phased status shows it)".to_owned()
         } else {
             format!(

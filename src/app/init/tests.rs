@@ -91,6 +91,6 @@ fn the_command_for_a_host_goes_to_its_port() {
         assert!(report.next.starts_with(command), "{}", report.next);
         report.differs = vec!["shop.lua".to_owned()];
         report.decide_next(&draft, Path::new("shop.host.sh"), false);
-        assert!(report.next.starts_with("shop.lua was kept"), "{}", report.next);
+        assert!(report.next.starts_with("shop.lua is there already"), "{}", report.next);
     }
 }
