@@ -134,7 +134,7 @@ fn asking_failed(shown: &str, host: &str, error: reqwest::Error) -> Cause {
         Cause::new("http_url", format!("{shown} cannot be asked: {said}"))
     } else if let Some(refusal) = tls::refusal(&error).filter(|_| error.is_connect()) {
         // Only before anything was sent: one that is cut off later may have been heard.
-        Cause::new("http_tls", format!("{shown}: no trusted connection: {}", tls::why(refusal, host, tls::MACHINE)))
+        Cause::new("http_tls", format!("{shown}: no trusted connection: {}", tls::why(refusal, host, &tls::MACHINE)))
     } else if error.is_connect() {
         Cause::new("http_connect", format!("{shown}: cannot connect ({said})"))
     } else {

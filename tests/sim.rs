@@ -3,9 +3,20 @@
 use std::{
     collections::BTreeMap,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
-use phased::sim::{Language, Scenario, play};
+use phased::{
+    model::{
+        pipeline::HostSource,
+        rollout::{Budget, Canary, OnFailure, OnInconclusive, Rollout},
+        run::RunState,
+    },
+    sim::{
+        Language, Scenario, play,
+        scenario::{Behaviour, Fault, HostFault, Push},
+    },
+};
 
 /// As many as a build without optimisation has time for. `scripts/test` plays 10,000 after all other tests, see `scripts/worlds`.
 const USUAL: u64 = 200;
@@ -99,5 +110,61 @@ fn a_seed_is_played_to_the_same_bytes_each_time() {
         let differ = first.story.iter().zip(&second.story).find(|(first, second)| first != second);
         assert_eq!(differ, None, "seed {seed}");
         assert!(!first.journals.is_empty() && first.journals == second.journals, "seed {seed}");
+    }
+}
+
+/// One environment of four hosts that discovery finds, a canary and the rest, and nothing that befalls anybody.
+fn calm(bake: Duration) -> Scenario {
+    let is_plain = |scenario: &Scenario| {
+        let [project] = &scenario.projects[..] else { return false };
+        let [environment] = &project.pipeline.environments[..] else { return false };
+        matches!(environment.hosts[..], [HostSource::Plugin { .. }])
+            && environment.health.is_some()
+            && !environment.verify
+    };
+    let mut scenario = (0..).map(Scenario::of).find(is_plain).unwrap();
+    let project = &mut scenario.projects[0];
+    project.fleets = vec![0..4];
+    project.commits = vec![Push { at: Duration::ZERO, is: Behaviour::Good, again: None }];
+    let environment = &mut project.pipeline.environments[0];
+    (environment.hooks.rollback_safe, environment.alarms) = (false, Vec::new());
+    let bake_time_ms = u64::try_from(bake.as_millis()).unwrap();
+    environment.rollout = Rollout {
+        canary: Canary::Count(Budget::Count(1)),
+        bake_time_ms,
+        max_bake_ms: bake_time_ms * 3,
+        max_parallel: 4,
+        on_failure: OnFailure::Rollback,
+        on_inconclusive: OnInconclusive::Rollback,
+        ..Rollout::default()
+    };
+    Scenario {
+        faults: Vec::new(),
+        people: Vec::new(),
+        full: Vec::new(),
+        silent: Vec::new(),
+        crashes: Vec::new(),
+        ..scenario
+    }
+}
+
+#[test]
+fn a_host_that_its_provider_ends_while_a_wave_bakes_is_gone_and_not_unreachable() {
+    let (bake, lasts) = (Duration::from_secs(600), Duration::ZERO);
+    // In the bake of the rest, and so late in it that only the last look finds out; the canary, after which nobody has the release.
+    for (at, host, ends) in
+        [(1000, 2, RunState::Succeeded), (1190, 3, RunState::Succeeded), (300, 0, RunState::RolledBack)]
+    {
+        let mut scenario = calm(bake);
+        scenario.faults = vec![Fault { at: Duration::from_secs(at), host, what: HostFault::Gone, lasts }];
+        let played = play(&scenario, true).unwrap_or_else(|broken| panic!("{broken}\n{}", show(&scenario)));
+        let (ended, why) = &played.ends[0];
+        assert_eq!(*ended, ends, "{why}\n{}", show(&scenario));
+        assert!(ends == RunState::Succeeded || why.contains("inconclusive"), "{why}");
+        // One that only does not answer is another matter.
+        scenario.faults[0].what = HostFault::Refuses;
+        scenario.faults[0].lasts = Duration::from_secs(900);
+        let played = play(&scenario, false).unwrap_or_else(|broken| panic!("{broken}\n{}", show(&scenario)));
+        assert!(played.ends.iter().any(|(_, why)| why.contains("max_unreachable")), "{at}: {:?}", played.ends);
     }
 }

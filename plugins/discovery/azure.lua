@@ -56,6 +56,12 @@ local function escaped(text)
   return (text:gsub("[^%w%-%._~]", function(c) return ("%%%02X"):format(c:byte()) end))
 end
 
+-- In words, who asks.
+local function account(options)
+  if options.client_secret then return ("the client %s of the tenant %s"):format(options.client_id, options.tenant) end
+  return "this machine's managed identity" .. (options.client_id and " " .. options.client_id or "")
+end
+
 local function token_of_secret(options)
   if not (options.tenant and options.client_id) then
     error("Azure: client_secret goes with tenant and client_id", 0)
@@ -68,7 +74,7 @@ local function token_of_secret(options)
     },
   }
   if answer.status ~= 200 then
-    error(("Azure refused a token for the client %s of the tenant %s: %s; look at both ids, and whether the client secret has expired"):format(options.client_id, options.tenant, words(answer)), 0)
+    error(("Azure refused a token for %s: %s; look at both ids, and whether the client secret has expired"):format(account(options), words(answer)), 0)
   end
   return decoded(answer.body).access_token
 end
@@ -81,7 +87,7 @@ local function token_of_machine(options)
     error(("Azure's metadata server cannot be asked for a token: %s; outside of Azure give tenant, client_id and client_secret"):format(answer.message or tostring(answer)), 0)
   end
   if answer.status ~= 200 then
-    error(("Azure's metadata server gives no token: %s; give this machine a managed identity, or tenant, client_id and client_secret"):format(words(answer)), 0)
+    error(("Azure's metadata server gives no token for %s: %s; give this machine that identity, or tenant, client_id and client_secret"):format(account(options), words(answer)), 0)
   end
   return decoded(answer.body).access_token
 end
@@ -162,7 +168,7 @@ local function hosts(options)
       },
     }
     if answer.status ~= 200 then
-      error(("Azure Resource Graph of subscription %s: %s; %s"):format(table.concat(subscriptions, ", "), words(answer), remedy(answer.status)), 0)
+      error(("Azure Resource Graph of subscription %s, asked by %s: %s; %s"):format(table.concat(subscriptions, ", "), account(options), words(answer), remedy(answer.status)), 0)
     end
     local page = decoded(answer.body)
     if answer.truncated or type(page.data) ~= "table" then

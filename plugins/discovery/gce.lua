@@ -33,6 +33,22 @@ local function words(answer)
   return ("status %d: %s"):format(answer.status, answer.body:sub(1, 200))
 end
 
+local ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+-- Whose an assertion is: its claims are signed, and can be read by everybody.
+local function issuer(assertion)
+  local bits, count, bytes = 0, 0, {}
+  for letter in (assertion:match "^[^.]*%.([^.]*)" or ""):gmatch "." do
+    bits, count = (bits << 6 | ((ALPHABET:find(letter, 1, true) or 1) - 1)) & 0xffff, count + 6
+    if count >= 8 then
+      count = count - 8
+      bytes[#bytes + 1] = string.char(bits >> count & 0xff)
+    end
+  end
+  return "the service account " .. tostring(decoded(table.concat(bytes)).iss or "of the key")
+end
+
+-- A token, and in words whose it is.
 local function token_of_key(options)
   local assertion = phased.jwt {
     key = options.key, from_key = { iss = "client_email" }, claims = { scope = SCOPE, aud = options.token_url },
@@ -42,9 +58,9 @@ local function token_of_key(options)
     form = { grant_type = "urn:ietf:params:oauth:grant-type:jwt-bearer", assertion = assertion },
   }
   if answer.status ~= 200 then
-    error(("Google refused a token for the service account of the key: %s; make a new key, look whether the account is disabled, and at this machine's clock"):format(words(answer)), 0)
+    error(("Google refused a token for %s: %s; make a new key, look whether the account is disabled, and at this machine's clock"):format(issuer(assertion), words(answer)), 0)
   end
-  return decoded(answer.body).access_token
+  return decoded(answer.body).access_token, issuer(assertion)
 end
 
 local function token_of_machine(options)
@@ -56,7 +72,7 @@ local function token_of_machine(options)
   if answer.status ~= 200 then
     error(("Google's metadata server gives no token for the service account %s: %s; attach a service account to this machine, or give key"):format(options.account, words(answer)), 0)
   end
-  return decoded(answer.body).access_token
+  return decoded(answer.body).access_token, ("the service account %s of this machine"):format(options.account)
 end
 
 local function remedy(status, options)
@@ -116,7 +132,7 @@ local function host(instance, options)
 end
 
 local function hosts(options)
-  local token = (options.key and token_of_key or token_of_machine)(options)
+  local token, account = (options.key and token_of_key or token_of_machine)(options)
   if type(token) ~= "string" then error("Google answered without a token", 0) end
 
   local base = ("%s/compute/v1/projects/%s/aggregated/instances?maxResults=500&returnPartialSuccess=false"):format(options.endpoint, escaped(options.project))
@@ -128,7 +144,7 @@ local function hosts(options)
       headers = { authorization = "Bearer " .. token }, check = false, retries = 4,
     }
     if answer.status ~= 200 then
-      error(("Google instances.aggregatedList of project %s: %s; %s"):format(options.project, words(answer), remedy(answer.status, options)), 0)
+      error(("Google instances.aggregatedList of project %s, asked by %s: %s; %s"):format(options.project, account, words(answer), remedy(answer.status, options)), 0)
     end
     -- Nothing found is a list without items. Anything else, such as a proxy's own page, says nothing of the instances.
     local list = decoded(answer.body)

@@ -18,9 +18,13 @@ use tokio_rustls::{
 };
 
 use super::client::Failure;
+use crate::http::tls::{self, Remedies};
 
 /// What to do where the certificate's signer is not known.
 const WHOM_TO_TRUST: &str = "--ca-file or PHASED_CA_FILE names the file (PEM) of the authority that signed it, or of the certificate itself where it signed itself";
+
+/// What may be meant where it speaks none.
+const PLAIN: &str = "has the daemon a certificate (`tls` in its [api]), or is it meant to be asked by http://?";
 
 /// Whom we believe: the authorities in `ca_file`, or those that this machine trusts.
 pub(super) fn config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, Failure> {
@@ -76,7 +80,7 @@ pub fn over(mut stream: TcpStream, file: &Path) -> Result<StreamOwned<ClientConn
 
 /// In words: why there is no TLS, and what to do.
 pub(super) fn why(error: &io::Error, host: &str) -> String {
-    crate::http::tls::why(error, host, WHOM_TO_TRUST)
+    tls::why(error, host, &Remedies { trust: WHOM_TO_TRUST, plain: PLAIN })
 }
 
 /// The authorities of a file, and the very certificates in it: `openssl req -x509` makes one that is no authority for itself.

@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 pub(super) use self::lease::lease_names;
 use self::{
     alarm::measure,
-    health::{Guarded, guard, look_over, watch},
+    health::{Guarded, Watched, guard, look_over, unless_gone, watch},
     lease::lease,
-    plan::{look, plan},
+    plan::{Roster, look, plan},
     resolve::{checkout, resolve},
 };
 pub(super) use self::{
@@ -37,7 +37,7 @@ use crate::{
     model::{
         cause::Cause,
         decide::Action,
-        deployment::{Deployment, HealthRun, HostRun, HostState},
+        deployment::{Bake, Deployment, HealthRun, HostRun, HostState},
         event::Event,
         health::{Deployed, Incarnation, Watch},
         host::Host,
@@ -90,20 +90,17 @@ pub(super) enum Job {
         alarm: u32,
     },
     Guard {
-        deployment: u32,
-        guarded: Vec<Guarded>,
+        watched: Watched,
         bake: Duration,
     },
-    LookOver {
-        deployment: u32,
-        guarded: Vec<Guarded>,
-    },
+    LookOver(Watched),
     Watch {
         deployment: u32,
         host: Box<Host>,
         health: Health,
         since: Since,
         known: Known,
+        roster: Option<Box<Roster>>,
     },
     Undo {
         run: RunId,
@@ -150,11 +147,9 @@ impl Job {
             Action::Guard { deployment } => {
                 let of = run.deployment(deployment)?;
                 let bake = Duration::from_millis(of.spec(run)?.rollout.bake_time_ms);
-                Job::Guard { deployment, guarded: guarded(run, of), bake }
+                Job::Guard { watched: watched(run, of), bake }
             }
-            Action::LookOver { deployment } => {
-                Job::LookOver { deployment, guarded: guarded(run, run.deployment(deployment)?) }
-            }
+            Action::LookOver { deployment } => Job::LookOver(watched(run, run.deployment(deployment)?)),
             Action::Watch { deployment, host } => {
                 let of = run.deployment(deployment)?;
                 let host = of.host(&host)?;
@@ -162,7 +157,8 @@ impl Job {
                 let HealthRun::Watching { since, again } = &host.health else { return None };
                 let since = Since { began: since.clone(), again: *again };
                 let known = Known { deployed, processes: host.processes.clone() };
-                Job::Watch { deployment, host: Box::new(host.host.clone()), health, since, known }
+                let roster = Roster::of(run, of, host.wave).map(Box::new);
+                Job::Watch { deployment, host: Box::new(host.host.clone()), health, since, known, roster }
             }
             Action::Undo(key) => Job::Undo { run: run.header.run.clone(), key },
             Action::Finish => Job::Finish(whole()),
@@ -171,15 +167,17 @@ impl Job {
     }
 }
 
-/// The hosts of a deployment that have the release and were healthy.
-fn guarded(run: &Run, of: &Deployment) -> Vec<Guarded> {
+/// The hosts of a deployment that have the release and were healthy, while a wave of it bakes.
+fn watched(run: &Run, of: &Deployment) -> Watched {
     let healthy = of.hosts.iter().filter(|host| host.verdict() == HostState::Healthy && host.back.is_none());
     let guarded = healthy.filter_map(|host| {
         let (health, deployed) = checks(run, of, host)?;
         let watch = Watch::new(&health, deployed).over(&host.processes);
         Some(Guarded::new(host.host.clone(), health, watch))
     });
-    guarded.collect()
+    let bakes = (0..).zip(&of.waves).find(|(_, wave)| matches!(wave.bake, Bake::Baking { .. }));
+    let roster = bakes.and_then(|(wave, _)| Roster::of(run, of, wave));
+    Watched { deployment: of.n, guarded: guarded.collect(), roster }
 }
 
 /// The checks of a host in a deployment, and what it is to run.
@@ -230,11 +228,11 @@ pub(super) async fn perform(context: Context, job: Job) {
                 let fact = measure(&context, &run, deployment, alarm).await;
                 context.facts(fact.into_iter().collect(), true).await;
             }
-            Job::Guard { deployment, guarded, bake } => guard(&context, deployment, guarded, bake).await,
-            Job::LookOver { deployment, guarded } => look_over(&context, deployment, guarded).await,
-            Job::Watch { deployment, host, health, since, known } => {
+            Job::Guard { watched, bake } => guard(&context, watched, bake).await,
+            Job::LookOver(watched) => look_over(&context, watched).await,
+            Job::Watch { deployment, host, health, since, known, roster } => {
                 let fact = watch(&context, deployment, &host, &health, &since, known).await;
-                context.last(fact).await;
+                context.facts(unless_gone(&context, fact, roster).await, true).await;
             }
             Job::Undo { run, key } => {
                 let action = context.name.clone();

@@ -34,6 +34,9 @@ pub(super) struct Live {
     #[serde(serialize_with = "brief_release")]
     pub(super) release: Release,
     pub(super) run: RunId,
+    /// Which deployment of that run put it there; earlier versions did not write it down.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(super) deployment: Option<u32>,
     /// The run that made it good, where another one put it back.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(super) made: Option<RunId>,
@@ -276,6 +279,7 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
             let live = Live {
                 release: release.clone(),
                 run: header.run.clone(),
+                deployment: Some(deployment.n),
                 // What a signal puts back is what its sender wants now: older orders are older than that.
                 made: deployment
                     .target
@@ -294,6 +298,7 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
             let live = Live {
                 release: target.release.clone(),
                 run: header.run.clone(),
+                deployment: Some(deployment.n),
                 made: None,
                 code: target.code.clone(),
                 since_ms: at.wall_ms,
@@ -398,7 +403,10 @@ mod tests {
     use crate::lifecycle::watch;
 
     use super::*;
-    use crate::{model::ids::Seq, ports::control::Entry, ports::journal::Synced};
+    use crate::{
+        model::{event::Record, ids::Seq},
+        ports::{control::Entry, journal::Synced},
+    };
 
     /// Takes records of at most 300 bytes.
     #[derive(Default)]
@@ -443,6 +451,25 @@ mod tests {
         let keys: Vec<String> = records.into_iter().flatten().collect();
         let wanted = ["letter/0", "letter/1", "letter/2", "letter/3", "letter/4", "letter/5", "letter/6", "run/1"];
         assert_eq!(keys, wanted, "all but the one that fits nowhere");
+    }
+
+    /// A run that has watched a unit, as a daemon wrote it down.
+    fn baked() -> Run {
+        let text = include_str!("../../tests/golden/baked/journal");
+        let json = |line: &'static str| &line[line.find('{').unwrap()..];
+        let mut records = text.lines().map(|line| serde_json::from_str::<Record>(json(line)).unwrap());
+        let mut run = Run::begin(&records.next().unwrap()).unwrap();
+        records.for_each(|record| run.next(&record).unwrap());
+        run
+    }
+
+    #[test]
+    fn what_a_run_saw_of_a_hosts_units_is_kept_with_what_the_host_has() {
+        let puts = puts(&Small::default(), &baked());
+        let put = |key: &str| puts.iter().find(|(of, _)| of == key).unwrap().1.as_ref().unwrap();
+        let processes = &put("host/shop/production/machine")["processes"];
+        assert!(processes[0][0] == 0 && processes[0][1]["restarts"] == 0, "{processes}");
+        assert_eq!(put("live/shop/production")["deployment"], 1);
     }
 
     #[test]

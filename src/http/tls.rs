@@ -4,18 +4,29 @@ use std::io;
 
 use tokio_rustls::rustls::{self, CertificateError};
 
-/// For people who reach TLS servers from the daemon: whom it believes is what its machine trusts, read once.
-pub(super) const MACHINE: &str = "make this machine trust the authority that signed it (update-ca-certificates, or SSL_CERT_FILE in the \
-                                  daemon's environment) and start the daemon again";
+/// What whoever asks can do about a server.
+pub struct Remedies {
+    /// How its authority comes to be trusted.
+    pub trust: &'static str,
+    /// What there is to see to where it speaks no TLS.
+    pub plain: &'static str,
+}
 
-/// Why a handshake with `host` has failed; `trust` says how its authority comes to be trusted.
+/// For people who reach TLS servers from the daemon: whom it believes is what its machine trusts, read once.
+pub(super) const MACHINE: Remedies = Remedies {
+    trust: "make this machine trust the authority that signed it (update-ca-certificates, or SSL_CERT_FILE in the daemon's environment) and \
+            start the daemon again",
+    plain: "is it meant to be asked by http://?",
+};
+
+/// Why a handshake with `host` has failed, and what to do.
 #[must_use]
-pub fn why(error: &io::Error, host: &str, trust: &str) -> String {
+pub fn why(error: &io::Error, host: &str, remedies: &Remedies) -> String {
+    let Remedies { trust, plain } = remedies;
     let Some(cause) = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) else {
         return match error.kind() {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-                "it hangs up instead of speaking TLS: has it a certificate, or is it meant to be asked by http://?"
-                    .to_owned()
+                format!("it hangs up instead of speaking TLS: {plain}")
             }
             _ => error.to_string(),
         };
@@ -36,9 +47,7 @@ pub fn why(error: &io::Error, host: &str, trust: &str) -> String {
             }
             error => format!("its certificate cannot be believed: {error}"),
         },
-        rustls::Error::InvalidMessage(_) => {
-            "it answers, and not in TLS: is it meant to be asked by http://?".to_owned()
-        }
+        rustls::Error::InvalidMessage(_) => format!("it answers, and not in TLS: {plain}"),
         error => format!("no TLS with it: {error}"),
     }
 }

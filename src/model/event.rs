@@ -253,8 +253,8 @@ pub enum Event {
         #[serde(skip_serializing_if = "is_zero", default)]
         unwatched_ms: u64,
     },
-    /// While a wave baked everything was as it should be to the end of the bake, and every host that has the release was looked at once more
-    /// after that.
+    /// The last look of a bake: when its time was over every host that has the release was looked at once more. One that is not well any more
+    /// got its `HealthVerdict` before this. It counts for the bake under way, until it turns out that some of its time was not watched.
     LookedOver {
         /// Which deployment.
         deployment: u32,

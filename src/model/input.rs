@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use super::{
     deployment::{Deployment, HostRun},
-    ids::{DeploymentId, HostId},
+    host::Host,
+    ids::{DeploymentId, EnvironmentName, HostId, ProjectName, RunId},
     release::Release,
     run::{Checkout, Run},
     step::{CallKey, Place, StepKey},
@@ -94,40 +95,66 @@ pub fn of(run: &Run, key: &CallKey) -> Value {
     input
 }
 
-/// The `PHASED_*` variables of a command on a host, or here, in a fixed order; what does not apply is absent.
+/// What a command on a host, or here, is told of where it runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Told<'a> {
+    /// Whose it is.
+    pub project: &'a ProjectName,
+    /// For which run.
+    pub run: &'a RunId,
+    /// What ships.
+    pub release: Option<&'a Release>,
+    /// Where to.
+    pub environment: Option<&'a EnvironmentName>,
+    /// Which deployment of the run.
+    pub deployment: Option<u32>,
+    /// The host it is about.
+    pub host: Option<&'a Host>,
+    /// What for.
+    pub phase: Option<&'a str>,
+    /// The step's name.
+    pub step: &'a str,
+}
+
+impl Told<'_> {
+    /// The `PHASED_*` variables, in a fixed order; what does not apply is absent.
+    #[must_use]
+    pub fn variables(&self) -> Vec<(String, String)> {
+        let deployment = self.deployment.map(|n| DeploymentId { run: self.run.clone(), n }.to_string());
+        let variables = [
+            ("PROJECT", Some(self.project.as_str())),
+            ("RUN", Some(self.run.as_str())),
+            ("RELEASE", self.release.map(|release| release.id.as_str())),
+            ("REVISION", self.release.map(|release| release.commit.sha.as_str())),
+            ("BRANCH", self.release.and_then(|release| release.branch.as_deref())),
+            ("ENVIRONMENT", self.environment.map(EnvironmentName::as_str)),
+            ("DEPLOYMENT", deployment.as_deref()),
+            ("HOST_ID", self.host.map(|host| host.id.as_str())),
+            ("HOST_NAME", self.host.map(|host| host.name.as_str())),
+            ("PHASE", self.phase),
+            ("STEP", Some(self.step)),
+        ];
+        let there =
+            variables.into_iter().filter_map(|(name, value)| Some((format!("PHASED_{name}"), value?.to_owned())));
+        there.collect()
+    }
+}
+
+/// The `PHASED_*` variables of a step's command.
 #[must_use]
 pub fn variables(run: &Run, step: &StepKey, name: Option<&str>, on: Option<&HostId>) -> Vec<(String, String)> {
-    let mut variables = Vec::new();
-    let mut set = |name: &str, value: Option<&str>| {
-        if let Some(value) = value {
-            variables.push((format!("PHASED_{name}"), value.to_owned()));
-        }
-    };
     let place = step.call().place();
     let number = match &place {
         Some(Place::Deployment { deployment, .. } | Place::Host { deployment, .. }) => Some(*deployment),
         _ => None,
     };
     let deployment = number.and_then(|n| run.deployment(n));
-    let release = deployment.map_or(run.release.as_ref(), |deployment| deployment.release(run));
-    set("PROJECT", Some(run.header.project.as_str()));
-    set("RUN", Some(run.header.run.as_str()));
-    set("RELEASE", release.map(|r| r.id.as_str()));
-    set("REVISION", release.map(|r| r.commit.sha.as_str()));
-    set("BRANCH", release.and_then(|r| r.branch.as_deref()));
-    if let Some(deployment) = deployment {
-        set("ENVIRONMENT", Some(deployment.environment.as_str()));
-        set("DEPLOYMENT", Some(&DeploymentId { run: run.header.run.clone(), n: deployment.n }.to_string()));
-        // Also what a function of the whole deployment does on one of its hosts.
-        let own = match (&place, on) {
-            (Some(Place::Host { host, .. }), _) => Some(host),
-            (_, on) => on,
-        };
-        if let Some(host) = own.and_then(|host| deployment.host(host)) {
-            set("HOST_ID", Some(host.host.id.as_str()));
-            set("HOST_NAME", Some(host.host.name.as_str()));
-        }
-    }
+    // Also what a function of the whole deployment does on one of its hosts.
+    let own = match (&place, on) {
+        (Some(Place::Host { host, .. }), _) => Some(host),
+        (_, on) => on,
+    };
+    let host = own.and_then(|host| deployment?.host(host));
     let phase = match &place {
         Some(Place::Stage { stage, .. }) => Some(stage.as_str()),
         Some(Place::Deployment { function, .. }) if function == "verify" => Some("final"),
@@ -136,7 +163,15 @@ pub fn variables(run: &Run, step: &StepKey, name: Option<&str>, on: Option<&Host
         Some(Place::Deployment { function, .. } | Place::Host { function, .. }) => function.split('.').next(),
         None => None,
     };
-    set("PHASE", phase);
-    set("STEP", Some(name.unwrap_or(step.short())));
-    variables
+    let told = Told {
+        project: &run.header.project,
+        run: &run.header.run,
+        release: deployment.map_or(run.release.as_ref(), |deployment| deployment.release(run)),
+        environment: deployment.map(|deployment| &deployment.environment),
+        deployment: deployment.map(|deployment| deployment.n),
+        host: host.map(|host| &host.host),
+        phase,
+        step: name.unwrap_or(step.short()),
+    };
+    told.variables()
 }

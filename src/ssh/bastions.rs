@@ -262,13 +262,13 @@ impl Bastion {
         if let Some(error) = state.refusal(&links.clock.now()) {
             return Err(error.clone());
         }
-        // What fails there is kept there.
-        let through = links.behind(before).await?;
         let (id, place) = (spec.hop.id(), spec.hop.place());
         let who = Who { id: &id, name: &place, address: &spec.hop.address, port: spec.way.to.port };
-        let trust = Trust::of(spec.realm, &who, spec.way.host_keys, spec.way.known_hosts, &*links.kept);
-        let made = match trust.await {
-            Ok(trust) => links.session(&spec.way, trust, through, None, None).await,
+        // It may wait for the disk, which is done in nobody's turn.
+        let trust = Trust::of(spec.realm, &who, spec.way.host_keys, spec.way.known_hosts, &*links.kept).await;
+        let made = match trust {
+            // What fails before it is kept there.
+            Ok(trust) => links.session(&spec.way, trust, links.behind(before).await?, None, None).await,
             Err(error) => Err(error),
         };
         match made {

@@ -116,3 +116,27 @@ fn a_unit_that_ends_and_is_restarted_while_no_daemon_looks_is_seen_by_the_next_o
     let ended = daemon.run(&run.id).wait().is("halted");
     assert!(ended.message().contains("it ended and was restarted once since it was watched"), "{}", ended.message());
 }
+
+#[test]
+fn a_restart_by_hand_while_it_bakes_is_in_the_journal_so_that_a_later_daemon_counts_from_there() {
+    let world = World::new();
+    let key = std::fs::read_to_string(world.path("id.pub")).unwrap();
+    let machine = Machine::boot(&world.path("machine"), &key);
+    // Somebody restarts it at a look of the bake.
+    let health = r#"service = "shop", min_healthy_time = "500ms", interval = "200ms", healthy_deadline = "60s",
+      command = "[ ! -e /srv/baking ] || { rm /srv/baking; systemctl restart shop; }""#;
+    let project = Project::new("shop").hosts(&[&machine.host_table()]).deploy(&unit("ExecStart=/bin/sleep infinity"));
+    let bakes = r#"after_wave = function(wave) wave.hosts[1]:sh "touch /srv/baking" end"#;
+    world.project(&project.health(health).keys(bakes).phases(r#"bake_time = "10s""#));
+    let daemon = world.start();
+    world.repo.push("restarted by hand");
+    let run = daemon.press();
+    let seen = eventually("the restart is told", || {
+        let records = world.journal(&run.id);
+        let bake = records.iter().position(|record| record["event"] == "bake_began")?;
+        records[bake..].iter().rev().find(|record| record["event"] == "processes_seen").cloned()
+    });
+    let before = world.events(&run.id, "processes_seen").remove(0);
+    assert_ne!(seen["processes"], before["processes"]);
+    run.wait().is("succeeded");
+}

@@ -4,13 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 
-use super::{Context, Known, Since};
+use super::{Context, Known, Since, plan::Roster};
 use crate::engine::signals;
 use crate::model::{
     cause::Cause,
     event::Event,
     health::{Fact, Sight, Verdict, Watch},
     host::{Host, Transport},
+    ids::HostId,
     pipeline::{AskedAfter, Check, Health, Version, VersionFrom},
 };
 use crate::{
@@ -183,17 +184,24 @@ impl Guarded {
     }
 }
 
+/// The hosts of a deployment that are watched while a wave bakes.
+pub(in crate::engine) struct Watched {
+    pub(super) deployment: u32,
+    pub(super) guarded: Vec<Guarded>,
+    pub(super) roster: Option<Roster>,
+}
+
 /// Watches hosts that were healthy until nobody wants to know any more; tells each that is not healthy any more, once. Time in which we did
 /// not look, as there was no room for sessions, is told too: it is no part of the bake.
-pub(super) async fn guard(context: &Context, deployment: u32, mut guarded: Vec<Guarded>, bake: Duration) {
-    let Some(first) = guarded.first() else { return std::future::pending().await };
+pub(super) async fn guard(context: &Context, mut watched: Watched, bake: Duration) {
+    let deployment = watched.deployment;
+    let Some(first) = watched.guarded.first() else { return std::future::pending().await };
     let between = Duration::from_millis(first.health.interval_ms);
     let usual = (bake / 10).clamp(between, ROUND.max(between));
     let clock = &context.world.clock;
     let (mut told, mut unwatched) = (clock.now(), Duration::ZERO);
     loop {
-        let looked;
-        (guarded, looked) = round(context, deployment, guarded, ROUND.min(bake / 4), unwatched).await;
+        let looked = round(context, &mut watched, ROUND.min(bake / 4), unwatched).await;
         let now = clock.now();
         if !looked {
             let span = now.since(&told);
@@ -203,38 +211,34 @@ pub(super) async fn guard(context: &Context, deployment: u32, mut guarded: Vec<G
         }
         told = now;
         // One that seems ill is looked at again soon.
-        let soon = guarded.iter().any(|guarded| guarded.bad > 0);
+        let soon = watched.guarded.iter().any(|guarded| guarded.bad > 0);
         clock.sleep(if soon { between } else { usual }).await;
     }
 }
 
 /// Looks at hosts that were healthy until each is known to be so still, or not to be any more, which is told.
-pub(super) async fn look_over(context: &Context, deployment: u32, mut guarded: Vec<Guarded>) {
+pub(super) async fn look_over(context: &Context, mut watched: Watched) {
     let clock = &context.world.clock;
-    let between = guarded.first().map_or(0, |first| first.health.interval_ms);
+    let between = watched.guarded.first().map_or(0, |first| first.health.interval_ms);
     let began = clock.now();
     loop {
         let unlooked = clock.now().since(&began);
-        (guarded, _) = round(context, deployment, guarded, ROUND, unlooked).await;
-        guarded.retain(|guarded| !guarded.is_well());
-        if guarded.is_empty() {
-            return context.last(Event::LookedOver { deployment }).await;
+        round(context, &mut watched, ROUND, unlooked).await;
+        watched.guarded.retain(|guarded| !guarded.is_well());
+        if watched.guarded.is_empty() {
+            return context.last(Event::LookedOver { deployment: watched.deployment }).await;
         }
         clock.sleep(Duration::from_millis(between)).await;
     }
 }
 
-/// One look at each of `guarded`, which does not wait longer than `wait` for room: those of which nothing bad is certain, and whether all were
-/// looked at. The others are told. One that was looked at by nobody, as there was no room, is lost after so long all the same: `unwatched` says
-/// how long that has been so.
-async fn round(
-    context: &Context,
-    deployment: u32,
-    guarded: Vec<Guarded>,
-    wait: Duration,
-    unwatched: Duration,
-) -> (Vec<Guarded>, bool) {
+/// One look at each host, which does not wait longer than `wait` for room; whether all were looked at. Those of which something bad is
+/// certain are told and not looked at again, and what is new of units and containers is told. One that was looked at by nobody, as there was
+/// no room, is lost after so long all the same: `unwatched` says how long that has been so.
+async fn round(context: &Context, watched: &mut Watched, wait: Duration, unwatched: Duration) -> bool {
     let clock = &context.world.clock;
+    let deployment = watched.deployment;
+    let guarded = std::mem::take(&mut watched.guarded);
     let most = guarded.iter().filter_map(|guarded| guarded.host.ssh.max_sessions).min();
     let most = most.map_or(WIDE, |most| WIDE.min(most.max(1) as usize));
     let wide = guarded.len() > most;
@@ -250,28 +254,65 @@ async fn round(
             let since = guarded.cut.get_or_insert_with(|| clock.now());
             let is_ours = cause.code == "session_limit";
             let lost = clock.now().since(since) >= CUT || (is_ours && unwatched >= CUT);
-            return (guarded, !is_ours, lost.then_some((cause.message, cause.code)));
+            return (guarded, !is_ours, lost.then_some((cause.message, cause.code)), None);
         }
         guarded.cut = None;
+        let before = guarded.watch.processes();
         let bad = guarded.watch.round(round.as_deref().map_err(|cause| cause.message.clone()));
         guarded.bad = if bad.is_some() { guarded.bad + 1 } else { 0 };
         let bad = bad.filter(|(_, hopeless)| *hopeless || guarded.bad >= IN_A_ROW);
-        (guarded, true, bad.map(|(why, _)| (why, "unhealthy".to_owned())))
+        let news = Some(guarded.watch.processes()).filter(|now| *now != before);
+        (guarded, true, bad.map(|(why, _)| (why, "unhealthy".to_owned())), news)
     });
     let seen: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(most).collect().await;
-    let looked = seen.iter().all(|(_, looked, _)| *looked);
-    let mut well = Vec::new();
-    for (guarded, _, bad) in seen {
+    let looked = seen.iter().all(|(_, looked, ..)| *looked);
+    let bad = seen.iter().filter_map(|(guarded, _, bad, _)| Some((&guarded.host.id, bad.as_ref()?)));
+    let bad: Vec<(HostId, bool)> = bad.map(|(id, (_, code))| (id.clone(), code != "unhealthy")).collect();
+    let mut facts = Vec::new();
+    let gone = gone(context, watched.roster.as_mut(), bad, &mut facts).await;
+    for (guarded, _, bad, news) in seen {
+        let host = guarded.host.id.clone();
+        if gone.contains(&host) {
+            continue;
+        }
+        facts.extend(news.map(|processes| Event::ProcessesSeen { deployment, host: host.clone(), processes }));
         match bad {
             Some((why, code)) => {
                 let message = format!("it was healthy, and is not any more: {why}");
                 let unhealthy = Some(on_host(Cause::new(&code, message), &guarded.host));
-                let (host, evidence) = (guarded.host.id.clone(), guarded.watch.evidence().to_vec());
-                let verdict = Event::HealthVerdict { deployment, host, unhealthy, evidence };
-                context.facts(vec![verdict], false).await;
+                let evidence = guarded.watch.evidence().to_vec();
+                facts.push(Event::HealthVerdict { deployment, host, unhealthy, evidence });
             }
-            None => well.push(guarded),
+            None => watched.guarded.push(guarded),
         }
     }
-    (well, looked)
+    if !facts.is_empty() {
+        context.facts(facts, false).await;
+    }
+    looked
+}
+
+/// Which of the hosts that something is wrong with are no more; with each, whether it is lost. The fact that says so goes to `facts`.
+async fn gone(
+    context: &Context,
+    roster: Option<&mut Roster>,
+    bad: Vec<(HostId, bool)>,
+    facts: &mut Vec<Event>,
+) -> Vec<HostId> {
+    let Some(roster) = roster.filter(|_| !bad.is_empty()) else { return Vec::new() };
+    let of = |lost| bad.iter().filter(|(_, is)| *is == lost).map(|(id, _)| id.clone()).collect::<Vec<_>>();
+    let Some((gone, seen)) = roster.gone(&context.world, &of(true), &of(false)).await else { return Vec::new() };
+    facts.push(seen);
+    gone
+}
+
+/// A verdict, and before a bad one that its host is no more, where that is why.
+pub(super) async fn unless_gone(context: &Context, verdict: Event, roster: Option<Box<Roster>>) -> Vec<Event> {
+    let mut facts = Vec::new();
+    if let Event::HealthVerdict { host, unhealthy: Some(cause), .. } = &verdict {
+        let bad = vec![(host.clone(), cause.is_shut())];
+        gone(context, roster.map(|roster| *roster).as_mut(), bad, &mut facts).await;
+    }
+    facts.push(verdict);
+    facts
 }

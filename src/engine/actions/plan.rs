@@ -21,7 +21,7 @@ use crate::{
         event::{Event, Purpose},
         host::Host,
         ids::{Digest, HostId, ProjectName, ReleaseId},
-        pipeline::Environment,
+        pipeline::{Environment, HostSource},
         plan::{self, Fleet, Phases, Target},
         run::Run,
     },
@@ -276,6 +276,70 @@ pub(super) async fn look(context: &Context, run: &Run, deployment: u32, wave: u3
             Event::FleetSeen { deployment, gone, joined, wave, why }
         }
         Err(cause) => stop(cause),
+    }
+}
+
+/// Whom to ask after hosts that something is wrong with: one that its provider has ended is neither unreachable nor ill.
+pub(in crate::engine) struct Roster {
+    deployment: u32,
+    /// The wave that is under way.
+    wave: u32,
+    project: ProjectName,
+    code: Digest,
+    environment: Environment,
+    /// How many hosts the deployment has, and which of them are no more.
+    hosts: usize,
+    gone: Vec<HostId>,
+}
+
+impl Roster {
+    /// `None` = only the project's file says who there is, and nobody in it ends.
+    pub(super) fn of(run: &Run, of: &Deployment, wave: u32) -> Option<Roster> {
+        let environment = run.environment(&of.environment)?;
+        let asks = environment.hosts.iter().any(|source| matches!(source, HostSource::Plugin { .. }));
+        (asks && of.rollback_of.is_none()).then(|| Roster {
+            deployment: of.n,
+            wave,
+            project: run.header.project.clone(),
+            code: run.header.code.clone(),
+            environment: environment.clone(),
+            hosts: of.hosts.len(),
+            gone: of.hosts.iter().filter(|host| host.gone).map(|host| host.host.id.clone()).collect(),
+        })
+    }
+
+    /// Those that are no more, with the fact that says so. Of the `lost`, which nobody gets to, the sources are asked now, and it will do that they
+    /// name them no more, unless they have lost too many so. An `ill` one must be known to have ended: there are lists of those that are well.
+    pub(super) async fn gone(
+        &mut self,
+        world: &World,
+        lost: &[HostId],
+        ill: &[HostId],
+    ) -> Option<(Vec<HostId>, Event)> {
+        let (project, environment) = (&self.project, &self.environment);
+        let found = match lost.is_empty() {
+            true => None,
+            false => Some(hosts::of(world, project, &self.code, environment, Need::Back).await),
+        };
+        let ended = hosts::ended(world, project, environment);
+        let vanished = match found {
+            Some(Ok(found)) => lost.iter().filter(|id| found.iter().all(|host| host.id != **id)).cloned().collect(),
+            // All that it knew have gone, which it was asked about.
+            Some(Err(cause)) if cause.code == "no_hosts" => lost.to_vec(),
+            Some(Err(_)) | None => Vec::new(),
+        };
+        let unsaid = self.gone.iter().chain(&vanished).filter(|id| !ended.contains(*id)).count();
+        let believed = shrunk(environment, self.hosts, self.hosts.saturating_sub(unsaid)).is_ok();
+        let has_ended = |id: &&HostId| ended.contains(*id);
+        let gone: Vec<HostId> = match believed {
+            true => vanished.into_iter().chain(ill.iter().filter(has_ended).cloned()).collect(),
+            false => lost.iter().chain(ill).filter(has_ended).cloned().collect(),
+        };
+        let why = hosts::why_out(world, project, environment, &gone);
+        self.gone.extend(gone.iter().cloned());
+        let (deployment, wave, joined) = (self.deployment, self.wave, Vec::new());
+        let seen = Event::FleetSeen { deployment, gone: gone.clone(), joined, wave, why };
+        (!gone.is_empty()).then_some((gone, seen))
     }
 }
 

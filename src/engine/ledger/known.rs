@@ -11,6 +11,7 @@ use crate::{
         cause::Cause,
         deployment::{Back, Deployment, DeploymentState, HostState},
         event::Purpose,
+        health::Incarnation,
         ids::{EnvironmentName, HostId, ProjectName, ReleaseId, RunId, Sha},
         plan::Target,
         release::{Commit, Release},
@@ -47,6 +48,9 @@ pub(in crate::engine) struct Note {
     pub(in crate::engine) why: Option<String>,
     /// The run that left it so.
     pub(in crate::engine) run: RunId,
+    /// Its units and containers as that run has seen them, by the place of each in the list of checks.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub(in crate::engine) processes: Vec<(usize, Incarnation)>,
 }
 
 /// Why a release is bad.
@@ -181,7 +185,7 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
     let mut notes: BTreeMap<&HostId, Option<Note>> = BTreeMap::new();
     if let Some((target, adoption)) = deployment.adopts() {
         let (release, run) = (Some(target.release.id.clone()), run.header.run.clone());
-        let note = Note { release, state: HostState::Healthy, why: None, run };
+        let note = Note { release, state: HostState::Healthy, why: None, run, processes: Vec::new() };
         notes.extend(adoption.reports.keys().map(|host| (host, Some(note.clone()))));
     }
     let converges = matches!(run.header.request.purpose, Purpose::Converge { .. });
@@ -190,13 +194,14 @@ pub(super) fn puts(control: &dyn Control, run: &Run, deployment: &Deployment, pu
         let id = &host.host.id;
         let note = |release: Option<ReleaseId>, state| {
             let why = host.why().map(|cause| brief(cause).message).filter(|_| state != HostState::Healthy);
-            Some(Note { release, state, why, run: run.header.run.clone() })
+            Some(Note { release, state, why, run: run.header.run.clone(), processes: Vec::new() })
         };
         let note = match (host.back, host.state(true)) {
             (_, HostState::Gone) => None,
             (Some(Back::There), _) => note(before.clone(), HostState::Healthy),
             (Some(Back::Aside), _) => note(before.clone(), HostState::Quarantined),
-            (None, HostState::Healthy) => note(Some(release.id.clone()), HostState::Healthy),
+            (None, HostState::Healthy) => note(Some(release.id.clone()), HostState::Healthy)
+                .map(|note| Note { processes: host.processes.clone(), ..note }),
             // Nobody can tell what it has.
             _ if host.touched => note(None, host.state(true)),
             // It failed before it was touched, and what it lacks is live all the same: it is not tried again before the next deployment.

@@ -26,7 +26,8 @@ use crate::{
         health::{Deployed, Sight, Watch},
         host::{Host, Transport},
         host_key::Realm,
-        ids::{EnvironmentName, HostId, ProjectName, RunId},
+        ids::{Digest, EnvironmentName, HostId, ProjectName, RunId},
+        input::Told,
         pipeline::{AskedAfter, Environment, Health},
     },
     ports::program::Loaded,
@@ -39,30 +40,32 @@ const LIMIT: Duration = Duration::from_secs(12);
 const WIDE: usize = 32;
 
 /// What was seen before of the hosts of each environment since what is live there was put there: a unit that was restarted between two questions
-/// is known by it.
+/// is known by it. Where nothing is known yet, as the daemon has been started since or the project's file has changed, it is what the run
+/// that put it there has seen that counts.
 #[derive(Debug, Default)]
 pub(super) struct Watches(Mutex<BTreeMap<(ProjectName, EnvironmentName), Watched>>);
 
 #[derive(Debug)]
 struct Watched {
-    /// The run that put it there.
-    run: RunId,
+    by: By,
     hosts: BTreeMap<HostId, Watch>,
 }
 
+/// The run that put there what is live, and the code whose checks are made.
+type By = (RunId, Digest);
+
 impl Watches {
     /// The watch over a host, where there is one.
-    fn of(&self, loaded: &Loaded, environment: &Environment, live: &Live, host: &HostId) -> Option<Watch> {
+    fn of(&self, place: &(ProjectName, EnvironmentName), by: &By, host: &HostId) -> Option<Watch> {
         let all = locked(&self.0);
-        let watched = all.get(&(loaded.name.clone(), environment.name.clone()));
-        watched.filter(|watched| watched.run == live.run)?.hosts.get(host).cloned()
+        all.get(place).filter(|watched| watched.by == *by)?.hosts.get(host).cloned()
     }
 
-    fn keep(&self, loaded: &Loaded, environment: &Environment, live: &Live, host: HostId, watch: Watch) {
+    fn keep(&self, place: &(ProjectName, EnvironmentName), by: &By, host: HostId, watch: Watch) {
         let mut all = locked(&self.0);
-        let anew = || Watched { run: live.run.clone(), hosts: BTreeMap::new() };
-        let watched = all.entry((loaded.name.clone(), environment.name.clone())).or_insert_with(anew);
-        if watched.run != live.run {
+        let anew = || Watched { by: by.clone(), hosts: BTreeMap::new() };
+        let watched = all.entry(place.clone()).or_insert_with(anew);
+        if watched.by != *by {
             *watched = anew();
         }
         watched.hosts.insert(host, watch);
@@ -121,17 +124,25 @@ pub(super) async fn look(
         let message = format!("looking at the hosts of {} took longer than {}", environment.name, Span(LIMIT));
         Cause::new("timeout", message)
     });
+    let place = (loaded.name.clone(), environment.name.clone());
+    let by = (live.run.clone(), loaded.code.clone());
     let (mut ill, mut unseen) = (None, late);
     for (host, health, round) in looked {
         match round {
             Err(cause) => unseen = Some(Cause { message: format!("{}: {}", host.name, cause.message), ..cause }),
             Ok(sights) => {
-                let made = || Watch::new(&health, Some(Deployed::new(&live.release, None)));
-                let mut watch = watches.of(loaded, environment, live, &host.id).unwrap_or_else(made);
+                // Of other code the places are those of other checks.
+                let before =
+                    known.get(&host.id).map(|note| note.processes.as_slice()).filter(|_| live.code == loaded.code);
+                let made = || {
+                    let watch = Watch::new(&health, Some(Deployed::new(&live.release, None)));
+                    watch.over(before.unwrap_or_default())
+                };
+                let mut watch = watches.of(&place, &by, &host.id).unwrap_or_else(made);
                 if let Some((why, _)) = watch.round(Ok(&sights)) {
                     ill = Some(Cause::new("unhealthy", format!("{why} on {}", host.name)));
                 }
-                watches.keep(loaded, environment, live, host.id, watch);
+                watches.keep(&place, &by, host.id, watch);
             }
         }
     }
@@ -144,18 +155,18 @@ pub(super) async fn look(
 
 /// The checks as they are for a host.
 fn asked(health: &Health, loaded: &Loaded, environment: &Environment, live: &Live, host: &Host) -> Health {
-    let variables = [
-        ("PROJECT", loaded.name.as_str()),
-        ("ENVIRONMENT", environment.name.as_str()),
-        ("RELEASE", live.release.id.as_str()),
-        ("REVISION", live.release.commit.sha.as_str()),
-        ("HOST_ID", host.id.as_str()),
-        ("HOST_NAME", host.name.as_str()),
-        ("PHASE", "health"),
-    ];
-    let variables = variables.map(|(name, value)| (format!("PHASED_{name}"), value.to_owned()));
+    let variables = Told {
+        project: &loaded.name,
+        run: &live.run,
+        release: Some(&live.release),
+        environment: Some(&environment.name),
+        deployment: live.deployment,
+        host: Some(host),
+        phase: Some("health"),
+        step: "health#1",
+    };
     let mut health = health.clone();
-    filled(&mut health, &variables, Some(&AskedAfter::of(&loaded.name, &environment.name, &live.release)));
+    filled(&mut health, &variables.variables(), Some(&AskedAfter::of(&loaded.name, &environment.name, &live.release)));
     health
 }
 
@@ -178,4 +189,30 @@ async fn one(
     let sights = futures_util::future::join_all(looks).await;
     link.close().await;
     Ok(sights)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_is_of_what_is_live_and_of_the_checks_as_they_are_now() {
+        let (watches, place) = (Watches::default(), ("shop".parse().unwrap(), "production".parse().unwrap()));
+        let health = Health {
+            checks: Vec::new(),
+            min_healthy_time_ms: 0,
+            healthy_deadline_ms: 0,
+            interval_ms: 1,
+            timeout_ms: 1,
+        };
+        let host = || "h1".parse::<HostId>().unwrap();
+        let by = |run, code: &str| (RunId::new(run, 1), Digest::of(code.as_bytes()));
+        watches.keep(&place, &by(1, "old"), host(), Watch::new(&health, None));
+        assert!(watches.of(&place, &by(1, "old"), &host()).is_some());
+        // The project's file has changed, and so may have the places of the checks; or something else is live.
+        assert!(watches.of(&place, &by(1, "new"), &host()).is_none());
+        assert!(watches.of(&place, &by(2, "old"), &host()).is_none());
+        watches.keep(&place, &by(1, "new"), "h2".parse().unwrap(), Watch::new(&health, None));
+        assert!(watches.of(&place, &by(1, "new"), &host()).is_none());
+    }
 }

@@ -23,6 +23,9 @@ use crate::{
     },
 };
 
+/// Where it is said how receivers are asked.
+const ASKED_BY: &str = "whether it is asked by https is `tls` in the environment's signal = { ... }";
+
 /// Of one request, answer included.
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -154,7 +157,11 @@ impl Receiver<'_> {
                 return Err(match cause.code.as_str() {
                     "http_connect" | "http_url" => Missed::Shut(missed("unreachable")),
                     // Somebody is there, and is not believed to be the host: nothing was sent.
-                    "http_tls" => Missed::Shut(missed("host_key_certificate")),
+                    "http_tls" => {
+                        let cause = missed("host_key_certificate");
+                        let message = format!("{}. Its certificate is `tls` in its [api]; {ASKED_BY}", cause.message);
+                        Missed::Shut(Cause { message, ..cause })
+                    }
                     _ => Missed::Lost(missed("connection_lost")),
                 });
             }

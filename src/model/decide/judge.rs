@@ -54,7 +54,8 @@ fn wrong(scene: &Scene<'_>, decision: &mut Decision) -> Option<Wrong> {
     if let Some(cause) = over_budget(scene) {
         // Hosts that cannot be reached say nothing of the release.
         let unhealthy = |cause: &Cause| cause.code != "stopped" && !cause.is_shut();
-        let ill = d.hosts.iter().any(|h| matches!(&h.health, HealthRun::Unhealthy(cause) if unhealthy(cause)));
+        let ill =
+            d.hosts.iter().any(|h| !h.gone && matches!(&h.health, HealthRun::Unhealthy(cause) if unhealthy(cause)));
         return Some(Wrong { bad: ill && cause.code != "max_unreachable", ..Wrong::from(cause) });
     }
     if let Some(cause) = lost_alone(scene) {

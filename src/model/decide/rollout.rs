@@ -275,7 +275,9 @@ impl Scene<'_> {
         {
             return Part::Open;
         }
-        if begun && self.bake(n, wave, decision) == Part::Open {
+        // Also one whose hosts have gone since: that says nothing, and nothing is no pass.
+        let was_begun = d.hosts.of_wave(n).iter().any(|host| host.begun.is_some());
+        if was_begun && self.bake(n, wave, decision) == Part::Open {
             return Part::Open;
         }
         let canary = self.spec.verify && d.phases.canary && n == 0 && d.waves.len() > 1;
@@ -364,10 +366,13 @@ impl Scene<'_> {
             return Some(event);
         }
         let (open, evidence) = self.inconclusive();
+        let gone = || "every host that had the release is gone".to_owned();
+        let open = open.or_else(|| self.nobody_has_it().then(gone));
         let ended = |verdict, evidence| Some(Event::BakeEnded { deployment, wave, verdict, evidence });
         let Some(why) = open else { return ended(BakeVerdict::Passed, evidence) };
+        let nobody = self.nobody_has_it();
         let max = Duration::from_millis(rollout.max_bake_ms).max(time);
-        if watched < max {
+        if watched < max && !nobody {
             // No data is no pass: it is watched on.
             decision.wake(max - watched);
             return None;
@@ -377,9 +382,16 @@ impl Scene<'_> {
             OnInconclusive::Rollback => OnFailure::Rollback,
             OnInconclusive::Halt => OnFailure::Halt,
         };
-        let message = format!("nothing can be concluded after max_bake, {}: {why}", Span(max));
+        let after = if nobody { String::new() } else { format!(" after max_bake, {}", Span(max)) };
+        let message = format!("nothing can be concluded{after}: {why}");
         let cause = Cause::new("inconclusive", message).with("evidence", evidence);
         Some(Event::Judged { deployment, cause, bad: false, then })
+    }
+
+    /// Of those that got the release none is there any more: whoever ends machines that are ill may have ended them.
+    fn nobody_has_it(&self) -> bool {
+        let mut begun = self.deployment.hosts.iter().filter(|host| host.begun.is_some()).peekable();
+        begun.peek().is_some() && begun.all(|host| host.gone)
     }
 
     /// What the first alarm says from which nothing can be concluded, and what all of them say. One that has no consequence is not asked.

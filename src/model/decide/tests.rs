@@ -709,6 +709,14 @@ impl Sim {
                     self.now = self.now.plus(Duration::from_millis(300));
                     return;
                 };
+                let bakes = of.waves.iter().position(|wave| matches!(wave.bake, Bake::Baking { .. }));
+                if let Some(bakes) = bakes.filter(|_| self.random.one_in(4)) {
+                    // Its provider has ended it, and it is looked at no more.
+                    let (wave, gone) = (u32::try_from(bakes).unwrap(), vec![ill]);
+                    let (deployment, joined, why) = (*deployment, Vec::new(), BTreeMap::new());
+                    self.busy.insert(name.to_owned(), action);
+                    return self.append(Event::FleetSeen { deployment, gone, joined, wave, why });
+                }
                 let event = Event::HealthVerdict {
                     deployment: *deployment,
                     host: ill,
@@ -825,7 +833,7 @@ impl Sim {
             let failed = matches!(deployment.end, Some((DeploymentState::Failed, ..)));
             let touched = self.touched.iter().any(|(n, _)| *n == deployment.n);
             let rolled_back = matches!(deployment.end, Some((DeploymentState::RolledBack, ..)));
-            for host in deployment.hosts.iter().filter(|host| rolled_back && host.touched) {
+            for host in deployment.hosts.iter().filter(|host| rolled_back && host.touched && !host.gone) {
                 let back = self.run.deployments.iter().filter(|d| d.rollback_of == Some(deployment.n));
                 let shut = back
                     .into_iter()

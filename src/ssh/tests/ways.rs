@@ -10,17 +10,18 @@ use std::{
 
 use tokio::{io::AsyncWriteExt as _, net::TcpListener, task::JoinSet};
 
-use super::{Learning, Sshd, bare, exec, realm, refused_port};
+use super::{Learning, Sshd, bare, exec, keygen, realm, refused_port};
 use crate::{
-    lifecycle::Tasks,
+    lifecycle::{Tasks, watch},
     model::{
-        host::{Host, SecretRef},
-        host_key::{HostKeys, Policy},
+        cause::Cause,
+        host::{Host, SecretRef, Ssh},
+        host_key::{HostKeys, Learnt, Policy, Realm},
         jump::{Hop, Jump},
     },
-    ports::link::LinkError,
-    ssh::SshLimits,
-    time::{Clock as _, SystemClock},
+    ports::{self, link::LinkError},
+    ssh::{SshLimits, SshLinks},
+    time::{Clock as _, SystemClock, within},
 };
 
 fn hop(port: u16) -> Hop {
@@ -370,5 +371,145 @@ async fn there_are_never_more_sessions_than_there_may_be() {
         all.join_all().await;
         assert_eq!(peak.load(Ordering::SeqCst), most);
         assert_eq!(*links.waiting().borrow(), 0);
+    }
+}
+
+/// A disk that says nothing of one id until it is let.
+struct Stuck {
+    inner: Learning,
+    id: String,
+    /// Whether it is the first look that waits, or that the key is kept.
+    looks: bool,
+    waits: watch::Sender<bool>,
+    free: watch::Sender<bool>,
+}
+
+impl Stuck {
+    fn over(id: &str, looks: bool) -> Arc<Stuck> {
+        let (waits, free) = (watch::Sender::new(false), watch::Sender::new(false));
+        Arc::new(Stuck { inner: Learning::default(), id: id.to_owned(), looks, waits, free })
+    }
+
+    async fn wait(&self, id: &str, looks: bool) {
+        if id == self.id && looks == self.looks {
+            self.waits.send_replace(true);
+            self.free.subscribe().wait_for(|free| *free).await.unwrap();
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl ports::host_keys::HostKeys for Stuck {
+    async fn known(&self, realm: &Realm, id: &str) -> Result<Option<Learnt>, Cause> {
+        self.wait(id, true).await;
+        self.inner.known(realm, id).await
+    }
+    async fn learn(&self, realm: &Realm, id: &str, key: Learnt) -> Result<Learnt, Cause> {
+        self.wait(id, false).await;
+        self.inner.learn(realm, id, key).await
+    }
+}
+
+/// A session, which must not take long: nobody has a turn that it waits for.
+async fn soon(links: &SshLinks, host: &Host) -> Result<Arc<dyn ports::link::Link>, LinkError> {
+    let link = within(&SystemClock::new(), Duration::from_secs(20), links.connect(&realm(), host)).await;
+    link.expect("somebody keeps a turn or a place while the disk is waited for")
+}
+
+fn named(id: &str, host: &Host) -> Host {
+    Host { id: id.parse().unwrap(), ..host.clone() }
+}
+
+const ONE: SshLimits = SshLimits { sessions: 2, handshakes: 1 };
+
+#[tokio::test]
+async fn a_key_is_kept_in_nobodys_turn_and_who_gives_up_meanwhile_gives_the_place_back() {
+    let Some(bastion) = Sshd::start("").await else { return };
+    let Some(inner) = Sshd::start("").await else { return };
+    let pinned = behind(&inner, &bastion);
+    let one_at_a_time =
+        Hop { max_handshakes: Some(1), known_hosts: pinned.ssh.known_hosts.clone(), ..hop(bastion.port) };
+    let mut first = named("first", &pinned);
+    first.ssh.host_keys = Some(HostKeys::Policy(Policy::Tofu));
+    first.ssh.known_hosts = None;
+    let pin = HostKeys::Policy(Policy::Pin);
+    let jump = Jump(vec![Hop { host_keys: Some(pin), ..one_at_a_time }]);
+    let [first, pinned] = [first, pinned].map(|mut host| {
+        host.ssh.jump = Some(jump.clone());
+        host
+    });
+    let disk = Stuck::over("first", false);
+    let (links, tasks) = (inner.links_with(disk.clone(), ONE), Tasks::new());
+    let meets = |host: &Host| {
+        let (links, host) = (links.clone(), host.clone());
+        tasks.spawn("meets", async move { links.connect(&realm(), &host).await })
+    };
+    let met = meets(&first);
+    disk.waits.subscribe().wait_for(|waits| *waits).await.unwrap();
+    // Neither of the one handshake there may be, nor of the bastion's.
+    drop(soon(&links, &named("second", &pinned)).await.unwrap());
+    disk.free.send_replace(true);
+    let link = met.await.unwrap().unwrap();
+    assert!(link.learnt().is_some() && disk.inner.len() == 1);
+    link.close().await;
+
+    // Of two places one is kept by who waits for the disk; when that gives up both are there again.
+    let disk = Stuck::over("first", false);
+    let links = inner.links_with(disk.clone(), ONE);
+    let of_it = realm();
+    let _held = {
+        let mut met = std::pin::pin!(links.connect(&of_it, &first));
+        let mut waits = disk.waits.subscribe();
+        tokio::select! {
+            _ = &mut met => panic!("the disk did not wait"),
+            _ = waits.wait_for(|waits| *waits) => {}
+        }
+        soon(&links, &named("second", &pinned)).await.unwrap()
+    };
+    assert_eq!(disk.inner.len(), 0);
+    soon(&links, &named("third", &pinned)).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_known_of_a_bastion_is_looked_up_in_nobodys_turn() {
+    let Some(outer) = Sshd::start("").await else { return };
+    let Some(inner) = Sshd::start("").await else { return };
+    let mut near = behind(&inner, &outer);
+    let pinned = Hop { max_handshakes: Some(1), ..hop(outer.port) };
+    near.ssh.jump = Some(Jump(vec![pinned.clone()]));
+    // A second bastion, met for the first time, behind the one that is asked for one thing at a time.
+    let met = Hop { host_keys: Some(HostKeys::Policy(Policy::Tofu)), ..hop(inner.port) };
+    let disk = Stuck::over(&met.id(), true);
+    let mut far = named("far", &near);
+    far.ssh.jump = Some(Jump(vec![pinned, met]));
+    let (links, tasks) = (inner.links_with(disk.clone(), SshLimits::default()), Tasks::new());
+    let reached = {
+        let links = links.clone();
+        tasks.spawn("far", async move { links.connect(&realm(), &far).await })
+    };
+    disk.waits.subscribe().wait_for(|waits| *waits).await.unwrap();
+    drop(soon(&links, &near).await.unwrap());
+    disk.free.send_replace(true);
+    reached.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn who_is_refused_for_its_key_or_given_up_has_no_turn_any_more() {
+    let Some(sshd) = Sshd::start("").await else { return };
+    keygen(&sshd.dir.path().join("other"), &["-t", "ed25519"]);
+    let own = sshd.text("known_hosts");
+    let links = sshd.links_with(Arc::new(Learning::default()), SshLimits { sessions: 1, handshakes: 1 });
+    let (port, _greeted) = greeter().await;
+    let silent = Host {
+        ssh: Ssh { key: sshd.host().ssh.key, ..bare(port, &sshd.dir.path().join("known_hosts"), 300).ssh },
+        ..sshd.host()
+    };
+    for _ in 0..3 {
+        sshd.known("127.0.0.1", &sshd.text("other.pub"));
+        assert_eq!(refusal(soon(&links, &sshd.host()).await).cause.code, "host_key_changed");
+        // It greets and then says nothing more.
+        assert_eq!(refusal(soon(&links, &silent).await).cause.code, "connect_timeout");
+        std::fs::write(sshd.dir.path().join("known_hosts"), &own).unwrap();
+        soon(&links, &sshd.host()).await.unwrap().close().await;
     }
 }

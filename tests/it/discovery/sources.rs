@@ -320,3 +320,33 @@ fn a_list_found_with_other_options_does_not_stand_in() {
     assert_eq!(ids(&stale), ["10.0.0.1", "10.0.0.2"], "{stale}");
     assert!(error(&stale).1.contains("answered 503"), "{stale}");
 }
+
+#[test]
+fn one_that_is_ended_while_it_is_watched_is_gone_and_its_illness_says_nothing_of_the_release() {
+    let world = World::new();
+    let list = |ended: &str| {
+        let record = |id: &str| {
+            let lua = world.host_table(id).replace("{ id = ", "{ \"id\": ").replace(", address = ", ", \"address\": ");
+            let state = if id == ended { ", \"state\": \"terminated\"" } else { "" };
+            lua.replace(", base = ", ", \"base\": ").replace(" }", &format!("{state} }}"))
+        };
+        std::fs::write(world.path("hosts.json"), format!("[{}, {}, {}]", record("h1"), record("h2"), record("h3")))
+            .unwrap();
+    };
+    list("");
+    let source = format!("require \"discovery.file\" {{ {:?} }}", world.path("hosts.json"));
+    let health = r#"command = 'test ! -e "@ROOT@/ill-$PHASED_HOST_ID"', min_healthy_time = "100ms", healthy_deadline = "2s", interval = "100ms""#;
+    let phases = r#"canary = 1, max_parallel = 2, bake_time = "3s""#;
+    world.project(&Project::new("shop").hosts(&[&source]).health(health).phases(phases));
+    let daemon = world.start();
+    world.repo.push("good");
+    let run = daemon.press();
+    run.until("the rest bakes", |run| run["deployments"][0]["waves"][1]["baking_since"].is_string());
+    list("h2");
+    assert_eq!(out(&fleet(&daemon, true)), ["h2:terminated"]);
+    // It goes down, and what it serves goes down with it.
+    std::fs::write(world.path("hosts").join("ill-h2"), "").unwrap();
+    let ended = run.wait().is("succeeded");
+    assert_eq!(ended.host("h2")["state"], "gone", "{}", ended.deployment("production"));
+    assert!(ended.host("h2")["cause"]["message"].as_str().unwrap().contains("terminated"), "{}", ended.view);
+}

@@ -60,7 +60,10 @@ fn the_command_line_asks_over_tls_and_explains_what_it_does_not_believe() {
     std::fs::remove_file(world.path("api.toml")).unwrap();
     let daemon = world.start();
     let said = asks(&daemon, "localhost", Some("ca.pem"), &token, &["status"]);
-    assert!(said.code == 10 && said.stderr.contains("http://"), "{said:?}");
+    assert!(
+        said.code == 10 && said.stderr.contains("(`tls` in its [api]), or is it meant to be asked by http://?"),
+        "{said:?}"
+    );
 }
 
 #[test]

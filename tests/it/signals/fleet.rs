@@ -177,7 +177,7 @@ impl Receiver {
       ]], env = {{ DIR = "{dir}" }} }}
       {}
     end,
-    health = {{ command = 'cd "{dir}"; [ "$(cat revision)" = "$PHASED_REVISION" ]; ! grep -qs "$PHASED_REVISION" sick',
+    health = {{ command = 'cd "{dir}"; {{ env | grep ^PHASED_ | sort; echo; }} >>looked; [ "$(cat revision)" = "$PHASED_REVISION" ]; ! grep -qs "$PHASED_REVISION" sick',
                 min_healthy_time = "100ms", healthy_deadline = "2s", interval = "100ms" }}, {} }}, {} }},
   notify = require "alerts.log" {{}},
 }}

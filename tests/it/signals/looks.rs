@@ -23,8 +23,20 @@ fn tells_how_its_hosts_are(elsewhere: bool) {
     let revision = fleet.sender.repo.push("one");
     assert_eq!(fleet.daemon().deploy().is("succeeded").hosts(), ["r1:healthy"]);
     let mut forger = Forger::of(&fleet, revision.clone());
+    let looked = || {
+        let text = std::fs::read_to_string(receiver.file("looked")).unwrap();
+        text.split_terminator("\n\n").map(str::to_owned).collect::<Vec<String>>()
+    };
+    let before = looked();
+    let told = &before[0];
+    assert!(told.contains("PHASED_DEPLOYMENT=") && told.contains("PHASED_STEP=health#1"), "{told}");
     let well = asked(&fleet, &mut forger, &revision);
     assert!(well["looked"] == true && well["wrong"].is_null() && well["unseen"].is_null(), "{well}");
+    assert!(
+        looked().len() > before.len() && looked().iter().all(|now| now == told),
+        "the same, whoever asks: {:?}",
+        looked()
+    );
     std::fs::write(receiver.file("sick"), &revision).unwrap();
     let ill = asked(&fleet, &mut forger, &revision);
     assert!(ill["wrong"]["code"] == "unhealthy" && ill["looked"] == true, "{ill}");

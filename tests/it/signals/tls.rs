@@ -139,7 +139,8 @@ fn a_receiver_whose_certificate_is_not_believed_is_sent_nothing_and_the_cause_sa
         assert_eq!(ended.hosts(), ["r1:unreachable"], "{certificate:?} {ca}");
         let cause = &ended.host("r1")["cause"];
         assert_eq!(cause["code"], "host_key_certificate", "{certificate:?} {ca}: {cause}");
-        assert!(cause["message"].as_str().unwrap().contains(says), "{certificate:?} {ca}: {cause}");
+        let message = cause["message"].as_str().unwrap();
+        assert!(message.contains(says) && message.contains("`tls` in its [api]"), "{certificate:?} {ca}: {cause}");
         let signals = fleet.receivers[0].signals();
         assert_eq!((&signals["taken"], &signals["refused"]), (&json!({}), &json!({})), "it heard of nothing");
     }

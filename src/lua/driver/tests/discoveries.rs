@@ -426,6 +426,7 @@ fn google_is_asked_page_by_page_with_the_token_of_the_machine() {
         "Google instances.aggregatedList of project acme",
         "Required 'compute.instances.list' permission",
         "(forbidden)",
+        "asked by the service account default of this machine",
         "roles/compute.viewer",
     ]);
     let unknown = json!({"error": {"code": 404, "message": "The resource 'projects/acme' was not found", "errors": [{"reason": "notFound"}]}});
@@ -472,8 +473,17 @@ fn google_exchanges_a_signed_assertion_for_a_token() {
     );
     assert_eq!(found.all()["77a"].address, "34.1.2.3");
     let refused = json!({"error": "invalid_grant", "error_description": "Invalid JWT Signature."});
-    discover(lua, &[], vec![Outcome::Ok(json!("a.b.c")), http(400, &refused)]).fails(&[
-        "service account",
+    // Whose the key is stands in what is signed with it.
+    let claims = base64::Engine::encode(
+        &base64::engine::general_purpose::URL_SAFE_NO_PAD,
+        json!({"iss": "ci@acme.iam.gserviceaccount.com", "exp": 1_800_000_000, "why": "~?>"}).to_string(),
+    );
+    let signed = || Outcome::Ok(json!(format!("eyJ.{claims}.c")));
+    let denied = json!({"error": {"code": 403, "message": "Required permission", "errors": [{"reason": "forbidden"}]}});
+    discover(lua, &[], vec![signed(), http(200, &json!({"access_token": "t"})), http(403, &denied)])
+        .fails(&["of project acme, asked by the service account ci@acme.iam.gserviceaccount.com: Required permission"]);
+    discover(lua, &[], vec![signed(), http(400, &refused)]).fails(&[
+        "Google refused a token for the service account ci@acme.iam.gserviceaccount.com: ",
         "Invalid JWT Signature. (invalid_grant)",
         "make a new key",
     ]);
@@ -540,12 +550,14 @@ fn azure_is_asked_page_by_page_with_the_identity_of_the_machine() {
     assert_eq!((new["vm-n"].state.as_str(), new["vm-n"].reason.as_deref()), ("starting", Some("no power state")));
     discover(lua, &[], vec![token, http(403, &denied)]).fails(&[
         "Azure Resource Graph of subscription s-1",
+        "asked by this machine's managed identity: ",
         "Access denied: no access to s-1 (Forbidden)",
         "the role Reader",
     ]);
     let none = json!({"error": "invalid_request", "error_description": "Identity not found"});
-    discover(lua, &[], vec![http(400, &none)])
-        .fails(&["metadata server gives no token: Identity not found (invalid_request)"]);
+    discover(lua, &[], vec![http(400, &none)]).fails(&[
+        "metadata server gives no token for this machine's managed identity: Identity not found (invalid_request)",
+    ]);
 }
 
 #[test]
