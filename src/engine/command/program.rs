@@ -4,7 +4,7 @@
 //! Values reach the host only as single-quoted literals and quoted here-documents within that text: nothing is ever in an
 //! argument vector, and nothing is interpreted by a shell on the way.
 
-use std::{fmt::Write as _, sync::LazyLock};
+use std::{collections::BTreeMap, fmt::Write as _, sync::LazyLock};
 
 use super::{CommandSpec, Shell, Upload, What};
 use crate::model::{
@@ -20,6 +20,13 @@ static LEFT: LazyLock<String> = LazyLock::new(|| stripped(include_str!("left.sh"
 
 /// `PATH` of every command unless `ssh.path` or `[exec] path` says otherwise.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What Linux takes as one argument or variable, `NAME=`, its value and the NUL at its end: `MAX_ARG_STRLEN`, 32 pages of 4 KiB.
+const ONE: usize = 128 << 10;
+/// What it takes of all of them: a quarter of the stack's limit of 8 MiB, less what `PATH`, `HOME`, a script's interpreter take.
+const ALL: usize = (2 << 20) - (16 << 10);
+/// How many bytes of a text there are but its own: a NUL, and a pointer to it.
+const EACH: usize = 1 + size_of::<u64>();
 
 /// No output is wanted: an offset nothing reaches.
 const NO_OUTPUT: u64 = 1 << 60;
@@ -173,8 +180,56 @@ fn valid_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
+/// The kernel refuses a program that is given more (E2BIG), and a shell says so in the middle of a command, of a program that is not to blame.
+fn fits(cmd: &CommandSpec) -> Result<(), Cause> {
+    let env: BTreeMap<&str, usize> = cmd.env.iter().map(|(name, value)| (name.as_str(), value.len())).collect();
+    let argv: &[Vec<u8>] = match &cmd.what {
+        What::Exec { argv } => argv,
+        What::Sh { .. } => &[],
+    };
+    let refused = |what: &str, remedy: &str| {
+        let message = format!("{what}, and Linux starts no program with that. Nothing was run. {remedy}");
+        Err(Cause::new("bad_argument", message))
+    };
+    let file = "Give it as stdin, or write it to a file (run:write, host:write) and pass the file's path";
+    for (name, size) in &env {
+        if name.len() + 1 + size >= ONE {
+            let what = format!(
+                "the environment variable {name} has {size} bytes, {} KiB with its name are too much",
+                ONE >> 10
+            );
+            return refused(&what, file);
+        }
+    }
+    for (i, argument) in argv.iter().enumerate() {
+        if argument.len() >= ONE {
+            let what = format!("argument {i} has {} bytes, {} KiB are too much", argument.len(), ONE >> 10);
+            return refused(&what, file);
+        }
+    }
+    let variables: usize = env.iter().map(|(name, size)| name.len() + 1 + size + EACH).sum();
+    let arguments: usize = argv.iter().map(|argument| argument.len() + EACH).sum();
+    if variables + arguments > ALL {
+        let largest = env.iter().max_by_key(|(_, size)| **size).filter(|_| variables > arguments);
+        let largest = largest.map_or(String::new(), |(name, size)| format!(" (most of it is in {name}, {size} bytes)"));
+        let what = format!(
+            "{} environment variables and {} arguments have {} bytes together{largest}, more than {} KiB are too much",
+            env.len(),
+            argv.len(),
+            variables + arguments,
+            ALL >> 10
+        );
+        return refused(
+            &what,
+            "Give the large ones as stdin, or write them to files (run:write, host:write) and pass the files' paths",
+        );
+    }
+    Ok(())
+}
+
 /// What runs within the clean environment, after `exec 3<&-`: exports, directory, options, then the author's part.
 fn inner(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
+    fits(cmd)?;
     let mut inner = b"exec 3<&-\n".to_vec();
     if cmd.user.is_none() {
         // Who leads the group that a time-out or stop signals.

@@ -329,3 +329,39 @@ async fn bad_requests_are_refused_before_anything_is_sent() {
     let write = Write { to: "/x/y".into(), content: Vec::new(), mode: Some(0o10000), owner: None };
     assert!(write.command(token(1), Duration::from_secs(1)).is_err());
 }
+
+in_every_shell! {
+    async fn what_the_kernel_takes_is_run_and_what_it_does_not_is_refused_before(host: Host) {
+        let variable = |n: u32, size: usize| {
+            // A program of its own: what a shell only keeps for itself has no limit.
+            let mut cmd = sh(n, "env true");
+            cmd.env = vec![("V".into(), vec![b'v'; size])];
+            cmd
+        };
+        let (verdict, _, err) = host.run(&variable(1, (128 << 10) - "V=".len() - 1)).await;
+        assert!(matches!(verdict, Verdict::Exited { code: 0, .. }), "{verdict:?} {}", String::from_utf8_lossy(&err));
+        let Verdict::Refused(cause) = host.run(&variable(2, (128 << 10) - "V=".len())).await.0 else { panic!() };
+        let names = ["variable V has 131070 bytes", "Nothing was run", "run:write"].iter().all(|s| cause.message.contains(s));
+        assert!(cause.code == "bad_argument" && names, "{cause}");
+
+        let argument = |n: u32, size: usize| exec(n, &[b"true", &vec![b'a'; size]]);
+        let (verdict, _, err) = host.run(&argument(3, (128 << 10) - 1)).await;
+        assert!(matches!(verdict, Verdict::Exited { code: 0, .. }), "{verdict:?} {}", String::from_utf8_lossy(&err));
+        let Verdict::Refused(cause) = host.run(&argument(4, 128 << 10)).await.0 else { panic!() };
+        assert!(cause.code == "bad_argument" && cause.message.contains("argument 1 has 131072 bytes"), "{cause}");
+
+        // All together: 2 MiB, with what is needed besides.
+        let together = |n: u32, count: usize| {
+            let mut cmd = exec(n, &[b"true", &[b'a'; 80_000]]);
+            cmd.env = (0..count).map(|i| (format!("V{i:02}"), vec![b'v'; 100_000])).collect();
+            // Given twice, it counts once.
+            cmd.env.insert(0, ("V00".into(), vec![b'x'; 100_000]));
+            cmd
+        };
+        let (verdict, _, err) = host.run(&together(5, 20)).await;
+        assert!(matches!(verdict, Verdict::Exited { code: 0, .. }), "{verdict:?} {}", String::from_utf8_lossy(&err));
+        let Verdict::Refused(cause) = host.run(&together(6, 21)).await.0 else { panic!() };
+        let says = cause.message.contains("21 environment variables and 2 arguments") && cause.message.contains("V20, 100000 bytes");
+        assert!(cause.code == "bad_argument" && says, "{cause}");
+    }
+}
