@@ -32,6 +32,7 @@ mod maintenance;
 mod message;
 mod outbox;
 mod owner;
+mod plans;
 mod plugin;
 mod poll;
 mod pulse;

@@ -521,6 +521,12 @@ pub fn plan(plan: &Plan) -> String {
         &mut out,
         &format!("{}: {tests}; then {}", one_line(&plan.project, 64), count(plan.environments.len(), "environment")),
     );
+    if let Some(next) = &plan.next {
+        line(&mut out, &format!("ships {}, {}", release(next), one_line(&next.author, 100)));
+    }
+    if let Some(why) = &plan.cause {
+        line(&mut out, &format!("WRONG {}", cause(why)));
+    }
     for environment in &plan.environments {
         line(&mut out, "");
         out.push_str(&planned(environment));
@@ -533,7 +539,13 @@ fn consequence(environment: &EnvironmentPlan) -> String {
     let safe = if environment.rollback_safe { ", if rollback_safe does not forbid it" } else { "" };
     let adopted = if environment.adopted { ", adopted: every host reports it" } else { "" };
     match (environment.on_failure, &environment.rollback, &environment.no_rollback) {
-        (OnFailure::Rollback, Some(target), _) => format!("back to {}{adopted}{safe}", release(target)),
+        (OnFailure::Rollback, Some(target), _) => {
+            let on = environment.rollback_on.filter(|_| !environment.adopted);
+            let on = on.map_or_else(String::new, |on| {
+                format!(", which {on} of them {} now", if on == 1 { "has" } else { "have" })
+            });
+            format!("back to {}{on}{adopted}{safe}", release(target))
+        }
         (OnFailure::Rollback, None, Some(why)) => {
             format!("it halts: {} ({})", one_line(&why.message, 1000), one_line(&why.code, 60))
         }
@@ -582,6 +594,9 @@ fn planned(environment: &EnvironmentPlan) -> String {
     for alarm in &environment.alarms {
         labelled(&mut out, "alarm", &one_line(alarm, 200));
     }
+    if let Some(firing) = &environment.firing {
+        labelled(&mut out, "FIRES", &format!("{}; nothing is deployed before it is silent", one_line(firing, 200)));
+    }
     if let Some(freeze) = &environment.freeze {
         labelled(&mut out, "frozen", &held(freeze));
     }
@@ -607,7 +622,7 @@ fn planned(environment: &EnvironmentPlan) -> String {
                 h.name.clone(),
                 h.address.clone(),
                 h.id.clone(),
-                if h.ill.is_some() { format!("{has}, not healthy") } else { has },
+                h.ill.as_ref().map_or(has.clone(), |why| format!("{has}, not healthy: {}", one_line(why, 200))),
                 h.zone.clone().unwrap_or_default(),
             ]
         })
@@ -616,6 +631,14 @@ fn planned(environment: &EnvironmentPlan) -> String {
         for row in table(headings, &rows).lines() {
             line(&mut out, &format!("  {row}"));
         }
+    }
+    for host in &environment.skipped {
+        let (name, why) = (one_line(&host.name, 100), one_line(&host.message, 200));
+        labelled(
+            &mut out,
+            "skips",
+            &format!("{name} ({}): {why} ({})", one_line(&host.id, 100), one_line(&host.code, 60)),
+        );
     }
     out
 }

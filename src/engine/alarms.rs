@@ -17,7 +17,7 @@ use crate::{
         cause::{Cause, one_line},
         host::Host,
         ids::{Digest, EnvironmentName, ProjectName},
-        pipeline::{Alarm, Environment},
+        pipeline::{Alarm, AlarmAction, Environment},
         run::Run,
     },
     ports::{
@@ -108,6 +108,28 @@ impl Place<'_> {
         let ticket = world.control.commit(Commit::Outbox, &[], vec![letter])?;
         ticket.synced().await.map_err(|error| CommitError::Broken(error.to_string()))
     }
+}
+
+/// The first alarm that fires now on `hosts` and keeps a deployment waiting, what it measures, and when to look again. A comparison is for a
+/// deployment that is under way.
+pub(super) async fn firing(
+    world: &World,
+    (project, code): (&ProjectName, &Digest),
+    environment: &Environment,
+    hosts: &[Host],
+    began: &Stamp,
+) -> Option<(String, f64, Duration)> {
+    let stops = |alarm: &Alarm| alarm.analysis.compare.is_none() && alarm.action != AlarmAction::None;
+    for (alarm, number) in environment.alarms.iter().zip(1..).filter(|(alarm, _)| stops(alarm)) {
+        let place = Place { project, code, environment: &environment.name, number, alarm };
+        let measured = place.measure(world, Groups { canary: hosts, baseline: &[] }, began).await;
+        if let Found::Value(value, _) = measured.found
+            && alarm.analysis.phase(value) == Phase::Failed
+        {
+            return Some((alarm.name.clone(), value, Duration::from_millis(alarm.analysis.interval_ms)));
+        }
+    }
+    None
 }
 
 /// The alarms of an environment as people see them; with `measure` each is measured now, on the hosts that are there now.

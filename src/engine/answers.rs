@@ -7,19 +7,17 @@ use futures_util::future::join_all;
 use serde_json::json;
 
 use super::{
-    actions, adoption, alarms, backup, changes,
+    alarms, backup, changes,
     conductor::{Ask, Conductor, Requested, locked},
     dry_run, export, freezes,
     handle::{
         ChangeAsk, Changed, Claim, Engine, EventStream, ExportQuery, FreezeAsk, Hooked, KeptAnswer, LeaseAsk, LogQuery,
         LogStream, NewToken, Pieces, Refusal, RunsQuery, Signalled, Start, Started,
     },
-    hooks,
-    hosts::{self, Need},
-    idempotency, leases, ledger, log, maintenance, plugin, reload, signals, tokens,
+    hooks, hosts, idempotency, leases, ledger, log, maintenance, plans, plugin, reload, signals, tokens,
     view::{
-        AlarmView, CauseView, EnvironmentPlan, FreezeView, LeaseView, LiveView, MaintenanceView, Page, Plan,
-        PlannedHost, PlannedWave, ProjectStatus, RunView, Status, TokenView,
+        AlarmView, CauseView, FreezeView, LeaseView, LiveView, MaintenanceView, Page, Plan, ProjectStatus, RunView,
+        Status, TokenView,
         hosts::{FleetView, HostCheckView},
         signals::SignalsView,
     },
@@ -33,12 +31,10 @@ use crate::{
         host_key::Realm,
         ids::{EnvironmentName, ProjectName, RunId},
         pipeline::Environment,
-        plan::{self, Phases},
-        rollout::Budget,
         run::Trigger,
     },
     ports::{index::IndexError, program::Loaded},
-    time::{Span, rfc3339},
+    time::rfc3339,
 };
 
 /// The longest a request waits for a run.
@@ -149,85 +145,6 @@ impl Conductor {
                 !last_was_bad
                     && ledger::live(control, &loaded.name, &e.name).is_some_and(|live| live.release.commit.sha == *sha)
             })
-    }
-
-    async fn plan_of(&self, loaded: &Loaded, environment: &Environment) -> EnvironmentPlan {
-        let world = &self.inner.world;
-        let found = hosts::of(world, &loaded.name, &loaded.code, environment, Need::New).await;
-        let asked =
-            actions::Asked { project: &loaded.name, environment, ships: None, target: None, purpose: &Purpose::Deploy };
-        let asking = adoption::Asking::now(world, loaded, environment);
-        // While something is being deployed they would report what nobody has found to be good yet.
-        let quiet = doors::leases(&loaded.name, environment).iter().all(|lease| world.leases.holder(lease).is_none());
-        let adopted = match &found {
-            Ok(hosts) if quiet => adoption::first(world, &asking, hosts, None).await,
-            Ok(_) | Err(_) => None,
-        };
-        let found = found.and_then(|hosts| actions::phases(world, &asked, hosts, adopted));
-        let (hosts, phases, cause) = match found {
-            Ok((hosts, phases)) => (hosts, phases, None),
-            Err(cause) => (Vec::new(), Phases::default(), Some(CauseView::from(&cause))),
-        };
-        let count = hosts.len();
-        let waves = (1u32..).zip(&phases.waves);
-        let wave_of: Vec<u32> = waves.clone().flat_map(|(n, size)| (0..*size).map(move |_| n)).collect();
-        let rollout = &environment.rollout;
-        let time = |ms: u64| Span(Duration::from_millis(ms)).to_string();
-        let budget = |budget: Budget| match budget {
-            Budget::Count(n) => n.to_string(),
-            Budget::Percent(p) => format!("{p}% of {count} hosts = {}", budget.of(count)),
-        };
-        EnvironmentPlan {
-            environment: environment.name.to_string(),
-            current: ledger::live(&*world.control, &loaded.name, &environment.name)
-                .map(|live| live.release)
-                .or_else(|| phases.target.as_ref().filter(|_| phases.adopted.is_some()).map(|t| t.release.clone()))
-                .map(|release| (&release).into()),
-            adopted: phases.adopted.is_some(),
-            waves: waves.map(|(n, hosts)| PlannedWave { n, canary: n == 1 && phases.canary, hosts: *hosts }).collect(),
-            hosts: hosts
-                .into_iter()
-                .zip(wave_of)
-                .map(|(h, wave)| PlannedHost {
-                    wave,
-                    current: phases.current.get(&h.id).map(ToString::to_string),
-                    ill: phases.ill.get(&h.id).cloned(),
-                    id: h.id.to_string(),
-                    name: h.name,
-                    address: h.address,
-                    zone: h.zone,
-                })
-                .collect(),
-            cause,
-            min_healthy: match rollout.min_healthy {
-                Some(Budget::Percent(p)) => format!("{p}% of {count} hosts = {}", phases.min_healthy),
-                Some(Budget::Count(n)) => n.to_string(),
-                None => {
-                    let missing = plan::missing(rollout, count).into_iter().filter(|(_, hosts)| *hosts > 0);
-                    let less: String = missing.map(|(key, hosts)| format!(" less {key} {hosts}")).collect();
-                    format!("{} healthy now{less} = {}", count - phases.ill.len(), phases.min_healthy)
-                }
-            },
-            bake_time: time(rollout.bake_time_ms),
-            rollback: phases.target.as_ref().map(|target| (&target.release).into()),
-            no_rollback: phases.no_target.as_ref().map(CauseView::from),
-            rollback_safe: environment.hooks.rollback_safe,
-            on_failure: rollout.on_failure,
-            expected: phases.expected_ms.map(time),
-            alarms: environment
-                .alarms
-                .iter()
-                .map(|alarm| {
-                    let sees = alarm.analysis.sees(Duration::from_millis(rollout.bake_time_ms));
-                    format!("{}: {sees}", alarm.name)
-                })
-                .collect(),
-            freeze: self.frozen(&loaded.name, environment),
-            max_parallel: environment.rollout.max_parallel,
-            max_failures: budget(environment.rollout.max_failures),
-            max_unreachable: budget(environment.rollout.max_unreachable),
-            lease: self.held(&loaded.name, environment),
-        }
     }
 }
 
@@ -367,14 +284,7 @@ impl Engine for Conductor {
         if let Some(only) = &only {
             environment(&loaded, only.as_str())?;
         }
-        let mut environments = Vec::new();
-        for environment in
-            loaded.pipeline.environments.iter().filter(|e| only.as_ref().is_none_or(|only| e.name == *only))
-        {
-            environments.push(self.plan_of(&loaded, environment).await);
-        }
-        let stages = loaded.pipeline.stages.iter().map(|stage| stage.name.to_string()).collect();
-        Ok(Plan { project: loaded.name.to_string(), stages, environments })
+        Ok(plans::plan(self, &loaded, only.as_ref()).await)
     }
 
     async fn change(&self, project: &str, name: &str, ask: ChangeAsk, by: &str) -> Result<Changed, Refusal> {

@@ -436,6 +436,12 @@ pub struct RunAtWork {
 pub struct Plan {
     /// Whose.
     pub project: String,
+    /// The head of the branch, which would be tested and deployed.
+    #[serde(default)]
+    pub next: Option<ReleaseView>,
+    /// Why there is none, or why it would be refused.
+    #[serde(default)]
+    pub cause: Option<CauseView>,
     /// Test stages that would run, in order.
     pub stages: Vec<String>,
     /// Environments in order.
@@ -467,6 +473,9 @@ pub struct EnvironmentPlan {
     pub bake_time: String,
     /// What a failure goes back to.
     pub rollback: Option<ReleaseView>,
+    /// How many hosts have that, as far as it is known; the others would get it.
+    #[serde(default)]
+    pub rollback_on: Option<u32>,
     /// That was adopted: nothing was deployed there before, and all its hosts report it.
     #[serde(default)]
     pub adopted: bool,
@@ -481,6 +490,12 @@ pub struct EnvironmentPlan {
     pub expected: Option<String>,
     /// What each alarm can see in a bake of that length.
     pub alarms: Vec<String>,
+    /// The first alarm that fires now, and what it measures: nothing is deployed before it is silent.
+    #[serde(default)]
+    pub firing: Option<String>,
+    /// Hosts that would get nothing, and why.
+    #[serde(default)]
+    pub skipped: Vec<hosts::OutHost>,
     /// What keeps new deployments out now.
     pub freeze: Option<WaitingView>,
     /// Who holds the environment now.
@@ -513,6 +528,9 @@ pub struct PlannedHost {
     pub wave: u32,
     /// The release it has, as far as that is known.
     pub current: Option<String>,
+    /// The release it would get.
+    #[serde(default)]
+    pub next: Option<String>,
     /// Why it is not healthy, as the last deployment left it.
     pub ill: Option<String>,
 }

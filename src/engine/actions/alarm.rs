@@ -5,16 +5,16 @@ use std::time::Duration;
 use super::Context;
 use crate::{
     engine::{
-        alarms::{Groups, Place},
+        alarms::{self, Groups, Place},
         world::World,
     },
     model::{
-        analysis::{self, Assessment, Found, Phase},
+        analysis::{self, Assessment},
         cause::Cause,
         deployment::Deployment,
         event::Event,
         host::Host,
-        pipeline::{AlarmAction, Environment},
+        pipeline::Environment,
         run::{Run, Waiting},
     },
 };
@@ -70,9 +70,11 @@ pub(super) async fn quiet(
     let clock = &context.world.clock;
     let began = clock.now();
     let limit = Duration::from_millis(environment.rollout.pause_timeout_ms);
+    let code = (&run.header.project, of.code(run));
     let mut told = None;
     loop {
-        let Some((name, value, again)) = firing(context, run, of, environment, hosts).await else {
+        let Some((name, value, again)) = alarms::firing(&context.world, code, environment, hosts, &of.created_at).await
+        else {
             return Ok(told.is_some());
         };
         let waited = clock.now().since(&began);
@@ -93,30 +95,4 @@ pub(super) async fn quiet(
         }
         clock.sleep(again).await;
     }
-}
-
-/// The first alarm that fires now, what it measures, and when to look again.
-async fn firing(
-    context: &Context,
-    run: &Run,
-    of: &Deployment,
-    environment: &Environment,
-    hosts: &[Host],
-) -> Option<(String, f64, Duration)> {
-    for (alarm, n) in environment
-        .alarms
-        .iter()
-        .zip(1..)
-        .filter(|(alarm, _)| alarm.analysis.compare.is_none() && alarm.action != AlarmAction::None)
-    {
-        let place = place(run, of, environment, n)?;
-        let groups = Groups { canary: hosts, baseline: &[] };
-        let measured = place.measure(&context.world, groups, &of.created_at).await;
-        if let Found::Value(value, _) = measured.found
-            && alarm.analysis.phase(value) == Phase::Failed
-        {
-            return Some((alarm.name.clone(), value, Duration::from_millis(alarm.analysis.interval_ms)));
-        }
-    }
-    None
 }

@@ -1,12 +1,8 @@
 //! The fleet of an environment as people see it.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use super::{
-    Fleet, Which, ask,
-    fleet::{self, KnownSource},
-    keys, sources,
-};
+use super::{Fleet, Which, ask, fleet::KnownSource, kept, keys, sources};
 use crate::{
     engine::{
         ledger,
@@ -16,7 +12,12 @@ use crate::{
         },
         world::World,
     },
-    model::{host_key::Realm, ids::HostId, pipeline::Environment},
+    model::{
+        discovery::{Merged, Out},
+        host_key::Realm,
+        ids::{HostId, ProjectName},
+        pipeline::Environment,
+    },
     ports::program::Loaded,
     time::{Span, rfc3339},
 };
@@ -35,11 +36,9 @@ pub(in crate::engine) async fn view(
 
 fn shown(world: &World, loaded: &Loaded, environment: &Environment, fleet: &Arc<Fleet>) -> FleetView {
     let mut merged = fleet.merged(environment);
+    let out = out(&merged, fleet);
     let notes = ledger::hosts(&*world.control, &loaded.name, &environment.name);
     let text = |id: &HostId| id.to_string();
-    // Runs with older code may have other options: what is gone for them need not be for this.
-    let there: BTreeSet<HostId> = merged.hosts.keys().chain(merged.out.keys()).cloned().collect();
-    let is_gone = |gone: &&fleet::Gone| !there.contains(&gone.id);
     let mut hosts: Vec<FoundHost> = merged
         .hosts
         .into_values()
@@ -62,18 +61,6 @@ fn shown(world: &World, loaded: &Loaded, environment: &Environment, fleet: &Arc<
         })
         .collect();
     hosts.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
-    let gone = |id: &HostId| fleet.gone.iter().find(|gone| gone.id == *id);
-    let of = |id: &HostId, out: &crate::model::discovery::Out| OutHost {
-        id: text(id),
-        name: out.name.clone(),
-        address: out.address.clone(),
-        source: out.source.clone(),
-        code: out.code.clone(),
-        message: out.message.clone(),
-        since: gone(id).map(|gone| rfc3339(gone.since_ms)),
-    };
-    let mut out: Vec<OutHost> = merged.out.iter().map(|(id, out)| of(id, out)).collect();
-    out.extend(fleet.gone.iter().filter(is_gone).map(|gone| of(&gone.id, &gone.out)));
     FleetView {
         project: loaded.name.to_string(),
         environment: environment.name.to_string(),
@@ -101,6 +88,33 @@ fn shown(world: &World, loaded: &Loaded, environment: &Environment, fleet: &Arc<
         disagreements: merged.disagreements,
         host_keys: keys::view(&*world.control, &Realm::new(&loaded.name, &environment.name)),
     }
+}
+
+/// Hosts that are not deployed to, as it is known.
+pub(in crate::engine) async fn skipped(
+    world: &World,
+    project: &ProjectName,
+    environment: &Environment,
+) -> Vec<OutHost> {
+    let fleet = kept::fleet(world, project, &environment.name).await;
+    out(&fleet.merged(environment), &fleet)
+}
+
+fn out(merged: &Merged, fleet: &Fleet) -> Vec<OutHost> {
+    let gone = |id: &HostId| fleet.gone.iter().find(|gone| gone.id == *id);
+    let of = |id: &HostId, out: &Out| OutHost {
+        id: id.to_string(),
+        name: out.name.clone(),
+        address: out.address.clone(),
+        source: out.source.clone(),
+        code: out.code.clone(),
+        message: out.message.clone(),
+        since: gone(id).map(|gone| rfc3339(gone.since_ms)),
+    };
+    let named = merged.out.iter().map(|(id, out)| of(id, out));
+    // Runs with older code may have other options: what is gone for them need not be for this.
+    let vanished = fleet.gone.iter().filter(|gone| !merged.names(&gone.id)).map(|gone| of(&gone.id, &gone.out));
+    named.chain(vanished).collect()
 }
 
 fn source_view(name: String, interval: String, known: Option<&KnownSource>) -> SourceView {
