@@ -124,7 +124,8 @@ fn calm(bake: Duration) -> Scenario {
     };
     let mut scenario = (0..).map(Scenario::of).find(is_plain).unwrap();
     let project = &mut scenario.projects[0];
-    project.fleets = vec![0..4];
+    project.fleets.clear();
+    project.fleets.push(0..4);
     project.commits = vec![Push { at: Duration::ZERO, is: Behaviour::Good, again: None }];
     let environment = &mut project.pipeline.environments[0];
     (environment.hooks.rollback_safe, environment.alarms) = (false, Vec::new());
