@@ -431,7 +431,7 @@ local Run = {}
 ---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
 ---@field on_unknown? "fail"|"retry"|(fun(on: phased.Run|phased.Host, failure: table): boolean?) When nobody can tell whether it happened: fail, try again, or a function that finds out and returns true (it happened: the step succeeds without output), false (it did not: it is done again) or nothing (it fails). Default: "fail".
 ---@field cwd? string The directory to run in; the checkout, or the user's home on a host.
----@field env? table<string, string|integer|phased.Secret> Further environment variables: the way to pass values and secrets in.
+---@field env? table<string, string|integer|phased.Secret> Further environment variables: the way to pass values and secrets in. Each below 128 KiB, as Linux has it; what is larger goes by stdin or write.
 ---@field stdin? string|phased.Secret Its standard input; empty when absent.
 ---@field user? string Run it as this user, by sudo -n.
 ---@field check? boolean false: a failure is returned, not raised. Default: true.
@@ -454,7 +454,7 @@ function Run:sh(what) end
 ---@field backoff? string The wait before the next attempt; doubles each time, at most 5m. Default: "1s".
 ---@field on_unknown? "fail"|"retry"|(fun(on: phased.Run|phased.Host, failure: table): boolean?) When nobody can tell whether it happened: fail, try again, or a function that finds out and returns true (it happened: the step succeeds without output), false (it did not: it is done again) or nothing (it fails). Default: "fail".
 ---@field cwd? string The directory to run in; the checkout, or the user's home on a host.
----@field env? table<string, string|integer|phased.Secret> Further environment variables: the way to pass values and secrets in.
+---@field env? table<string, string|integer|phased.Secret> Further environment variables: the way to pass values and secrets in. Each below 128 KiB, as Linux has it; what is larger goes by stdin or write.
 ---@field stdin? string|phased.Secret Its standard input; empty when absent.
 ---@field user? string Run it as this user, by sudo -n.
 ---@field check? boolean false: a failure is returned, not raised. Default: true.

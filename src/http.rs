@@ -8,10 +8,14 @@ use async_trait::async_trait;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use reqwest::Url;
+use reqwest::{
+    Url,
+    dns::{Addrs, Name, Resolve, Resolving},
+};
 use tokio::sync::OnceCell;
 
 use crate::{
+    lifecycle::names::Names,
     model::cause::Cause,
     ports::{
         http::{Http, Request, Response},
@@ -32,6 +36,22 @@ pub struct Client {
 /// Nobody who is there takes longer to take a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 
+/// By a few threads of all: see [`Names`].
+struct Resolver(Names);
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let names = self.0.clone();
+        Box::pin(async move {
+            // The port is the URL's.
+            let addresses = names.lookup(name.as_str(), 0).await;
+            addresses
+                .map(|addresses| Box::new(addresses.into_iter()) as Addrs)
+                .map_err(|error| -> Box<dyn std::error::Error + Send + Sync> { error.into() })
+        })
+    }
+}
+
 impl Client {
     /// A client whose time-outs run on `clock`.
     #[must_use]
@@ -47,6 +67,7 @@ impl Client {
                     .retry(reqwest::retry::never())
                     .pool_max_idle_per_host(0)
                     .connect_timeout(CONNECT)
+                    .dns_resolver(Arc::new(Resolver(Names::default())))
                     .user_agent(concat!("phased/", env!("CARGO_PKG_VERSION")))
                     .build()
             })

@@ -1,6 +1,6 @@
 //! Our own accept loop: `axum::serve` sets no time-out on request heads.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -97,6 +97,9 @@ impl Door {
     }
 }
 
+/// One client may have a quarter of the reserved places: enough for people and probes behind one address.
+const RESERVED_PART: usize = 4;
+
 /// What a connection may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
@@ -148,6 +151,8 @@ pub(super) async fn accept<L: Listener>(server: Arc<Server>, listener: L, door: 
     let stopping = server.tasks.stopping();
     let free = Arc::new(Semaphore::new(door.connections));
     let reserved = Arc::new(Semaphore::new(server.limits.reserved));
+    // Whoever floods from one address has the others' places left to them.
+    let part = Shares::new(server.limits.reserved.div_ceil(RESERVED_PART));
     let door = Arc::new(door);
     let mut failures = 0u32;
     let mut turned = TurnedAway::default();
@@ -197,7 +202,8 @@ pub(super) async fn accept<L: Listener>(server: Arc<Server>, listener: L, door: 
                     continue;
                 }
                 let Ok(permit) = reserved.clone().try_acquire_owned() else { continue };
-                (permit, None, Place::Reserved)
+                let Ok(share) = share(&server, door.shares.as_ref().map(|_| &part), &peer) else { continue };
+                (permit, share, Place::Reserved)
             }
         };
         let (server, door) = (server.clone(), door.clone());
@@ -218,18 +224,23 @@ fn usual(
     let permit = free.clone().try_acquire_owned().map_err(|_| {
         format!("all its {} connections are in use ([limits] connections, LimitNOFILE=)", door.connections)
     })?;
-    let share = match (&door.shares, peer) {
-        (Some(shares), Peer::Tcp { remote, .. }) if !server.proxies.trust(*remote) => {
-            Some(shares.take(Client::of(*remote), 1).ok_or_else(|| {
-                let most = server.limits.client_connections;
-                format!(
-                    "{remote} has all {most} that one client may have ([limits] client_connections; a proxy belongs in [api] trusted_proxies)"
-                )
-            })?)
-        }
-        _ => None,
-    };
+    let share = share(server, door.shares.as_ref(), peer).map_err(|remote| {
+        let most = server.limits.client_connections;
+        format!(
+            "{remote} has all {most} that one client may have ([limits] client_connections; a proxy belongs in [api] trusted_proxies)"
+        )
+    })?;
     Ok((permit, share))
+}
+
+/// One of `shares` for whoever is there, or who has all of theirs. Of the socket, and of a proxy, nothing is counted.
+fn share(server: &Server, shares: Option<&Arc<Shares>>, peer: &Peer) -> Result<Option<Share>, IpAddr> {
+    match (shares, peer) {
+        (Some(shares), Peer::Tcp { remote, .. }) if !server.proxies.trust(*remote) => {
+            shares.take(Client::of(*remote), 1).map(Some).ok_or(*remote)
+        }
+        _ => Ok(None),
+    }
 }
 
 async fn connection<S: Stream>(server: Arc<Server>, door: &Door, stream: S, peer: Peer, place: Place) {

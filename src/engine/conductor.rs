@@ -673,6 +673,7 @@ impl Conductor {
             Ok(ticket) => {
                 let conductor = self.clone();
                 world.tasks.clone().spawn(format!("run {id} damaged"), async move {
+                    super::end::end_left(&world, &run.header.project, &id).await;
                     let left = match super::end::finish(&world, &run, Some(&ticket)).await {
                         Ok(()) => Left::Finished,
                         Err(why) => Left::Broken(why),

@@ -1,10 +1,15 @@
 //! The end of a run: its outcome, its message to people and its leases go to control in one record.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
 use super::{
+    command::{Fleeting, Left, Session, ToLocal},
     ledger::{self, LastRun},
     message,
     world::World,
@@ -15,7 +20,11 @@ use crate::{
         run::{Checkout, Run, RunState},
     },
     ports::{control::Commit, hands::Hands, journal::Ticket},
+    time::within,
 };
+
+/// How long the others are kept waiting for what a run that nobody continues has left running: its grace takes 2 s, what nothing ends 7 s.
+const LEFT: Duration = Duration::from_secs(15);
 
 /// Completes a run whose journal has its `end`: live, or at the next start. Idempotent by run id.
 ///
@@ -56,7 +65,7 @@ fn clear(world: &World, run: &Run) {
         _ if run.release.is_none() => return,
         _ => world.forge.work_dir(&run.header.project).join(run.header.run.as_str()),
     };
-    let (hands, project) = (std::sync::Arc::clone(&world.hands), run.header.project.clone());
+    let (hands, project) = (Arc::clone(&world.hands), run.header.project.clone());
     let clearing = async move {
         remove(&*hands, &project, &dir).await;
     };
@@ -71,6 +80,26 @@ async fn remove(hands: &dyn Hands, project: &ProjectName, dir: &Path) {
     {
         tracing::warn!(dir = %dir.display(), %cause, "a checkout is left behind; it is tried again within the hour");
     }
+}
+
+/// Ends what the commands of a run that nobody continues have left running on this machine, and those that are under way: nobody would
+/// read them. Waits for it, so that what follows finds the machine free, but not for long.
+pub(super) async fn end_left(world: &World, project: &ProjectName, run: &RunId) {
+    let connect = Arc::new(ToLocal { links: Arc::clone(&world.links), project: project.clone() });
+    let local = Session::new(connect, Arc::clone(&world.clock), Arc::new(Fleeting));
+    match within(&*world.clock, LEFT, local.end_left(run)).await {
+        Some(Ok(Left { found: 0, .. })) => {}
+        Some(Ok(Left { found, remain, names })) => {
+            tracing::warn!(%project, %run, found, remain, names, "what its commands had left running was ended");
+        }
+        Some(Err(cause)) => {
+            tracing::error!(%project, %run, %cause, "what its commands have left running, if anything, was not ended: look for processes with PHASED_RUN of this run in their environment");
+        }
+        None => {
+            tracing::error!(%project, %run, "what its commands have left running was not ended in time: look for processes with PHASED_RUN of this run in their environment");
+        }
+    }
+    local.close().await;
 }
 
 /// Takes the checkouts of runs away that have ended: those that were left behind.

@@ -31,7 +31,7 @@ pub(super) async fn recover(conductor: &Conductor, looked_at: &(dyn Fn(usize, us
     for (id, n) in runs.into_iter().zip(1..) {
         match take_up(conductor, &id).await {
             Ok(()) => {}
-            Err(Why::Damage(why)) => damaged(conductor, &id, &why),
+            Err(Why::Damage(why)) => damaged(conductor, &id, &why).await,
             Err(Why::Disk(error)) => unreadable(conductor, &id, &error),
         }
         looked_at(n, all);
@@ -143,7 +143,7 @@ fn unreadable(conductor: &Conductor, id: &RunId, error: &std::io::Error) {
 }
 
 /// A journal that cannot be trusted: nobody continues the run, an operator decides.
-fn damaged(conductor: &Conductor, id: &RunId, why: &str) {
+async fn damaged(conductor: &Conductor, id: &RunId, why: &str) {
     let world = &conductor.inner.world;
     let key = ledger::run_key(id);
     let requested = world.control.get(&key).and_then(|entry| serde_json::from_value::<Requested>(entry.value).ok());
@@ -158,6 +158,7 @@ fn damaged(conductor: &Conductor, id: &RunId, why: &str) {
     tracing::error!(project, run = %id, %cause, "a run is damaged");
     conductor.trouble(&format!("run {id}"), Some(cause.clone()));
     let Some(requested) = requested else { return };
+    end::end_left(world, &requested.project, id).await;
     let mut view = super::views::queued(id, &requested.project, &requested.request, None);
     view.state = RunState::Damaged;
     view.cause = Some((&cause).into());

@@ -28,7 +28,7 @@ use super::{
     trust::{Belief, Trust},
 };
 use crate::{
-    lifecycle::{Tasks, watch},
+    lifecycle::{Tasks, names::Names, watch},
     model::{
         cause::Cause,
         host::{Host, SecretRef},
@@ -66,6 +66,7 @@ pub struct SshLinks {
     /// Whether more are.
     learns: bool,
     pub(super) room: Arc<Room>,
+    names: Names,
     pub(super) bastions: Arc<Bastions>,
 }
 
@@ -139,7 +140,8 @@ impl SshLinks {
         limits: SshLimits,
     ) -> Self {
         let room = Arc::new(Room::new(limits));
-        SshLinks { secrets, keys: Arc::default(), clock, tasks, kept, learns: true, room, bastions: Arc::default() }
+        let (keys, bastions, names) = (Arc::default(), Arc::default(), Names::default());
+        SshLinks { secrets, keys, clock, tasks, kept, learns: true, room, names, bastions }
     }
 
     /// The same room and keys, for looking: what is met for the first time is not learnt. Sessions to bastions are its own, as one whose key
@@ -251,7 +253,7 @@ impl SshLinks {
         let greeted = within(&*self.clock, limit, async {
             let stream: Box<dyn Duplex> = match &through {
                 Some(bastion) => bastion.dial(to.address, to.port).await?,
-                None => tcp(to.address, to.port).await?,
+                None => tcp(&self.names, to.address, to.port).await?,
             };
             dialled = true;
             // A server speaks first. Before it does it takes nobody's turn: hosts that hang do not hold up the others.
@@ -387,10 +389,10 @@ fn config(trust: &Trust) -> client::Config {
     }
 }
 
-async fn tcp(address: &str, port: u16) -> Result<Box<dyn Duplex>, LinkError> {
-    let stream = TcpStream::connect((address, port))
-        .await
-        .map_err(|e| LinkError::new("unreachable", format!("{address} port {port} cannot be reached: {e}")))?;
+async fn tcp(names: &Names, address: &str, port: u16) -> Result<Box<dyn Duplex>, LinkError> {
+    let failed = |e| LinkError::new("unreachable", format!("{address} port {port} cannot be reached: {e}"));
+    let addresses = names.lookup(address, port).await.map_err(failed)?;
+    let stream = TcpStream::connect(addresses.as_slice()).await.map_err(failed)?;
     let _slower = stream.set_nodelay(true);
     Ok(Box::new(stream))
 }

@@ -49,6 +49,41 @@ fn a_host_that_never_answers_is_unreachable_within_its_time_out() {
 }
 
 #[test]
+fn a_name_server_that_says_nothing_stops_nobody_else() {
+    // Of this test run alone, on port 53: `resolv.conf` knows no other.
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let address = std::net::Ipv4Addr::new(127, 53, high, low);
+    let silent = std::net::UdpSocket::bind((address, 53)).unwrap();
+    silent.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let world = World::new();
+    std::fs::write(world.path("resolv.conf"), format!("nameserver {address}\n")).unwrap();
+    let tables: Vec<String> =
+        (0..200).map(|n| format!("{{ id = \"n{n}\", address = \"n{n}.test\", base = \"/var/tmp/never\" }}")).collect();
+    let tables: Vec<&str> = tables.iter().map(String::as_str).collect();
+    let rollout = "canary = 0, bake_time = \"0s\", max_parallel = 200, max_unreachable = 200, on_failure = \"halt\"";
+    world.project(&Project::new("far").hosts(&tables).stage("unit", r#"run:sh "true""#).phases(rollout));
+    world.project(&Project::new("near").hosts(&["h1"]).stage("unit", r#"run:sh "true""#));
+    let daemon = world.start();
+    world.repo.push("x");
+    let press = |project: &str| {
+        let answer = daemon.api.post(&format!("/v1/projects/{project}/start"), &json!({})).is(202);
+        daemon.run(answer.json()["id"].as_str().unwrap())
+    };
+    let far = press("far");
+    let mut asked = std::collections::BTreeSet::new();
+    // As many as are looked up at the same moment; each of them takes 10 s to be given up.
+    while asked.len() < 16 {
+        let mut query = [0; 512];
+        let n = silent.recv(&mut query).expect("names are looked up");
+        asked.insert(query[12..n.min(20)].to_vec());
+    }
+    let began = Instant::now();
+    press("near").wait().is("succeeded");
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert_eq!(far.now()["state"], "deploying");
+}
+
+#[test]
 fn a_host_with_another_key_than_before_is_refused() {
     let world = with_bad(|w| {
         let other = Sshd::start(&w.path("other"), "", "");

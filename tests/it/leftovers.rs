@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::fixture::{Jobs, Project, World, eventually};
+use crate::fixture::{Jobs, Project, Run, World, eventually};
 
 /// Leaves a process in the background: one that goes at once, one that must be killed, and one that has a session of its own.
 const LEAVES: &str = r#"run:sh [[
@@ -92,6 +92,39 @@ fn what_is_left_by_a_stage_of_an_earlier_life_is_ended_too() {
     let daemon = world.start();
     daemon.run(&run.id).wait().is("succeeded");
     assert_eq!(left(&world), 0);
+}
+
+/// The daemon of a run is killed while its stage waits, with processes in the background; then `harm` befalls the run, and a daemon comes.
+fn ends_with_a_damaged_run(harm: impl FnOnce(&World, &Run, &Project)) {
+    let world = World::new();
+    let project = Project::new("shop").hosts(&["h1"]).stage("unit", &format!(r#"{LEAVES} run:sh "sleep 98766""#));
+    world.project(&project);
+    let daemon = world.start();
+    world.repo.push("leaves");
+    let run = daemon.press();
+    run.prints("begun");
+    eventually("the next step runs, too", || (left(&world) >= 5).then_some(()));
+    daemon.kill();
+    harm(&world, &run, &project);
+    let daemon = world.start();
+    daemon.run(&run.id).wait().is("damaged");
+    assert_eq!(left(&world), 0, "nobody continues the run, and nobody else ends what is left of it");
+    assert!(daemon.said().contains("what its commands had left running was ended"), "{}", daemon.said());
+}
+
+#[test]
+fn what_a_damaged_run_has_left_is_ended() {
+    ends_with_a_damaged_run(|world, run, _| world.damage(&run.id));
+}
+
+#[test]
+fn what_a_run_has_left_whose_code_is_gone_is_ended() {
+    ends_with_a_damaged_run(|world, run, project| {
+        let code = world.path("data/code").join(world.journal(&run.id)[0]["code"].as_str().unwrap());
+        std::fs::remove_dir_all(&code).or_else(|_| std::fs::remove_file(&code)).unwrap();
+        // Otherwise the next start would pin the very same code again.
+        world.project(&project.clone().head("local another = true\n"));
+    });
 }
 
 #[test]

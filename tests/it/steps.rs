@@ -26,6 +26,21 @@ fn read(world: &World, name: &str) -> String {
 }
 
 #[test]
+fn a_variable_that_no_program_can_be_given_is_refused_here_and_on_hosts() {
+    let step = |on: &str| {
+        format!(
+            r#"local ok, why = pcall(function() {on}:sh {{ "true", env = {{ BIG = ("x"):rep(128 * 1024) }} }} end)
+               assert(not ok and why.code == "bad_argument", tostring(why))
+               assert(why.message:find("variable BIG has 131072 bytes", 1, true) and why.message:find("run:write", 1, true), why.message)"#
+        )
+    };
+    let (world, daemon) =
+        World::with(&Project::new("shop").hosts(&["h1"]).stage("unit", &step("run")).deploy(&step("host")));
+    world.repo.push("big");
+    daemon.deploy().is("succeeded");
+}
+
+#[test]
 fn commands_have_exactly_the_environment_they_are_promised() {
     let print = |on: &str| format!(r#"{on}:sh {{ "env", env = {{ EXTRA = "e x=tra" }} }}"#);
     let project = Project::new("shop").stage("unit", &print("run"));

@@ -270,6 +270,32 @@ async fn one_client_has_its_share_of_the_connections_and_a_proxy_has_all() {
 }
 
 #[tokio::test]
+async fn one_client_has_its_part_of_the_reserved_places_and_a_proxy_has_all() {
+    let world = proxied(Limits { connections: 1, reserved: 8, ..Limits::default() }).await;
+    let mut usual = world.connect_from("127.0.0.1").await;
+    usual.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    soon("it is answered", usual.read_u8()).await.unwrap();
+    // A flood that asks nothing has the places for as long as may be.
+    let (_held, _also) = (world.connect_from("127.0.0.1").await, world.connect_from("127.0.0.1").await);
+    assert_eq!(soon("it is closed", raw(&mut world.connect_from("127.0.0.1").await, b"")).await, "");
+    let other = soon("another is answered", raw(&mut world.connect_from("127.0.0.2").await, HEALTH)).await;
+    assert_eq!(answer(&other).status, 200);
+    let mut proxy = Vec::new();
+    for _ in 0..4 {
+        proxy.push(world.connect_from("127.0.0.9").await);
+    }
+    let behind =
+        soon("who is behind a proxy is answered", raw(&mut world.connect_from("127.0.0.9").await, HEALTH)).await;
+    assert_eq!(answer(&behind).status, 200);
+    let full = async {
+        while !raw(&mut world.connect_from("127.0.0.2").await, HEALTH).await.is_empty() {
+            proxy.push(world.connect_from("127.0.0.9").await);
+        }
+    };
+    soon("all of them are taken", full).await;
+}
+
+#[tokio::test]
 async fn one_client_has_its_share_of_the_room_for_bodies() {
     let limits = Limits { all_bodies_kib: 40, hook_body: 16 << 10, other_body: 1 << 10, ..Limits::default() };
     let world = world_with(limits, vec![]).await;

@@ -57,7 +57,7 @@ fn command(shape: Shape) -> Shape {
             text("a path", rules::path),
             "The directory to run in; the checkout, or the user's home on a host.",
         )
-        .optional("env", env(), "Further environment variables: the way to pass values and secrets in.")
+        .optional("env", env(), "Further environment variables: the way to pass values and secrets in. Each below 128 KiB, as Linux has it; what is larger goes by stdin or write.")
         .optional("stdin", body(), "Its standard input; empty when absent.")
         .optional("user", text("a user name", rules::user), "Run it as this user, by sudo -n.")
         .with_default("check", Kind::Boolean, "true", "false: a failure is returned, not raised.")
