@@ -522,7 +522,7 @@ pub fn plan(plan: &Plan) -> String {
         &format!("{}: {tests}; then {}", one_line(&plan.project, 64), count(plan.environments.len(), "environment")),
     );
     if let Some(next) = &plan.next {
-        line(&mut out, &format!("ships {}, {}", release(next), one_line(&next.author, 100)));
+        line(&mut out, &format!("ships {}", release(next)));
     }
     if let Some(why) = &plan.cause {
         line(&mut out, &format!("WRONG {}", cause(why)));
@@ -740,10 +740,12 @@ pub(crate) mod tests {
     fn a_plan_reads_well() {
         let mut view: Plan = serde_json::from_value(json!({
             "project": "shop", "stages": ["build", "unit"],
+            "next": {"id": "b2c3d4e5f6a7", "revision": "b2c3d4e5f6a7", "author": "Bo <b@c>", "message": "Faster\n\nMuch"},
             "environments": [{"environment": "production", "max_parallel": 2, "max_failures": "10% of 25 hosts = 2", "max_unreachable": "0",
                 "waves": [{"n": 1, "canary": true, "hosts": 1}, {"n": 2, "canary": false, "hosts": 1}],
                 "min_healthy": "2 healthy now less max_parallel 2 = 0", "bake_time": "2m", "rollback_safe": true, "on_failure": "rollback",
-                "expected": "6m", "alarms": ["error rate: fires above 0.01"],
+                "expected": "6m", "alarms": ["error rate: fires above 0.01"], "firing": "error rate: it measures 0.5",
+                "skipped": [{"id": "i-3", "name": "web-3", "address": "10.0.0.3", "source": "ec2", "code": "stopped", "message": "it is stopped"}],
                 "no_rollback": {"code": "no_target", "message": "this is the first"},
                 "hosts": [{"id": "i-1", "name": "web-1", "address": "10.0.0.1:22", "zone": null, "wave": 1, "current": "a1b2c3d4e5f6"},
                           {"id": "i-2", "name": "web-\u{202e}2", "address": "10.0.0.2:22", "zone": null, "wave": 2, "ill": "it failed"}]}]
@@ -752,6 +754,7 @@ pub(crate) mod tests {
         assert_eq!(
             plan(&view),
             "shop: tests build, unit; then 1 environment
+ships b2c3d4e5f6a7 \"Faster\" by Bo
 
 production: 2 hosts, 2 at a time; it took 6m the last time
   waves   canary 1, then 1; watched for 2m after each
@@ -760,19 +763,22 @@ production: 2 hosts, 2 at a time; it took 6m the last time
           or when fewer than 2 healthy now less max_parallel 2 = 0 would serve
   then    it halts: this is the first (no_target)
   alarm   error rate: fires above 0.01
+  FIRES   error rate: it measures 0.5; nothing is deployed before it is silent
   WAVE  HOST   ADDRESS      ID   HAS
   1     web-1  10.0.0.1:22  i-1  a1b2c3d4e5f6
-  2     web-2  10.0.0.2:22  i-2  ?, not healthy
+  2     web-2  10.0.0.2:22  i-2  ?, not healthy: it failed
+  skips   web-3 (i-3): it is stopped (stopped)
 "
         );
         view.environments[0].rollback = serde_json::from_value(json!({
             "id": "a1b2c3d4e5f6", "revision": "a1b2c3d4e5f6", "author": "Ann <a@b>", "message": "Fix the cart"
         }))
         .ok();
-        assert!(
-            plan(&view)
-                .contains("then    back to a1b2c3d4e5f6 \"Fix the cart\" by Ann, if rollback_safe does not forbid it")
-        );
+        (view.environments[0].rollback_on, view.cause) = (Some(1), view.environments[0].no_rollback.take());
+        let text = plan(&view);
+        let back = "then    back to a1b2c3d4e5f6 \"Fix the cart\" by Ann, which 1 of them has now, if rollback_safe does not forbid it";
+        assert!(text.contains(back), "{text}");
+        assert!(text.contains("\nWRONG this is the first (no_target)\n"), "{text}");
     }
 
     #[test]

@@ -175,13 +175,7 @@ impl Engine for Script {
     }
     async fn plan(&self, project: &str, _: Option<EnvironmentName>) -> Result<Plan, Refusal> {
         Script::known(project)?;
-        Ok(Plan {
-            project: project.into(),
-            next: None,
-            cause: None,
-            stages: vec!["unit".into()],
-            environments: vec![],
-        })
+        Ok(Plan { project: project.into(), next: None, cause: None, stages: vec!["unit".into()], environments: vec![] })
     }
     async fn change(&self, project: &str, environment: &str, ask: ChangeAsk, _: &str) -> Result<Changed, Refusal> {
         Script::known(project)?;

@@ -92,6 +92,8 @@ fn azure_is_asked_with_a_client_secret_which_nobody_sees() {
     let daemon = start(&world, &source);
     let found = fleet(&daemon, false);
     assert_eq!((ids(&found), out(&found)), (vec!["vm-a".to_owned()], vec!["vm-b:stopped".to_owned()]));
+    let plan = daemon.api.get("/v1/projects/shop/plan").json();
+    assert_eq!(plan["environments"][0]["skipped"][0]["id"], "vm-b", "{plan:#}");
     assert!(web.asked()[0].body.contains("client%5Fsecret=s3cr3t%7Evalue%2Eof%2Fazure"), "{}", web.asked()[0].body);
     assert!(web.asked()[2].body.contains("\"$skipToken\":\"s\""), "{}", web.asked()[2].body);
 

@@ -53,6 +53,33 @@ fn two_zones_are_never_touched_at_once_on_the_way_back_by_hand_either() {
 }
 
 #[test]
+fn the_plan_says_what_would_ship_who_has_the_way_back_and_what_is_in_the_way() {
+    let world = World::new();
+    world.project(&project(3, r#"canary = 1, bake_time = "0s""#));
+    let (daemon, old) = first(&world, 3);
+    let new = world.repo.push("faster");
+    let plan = daemon.api.get("/v1/projects/shop/plan").json();
+    let production = &plan["environments"][0];
+    assert_eq!(plan["next"]["revision"], json!(new), "{plan:#}");
+    for host in production["hosts"].as_array().unwrap() {
+        assert_eq!((&host["current"], &host["next"]), (&json!(old[..12]), &json!(new[..12])), "{plan:#}");
+    }
+    assert_eq!((&production["rollback"]["revision"], &production["rollback_on"]), (&json!(old), &json!(3)), "{plan:#}");
+    assert!(production["expected"].is_string() && production["freeze"].is_null(), "{plan:#}");
+    let frozen = daemon.cli(&["freeze", "shop", "production", "--reason", "a sale"]);
+    assert_eq!(frozen.code, 0, "{frozen:?}");
+    let text = daemon.cli(&["plan", "shop"]).stdout;
+    for part in [&format!("\nships {} \"faster\" by ", &new[..12]), "which 3 of them have now", "frozen", "a sale"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // Nobody can tell what would ship: the rest of the plan is there.
+    std::fs::rename(world.path("repo.git"), world.path("away.git")).unwrap();
+    let plan = daemon.api.get("/v1/projects/shop/plan").json();
+    assert!(plan["next"].is_null() && plan["cause"]["code"].is_string(), "{plan:#}");
+    assert_eq!(plan["environments"][0]["hosts"].as_array().unwrap().len(), 3);
+}
+
+#[test]
 fn the_plan_says_what_the_floor_comes_to() {
     let world = World::new();
     world.project(&project(4, r#"canary = 1, max_parallel = 2, max_failures = "25%", bake_time = "0s""#));
