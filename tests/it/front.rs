@@ -3,6 +3,7 @@
 mod escapes;
 mod load;
 mod nginx;
+mod random;
 mod sweep;
 mod tls;
 

@@ -322,4 +322,66 @@ mod tests {
         let long = format!("mark 1\n{}\n", "y".repeat(10_000));
         assert!(matches!(all(long.as_bytes()).await.1, FrameError::Garbled(_)));
     }
+
+    /// Whatever a host says, reading it ends, and no more comes out than went in. The numbers are the same each time.
+    #[tokio::test]
+    async fn random_answers_end_and_give_no_more_than_they_have() {
+        let whole = b"Welcome!\nmark 1\nI abc deploy /a b\nO 1 5 4\nabcd\nK\nG 7\nS 3 -1\nO 2 0 3\nxyz\nZ exit 0 5\nout mark.err mark.";
+        const WORDS: [&str; 18] = [
+            "O",
+            "1",
+            "2",
+            " ",
+            "\n",
+            "X",
+            "Z",
+            "K",
+            "G",
+            "S",
+            "I",
+            "mark",
+            "mark.",
+            "exit",
+            "70000",
+            "4611686018427387903",
+            "-1",
+            "\0\u{ff}",
+        ];
+        let mut state = 1u64;
+        let mut below = |n: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(state >> 33).unwrap() % n
+        };
+        let mut kinds = [0; 3];
+        for _ in 0..30_000 {
+            let mut input = b"mark 1\n".to_vec();
+            match below(3) {
+                0 => {
+                    input = whole.to_vec();
+                    for _ in 0..1 + below(4) {
+                        let at = below(input.len());
+                        match below(4) {
+                            0 => input[at] ^= 1 << below(8),
+                            1 => drop(input.drain(at..(at + below(9)).min(input.len()))),
+                            2 => input.insert(at, u8::try_from(below(256)).unwrap()),
+                            _ => input.extend_from_within(at / 2..at),
+                        }
+                    }
+                }
+                1 => (0..below(40)).for_each(|_| input.extend_from_slice(WORDS[below(WORDS.len())].as_bytes())),
+                _ => (0..below(200)).for_each(|_| input.push(u8::try_from(below(256)).unwrap())),
+            }
+            let (seen, end) = all(&input).await;
+            let given: usize =
+                seen.iter().map(|frame| if let Frame::Output { bytes, .. } = frame { bytes.len() } else { 0 }).sum();
+            assert!(given <= input.len(), "{input:?}: {seen:?}");
+            match end {
+                FrameError::Ended { noise, .. } => kinds[0] += usize::from(noise.chars().count() <= 300),
+                FrameError::Garbled(line) => kinds[1] += usize::from(line.chars().count() <= 120),
+                FrameError::More | FrameError::Read(_) => panic!("{input:?}: {end}"),
+            }
+            kinds[2] += seen.len();
+        }
+        assert!(kinds[0] + kinds[1] == 30_000 && kinds.iter().all(|n| *n > 1000), "all of it is met: {kinds:?}");
+    }
 }

@@ -193,6 +193,56 @@ async fn damage_is_told_and_the_file_is_left_alone() {
     assert!(matches!(journals.append(&run(1), E, Seq(1), vec![record("b")]), Err(AppendError::Broken { .. })));
 }
 
+/// Bits, pieces and ends of a journal as a bad disk leaves them: what is read is the beginning of what was written, or damage is told.
+#[tokio::test]
+async fn whatever_becomes_of_a_journal_it_is_read_set_aside_or_refused() {
+    let fixture = Fixture::new();
+    let journals = fixture.real();
+    for n in 0..30usize {
+        journals.append(&run(1), E, Seq(n as u64), vec![record(&"d".repeat(n * 7))]).unwrap().synced().await.unwrap();
+    }
+    let written = journals.read(&run(1)).unwrap().records;
+    journals.close(&run(1));
+    let path = fixture.journal(&run(1));
+    let whole = fs::read(&path).unwrap();
+    let (mut random, mut seen) = (Random::new(7), [0; 3]);
+    for case in 0..400 {
+        let mut bytes = whole.clone();
+        for _ in 0..1 + random.below(3) {
+            let at = random.below(bytes.len().max(1));
+            match random.below(6) {
+                _ if bytes.is_empty() => {}
+                0 | 1 => bytes[at] ^= 1 << random.below(8),
+                2 => bytes.truncate(at),
+                3 => bytes.iter_mut().skip(at).take(512).for_each(|byte| *byte = 0),
+                4 => drop(bytes.drain(at..(at + 1 + random.below(200)).min(bytes.len()))),
+                _ => bytes.extend_from_within(at..),
+            }
+        }
+        fs::write(&path, &bytes).unwrap();
+        let found = journals.read(&run(1)).unwrap();
+        assert_eq!(found.records, written[..found.records.len()], "case {case}");
+        let reopened = journals.reopen(&run(1), E).unwrap();
+        assert_eq!((reopened.records.len(), &reopened.damage), (found.records.len(), &found.damage), "case {case}");
+        let at = Seq(found.records.len() as u64);
+        match &found.damage {
+            Some(why) => {
+                assert!(why.contains("is damaged at byte"), "{why}");
+                assert_eq!(fs::read(&path).unwrap(), bytes, "what is damaged is left alone");
+                assert!(journals.append(&run(1), E, at, vec![record("x")]).is_err());
+                seen[0] += 1;
+            }
+            None => {
+                journals.append(&run(1), E, at, vec![record("x")]).unwrap().synced().await.unwrap();
+                assert_eq!(journals.read(&run(1)).unwrap().records.len(), found.records.len() + 1, "case {case}");
+                seen[1 + usize::from(found.records.len() == written.len())] += 1;
+            }
+        }
+        journals.close(&run(1));
+    }
+    assert!(seen.iter().all(|n| *n > 5), "damage, a cut and a whole one are met: {seen:?}");
+}
+
 #[tokio::test]
 async fn any_call_that_fails_loses_nothing_that_was_acknowledged() {
     for error in [Errno::EIO, Errno::ENOSPC] {

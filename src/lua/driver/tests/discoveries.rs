@@ -53,6 +53,11 @@ impl Found {
 
 /// Calls the discovery `lua` once; its requests get `answers`, in order.
 fn discover(lua: &str, known: &[&str], answers: Vec<Outcome>) -> Found {
+    discoverer(lua, known)(answers)
+}
+
+/// The discovery `lua`, to be called as often as one likes.
+fn discoverer(lua: &str, known: &[&str]) -> impl Fn(Vec<Outcome>) -> Found {
     let folder = tempfile::tempdir().unwrap();
     let plugins = folder.path().join("plugins");
     std::fs::create_dir_all(plugins.join("projects")).unwrap();
@@ -68,19 +73,22 @@ fn discover(lua: &str, known: &[&str], answers: Vec<Outcome>) -> Found {
     let loaded = loader.load().unwrap().remove(0);
     loader.pin(&loaded).unwrap();
     let input = json!({"project": "shop", "environment": "p", "known": known});
-    let mut plugin = loader.plugin(&loaded.code, &loaded.name, "discovery/p/1", input).unwrap();
-    let (mut answers, mut asked, mut turn) = (VecDeque::from(answers), Vec::new(), plugin.start());
-    loop {
-        match turn {
-            PluginTurn::Request(request) => {
-                let answer = answers.pop_front();
-                asked.push((request.what, request.args));
-                turn = plugin.resume(&answer.unwrap_or_else(|| panic!("there is no answer to {asked:?}")));
-            }
-            PluginTurn::Raised(cause) => return Found { asked, hosts: Err(cause) },
-            PluginTurn::Return(hosts) => {
-                assert!(answers.is_empty(), "{answers:?} were not asked for");
-                return Found { asked, hosts: Ok(serde_json::from_value(hosts).unwrap()) };
+    move |answers| {
+        let _kept = &folder;
+        let mut plugin = loader.plugin(&loaded.code, &loaded.name, "discovery/p/1", input.clone()).unwrap();
+        let (mut answers, mut asked, mut turn) = (VecDeque::from(answers), Vec::new(), plugin.start());
+        loop {
+            match turn {
+                PluginTurn::Request(request) => {
+                    let answer = answers.pop_front();
+                    asked.push((request.what, request.args));
+                    turn = plugin.resume(&answer.unwrap_or_else(|| panic!("there is no answer to {asked:?}")));
+                }
+                PluginTurn::Raised(cause) => return Found { asked, hosts: Err(cause) },
+                PluginTurn::Return(hosts) => {
+                    assert!(answers.is_empty(), "{answers:?} were not asked for");
+                    return Found { asked, hosts: Ok(serde_json::from_value(hosts).unwrap()) };
+                }
             }
         }
     }
@@ -249,6 +257,87 @@ fn the_json_of_an_inventory_is_read_with_its_groups_and_variables() {
         (r#"{"_meta": {"hostvars": {"a": 1}}, "web": ["a"]}"#, "the variables of a"),
     ] {
         discover(lua, &[], text(bad)).fails(&["/inventory.json: ", why]);
+    }
+}
+
+/// What people make of an inventory by accident: it is a list of hosts, or an error that says what is wrong, in words of ours. The numbers are
+/// the same each time.
+#[test]
+fn random_inventories_are_lists_or_errors_that_say_what_is_wrong() {
+    const CSV: &str = "id,name,address,port,zone,labels.role,host_keys\nweb1,Web,10.0.0.1,22,a,\"web, \"\"front\"\"\",pin\nweb2,,10.0.0.2,,,,\n";
+    const JSON: &str = r#"[{"id": "web1", "address": "10.0.0.1", "port": 22, "labels": {"role": "web"}}, "10.0.0.2", {"address": "x", "ssh": null}]"#;
+    const GROUPS: &str = r#"{"_meta": {"hostvars": {"web1": {"ansible_host": "10.0.0.1", "ansible_port": 2222}, "db1": {}}},
+        "all": {"children": ["web", "db"], "vars": {"ansible_user": "root"}}, "web": {"hosts": ["web1"]}, "db": ["db1"]}"#;
+    const TARGETS: &str =
+        r#"[{"targets": ["10.0.0.1:9100", "[fd00::1]:9100"], "labels": {"env": "prod"}}, {"targets": ["web9"]}]"#;
+    // What is swapped in: tokens of all of the formats.
+    const PIECES: [&str; 24] = [
+        "[",
+        "]",
+        "{",
+        "}",
+        "\"",
+        ",",
+        ":",
+        "=",
+        "\n",
+        "null",
+        "1e999",
+        "-1",
+        "0.5",
+        "true",
+        "[]",
+        "{}",
+        "web[1:3]",
+        ":children]",
+        ":vars]",
+        "#",
+        "'",
+        "\0",
+        "\u{feff}",
+        "é",
+    ];
+    let mut state = 1u64;
+    let mut below = |n: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % n
+    };
+    for (lua, whole) in [
+        ("require 'discovery.file' { '/hosts.csv' }", CSV),
+        ("require 'discovery.file' { '/hosts.json' }", JSON),
+        ("require 'discovery.ansible' { '/hosts' }", INI),
+        ("require 'discovery.ansible' { '/hosts.json' }", GROUPS),
+        ("require 'discovery.prometheus' { '/hosts.json' }", TARGETS),
+    ] {
+        let (discover, mut seen) = (discoverer(lua, &[]), [0; 2]);
+        assert!(discover(text(whole)).hosts.is_ok(), "{lua}");
+        for _ in 0..100 {
+            let mut bytes = whole.as_bytes().to_vec();
+            for _ in 0..1 + below(3) {
+                let at = below(bytes.len().max(1));
+                let piece = PIECES[below(PIECES.len())].as_bytes();
+                match below(5) {
+                    _ if bytes.is_empty() => {}
+                    0 => bytes[at] ^= 1 << below(7),
+                    1 => bytes.truncate(at.max(4)),
+                    2 => drop(bytes.splice(at..at, piece.iter().copied())),
+                    3 => drop(bytes.splice(at..(at + 1 + below(6)).min(bytes.len()), piece.iter().copied())),
+                    _ => drop(bytes.drain(at..(at + 1 + below(12)).min(bytes.len()))),
+                }
+            }
+            let bad = String::from_utf8_lossy(&bytes).into_owned();
+            match discover(text(&bad)).hosts {
+                Ok(_) => seen[0] += 1,
+                Err(cause) => {
+                    // Lua's own word for what a plugin has not thought of.
+                    let thoughtless = ["attempt to", "bad argument", "stack overflow", "not enough memory"];
+                    let stumbled = thoughtless.iter().find(|word| cause.message.contains(**word));
+                    assert!(stumbled.is_none() && !cause.message.is_empty(), "{lua} of {bad:?}: {cause:?}");
+                    seen[1] += 1;
+                }
+            }
+        }
+        assert!(seen[1] > 5, "{lua}: some are refused: {seen:?}");
     }
 }
 
