@@ -9,7 +9,7 @@ use crate::engine::signals;
 use crate::model::{
     cause::Cause,
     event::Event,
-    health::{Fact, Sight, Verdict, Watch},
+    health::{Fact, Incarnation, Sight, Verdict, Watch},
     host::{Host, Transport},
     ids::HostId,
     pipeline::{AskedAfter, Check, Health, Version, VersionFrom},
@@ -254,7 +254,7 @@ async fn round(context: &Context, watched: &mut Watched, wait: Duration, unwatch
             let since = guarded.cut.get_or_insert_with(|| clock.now());
             let is_ours = cause.code == "session_limit";
             let lost = clock.now().since(since) >= CUT || (is_ours && unwatched >= CUT);
-            return (guarded, !is_ours, lost.then_some((cause.message, cause.code)), None);
+            return Looked { guarded, looked: !is_ours, bad: lost.then_some((cause.message, cause.code)), news: None };
         }
         guarded.cut = None;
         let before = guarded.watch.processes();
@@ -262,15 +262,43 @@ async fn round(context: &Context, watched: &mut Watched, wait: Duration, unwatch
         guarded.bad = if bad.is_some() { guarded.bad + 1 } else { 0 };
         let bad = bad.filter(|(_, hopeless)| *hopeless || guarded.bad >= IN_A_ROW);
         let news = Some(guarded.watch.processes()).filter(|now| *now != before);
-        (guarded, true, bad.map(|(why, _)| (why, "unhealthy".to_owned())), news)
+        Looked { guarded, looked: true, bad: bad.map(|(why, _)| (why, "unhealthy".to_owned())), news }
     });
     let seen: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(most).collect().await;
-    let looked = seen.iter().all(|(_, looked, ..)| *looked);
-    let bad = seen.iter().filter_map(|(guarded, _, bad, _)| Some((&guarded.host.id, bad.as_ref()?)));
-    let bad: Vec<(HostId, bool)> = bad.map(|(id, (_, code))| (id.clone(), code != "unhealthy")).collect();
+    let looked = seen.iter().all(|seen| seen.looked);
+    // Who is lost is asked after, which may take: what is known of the others is told before.
+    let (lost, others): (Vec<_>, Vec<_>) = seen.into_iter().partition(Looked::is_lost);
+    for seen in [others, lost] {
+        tell(context, watched, seen).await;
+    }
+    looked
+}
+
+/// What one look at a host has shown.
+struct Looked {
+    guarded: Guarded,
+    /// There was room for it.
+    looked: bool,
+    /// What is wrong for certain, and its code.
+    bad: Option<(String, String)>,
+    /// Its units and containers, where they are others than before.
+    news: Option<Vec<(usize, Incarnation)>>,
+}
+
+impl Looked {
+    fn is_lost(&self) -> bool {
+        self.bad.as_ref().is_some_and(|(_, code)| code != "unhealthy")
+    }
+}
+
+/// Tells what looks have shown; who is well, or not ill for certain, is watched on.
+async fn tell(context: &Context, watched: &mut Watched, seen: Vec<Looked>) {
+    let deployment = watched.deployment;
+    let bad = seen.iter().filter(|seen| seen.bad.is_some());
+    let bad = bad.map(|seen| (seen.guarded.host.id.clone(), seen.is_lost())).collect();
     let mut facts = Vec::new();
     let gone = gone(context, watched.roster.as_mut(), bad, &mut facts).await;
-    for (guarded, _, bad, news) in seen {
+    for Looked { guarded, bad, news, .. } in seen {
         let host = guarded.host.id.clone();
         if gone.contains(&host) {
             continue;
@@ -289,7 +317,6 @@ async fn round(context: &Context, watched: &mut Watched, wait: Duration, unwatch
     if !facts.is_empty() {
         context.facts(facts, false).await;
     }
-    looked
 }
 
 /// Which of the hosts that something is wrong with are no more; with each, whether it is lost. The fact that says so goes to `facts`.
