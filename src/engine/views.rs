@@ -523,6 +523,7 @@ impl Folding {
             }
             Fed::Recovered(run, records) => {
                 self.fold(&run, &records, true);
+                self.unsay(&run);
                 self.write();
             }
             Fed::Queued(view) => self.queued(&view),
@@ -586,6 +587,18 @@ impl Folding {
             unwritten.position = Some((id.clone(), *seq, *crc));
         }
         self.runs.get(id).is_some_and(|(run, _)| run.end.is_some())
+    }
+
+    /// Takes from the index, with the next write, what it has of a run beyond the run's fold: it was ahead of a journal that has lost its end.
+    fn unsay(&mut self, id: &RunId) {
+        let Some((_, written)) = self.runs.get(id) else { return };
+        match self.index.scan(&format!("run/{id}/"), None, usize::MAX, false) {
+            Ok(parts) => {
+                let beyond = parts.into_iter().map(|(key, _)| key).filter(|key| !written.contains_key(key));
+                self.unwritten.entry(id.clone()).or_default().puts.extend(beyond.map(|key| (key, None)));
+            }
+            Err(error) => tracing::error!(run = %id, %error, "what people see of this run may be ahead of its journal"),
+        }
     }
 
     /// Writes what was folded, a batch a run.

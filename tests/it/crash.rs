@@ -352,6 +352,13 @@ fn broken_indexes() -> Vec<(&'static str, Breaking)> {
         }
     }
     vec![
+        ("a newer build wrote it", |state| {
+            let db = sled::Config::new().path(state).mode(sled::Mode::LowSpace).open().unwrap();
+            let schema = u32::MAX.to_le_bytes();
+            // In the envelope that every value has.
+            let value = [&[1][..], &crc32c::crc32c(&schema).to_le_bytes(), &schema].concat();
+            assert!(db.insert("m/schema", value).unwrap().is_some(), "the schema has another key now");
+        }),
         ("every file is zeroed", |state| files(state, |_, bytes| bytes.fill(0))),
         ("every file is flipped", |state| {
             files(state, |_, bytes| bytes.iter_mut().step_by(97).for_each(|b| *b ^= 0x55))
@@ -391,7 +398,9 @@ fn whatever_became_of_the_index_the_answers_are_the_same_and_people_are_told_onc
         break_it(&world.path("data/state"));
         daemon = world.start();
         eprintln!("{what}");
-        set_aside += usize::from(daemon.said().contains("the state index was set aside"));
+        let gave_way = daemon.said().contains("the state index was set aside");
+        assert!(gave_way || what != "a newer build wrote it");
+        set_aside += usize::from(gave_way);
         same(&answers(&daemon, &runs), &before);
         eventually("people are told", || (told() == set_aside).then_some(()));
     }
@@ -403,6 +412,85 @@ fn whatever_became_of_the_index_the_answers_are_the_same_and_people_are_told_onc
     same(&answers(&daemon, &runs), &before);
     let control = std::fs::read_to_string(world.path("data/journal/control")).unwrap();
     assert_eq!((told(), control.matches("outbox/state.bad-").count() / 2), (set_aside, set_aside), "told again");
+}
+
+/// What a power loss leaves: everything is as it was at a moment, but for the index, which is later.
+struct Moment(std::path::PathBuf);
+
+impl Moment {
+    /// The moment that is now; the daemon is gone.
+    fn of(world: &World) -> Moment {
+        let kept = world.path("kept");
+        let mut copy = std::process::Command::new("cp");
+        assert!(copy.arg("-a").arg(world.path("data")).arg(&kept).status().unwrap().success());
+        std::fs::remove_dir_all(kept.join("state")).unwrap();
+        Moment(kept)
+    }
+
+    /// Is there again, under the index that was written since.
+    fn comes_back(self, world: &World) {
+        let data = world.path("data");
+        std::fs::rename(data.join("state"), self.0.join("state")).unwrap();
+        std::fs::remove_dir_all(&data).unwrap();
+        std::fs::rename(self.0, data).unwrap();
+    }
+}
+
+/// The index says of these runs what one says that is made anew.
+fn as_from_journals(world: &World, daemon: Daemon, runs: &[Run]) {
+    let before = answers(&daemon, runs);
+    daemon.kill();
+    std::fs::remove_dir_all(world.path("data/state")).unwrap();
+    same(&before, &answers(&world.start(), runs));
+}
+
+#[test]
+fn of_an_index_ahead_of_a_cut_journal_nothing_is_told_that_did_not_happen() {
+    let (world, daemon) = World::with(&waiting());
+    world.repo.push("cut off");
+    let run = daemon.press();
+    run.prints("begun");
+    daemon.kill();
+    let cut = Moment::of(&world);
+    let daemon = world.start();
+    go(&world);
+    let ended = daemon.run(&run.id).wait().is("succeeded");
+    assert_eq!(ended.hosts(), ["h1:healthy", "h2:healthy"]);
+    // At its end it writes all of the index.
+    daemon.terminate();
+    cut.comes_back(&world);
+    let daemon = world.start();
+    // In this history its command never came to an end.
+    let ended = daemon.run(&run.id).wait().is("failed");
+    assert_eq!((ended.code(), ended.hosts()), ("lost", Vec::new()), "{}", ended.view);
+    as_from_journals(&world, daemon, &[run]);
+}
+
+#[test]
+fn an_index_of_another_journal_of_the_same_length_is_not_believed() {
+    let (world, daemon) = World::with(&tested());
+    world.repo.push("one");
+    let first = daemon.deploy().is("succeeded").id.clone();
+    daemon.idle();
+    daemon.terminate();
+    let daemon = world.start_with(&[("PHASED_KILL", &format!("after:{}", world.journal(&first).len()))]);
+    world.repo.push("two");
+    let run = daemon.press();
+    daemon.dies();
+    // It has ended, and control does not know.
+    assert!(world.is_over(&run.id));
+    let cut = Moment::of(&world);
+    let daemon = world.start();
+    let ended = daemon.run(&run.id).wait().is("succeeded").view["finished_at"].clone();
+    daemon.terminate();
+    cut.comes_back(&world);
+    world.rewrite(&run.id, |records| {
+        let end = records.last_mut().unwrap();
+        end["at"][0] = (end["at"][0].as_i64().unwrap() + 1000).into();
+    });
+    let daemon = world.start();
+    assert_ne!(daemon.run(&run.id).wait().is("succeeded").view["finished_at"], ended);
+    as_from_journals(&world, daemon, &[run]);
 }
 
 /// The journal of a finished run again, as that of `count` others.
@@ -435,7 +523,10 @@ fn the_index_of_a_thousand_runs_is_made_anew_at_start() {
     std::fs::remove_dir_all(world.path("data/state")).unwrap();
     let began = std::time::Instant::now();
     let daemon = world.start();
-    eprintln!("up after {:?}", began.elapsed());
+    let up = began.elapsed();
+    eprintln!("measured: up with the index of 1,000 runs to be made: {up:?}, meant to be at most 10 s");
+    // On a busy machine, in a debug build.
+    assert!(up < Duration::from_secs(50), "{up:?}");
     let (mut count, mut cursor) = (0, String::new());
     loop {
         let page = daemon.api.get(&format!("/v1/runs?project=shop&limit=500{cursor}")).is(200).json();

@@ -1,5 +1,7 @@
 //! What has happened is kept as long as `[retention]` says, and not longer.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 
 use crate::fixture::{Daemon, Project, World, eventually};
@@ -86,4 +88,39 @@ fn what_is_live_stays_though_newer_runs_have_failed() {
     assert_eq!(status["environments"][0]["run"], runs[1].as_str());
     // The code of both can still be opened: the live one's would be needed to go back to it.
     assert!(!names(&world, "data/code").is_empty());
+}
+
+#[test]
+fn for_want_of_room_the_oldest_go_the_live_run_stays_and_code_goes_that_no_run_began_with() {
+    let world = World::new();
+    // Each run and which edition of the project's file it began with; the second one is live from then on.
+    let runs: Vec<(String, String)> = [("bad", 1), ("good", 2), ("bad", 3), ("bad", 3), ("bad", 4)]
+        .into_iter()
+        .enumerate()
+        .map(|(n, (content, edition))| {
+            let stage = format!(r#"run:sh "echo {edition}; grep -q good content""#);
+            world.project(&Project::new("shop").hosts(&["h1"]).stage("unit", &stage));
+            let daemon = world.start();
+            world.repo.commit(&[("content", content), ("n", &n.to_string())], content);
+            world.repo.push_as("main");
+            let run = daemon.deploy().is(if content == "good" { "succeeded" } else { "failed" });
+            daemon.idle();
+            daemon.kill();
+            // As if it had printed that much.
+            std::fs::write(world.journal_of(&run.id).with_file_name("ballast"), vec![0xa5; 20 << 20]).unwrap();
+            (run.id.clone(), world.journal(&run.id)[0]["code"].as_str().unwrap().to_owned())
+        })
+        .collect();
+    let of = |chosen: &[usize]| -> (Vec<String>, BTreeSet<String>) { chosen.iter().map(|n| runs[*n].clone()).unzip() };
+    let there = || -> (Vec<String>, BTreeSet<String>) {
+        (names(&world, "data/journal/runs"), names(&world, "data/code").into_iter().collect())
+    };
+    assert_eq!(there(), of(&[0, 1, 2, 3, 4]));
+    // 100 MiB are the runs', 16 the reserve's, a few the rest's: without two runs it is enough.
+    std::fs::write(world.path("more.toml"), "[retention]\nquota = \"90MiB\"\n").unwrap();
+    let daemon = world.start();
+    eventually("the two oldest that may go are gone, and their code", || (there() == of(&[1, 3, 4])).then_some(()));
+    assert_eq!(daemon.runs().len(), 3);
+    let status = daemon.api.get("/v1/projects/shop/status").is(200).json();
+    assert_eq!(status["environments"][0]["run"], runs[1].0.as_str());
 }

@@ -70,8 +70,9 @@ fn spans_are_right(world: &World, run: &str, jump: i64) {
     let timed_out = &done[0]["outcome"];
     assert!(timed_out.to_string().contains(r#""code":"timeout""#), "{jump}: {timed_out}");
     let (limit, sleep) = (between(&begin[0], &done[0]), between(&begin[1], &done[1]));
-    assert!((3000..60_000).contains(&limit), "{jump}: 3 s took {limit} ms");
-    assert!((2000..60_000).contains(&sleep), "{jump}: 2 s took {sleep} ms");
+    // Right within a second, and five where the machine is busy.
+    assert!((3000..8000).contains(&limit), "{jump}: 3 s took {limit} ms");
+    assert!((2000..7000).contains(&sleep), "{jump}: 2 s took {sleep} ms");
 }
 
 #[test]

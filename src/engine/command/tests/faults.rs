@@ -205,11 +205,10 @@ in_every_shell! {
     }
 
     async fn the_wall_clock_may_be_anywhere(host: Host) {
-        const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
-        if !Path::new(LIBRARY).exists() {
-            eprintln!("SKIPPED: install faketime");
-            return;
-        }
+        let found = std::process::Command::new("faketime").args(["-f", "+0s", "printenv", "LD_PRELOAD"]).output();
+        let found = found.unwrap_or_else(|e| panic!("faketime is missing ({e}): apt-get install faketime"));
+        // With a `$LIB` in it, which is the loader's to fill in, no shell's.
+        let library = String::from_utf8(found.stdout).unwrap().trim().to_owned();
         for (n, shift) in [(1u32, "-3650d"), (4, "+3650d")] {
             // The shell and every tool it runs believe in another year.
             let bin = host.path(&format!("bin{n}"));
@@ -218,11 +217,11 @@ in_every_shell! {
             for tool in tools {
                 let real = host.shells.path.split(':').map(|dir| Path::new(dir).join(tool)).find(|path| path.exists());
                 let real = real.unwrap_or_else(|| Path::new("/bin").join(tool));
-                let text = format!("#!/bin/sh\nLD_PRELOAD={LIBRARY} FAKETIME={shift} exec {} \"$@\"\n", real.display());
+                let text = format!("#!/bin/sh\nLD_PRELOAD='{library}' FAKETIME={shift} exec {} \"$@\"\n", real.display());
                 std::fs::write(bin.join(tool), text).unwrap();
                 std::fs::set_permissions(bin.join(tool), PermissionsExt::from_mode(0o755)).unwrap();
             }
-            let env = vec![("LD_PRELOAD".to_owned(), LIBRARY.to_owned()), ("FAKETIME".to_owned(), shift.to_owned())];
+            let env = vec![("LD_PRELOAD".to_owned(), library.clone()), ("FAKETIME".to_owned(), shift.to_owned())];
             let mut argv = host.shells.argv.clone();
             if !argv[0].starts_with('/') {
                 argv[0] = format!("/usr/bin/{}", argv[0]);
@@ -236,13 +235,14 @@ in_every_shell! {
             session.run(&year, &mut sink, &never).await;
             let year: i64 = String::from_utf8(sink.out).unwrap().trim().parse().unwrap();
             let now = SystemClock::new().now().wall_ms / 31_556_952_000 + 1970;
-            assert!((year - now).abs() >= 9, "{year} is not another year than {now}");
+            assert!((year - now).abs() >= 9, "{year} is not another year than {now}: apt-get install --reinstall libfaketime");
+            // Right within a second, and five where the machine is busy.
             let verdict = session.run(&sh(n + 1, "sleep 0.4; echo done"), &mut Discard, &never).await;
-            assert!(matches!(verdict, Verdict::Exited { code: 0, duration_ms: 300..30_000, .. }), "{verdict:?}");
+            assert!(matches!(verdict, Verdict::Exited { code: 0, duration_ms: 300..5400, .. }), "{verdict:?}");
             let mut late = sh(n + 2, "sleep 985.3");
             late.timeout = Duration::from_secs(1);
             let verdict = session.run(&late, &mut Discard, &never).await;
-            assert!(matches!(verdict, Verdict::TimedOut { duration_ms: 1000..20_000 }), "{verdict:?}");
+            assert!(matches!(verdict, Verdict::TimedOut { duration_ms: 1000..6000 }), "{verdict:?}");
         }
     }
 }
