@@ -325,12 +325,13 @@ impl Scene<'_> {
             return;
         }
         let stagger = Duration::from_millis(rollout.stagger_ms);
-        let begun = || d.hosts.iter().filter_map(|host| host.begun.as_ref()).max_by_key(|at| at.wall_ms);
-        if let Some(last) = (!stagger.is_zero()).then(begun).flatten() {
-            let waited = self.now.since(last);
+        if !stagger.is_zero() {
+            let last = d.hosts.iter().filter_map(|host| host.begun.as_ref()).max_by_key(|at| at.wall_ms);
+            let waited = last.map_or(stagger, |last| self.now.since(last));
             if waited < stagger {
                 return decision.wake(stagger - waited);
             }
+            // One at a time, the first of all not excepted.
             parallel = parallel.min(in_flight + 1);
         }
         let floor = d.phases.min_healthy as usize;

@@ -2,6 +2,10 @@
 
 use super::*;
 
+mod budgets;
+mod hooks;
+mod keys;
+
 /// A run of one environment whose calls end at once, as a test says.
 struct Tale {
     run: Run,
@@ -113,26 +117,49 @@ impl Tale {
         self.begins().into_iter().filter_map(host).collect()
     }
 
-    /// A call begins and ends; it did something.
-    fn call(&mut self, key: &CallKey, fails: bool) {
+    /// A call begins, and does something.
+    fn opens(&mut self, key: &CallKey) {
         let step = StepKey::new(key, &Branch::top(), "sh", 1);
         self.append(Event::Call { key: key.clone(), function: "f".to_owned(), input: Value::Null });
         let token = step.token(&self.run.header.run, 1);
         let args = json!({ "command": "x" });
-        self.append(Event::Begin { key: step.clone(), attempt: 1, token, args, host: None, line: String::new() });
-        let cause = Cause::new("exit", format!("{key} ended with 1"));
-        let outcome = if fails { Outcome::failed(cause.clone()) } else { Outcome::Ok(Value::Null) };
+        self.append(Event::Begin { key: step, attempt: 1, token, args, host: None, line: String::new() });
+    }
+
+    /// It ends, by a `cause` if it fails.
+    fn closes(&mut self, key: &CallKey, cause: Option<Cause>) {
+        let step = StepKey::new(key, &Branch::top(), "sh", 1);
+        let outcome = cause.clone().map_or(Outcome::Ok(Value::Null), Outcome::failed);
         self.append(Event::Done { key: step, attempt: 1, outcome, last: true });
-        let result = if fails { CallResult::Raised(cause) } else { CallResult::Returned(Value::Null) };
+        let result = cause.map_or(CallResult::Returned(Value::Null), CallResult::Raised);
         self.append(Event::Return { key: key.clone(), result, undos: 0 });
     }
 
-    /// To the end, where the calls that `fails` says fail.
-    fn plays(&mut self, fails: impl Fn(&str) -> bool) {
+    /// A call begins and ends.
+    fn call(&mut self, key: &CallKey, fails: bool) {
+        self.opens(key);
+        self.closes(key, fails.then(|| Cause::new("exit", format!("{key} ended with 1"))));
+    }
+
+    fn passes(&mut self, ms: u64) {
+        self.now = self.now.plus(Duration::from_millis(ms));
+    }
+
+    /// How it ended, and the code of why.
+    fn end(&self) -> Option<(RunState, &str)> {
+        let (state, cause, _) = self.run.end.as_ref()?;
+        Some((*state, cause.as_ref().map_or("", |cause| cause.code.as_str())))
+    }
+
+    /// To the end, where the calls that `fails` says fail; all that were made.
+    fn plays(&mut self, fails: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut made = Vec::new();
         while self.run.end.is_none() {
-            let Some(key) = self.begins().into_iter().next() else { return };
+            let Some(key) = self.begins().into_iter().next() else { break };
             self.call(&key, fails(&key.to_string()));
+            made.push(key.to_string());
         }
+        made
     }
 }
 
