@@ -356,7 +356,7 @@ pub fn run(config: Config, options: Options, ready: impl FnOnce() -> anyhow::Res
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         // The daemon's own blocking work is short; the default of 512 threads would be memory for nothing.
-        .max_blocking_threads(64)
+        .max_blocking_threads(128)
         .enable_all()
         .build()
         .context("failed to start the runtime")?;

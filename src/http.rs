@@ -15,7 +15,7 @@ use reqwest::{
 use tokio::sync::OnceCell;
 
 use crate::{
-    lifecycle::names::Names,
+    lifecycle::names::{self, Names},
     model::cause::Cause,
     ports::{
         http::{Http, Request, Response},
@@ -67,7 +67,7 @@ impl Client {
                     .retry(reqwest::retry::never())
                     .pool_max_idle_per_host(0)
                     .connect_timeout(CONNECT)
-                    .dns_resolver(Arc::new(Resolver(Names::default())))
+                    .dns_resolver(Arc::new(Resolver(Names::new(names::SERVERS))))
                     .user_agent(concat!("phased/", env!("CARGO_PKG_VERSION")))
                     .build()
             })

@@ -525,7 +525,8 @@ pub fn plan(plan: &Plan) -> String {
         line(&mut out, &format!("ships {}", release(next)));
     }
     if let Some(why) = &plan.cause {
-        line(&mut out, &format!("WRONG {}", cause(why)));
+        let but = if plan.next.is_some() { "but" } else { "ships nothing:" };
+        line(&mut out, &format!("{but} {}", cause(why)));
     }
     for environment in &plan.environments {
         line(&mut out, "");
@@ -778,7 +779,7 @@ production: 2 hosts, 2 at a time; it took 6m the last time
         let text = plan(&view);
         let back = "then    back to a1b2c3d4e5f6 \"Fix the cart\" by Ann, which 1 of them has now, if rollback_safe does not forbid it";
         assert!(text.contains(back), "{text}");
-        assert!(text.contains("\nWRONG this is the first (no_target)\n"), "{text}");
+        assert!(text.contains("\nbut this is the first (no_target)\n"), "{text}");
     }
 
     #[test]

@@ -134,7 +134,7 @@ impl Conductor {
     }
 
     /// Whether every one of the first `count` environments has this very commit, and nothing is under way that would change that.
-    fn already_live(&self, loaded: &Loaded, count: usize, sha: &crate::model::ids::Sha) -> bool {
+    pub(super) fn already_live(&self, loaded: &Loaded, count: usize, sha: &crate::model::ids::Sha) -> bool {
         let environments = &loaded.pipeline.environments;
         let control = &*self.inner.world.control;
         count > 0

@@ -89,8 +89,11 @@ pub(super) async fn end_left(world: &World, project: &ProjectName, run: &RunId) 
     let local = Session::new(connect, Arc::clone(&world.clock), Arc::new(Fleeting));
     match within(&*world.clock, LEFT, local.end_left(run)).await {
         Some(Ok(Left { found: 0, .. })) => {}
+        Some(Ok(Left { found, remain: 0, names })) => {
+            tracing::warn!(%project, %run, found, names, "what its commands had left running was ended");
+        }
         Some(Ok(Left { found, remain, names })) => {
-            tracing::warn!(%project, %run, found, remain, names, "what its commands had left running was ended");
+            tracing::error!(%project, %run, found, remain, names, "of what its commands had left running some could not be ended");
         }
         Some(Err(cause)) => {
             tracing::error!(%project, %run, %cause, "what its commands have left running, if anything, was not ended: look for processes with PHASED_RUN of this run in their environment");

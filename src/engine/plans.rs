@@ -1,7 +1,9 @@
-//! What a start would do: the plan that people see beforehand. Nothing is changed by it, and no host is asked but for what it reports where
-//! nothing is known of it.
+//! What a start would do: the plan that people see beforehand. It deploys nothing: the repository, the sources of hosts and the probes of alarms
+//! are asked, and hosts what they report where nothing is known of them.
 
 use std::time::Duration;
+
+use futures_util::future::join_all;
 
 use super::{
     actions, adoption, alarms,
@@ -23,53 +25,72 @@ use crate::{
         rollout::Budget,
     },
     ports::program::Loaded,
-    time::Span,
+    time::{Span, within},
 };
+
+/// For the forge: a plan without its head is better than none.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a press of the button would deploy.
+struct Next {
+    release: Release,
+    /// How many environments, from the first, it gets to by itself.
+    reach: usize,
+    /// Why it would not be deployed.
+    refused: Option<Cause>,
+}
 
 /// The plan of the branch's head, for `only` or all environments.
 pub(super) async fn plan(conductor: &Conductor, loaded: &Loaded, only: Option<&EnvironmentName>) -> Plan {
-    let next = next(conductor, loaded).await;
-    let (next, cause) = match next {
-        Ok((release, cause)) => (Some(release), cause),
+    let silent = || Cause::new("timeout", format!("the repository has not answered within {}", Span(PATIENCE)));
+    let next = within(&*conductor.inner.world.clock, PATIENCE, next(conductor, loaded)).await;
+    let (next, cause) = match next.unwrap_or_else(|| Err(silent())) {
+        Ok(next) => (Some((next.release, next.reach)), next.refused),
         Err(cause) => (None, Some(cause)),
     };
-    let mut environments = Vec::new();
-    for environment in loaded.pipeline.environments.iter().filter(|e| only.is_none_or(|only| e.name == *only)) {
-        environments.push(of(conductor, loaded, environment, next.as_ref()).await);
-    }
+    let asked = (0usize..).zip(&loaded.pipeline.environments);
+    let asked =
+        asked.filter(|(_, environment)| only.is_none_or(|only| environment.name == *only)).map(|(at, environment)| {
+            let gets = next.as_ref().filter(|(_, reach)| at < *reach).map(|(release, _)| &release.id);
+            of(conductor, loaded, environment, gets)
+        });
+    let environments = join_all(asked).await;
     Plan {
         project: loaded.name.to_string(),
-        next: next.as_ref().map(Into::into),
+        next: next.as_ref().map(|(release, _)| release.into()),
         cause: cause.as_ref().map(CauseView::from),
         stages: loaded.pipeline.stages.iter().map(|stage| stage.name.to_string()).collect(),
         environments,
     }
 }
 
-/// What the branch's head is as a release, and why it would not be deployed.
-///
 /// # Errors
 /// The forge's: there is no head, or it cannot be asked.
-async fn next(conductor: &Conductor, loaded: &Loaded) -> Result<(Release, Option<Cause>), Cause> {
+async fn next(conductor: &Conductor, loaded: &Loaded) -> Result<Next, Cause> {
     let world = &conductor.inner.world;
     let found = world.forge.resolve(&loaded.name, &loaded.pipeline.source, &Wanted::Head).await?;
     let commit = found.commit;
-    let bad = ledger::bad(&*world.control, &loaded.name, &commit).map(|(release, bad)| {
-        let message = format!("{release} was found bad by run {}: {}", bad.run, bad.cause.message);
-        Cause::new("bad_release", message)
-    });
-    // The newest build of it, if there is one: a test that is not done again makes no further one.
-    let built = ledger::builds(&*world.control, &loaded.name, &commit.sha).pop().map(|(id, _)| id);
-    let id = built.unwrap_or_else(|| ReleaseId::first_build(&commit.sha));
+    let reach = doors::reach(&loaded.pipeline, None, found.tag.as_deref());
+    let refused = match ledger::bad(&*world.control, &loaded.name, &commit) {
+        Some((release, bad)) => {
+            let message = format!("{release} was found bad by run {}: {}", bad.run, bad.cause.message);
+            Some(Cause::new("bad_release", message))
+        }
+        None => conductor.already_live(loaded, reach, &commit.sha).then(|| {
+            let message = format!("it is live there already: phased start {} --redeploy deploys it again", loaded.name);
+            Cause::new("already_live", message)
+        }),
+    };
+    let (id, artifacts, _) = actions::build(world, &loaded.name, &loaded.code, &commit.sha, false);
     let branch = Some(loaded.pipeline.source.branch.clone());
-    Ok((Release { id, commit, branch, tag: found.tag, artifacts: Vec::new() }, bad))
+    Ok(Next { release: Release { id, commit, branch, tag: found.tag, artifacts }, reach, refused })
 }
 
 async fn of(
     conductor: &Conductor,
     loaded: &Loaded,
     environment: &Environment,
-    next: Option<&Release>,
+    next: Option<&ReleaseId>,
 ) -> EnvironmentPlan {
     let world = &conductor.inner.world;
     let found = hosts::of(world, &loaded.name, &loaded.code, environment, Need::New).await;
@@ -88,8 +109,14 @@ async fn of(
         Err(cause) => (Vec::new(), Phases::default(), Some(CauseView::from(&cause))),
     };
     let count = hosts.len();
-    let code = (&loaded.name, &loaded.code);
-    let firing = alarms::firing(world, code, environment, &hosts, &world.clock.now()).await;
+    let firing = match &cause {
+        None => {
+            let code = (&loaded.name, &loaded.code);
+            alarms::firing(world, code, environment, &hosts, &world.clock.now()).await
+        }
+        // Nobody is there to measure.
+        Some(_) => None,
+    };
     let target = phases.target.as_ref().map(|target| &target.release.id);
     let waves = (1u32..).zip(&phases.waves);
     let wave_of: Vec<u32> = waves.clone().flat_map(|(n, size)| (0..*size).map(move |_| n)).collect();
@@ -113,7 +140,7 @@ async fn of(
             .map(|(h, wave)| PlannedHost {
                 wave,
                 current: phases.current.get(&h.id).map(ToString::to_string),
-                next: next.map(|next| next.id.to_string()),
+                next: next.map(ToString::to_string),
                 ill: phases.ill.get(&h.id).cloned(),
                 id: h.id.to_string(),
                 name: h.name,

@@ -528,7 +528,7 @@ pub struct PlannedHost {
     pub wave: u32,
     /// The release it has, as far as that is known.
     pub current: Option<String>,
-    /// The release it would get.
+    /// The release it would get; absent where a push does not get by itself.
     #[serde(default)]
     pub next: Option<String>,
     /// Why it is not healthy, as the last deployment left it.

@@ -8,21 +8,23 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-/// A quarter of the threads that may block, see `app`: the system's lookup cannot be given up, so with a name server that says nothing each
-/// takes a thread for 10 s or more, and journals need theirs. Of one that answers in a millisecond this is thousands of names a second.
-const LOOKUPS: usize = 16;
+/// How many hosts are looked up at the same moment, and how many servers for requests. Of the 128 threads that may block, see `app`, that leaves
+/// 48 to journals: the system's lookup cannot be given up, so with a name server that says nothing each takes a thread for 10 s or more.
+pub const HOSTS: usize = 64;
+/// See [`HOSTS`].
+pub const SERVERS: usize = 16;
 
 /// Looks names up, never more than a few at the same moment; whoever comes then waits in line. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Names(Arc<Semaphore>);
 
-impl Default for Names {
-    fn default() -> Self {
-        Names(Arc::new(Semaphore::new(LOOKUPS)))
-    }
-}
-
 impl Names {
+    /// So many at the same moment.
+    #[must_use]
+    pub fn new(places: usize) -> Self {
+        Names(Arc::new(Semaphore::new(places)))
+    }
+
     /// Where `name` is. An address is itself, and asks nobody. Cancel safe; the lookup then goes on for nobody.
     ///
     /// # Errors
@@ -59,9 +61,9 @@ mod tests {
 
     #[test]
     fn a_silent_name_server_leaves_threads_to_the_others() {
-        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(LOOKUPS + 1).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(SERVERS + 1).build().unwrap();
         runtime.block_on(async {
-            let (names, tasks, asked) = (Names::default(), Tasks::new(), Arc::new(AtomicUsize::new(0)));
+            let (names, tasks, asked) = (Names::new(SERVERS), Tasks::new(), Arc::new(AtomicUsize::new(0)));
             let (answer, silence) = mpsc::channel::<()>();
             let silence = Arc::new(Mutex::new(silence));
             let look = || {
@@ -73,7 +75,7 @@ mod tests {
                 })
             };
             // Given up at once, each of them: the thread is not.
-            for _ in 0..10 * LOOKUPS {
+            for _ in 0..10 * SERVERS {
                 let mut given_up = std::pin::pin!(look());
                 let _pending = futures_util::poll!(&mut given_up);
             }
@@ -81,7 +83,7 @@ mod tests {
             for n in 0..100 {
                 assert_eq!(tasks.blocking(move || n).await.unwrap(), n);
             }
-            assert!(asked.load(Ordering::SeqCst) <= LOOKUPS, "{asked:?}");
+            assert!(asked.load(Ordering::SeqCst) <= SERVERS, "{asked:?}");
             // Once it answers, so are all.
             drop(answer);
             look().await.unwrap();
@@ -90,7 +92,7 @@ mod tests {
 
     #[tokio::test]
     async fn names_are_the_systems_and_addresses_are_themselves() {
-        let names = Names::default();
+        let names = Names::new(SERVERS);
         assert_eq!(names.lookup("192.0.2.7", 22).await.unwrap(), ["192.0.2.7:22".parse().unwrap()]);
         assert_eq!(names.lookup("2001:db8::7", 22).await.unwrap(), ["[2001:db8::7]:22".parse().unwrap()]);
         // In /etc/hosts everywhere.

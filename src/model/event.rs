@@ -173,7 +173,7 @@ pub enum Event {
         #[serde(default)]
         phases: Box<Phases>,
     },
-    /// The fleet was looked at again before a wave.
+    /// The fleet was looked at again before a wave; or hosts that are watched were found to be no more, and then nobody joins.
     FleetSeen {
         /// Which deployment.
         deployment: u32,
@@ -183,7 +183,7 @@ pub enum Event {
         /// Hosts that have come: they join the last wave.
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
         joined: Vec<Host>,
-        /// The wave it was looked at for, from 0.
+        /// The wave it was looked at for, or that is under way, from 0.
         wave: u32,
         /// Why those that are no more are not, as far as their source says.
         #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]

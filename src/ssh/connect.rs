@@ -28,7 +28,11 @@ use super::{
     trust::{Belief, Trust},
 };
 use crate::{
-    lifecycle::{Tasks, names::Names, watch},
+    lifecycle::{
+        Tasks,
+        names::{self, Names},
+        watch,
+    },
     model::{
         cause::Cause,
         host::{Host, SecretRef},
@@ -140,7 +144,7 @@ impl SshLinks {
         limits: SshLimits,
     ) -> Self {
         let room = Arc::new(Room::new(limits));
-        let (keys, bastions, names) = (Arc::default(), Arc::default(), Names::default());
+        let (keys, bastions, names) = (Arc::default(), Arc::default(), Names::new(names::HOSTS));
         SshLinks { secrets, keys, clock, tasks, kept, learns: true, room, names, bastions }
     }
 

@@ -102,6 +102,34 @@ fn an_unhealthy_commit_is_taken_back_from_the_canary_and_nothing_starts_it_again
 }
 
 #[test]
+fn after_three_bad_releases_nothing_starts_by_itself_until_one_by_hand_is_good() {
+    let (world, mut daemon, good) = good(&project(1, PHASES), 1);
+    for n in 1..=3 {
+        let bad = world.repo.push(&format!("bad, the {n}. time"));
+        spoil(&world, &bad, "");
+        daemon.press().wait().is("rolled_back");
+        daemon.idle();
+    }
+    // The head of the branch is looked at when the daemon starts.
+    let mended = world.repo.push("mended");
+    daemon.kill();
+    daemon = world.start();
+    let run = daemon.nth_run(5).wait().is("failed");
+    assert_eq!((&run.view["trigger"], run.code()), (&json!("poll"), "resting"), "{}", run.view);
+    assert!(run.message().contains("phased start shop"), "{}", run.message());
+    all_have(&world, 1, &good);
+    daemon.idle();
+    daemon.press().wait().is("succeeded");
+    all_have(&world, 1, &mended);
+    daemon.idle();
+    let next = world.repo.push("the next");
+    daemon.kill();
+    daemon = world.start();
+    daemon.nth_run(7).wait().is("succeeded");
+    all_have(&world, 1, &next);
+}
+
+#[test]
 fn what_falls_ill_while_the_second_wave_bakes_goes_back_everywhere() {
     let (world, daemon, good) = good(&project(4, PHASES), 4);
     let bad = world.repo.push("ill after a while");

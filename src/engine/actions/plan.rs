@@ -328,7 +328,8 @@ impl Roster {
             Some(Err(cause)) if cause.code == "no_hosts" => lost.to_vec(),
             Some(Err(_)) | None => Vec::new(),
         };
-        let unsaid = self.gone.iter().chain(&vanished).filter(|id| !ended.contains(*id)).count();
+        let unsaid: BTreeSet<&HostId> = self.gone.iter().chain(&vanished).filter(|id| !ended.contains(*id)).collect();
+        let unsaid = unsaid.len();
         let believed = shrunk(environment, self.hosts, self.hosts.saturating_sub(unsaid)).is_ok();
         let has_ended = |id: &&HostId| ended.contains(*id);
         let gone: Vec<HostId> = match believed {

@@ -11,7 +11,7 @@ use crate::{
     model::{
         cause::Cause,
         event::{Event, Purpose, Wanted},
-        ids::{EnvironmentName, ProjectName, ReleaseId},
+        ids::{Digest, EnvironmentName, ProjectName, ReleaseId, RunId, Sha},
         pipeline::Queue,
         plan::Target,
         release::{Artifact, Commit, Release},
@@ -176,8 +176,29 @@ fn known_bad(world: &World, run: &Run, commit: &Commit) -> Option<Cause> {
     })
 }
 
-/// Which build of the commit ships: the newest that passed under this code, with what it stored. Else it is tested and built: as the
-/// first, or as a further one where there is one already, whose id stands for its bytes.
+/// Which build of a commit ships: the newest that passed under this code, with what it stored and the run it passed in. Else it is tested and
+/// built: as the first, or as a further one where there is one already, whose id stands for its bytes.
+pub(in crate::engine) fn build(
+    world: &World,
+    project: &ProjectName,
+    code: &Digest,
+    sha: &Sha,
+    retest: bool,
+) -> (ReleaseId, Vec<Artifact>, Option<RunId>) {
+    let builds = ledger::builds(&*world.control, project, sha);
+    let stored = |artifact: &Artifact| artifact.content.blob().is_none_or(|blob| world.blobs.path(blob).exists());
+    let mut same = builds.iter().rev().filter(|_| !retest);
+    let same = same.find(|(_, passed)| passed.code == *code && passed.artifacts.iter().all(stored));
+    match (same, builds.last()) {
+        (Some((id, passed)), _) => (id.clone(), passed.artifacts.clone(), Some(passed.run.clone())),
+        (None, Some((last, _))) if retest || builds.iter().any(|(_, p)| !p.artifacts.is_empty()) => {
+            (last.further_build(), Vec::new(), None)
+        }
+        (None, _) => (ReleaseId::first_build(sha), Vec::new(), None),
+    }
+}
+
+/// What a commit is for a run.
 fn resolved(world: &World, run: &Run, commit: Commit, tag: Option<String>) -> Event {
     let header = &run.header;
     if let Some(signal) = &header.request.signal {
@@ -187,18 +208,7 @@ fn resolved(world: &World, run: &Run, commit: Commit, tag: Option<String>) -> Ev
         let release = Release { id, commit, branch, tag, artifacts: signal.release.artifacts.clone() };
         return Event::Resolved { release: Box::new(release), passed: None, live: Vec::new(), target: None };
     }
-    let builds = ledger::builds(&*world.control, &header.project, &commit.sha);
-    let stored = |artifact: &Artifact| artifact.content.blob().is_none_or(|blob| world.blobs.path(blob).exists());
-    let same = builds.iter().rev().filter(|_| !header.request.retest);
-    let same = same.into_iter().find(|(_, passed)| passed.code == header.code && passed.artifacts.iter().all(stored));
-    let (id, artifacts) = match (same, builds.last()) {
-        (Some((id, passed)), _) => (id.clone(), passed.artifacts.clone()),
-        (None, Some((last, _))) if header.request.retest || builds.iter().any(|(_, p)| !p.artifacts.is_empty()) => {
-            (last.further_build(), Vec::new())
-        }
-        (None, _) => (ReleaseId::first_build(&commit.sha), Vec::new()),
-    };
-    let passed = same.map(|(_, passed)| passed.run.clone());
+    let (id, artifacts, passed) = build(world, &header.project, &header.code, &commit.sha, header.request.retest);
     let branch = Some(header.pipeline.source.branch.clone());
     let release = Release { id, commit, branch, tag, artifacts };
     let names = header.pipeline.environments.iter().map(|e| &e.name);

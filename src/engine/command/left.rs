@@ -37,7 +37,7 @@ pub struct Left {
 }
 
 impl Session {
-    /// Ends what commands of `run` have left running: TERM, and KILL after a grace. None of its commands may be under way.
+    /// Ends what commands of `run` have left running: TERM, and KILL after a grace. Commands that are under way are ended with it.
     ///
     /// # Errors
     /// `LinkError`'s, or `timeout`. Doing it again completes it; so cancel safe, too.

@@ -1,4 +1,4 @@
-# Sent with `left`: ends what the commands of run R have left running on this machine, none of which runs any more.
+# Sent with `left`: ends what the commands of run R have left running on this machine, and those that still run.
 
 # Every process of ours in the units the commands were in, but for this shell. And wherever it is, every one with the run in its
 # environment, but for what was begun on a host of a deployment, which may be this machine: that is to stay.

@@ -391,8 +391,9 @@ impl Scene<'_> {
 
     /// Of those that got the release none is there any more: whoever ends machines that are ill may have ended them.
     fn nobody_has_it(&self) -> bool {
-        let mut begun = self.deployment.hosts.iter().filter(|host| host.begun.is_some()).peekable();
-        begun.peek().is_some() && begun.all(|host| host.gone)
+        let begun = || self.deployment.hosts.iter().filter(|host| host.begun.is_some());
+        let has_it = |host: &HostRun| !host.gone && host.verdict() == HostState::Healthy;
+        begun().any(|host| host.gone) && !begun().any(has_it)
     }
 
     /// What the first alarm says from which nothing can be concluded, and what all of them say. One that has no consequence is not asked.
@@ -415,7 +416,7 @@ impl Scene<'_> {
         let time = Duration::from_millis(self.spec.rollout.bake_time_ms);
         match &wave.bake {
             Bake::Over => return Part::Done,
-            Bake::Due if time.is_zero() => return Part::Done,
+            Bake::Due if time.is_zero() && !self.nobody_has_it() => return Part::Done,
             Bake::Due => decision.act(Action::Append(Event::BakeBegan { deployment: d.n, wave: n })),
             Bake::Baking { since, away, looked } => {
                 let watched = self.now.since(since).saturating_sub(*away);
@@ -425,11 +426,12 @@ impl Scene<'_> {
                     decision.act(Action::LookOver { deployment: d.n });
                 } else if let Some(event) = over {
                     decision.act(Action::Append(event));
-                } else if self.now.since(&self.run.last_at) >= OBSERVED {
-                    // A restart would lose what was watched since the last record.
-                    decision.act(Action::Append(Event::Observed { deployment: d.n, unwatched_ms: 0 }));
                 } else {
-                    decision.wake(OBSERVED.saturating_sub(self.now.since(&self.run.last_at)));
+                    match OBSERVED.checked_sub(self.now.since(&self.run.last_at)).filter(|left| !left.is_zero()) {
+                        Some(left) => decision.wake(left),
+                        // A restart would lose what was watched since the last record.
+                        None => decision.act(Action::Append(Event::Observed { deployment: d.n, unwatched_ms: 0 })),
+                    }
                     self.guard(decision);
                 }
             }

@@ -57,6 +57,8 @@ fn the_plan_says_what_would_ship_who_has_the_way_back_and_what_is_in_the_way() {
     let world = World::new();
     world.project(&project(3, r#"canary = 1, bake_time = "0s""#));
     let (daemon, old) = first(&world, 3);
+    let live = daemon.cli(&["plan", "shop"]).stdout;
+    assert!(live.contains("\nbut it is live there already") && live.contains("(already_live)"), "{live}");
     let new = world.repo.push("faster");
     let plan = daemon.api.get("/v1/projects/shop/plan").json();
     let production = &plan["environments"][0];
