@@ -16,7 +16,12 @@ found() {
   done <"$units"
   for k in $(grep -lszxF "PHASED_RUN=$R" /proc/[0-9]*/environ); do
     p=${k#/proc/}
-    grep -qsz '^PHASED_HOST_ID=' "$k" || mine "${p%/environ}"
+    # All of it at once: a process that is becoming another program has none for a moment.
+    e=$nl$({ tr '\n\0' ' \n' <"$k"; } 2>/dev/null)$nl
+    case $e in
+    *"${nl}PHASED_HOST_ID="*) ;;
+    *"${nl}PHASED_RUN=$R$nl"*) mine "${p%/environ}" ;;
+    esac
   done
 }
 
