@@ -13,12 +13,7 @@ pub mod signals;
 mod uids;
 
 use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    os::unix::fs::DirBuilderExt as _,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    collections::BTreeMap, net::SocketAddr, os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc, time::Duration,
 };
 
 use anyhow::Context as _;
@@ -386,9 +381,4 @@ pub fn run(config: Config, options: Options, ready: impl FnOnce() -> anyhow::Res
     // Threads that are blocked on a disk or in Lua are not waited for.
     runtime.shutdown_timeout(Duration::from_millis(500));
     Ok(())
-}
-
-/// A value several threads build once.
-pub(crate) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,12 +11,13 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use crate::{
+    lifecycle::locks::locked,
     model::{ids::Digest, signal::Part},
     ports::blobs::{Blobs, Form, Hold, Stored},
     whole::{Part as Whole, sync_name},
@@ -50,10 +51,6 @@ impl Drop for Held {
     fn drop(&mut self) {
         locked(&self.0).holding -= 1;
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl FileBlobs {

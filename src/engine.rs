@@ -1,8 +1,8 @@
 //! What makes runs happen: the queue, the owner of each run, its actions, and the views people see.
 //!
 //! Read in this order: `world` (what there is), `conductor` (projects, queue, runs), `owner` (one run), `actions` and `steps`
-//! (what it asks of the world), `command` (the protocol on hosts), `recovery` and `history` (how a run is taken up again), `views` (what
-//! people see), `answers` (what the API asks).
+//! (what it asks of the world), `command` (the protocol on hosts), `recovery` and `history` (how a run is taken up again), `passes` (what goes on
+//! beside the runs), `views` (what people see), `answers` (what the API asks).
 //!
 //! Architecture invariant: everything outside is reached through `ports`; no statics, so that a simulation can run several worlds.
 
@@ -32,6 +32,7 @@ mod maintenance;
 mod message;
 mod outbox;
 mod owner;
+mod passes;
 mod plans;
 mod plugin;
 mod poll;
@@ -53,6 +54,6 @@ mod views;
 pub mod world;
 
 pub use conductor::Conductor;
-pub use hosts::Fleets;
+pub use hosts::fleet::Fleets;
 pub use maintenance::shut as maintenance_entry;
 pub use views::Views;

@@ -1,5 +1,6 @@
 //! Tasks with names and an orderly end: the only place that spawns.
 
+pub mod locks;
 pub mod names;
 pub mod pulse;
 pub mod stall;

@@ -7,10 +7,11 @@ use std::{
 
 use serde_json::Value;
 
-use super::{locked, uids};
+use super::uids;
 use crate::{
     config::{Exec, START_JOB_SOCKET},
     exec::Way,
+    lifecycle::locks::locked,
     lua::loader::Loader,
     model::{
         cause::Cause,

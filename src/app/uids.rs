@@ -10,10 +10,10 @@ use std::{
 use nix::unistd::{Uid, User};
 use serde_json::{Value, json};
 
-use super::locked;
 use crate::{
     config::{Exec, JOB_SOCKET, JOB_UIDS, START_JOB_SOCKET, UidRange},
     exec::{JobUsers, Uids, Way},
+    lifecycle::locks::locked,
     model::ids::ProjectName,
     ports::control::{Commit, Control},
     service,

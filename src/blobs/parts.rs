@@ -9,8 +9,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use super::{FileBlobs, locked, stream};
+use super::{FileBlobs, stream};
 use crate::{
+    lifecycle::locks::locked,
     model::{ids::Digest, signal::Part},
     ports::blobs::Blobs as _,
     whole::unsynced,

@@ -14,32 +14,12 @@ use tokio::{
 
 use tokio_rustls::{client::TlsStream, rustls::ClientConfig};
 
-use super::tls;
+use super::{exit::Failure, tls};
 use crate::{
     api::{problem::Problem, text::printable},
     lifecycle::Tasks,
     time::{Clock, within},
 };
-
-/// Why a verb did not do what it should.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
-    /// The command line says something impossible.
-    #[error("{0}")]
-    Usage(String),
-    /// There is no daemon at the other end.
-    #[error("{0}")]
-    Unreachable(String),
-    /// The daemon answered, but not as it should.
-    #[error("{0}")]
-    Broken(String),
-    /// The daemon refused.
-    #[error("{}", .0.detail)]
-    Problem(Problem),
-    /// Nobody reads our output any more.
-    #[error("the output was closed")]
-    OutputClosed,
-}
 
 /// Where the daemon is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{
     ClientArgs,
-    client::{Address, Client, Failure, with_query},
+    client::{Address, Client, with_query},
+    exit::Failure,
 };
 use crate::{
     api::render::count,

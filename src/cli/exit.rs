@@ -1,9 +1,28 @@
-//! Exit codes, a contract with scripts.
+//! How a verb ends: why one did not do what it should, and the exit codes, a contract with scripts.
 
 use std::process::ExitCode;
 
-use super::client::Failure;
-use crate::{engine::view::RunView, model::deployment::DeploymentState, model::run::RunState};
+use crate::{api::problem::Problem, engine::view::RunView, model::deployment::DeploymentState, model::run::RunState};
+
+/// Why a verb did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// The command line says something impossible.
+    #[error("{0}")]
+    Usage(String),
+    /// There is no daemon at the other end.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The daemon answered, but not as it should.
+    #[error("{0}")]
+    Broken(String),
+    /// The daemon refused.
+    #[error("{}", .0.detail)]
+    Problem(Problem),
+    /// Nobody reads our output any more.
+    #[error("the output was closed")]
+    OutputClosed,
+}
 
 /// How a verb ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

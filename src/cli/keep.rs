@@ -12,7 +12,8 @@ use serde_json::json;
 
 use super::{
     BackupArgs,
-    client::{Failure, with_query},
+    client::with_query,
+    exit::Failure,
     output::{data, say},
     verbs::Asking,
 };

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use super::client::Failure;
+use super::exit::Failure;
 use crate::api::text::printable;
 
 /// Writes data.

@@ -17,7 +17,7 @@ use tokio_rustls::{
     },
 };
 
-use super::client::Failure;
+use super::exit::Failure;
 use crate::http::tls::{self, Remedies};
 
 /// What to do where the certificate's signer is not known.

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::{
     AlertCommand, ChangeArgs, ClientArgs, ClientCommand, FreezeArgs, LogArgs, MaintenanceCommand, StartArgs, StopArgs,
     TokenCommand,
-    client::{Address, Client, Failure, encoded, read, with_query},
-    exit::Code,
+    client::{Address, Client, encoded, read, with_query},
+    exit::{Code, Failure},
     output::{complain, data, say},
     progress::Progress,
     wait::{Waited, parked, wait},

@@ -6,8 +6,8 @@ use http_body_util::BodyExt as _;
 use tokio::sync::Notify;
 
 use super::{
-    client::{Client, Failure, encoded, with_query},
-    exit::is_paused,
+    client::{Client, encoded, with_query},
+    exit::{Failure, is_paused},
     output::say,
     progress::Progress,
 };

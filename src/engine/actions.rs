@@ -11,7 +11,6 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::lease::lease_names;
 use self::{
     alarm::measure,
     health::{Guarded, Watched, guard, look_over, unless_gone, watch},
@@ -21,7 +20,6 @@ use self::{
 };
 pub(super) use self::{
     alarm::tell_of_alarm,
-    health::{filled, with_variables},
     plan::{Asked, phases, planned},
     resolve::{build, first_build, found},
 };
@@ -29,7 +27,7 @@ use super::{
     command::Left,
     doors::{Doors, Place},
     end, history,
-    owner::Message,
+    owner::message::Message,
     sessions::Sessions,
     world::World,
 };
@@ -38,6 +36,7 @@ use crate::{
         cause::Cause,
         decide::Action,
         deployment::{Bake, Deployment, HealthRun, HostRun, HostState},
+        doors,
         event::Event,
         health::{Deployed, Incarnation, Watch},
         host::Host,
@@ -134,7 +133,7 @@ impl Job {
             Action::Resolve => Job::Resolve(whole()),
             Action::Checkout => Job::Checkout(whole()),
             Action::Lease { deployment } => {
-                let names = lease_names(run, deployment);
+                let names = doors::leases_of(run, deployment);
                 let place = doors.join(names.first()?, run, &run.deployment(deployment)?.environment);
                 Job::Lease { run: whole(), deployment, names, place }
             }
@@ -186,7 +185,7 @@ fn checks(run: &Run, of: &Deployment, host: &HostRun) -> Option<(Health, Option<
     let call = CallKey::host(of.environment.as_str(), of.n, host.host.id.as_str(), "health");
     let variables = input::variables(run, &StepKey::new(&call, &Branch::top(), "health", 1), None, None);
     let after = of.release(run).map(|release| AskedAfter::of(&run.header.project, &of.environment, release));
-    filled(&mut health, &variables, after.as_ref());
+    health.fill(&variables, after.as_ref());
     let deployed = of.release(run).map(|release| Deployed::new(release, of.previous.as_ref()));
     Some((health, deployed))
 }

@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::StreamExt as _;
 
-use super::{actions, ledger, world::World};
+use super::{ledger, world::World};
 use crate::{
     model::{
         adoption::{Adoption, agreed},
@@ -184,7 +184,7 @@ async fn ask(world: &World, asking: &Asking<'_>, host: &Host, check: &Check, lim
     ];
     let variables: Vec<(String, String)> =
         variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    actions::with_variables(&mut check, &variables);
+    check.fill(&variables);
     let work = async {
         let link = world
             .links

@@ -8,13 +8,15 @@ use serde_json::json;
 
 use super::{
     alarms, backup, changes,
-    conductor::{Ask, Conductor, Requested, locked},
+    conductor::{Ask, Conductor, Requested},
     dry_run, export, freezes,
     handle::{
         ChangeAsk, Changed, Claim, Engine, EventStream, ExportQuery, FreezeAsk, Hooked, KeptAnswer, LeaseAsk, LogQuery,
         LogStream, NewToken, Pieces, Refusal, RunsQuery, Signalled, Start, Started,
     },
-    hooks, hosts, idempotency, leases, ledger, log, maintenance, plans, plugin, reload, signals, tokens,
+    hooks, hosts, idempotency, leases, ledger, log,
+    maintenance::switch,
+    plans, plugin, reload, signals, tokens,
     view::{
         AlarmView, CauseView, FreezeView, LeaseView, LiveView, MaintenanceView, Page, Plan, ProjectStatus, RunView,
         Status, TokenView,
@@ -24,6 +26,7 @@ use super::{
     views,
 };
 use crate::{
+    lifecycle::locks::locked,
     model::{
         cause::Cause,
         doors,
@@ -523,11 +526,11 @@ impl Engine for Conductor {
     }
 
     async fn maintenance(&self, wait: Option<Duration>) -> MaintenanceView {
-        maintenance::look(self, wait).await
+        switch::look(self, wait).await
     }
 
     async fn switch_maintenance(&self, on: bool, reason: Option<String>, by: &str) -> Result<MaintenanceView, Refusal> {
-        maintenance::switch(self, on, reason, by).await
+        switch::switch(self, on, reason, by).await
     }
 
     fn ready(&self) -> Vec<(&'static str, Option<String>)> {

@@ -4,12 +4,13 @@ use tokio::sync::oneshot;
 
 use super::{
     adoption::{self, Asking},
-    conductor::{Ask, Conductor, locked},
+    conductor::{Ask, Conductor},
     handle::{ChangeAsk, Changed, Refusal},
     hosts, ledger,
     owner::{Change, Message},
 };
 use crate::{
+    lifecycle::locks::locked,
     model::{
         cause::Cause,
         event::{Purpose, Wanted},

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -21,13 +21,12 @@ use super::{
     owner::{self, Begin, Left, Message, Owner, Progress},
     reload::Reload,
     signals::{Inbox, Taken},
-    storage,
     view::RunView,
     views::{self, Views},
     world::World,
 };
 use crate::{
-    lifecycle::{pulse::Beat, watch},
+    lifecycle::{locks::locked, pulse::Beat, watch},
     model::{
         cause::Cause,
         deployment::DeploymentState,
@@ -105,10 +104,6 @@ pub(super) struct Inner {
     pub(super) reloading: tokio::sync::Mutex<()>,
 }
 
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Conductor {
     /// An engine over `world` whose `views` are fed by its journals. Nothing runs before [`Conductor::start`].
     #[must_use]
@@ -141,27 +136,6 @@ impl Conductor {
         }
     }
 
-    /// Takes up what an earlier life left, then begins to work: the queue, the polls, the outbox. `looked_at` hears after each run how
-    /// many of how many were looked at.
-    pub async fn start(&self, projects: Vec<Loaded>, looked_at: &(dyn Fn(usize, usize) + Sync)) -> std::io::Result<()> {
-        self.install(projects).await?;
-        let world = &self.inner.world;
-        // Before anything is taken up: that may wait for room, and somebody must look whether there is some.
-        world.tasks.spawn("storage", storage::watch(self.clone()));
-        super::recovery::recover(self, looked_at).await?;
-        self.inner.recovered.send_replace(true);
-        world.tasks.spawn("index", super::renewal::watch(self.clone()));
-        let queue = self.clone();
-        world.tasks.spawn("queue", async move { queue.work().await });
-        world.tasks.spawn("outbox", super::outbox::deliver(self.clone()));
-        world.tasks.spawn("sweep", super::sweep::sweep(Arc::clone(world)));
-        world.tasks.spawn("hosts", super::hosts::watch::watch(self.clone()));
-        world.tasks.spawn("converge", super::converge::converge(self.clone()));
-        world.tasks.spawn("retention", super::retention::keep(self.clone()));
-        self.poll_all();
-        Ok(())
-    }
-
     /// Makes `projects` the ones that new runs use; their code is pinned first.
     pub(super) async fn install(&self, projects: Vec<Loaded>) -> std::io::Result<()> {
         let programs = Arc::clone(&self.inner.world.programs);
@@ -179,17 +153,6 @@ impl Conductor {
         let projects = projects.into_iter().map(|loaded| (loaded.name.clone(), Arc::new(loaded))).collect();
         *self.inner.projects.write().unwrap_or_else(PoisonError::into_inner) = projects;
         Ok(())
-    }
-
-    /// Polls every project of the loaded set, and none of an earlier one.
-    pub(super) fn poll_all(&self) {
-        let token = CancellationToken::new();
-        std::mem::replace(&mut *locked(&self.inner.polls), token.clone()).cancel();
-        for loaded in self.all().into_iter().filter(|loaded| !loaded.pipeline.only_listens()) {
-            let conductor = self.clone();
-            let token = token.clone();
-            self.inner.world.tasks.spawn(format!("poll {}", loaded.name), super::poll::poll(conductor, loaded, token));
-        }
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Loaded>> {
@@ -256,10 +219,10 @@ impl Conductor {
         if self.inner.world.tasks.stopping().is_cancelled() {
             return Err(Refusal::Stopping);
         }
-        match &*self.inner.world.storage.condition().borrow() {
-            Condition::Well => {}
-            Condition::Full => return Err(self.full()),
-            Condition::Failed(why) => return Err(Refusal::Degraded(storage::failed(why).message)),
+        let world = &self.inner.world;
+        let storage = world.storage.condition().borrow().clone();
+        if let Some(cause) = storage.cause(&world.data_dir) {
+            return Err(if storage == Condition::Full { self.full() } else { Refusal::Degraded(cause.message) });
         }
         match locked(&self.inner.trouble).get("journal") {
             Some(cause) => Err(Refusal::Degraded(cause.message.clone())),
@@ -430,7 +393,7 @@ impl Conductor {
     }
 
     /// The queue: one commit of a project is tested at a time; under `latest` the newest request supersedes the others.
-    async fn work(&self) {
+    pub(super) async fn work(&self) {
         let stopping = self.inner.world.tasks.stopping();
         let stall = self.inner.world.stalls.at("queue");
         loop {

@@ -6,9 +6,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use super::conductor::locked;
 use crate::{
-    lifecycle::watch,
+    lifecycle::{locks::locked, watch},
     model::{
         doors,
         freeze::Window,

@@ -1,71 +1,31 @@
-//! Freezes of environments: whether one is on, and what people say of it by hand. One key of control for each environment,
-//! `freeze/<project>/<environment>`, holds the last word; what is over by the clock counts no more.
+//! Freezes of environments, for people: how it is, and what they say of it by hand.
 
 use serde_json::json;
 
 use super::{
     conductor::Conductor,
     handle::{FreezeAsk, Refusal},
-    ledger,
+    ledger::{
+        self,
+        freezes::{by_hand, key, waiting, zones},
+    },
     view::{FreezeView, SaidView, WaitingView},
 };
 use crate::{
     model::{
-        freeze::{self, ByHand, Said, Whose, Window},
-        ids::{EnvironmentName, ProjectName},
+        freeze::{self, ByHand, Said, Window},
+        ids::ProjectName,
         pipeline::Environment,
-        run::Waiting,
     },
     ports::{
-        control::{Commit, CommitError, Control, Revision},
+        control::{Commit, CommitError},
         program::Loaded,
     },
-    time::{rfc3339, zone},
+    time::rfc3339,
 };
 
 /// How often a change by somebody else is met before giving up.
 const TRIES: usize = 16;
-
-fn key(project: &ProjectName, environment: &EnvironmentName) -> String {
-    format!("freeze/{project}/{environment}")
-}
-
-fn by_hand(control: &dyn Control, project: &ProjectName, environment: &EnvironmentName) -> (Revision, ByHand) {
-    let key = key(project, environment);
-    let Some(entry) = control.get(&key) else { return (Revision::default(), ByHand::default()) };
-    let said = serde_json::from_value(entry.value).unwrap_or_else(|error| {
-        // Of a later version, perhaps: somebody said something, and that is what can be kept to.
-        tracing::error!(key, %error, "what is kept of a freeze is not understood; the environment stays frozen until `phased unfreeze`");
-        let said = Said { by: "somebody".to_owned(), reason: None, since_ms: 0, until_ms: None };
-        ByHand { frozen: Some(said), lifted: None }
-    });
-    (entry.revision, said)
-}
-
-fn zones(name: &str) -> jiff::tz::TimeZone {
-    // The loader has looked it up; a machine that has lost its zones since then still has the built-in ones.
-    zone(name).unwrap_or_else(|| {
-        tracing::error!(zone = name, "this time zone is not known any more; its freezes are taken as UTC");
-        jiff::tz::TimeZone::UTC
-    })
-}
-
-/// What keeps new deployments away from an environment with these windows.
-pub(super) fn waiting(
-    control: &dyn Control,
-    windows: &[Window],
-    project: &ProjectName,
-    environment: &EnvironmentName,
-    now_ms: i64,
-) -> Option<Waiting> {
-    let (_, by_hand) = by_hand(control, project, environment);
-    let frozen = freeze::frozen(windows, &by_hand, now_ms, &zones)?;
-    let (holder, reason) = match frozen.whose {
-        Whose::File(window) => (window.to_string(), window.reason().map(str::to_owned)),
-        Whose::Hand(said) => (said.by.clone(), said.reason.clone()),
-    };
-    Some(Waiting { code: "freeze".to_owned(), holder, until_ms: frozen.until_ms, reason })
-}
 
 fn shown(said: Said) -> SaidView {
     let Said { by, reason, since_ms, until_ms } = said;

@@ -27,14 +27,13 @@ use crate::{
 };
 
 pub(super) mod check;
-mod fleet;
+pub(super) mod fleet;
 pub(super) mod kept;
 pub(super) mod keys;
 pub(super) mod show;
 pub(super) mod watch;
 
 pub(super) use fleet::Fleet;
-pub use fleet::Fleets;
 use fleet::{Good, Origin, Told};
 
 /// What hosts are wanted for, and with it what will do for a source that fails.

@@ -6,11 +6,12 @@
 use serde_json::{Value, json};
 
 use super::{
-    conductor::{Conductor, locked},
+    conductor::Conductor,
     handle::{Claim, KeptAnswer, Refusal},
     sweep,
 };
 use crate::{
+    lifecycle::locks::locked,
     model::ids::{Digest, RunId},
     ports::control::{Commit, CommitError},
 };

@@ -1,7 +1,6 @@
 //! Leases and people: one may hold an environment, and take it away from a deployment, which then ends.
 
 use super::{
-    actions::lease_names,
     conductor::Conductor,
     handle::{LeaseAsk, Refusal},
     ledger,
@@ -9,14 +8,13 @@ use super::{
 };
 use crate::{
     model::{
-        decide, doors,
+        doors,
         ids::{DeploymentId, ProjectName},
         pipeline::Environment,
-        run::Run,
     },
     ports::{
         control::Commit,
-        leases::{Acquired, Holder, Leases},
+        leases::{Acquired, Holder},
         program::Loaded,
     },
     time::rfc3339,
@@ -131,59 +129,4 @@ pub(super) async fn give_back(
     let ticket = world.control.commit(Commit::Lease, &[], Vec::new()).map_err(|error| conductor.refused(&error))?;
     conductor.synced(&ticket).await?;
     Ok(view(conductor, loaded, environment))
-}
-
-/// A lease that a deployment of a run believes to have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Believed {
-    deployment: u32,
-    lease: String,
-    holder: String,
-    /// Of the environment's own lease; a group's has another.
-    epoch: Option<crate::model::ids::Epoch>,
-}
-
-/// Every lease that `run` goes by.
-pub(super) fn believed(run: &Run) -> Vec<Believed> {
-    // What takes another one back goes by that one's.
-    let open = run
-        .deployments
-        .iter()
-        .filter(|d| d.end.is_none() && d.rollback_of.is_none() && !d.lease_lost && run.end.is_none());
-    let mut believed = Vec::new();
-    for (d, epoch) in open.filter_map(|d| Some((d, d.lease?))) {
-        let names = lease_names(run, d.n);
-        let last = names.len().saturating_sub(1);
-        believed.extend(names.into_iter().enumerate().map(|(i, lease)| Believed {
-            deployment: d.n,
-            lease,
-            holder: decide::holder(run, d.n),
-            epoch: (i == last).then_some(epoch),
-        }));
-    }
-    believed
-}
-
-/// Returns the deployment whose lease is another's or nobody's, as soon as there is one. Also after a restart, so nobody need be told when it
-/// is taken away. Cancel safe.
-pub(super) async fn lost(leases: &dyn Leases, believed: &[Believed]) -> u32 {
-    if believed.is_empty() {
-        return std::future::pending().await;
-    }
-    let mut changed = leases.changed();
-    loop {
-        changed.mark_unchanged();
-        let ours = |one: &Believed| {
-            leases
-                .holder(&one.lease)
-                .is_some_and(|held| held.holder == one.holder && one.epoch.is_none_or(|epoch| epoch == held.epoch))
-        };
-        if let Some(gone) = believed.iter().find(|one| !ours(one)) {
-            return gone.deployment;
-        }
-        if changed.changed().await.is_err() {
-            // Control is gone, and with it whoever could take anything away.
-            return std::future::pending().await;
-        }
-    }
 }

@@ -2,21 +2,22 @@
 //!
 //! Outcomes cross to control only after the run's journal is synced, and every put can be made again from the journal.
 
+pub(super) mod freezes;
 mod known;
 
 use serde::{Deserialize, Serialize, Serializer, de::DeserializeOwned};
-
 use serde_json::{Value, json};
 
 pub(super) use self::known::{
     Good, all_bad, bad, bad_in_a_row, bad_release, forget_hosts, hosts, is_good, known_good, some_good,
 };
-use super::{actions::lease_names, world::World};
+use super::world::World;
 use crate::{
     model::{
         cause::Cause,
         decide,
         deployment::{Deployment, DeploymentState, HostState},
+        doors,
         event::{Header, Purpose},
         ids::{Digest, EnvironmentName, ProjectName, ReleaseId, RunId, Sha},
         release::{Artifact, Release},
@@ -345,7 +346,7 @@ pub(super) async fn deployment_ended(world: &World, run: &Run, ticket: &Ticket) 
 /// none: control grants first, so the run may have been cut off in between.
 pub(super) fn release_leases(world: &World, run: &Run) {
     for deployment in run.deployments.iter().filter(|d| d.end.is_some() || run.end.is_some()) {
-        for name in lease_names(run, deployment.n) {
+        for name in doors::leases_of(run, deployment.n) {
             if let Err(error) = world.leases.release(&name, &decide::holder(run, deployment.n)) {
                 tracing::error!(lease = name, %error, "a lease is not given back yet");
             }
@@ -363,7 +364,7 @@ pub(super) fn runs(control: &dyn Control) -> Vec<RunId> {
 /// Whether `run` still holds the lease of any of its deployments.
 pub(super) fn holds_leases(world: &World, run: &Run) -> bool {
     run.deployments.iter().any(|deployment| {
-        let held = lease_names(run, deployment.n).into_iter().filter_map(|name| world.leases.holder(&name));
+        let held = doors::leases_of(run, deployment.n).into_iter().filter_map(|name| world.leases.holder(&name));
         held.into_iter().any(|held| held.holder == decide::holder(run, deployment.n))
     })
 }

@@ -1,6 +1,11 @@
 //! The one task that owns a run: it takes messages, appends facts, folds them, resumes the call concerned and asks `decide`.
 //! It never waits for work: each action waits in a task of its own for its record to be on disk.
 
+mod calls;
+pub(super) mod change;
+mod leases;
+pub(super) mod message;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     panic::AssertUnwindSafe,
@@ -10,88 +15,34 @@ use std::{
 
 use futures_util::FutureExt as _;
 use serde_json::Value;
-use tokio::sync::{
-    mpsc::{self, error::TrySendError},
-    oneshot,
-};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    actions, doors::Doors, history, leases, maintenance::Gate, redact::Redactor, sessions::Sessions, steps,
-    world::World,
+use self::{
+    calls::{Ending, OpenStep},
+    message::further,
 };
+pub(super) use self::{
+    change::Change,
+    message::{Message, Progress, turns},
+};
+
+use super::{actions, doors::Doors, maintenance::Gate, redact::Redactor, sessions::Sessions, world::World};
 use crate::{
-    lifecycle::pulse::Beat,
     model::{
         analysis::{Assessment, Verdict},
-        canonical,
         cause::Cause,
         decide::{self, Action, decide},
-        deployment::{Bake, Deployment, Paused},
-        event::{CallResult, Event, Record},
+        event::{Event, Record},
         ids::{Digest, EnvironmentName, Epoch, HostId, Seq},
-        rollout::OnFailure,
         run::{self, Run, Step},
-        step::{Branch, CallKey, Outcome, Place, Request, StepKey, Target, Verb},
+        step::{Branch, CallKey, Place, StepKey},
     },
     ports::{
-        blobs::Hold,
         journal::Ticket,
-        program::{Opening, Program, Sink, Turn},
+        program::{Opening, Program, Turn},
     },
-    time::Stamp,
 };
-
-/// What reaches an owner. The queue is bounded; whoever sends waits.
-pub(super) enum Message {
-    /// A call had its turn.
-    Turn(CallKey, Turn),
-    /// An action of this name brought forth these facts.
-    Facts { action: String, events: Vec<Event>, over: bool },
-    /// An attempt of a step ended.
-    StepDone { key: StepKey, attempt: u32, outcome: Outcome, hold: Option<Hold> },
-    /// Somebody wants something else of a deployment under way; answered once that is on disk, or with why it cannot be.
-    Change { environment: EnvironmentName, change: Change, by: String, reason: Option<String>, reply: Reply },
-    /// Somebody wants the run to end; answered once that is on disk.
-    Stop { by: String, now: bool, reason: Option<String>, reply: oneshot::Sender<Result<(), String>> },
-    /// A host answered for the first time, as this machine; answered once that is on disk.
-    HostMet {
-        deployment: u32,
-        host: HostId,
-        machine: String,
-        key: Option<String>,
-        reply: oneshot::Sender<Result<(), String>>,
-    },
-    /// A call that failed has been read and is to be undone: how it began, and what it did.
-    Undo { action: String, key: CallKey, opening: Box<Opening> },
-    /// Everything is done: control knows of the end. Or why the run stands still.
-    Finished(Result<(), String>),
-    /// Somebody wants to know whether this owner, and the Lua of its run, still work.
-    Beat(Beat),
-}
-
-/// Who waits for an answer: whether the deployment has touched anything.
-type Reply = oneshot::Sender<Result<bool, Cause>>;
-
-/// What a person may want of a deployment under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
-    /// Nothing new begins.
-    Pause,
-    /// It goes on.
-    Resume,
-    /// It goes on, whatever held it.
-    Promote,
-    /// It goes back.
-    Rollback,
-}
-
-/// A step as the owner holds it: whose answer it is, and how to end it.
-struct OpenStep {
-    request: Request,
-    /// The attempt under way; `None` between attempts.
-    running: Option<CancellationToken>,
-}
 
 /// How long a request under way may take when the daemon goes down: within the five seconds that all of it has.
 const LINGER: Duration = Duration::from_secs(3);
@@ -101,25 +52,6 @@ const LEFTOVERS: &str = "leftovers";
 
 /// Messages between two decisions.
 const CROWD: usize = 64;
-
-/// A call that is being ended from outside.
-struct Ending {
-    cause: Cause,
-    /// Running steps are ended too, not finished.
-    kill: bool,
-    vm: Vm,
-}
-
-/// What has become of its Lua.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Vm {
-    /// It may still be told what its steps come to.
-    Lives,
-    /// It has been asked to end, after everything it was told.
-    Asked,
-    /// It has ended and left so many undos.
-    Gone(u32),
-}
 
 /// What is needed besides the fold to go on with a run that an earlier life began.
 pub(super) struct Taken {
@@ -173,26 +105,6 @@ pub(super) struct Owner {
     progress: crate::lifecycle::watch::Sender<Progress>,
 }
 
-/// How far a run is, for the queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Progress {
-    /// It holds the project's testing slot.
-    Testing,
-    /// It is past it.
-    Deploying,
-    /// It is over.
-    Over,
-}
-
-/// A run never goes back.
-fn further(progress: &crate::lifecycle::watch::Sender<Progress>, to: Progress) {
-    progress.send_if_modified(|now| {
-        let further = to > *now;
-        *now = to.max(*now);
-        further
-    });
-}
-
 /// What the log says of a call that did not end well, or a host that did not get well: where people look is where it stands.
 fn told(run: &Run, event: &Event) -> Option<(StepKey, Vec<u8>)> {
     let on_host = |deployment: u32, host: &HostId| {
@@ -228,22 +140,6 @@ fn host_of(event: &Event) -> Option<(u32, HostId)> {
         },
         _ => None,
     }
-}
-
-/// What is known of a step whose task panicked: nothing. Without an answer its call would wait for ever.
-fn panicked() -> Outcome {
-    Outcome::Unknown { cause: Cause::new("internal", "the step's task panicked; this is a bug of phased") }
-}
-
-/// Where a program tells what its calls do.
-pub(super) fn turns(sender: mpsc::Sender<Message>) -> Sink {
-    Box::new(move |key, turn| {
-        // A program that answers at once, in its owner's own task, finds room; it could not wait for any.
-        if let Err(TrySendError::Full(message)) = sender.try_send(Message::Turn(key.clone(), turn)) {
-            // On the program's own thread: waiting there is what bounds the queue.
-            let _owner_gone = sender.blocking_send(message);
-        }
-    })
 }
 
 /// What an owner starts from.
@@ -341,8 +237,7 @@ impl Owner {
         let clock = Arc::clone(&self.world.clock);
         let mut late = clock.sleep(LINGER);
         loop {
-            let asking = self.open.values().any(|open| open.request.verb == Verb::Http && open.running.is_some());
-            let message = if asking {
+            let message = if self.asks() {
                 tokio::select! {
                     biased;
                     message = self.inbox.recv() => message,
@@ -652,7 +547,7 @@ impl Owner {
                 }
             }
             Message::Change { environment, change, by, reason, reply } => {
-                match self.change(&environment, change, &by, reason) {
+                match change.of(&self.run, &environment, &by, reason) {
                     Ok(event) => {
                         let touched = self.touches(&environment);
                         let ticket = self.append(event);
@@ -695,266 +590,6 @@ impl Owner {
         });
     }
 
-    fn turn(&mut self, key: &CallKey, turn: Turn) {
-        if !self.run.calls.contains_key(key) {
-            // The call was ended from outside while its turn was on the way here.
-            return;
-        }
-        match turn {
-            Turn::Requests(requests) => requests.into_iter().for_each(|request| self.request(key, request)),
-            Turn::Return(value) => self.returned(key, CallResult::Returned(value), 0),
-            Turn::Raised { cause, undos } => {
-                // What it makes of its last answer while it is being ended is not why it ended.
-                let ended = self.ending.get(key).map(|ending| CallResult::Ended(ending.cause.clone()));
-                self.returned(key, ended.unwrap_or(CallResult::Raised(cause)), undos);
-            }
-            Turn::Ended { cause, undos } => {
-                // Its own, not one for which all calls of the run are being ended.
-                let own = cause.facts.get("call").and_then(Value::as_str) == Some(key.as_str());
-                let diverged = cause.code == "diverged" && own;
-                if diverged && self.run.diverged.is_none() {
-                    let cause = self.sessions.redact_cause(&cause);
-                    tracing::error!(project = %self.run.header.project, run = %self.run.header.run, call = %key, %cause, "a replay does not agree with its journal");
-                    self.append(Event::Diverged { key: key.clone(), cause });
-                    self.let_go();
-                }
-                // What runs on a host is finished then, see `decide`.
-                let kill = !diverged || !matches!(key.place(), Some(Place::Host { .. }));
-                // What it leaves to be undone cannot be trusted either.
-                let vm = Vm::Gone(if diverged { 0 } else { undos });
-                match self.ending.get_mut(key) {
-                    Some(ending) => ending.vm = vm,
-                    None => self.begin_ending(key, Ending { cause, kill, vm }),
-                }
-                self.finish_ending(key);
-            }
-        }
-    }
-
-    fn returned(&mut self, key: &CallKey, result: CallResult, undos: u32) {
-        self.ending.remove(key);
-        let mut result = result;
-        if let CallResult::Raised(cause) | CallResult::Ended(cause) = &mut result {
-            *cause = self.sessions.redact_cause(cause);
-        }
-        self.append(Event::Return { key: key.clone(), result, undos });
-    }
-
-    fn request(&mut self, call: &CallKey, request: Request) {
-        let key = StepKey::new(call, &request.branch, request.verb.as_str(), request.n);
-        if request.verb == Verb::Log {
-            if !self.lines.remove(&key) {
-                self.log(&key, &request.args);
-            }
-            return;
-        }
-        if self.resumed.remove(&key) {
-            // It was begun before the daemon came back and goes on; the replay knows where it stands in the code.
-            if let Some(open) = self.open.get_mut(&key) {
-                open.request.at = request.at;
-            }
-            return;
-        }
-        if self.ending.contains_key(call) {
-            // Nothing new is begun in a call that is being ended.
-            return;
-        }
-        // What is stored and what is done is the same, also after a restart.
-        let mut request = request;
-        request.args = serde_json::from_str(&canonical::to_string(&request.args)).unwrap_or(request.args);
-        let args = request.args.clone();
-        self.open.insert(key.clone(), OpenStep { request, running: None });
-        self.begin(&key, 1, args);
-    }
-
-    fn log(&self, key: &StepKey, args: &Value) {
-        self.note(key, steps::values::bytes_of(args.get("text").unwrap_or(&Value::Null)));
-    }
-
-    fn note(&self, key: &StepKey, bytes: Vec<u8>) {
-        self.sessions.note(&self.run.header.run, key, 1, bytes);
-    }
-
-    /// Begins an attempt: first the record, then, once it is on disk, the effect.
-    fn begin(&mut self, key: &StepKey, attempt: u32, args: Value) {
-        let Some(open) = self.open.get(key) else { return };
-        let begin = Event::Begin {
-            key: key.clone(),
-            attempt,
-            token: key.token(&self.run.header.run, attempt),
-            args,
-            host: history::unsaid(key, &open.request.target),
-            line: open.request.at.clone(),
-        };
-        if let Some(ticket) = self.append(begin) {
-            self.perform(key, attempt, None, Some(ticket));
-        }
-    }
-
-    /// Performs an attempt, or goes on with one that was `resumed`, begun then by an earlier life.
-    fn perform(&mut self, key: &StepKey, attempt: u32, resumed: Option<Stamp>, ticket: Option<Ticket>) {
-        let Some(open) = self.open.get_mut(key) else { return };
-        if open.request.target == Target::Local && matches!(open.request.verb, Verb::Sh | Verb::Exec) {
-            self.loose = Some(key.call());
-        }
-        let cancel = CancellationToken::new();
-        open.running = Some(cancel.clone());
-        let job = steps::Job {
-            world: Arc::clone(&self.world),
-            sessions: Arc::clone(&self.sessions),
-            run: self.run.header.run.clone(),
-            key: key.clone(),
-            attempt,
-            token: key.token(&self.run.header.run, attempt),
-            request: open.request.clone(),
-            place: steps::Place::of(&self.run, key, &open.request),
-            resumed,
-            stop: cancel,
-        };
-        let sender = self.sender.clone();
-        let stopping = self.world.tasks.stopping();
-        let (clock, asks) = (Arc::clone(&self.world.clock), open.request.verb == Verb::Http);
-        // Until the record names what it stores, no sweep may take that.
-        let hold = (open.request.verb == Verb::Artifact).then(|| self.world.blobs.hold());
-        let key = key.clone();
-        self.world.tasks.spawn(format!("run {} {key}", self.run.header.run), async move {
-            if let Some(ticket) = ticket
-                && ticket.synced().await.is_err()
-            {
-                // The record is not on disk, so nothing may happen; the owner learns of the journal by its next append.
-                return;
-            }
-            // The daemon goes down: a command goes on, and the next start finds it. A request would be lost.
-            let leaving = async {
-                stopping.cancelled().await;
-                if asks {
-                    clock.sleep(LINGER).await;
-                }
-            };
-            tokio::select! {
-                biased;
-                () = leaving => {}
-                outcome = AssertUnwindSafe(steps::perform(job)).catch_unwind() => {
-                    let outcome = outcome.unwrap_or_else(|_| panicked());
-                    let _owner_gone = sender.send(Message::StepDone { key, attempt, outcome, hold }).await;
-                }
-            }
-        });
-    }
-
-    /// Lets go of `hold` once what was written since `before` is on disk: the record that names the blob.
-    fn keep(&self, hold: Option<Hold>, before: Seq) {
-        let (Some(hold), Some(ticket)) = (hold, self.last_ticket.clone().filter(|_| self.seq > before)) else { return };
-        self.world.tasks.spawn("blob named", async move {
-            let _failed_disk_says_so = ticket.synced().await;
-            drop(hold);
-        });
-    }
-
-    fn retry(&mut self, key: &StepKey) -> bool {
-        if self.ending.contains_key(&key.call()) || !self.open.contains_key(key) {
-            return false;
-        }
-        let step = self.run.calls.get(&key.call()).and_then(|call| call.steps.get(key));
-        let Some((attempt, args)) = step.map(|step| (step.attempt + 1, step.args.clone())) else { return false };
-        self.begin(key, attempt, args);
-        true
-    }
-
-    fn step_done(&mut self, key: &StepKey, attempt: u32, outcome: Outcome) {
-        let call = key.call();
-        let Some(open) = self.open.get_mut(key).filter(|_| self.run.calls.contains_key(&call)) else { return };
-        open.running = None;
-        let last = decide::is_last(&open.request.args, attempt, &outcome) || self.ending.contains_key(&call);
-        self.append(Event::Done { key: key.clone(), attempt, outcome: outcome.clone(), last });
-        if !last {
-            return;
-        }
-        let Some(open) = self.open.remove(key) else { return };
-        match outcome {
-            // Ended from outside by an earlier life, which did not get as far as saying so: its call goes no further.
-            Outcome::Cut { cause } if !self.ending.contains_key(&call) => {
-                self.begin_ending(&call, Ending { cause, kill: true, vm: Vm::Lives });
-            }
-            Outcome::Cut { .. } => {}
-            // Also told to a call that is being ended, as a replay tells it: what it leaves to be undone may come of it.
-            outcome => {
-                if let Ok(program) = self.program(&call) {
-                    program.resume(&call, &open.request.branch, &outcome);
-                }
-            }
-        }
-        if self.ending.contains_key(&call) {
-            self.finish_ending(&call);
-        }
-    }
-
-    /// Ends a call from outside; its running steps are ended first, or finished.
-    fn end_call(&mut self, key: &CallKey, cause: Cause, kill: bool) -> bool {
-        match self.ending.get_mut(key) {
-            Some(ending) if ending.kill || !kill => return false,
-            Some(ending) => ending.kill = true,
-            None => {
-                self.begin_ending(key, Ending { cause, kill, vm: Vm::Lives });
-                return self.finish_ending(key);
-            }
-        }
-        self.kill_steps(key);
-        self.finish_ending(key)
-    }
-
-    fn begin_ending(&mut self, key: &CallKey, ending: Ending) {
-        let kill = ending.kill;
-        self.ending.insert(key.clone(), ending);
-        if kill {
-            self.kill_steps(key);
-        }
-    }
-
-    fn kill_steps(&self, key: &CallKey) {
-        for (_, open) in self.open.iter().filter(|(step, _)| step.call() == *key) {
-            if let Some(running) = &open.running {
-                running.cancel();
-            }
-        }
-    }
-
-    /// Completes the end of a call once none of its steps runs any more and its Lua has ended; true when it has.
-    fn finish_ending(&mut self, key: &CallKey) -> bool {
-        let steps: Vec<StepKey> = self.open.keys().filter(|step| step.call() == *key).cloned().collect();
-        if steps.iter().any(|step| self.open.get(step).is_some_and(|open| open.running.is_some())) {
-            return false;
-        }
-        let Some(Ending { cause, vm, .. }) = self.ending.get(key) else { return false };
-        let (cause, vm) = (cause.clone(), *vm);
-        for step in steps {
-            // Between two attempts: the next one never begins.
-            self.open.remove(&step);
-            let attempt = self.run.calls.get(key).and_then(|call| call.steps.get(&step)).map(|step| step.attempt);
-            if let Some(attempt) = attempt {
-                let outcome = Outcome::Cut { cause: cause.clone() };
-                self.append(Event::Done { key: step, attempt, outcome, last: true });
-            }
-        }
-        match vm {
-            Vm::Gone(undos) => {
-                self.returned(key, CallResult::Ended(cause), undos);
-                true
-            }
-            Vm::Asked => false,
-            Vm::Lives => {
-                if let Some(ending) = self.ending.get_mut(key) {
-                    ending.vm = Vm::Asked;
-                }
-                // Without a program its end is on the way.
-                if let Ok(program) = self.program(key) {
-                    program.end(key, cause);
-                }
-                false
-            }
-        }
-    }
-
     /// Whether hosts in flight are not to be watched to the end.
     fn is_sharp(&self) -> bool {
         decide::is_sharp(&self.run)
@@ -990,41 +625,6 @@ impl Owner {
         }
     }
 
-    /// The program that a call belongs to: the run's own, or that of what is gone back to.
-    fn program(&mut self, key: &CallKey) -> Result<&mut dyn Program, Cause> {
-        let number = match key.place() {
-            Some(Place::Deployment { deployment, .. } | Place::Host { deployment, .. }) => Some(deployment),
-            _ => None,
-        };
-        let header = &self.run.header;
-        let deployment = number.and_then(|n| self.run.deployment(n));
-        let code = deployment.map_or(&header.code, |deployment| deployment.code(&self.run));
-        if !self.programs.contains_key(code) {
-            let sink = turns(self.sender.clone());
-            let program = self.world.programs.open(code, &header.project, header.seed, sink)?;
-            self.programs.insert(code.clone(), program);
-        }
-        match self.programs.get_mut(code) {
-            Some(program) => Ok(&mut **program),
-            None => Err(Cause::new("internal", "a program is not there that was just opened")),
-        }
-    }
-
-    /// Starts a call's Lua, or ends the call if there is none to be had.
-    fn call(&mut self, key: &CallKey, opening: Opening) {
-        match self.program(key) {
-            Ok(program) => program.call(key, opening),
-            Err(cause) => {
-                tracing::error!(project = %self.run.header.project, run = %self.run.header.run, call = %key, %cause, "the code of a call cannot be opened");
-                let (sender, key) = (self.sender.clone(), key.clone());
-                self.world.tasks.spawn("no code", async move {
-                    let ended = Turn::Ended { cause, undos: 0 };
-                    let _owner_gone = sender.send(Message::Turn(key, ended)).await;
-                });
-            }
-        }
-    }
-
     fn touches(&self, environment: &EnvironmentName) -> bool {
         self.run.deployments.iter().any(|d| d.environment == *environment && d.end.is_none() && d.touched())
     }
@@ -1033,57 +633,6 @@ impl Owner {
     fn let_go_of_entering(&self) {
         let enters = |name: &str| ["lease ", "plan ", "look "].iter().any(|action| name.starts_with(action));
         self.busy.iter().filter(|(name, _)| enters(name)).for_each(|(_, cancel)| cancel.cancel());
-    }
-
-    /// What a person wants of a deployment under way, or why it cannot be.
-    fn change(
-        &self,
-        environment: &EnvironmentName,
-        change: Change,
-        by: &str,
-        reason: Option<String>,
-    ) -> Result<Event, Cause> {
-        let open = |d: &&Deployment| d.environment == *environment && d.end.is_none() && d.rollback_of.is_none();
-        let Some(of) = self.run.deployments.iter().find(open).filter(|d| d.target.is_none()) else {
-            return Err(Cause::new(
-                "not_deploying",
-                format!("run {} does not deploy to {environment} now", self.run.header.run),
-            ));
-        };
-        if let Some(judged) = &of.judged {
-            let message = format!("it has failed already and cannot be changed any more: {}", judged.cause.message);
-            return Err(Cause::new("deployment_failed", message));
-        }
-        let (deployment, by) = (of.n, by.to_owned());
-        match (change, &of.paused) {
-            (Change::Pause, Some(paused)) => {
-                Err(Cause::new("paused_already", format!("{} has paused it already", paused.by)))
-            }
-            (Change::Pause, None) => Ok(Event::Paused { deployment, by, reason, failed: None, bad: false }),
-            (Change::Resume, None) => Err(Cause::new("not_paused", "it is not paused")),
-            (Change::Resume, Some(Paused { failed: Some(cause), .. })) => {
-                let message = format!(
-                    "it is paused because it failed: {}. Promote it to go on all the same, or roll it back",
-                    cause.message
-                );
-                Err(Cause::new("deployment_failed", message))
-            }
-            (Change::Resume, Some(_)) => Ok(Event::Unpaused { deployment, by }),
-            (Change::Promote, None) if !of.waves.iter().any(|wave| matches!(wave.bake, Bake::Baking { .. })) => {
-                Err(Cause::new("not_held", "it neither bakes nor is paused: there is nothing to promote it from"))
-            }
-            (Change::Promote, _) => Ok(Event::Promoted { deployment, by }),
-            (Change::Rollback, _) => match of.no_way_back() {
-                Some(no_way) if of.touched() => Err(no_way),
-                _ => {
-                    let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-                    let cause =
-                        Cause::new("rollback_requested", format!("{by} asked for a rollback{why}")).with("by", by);
-                    let bad = of.paused.as_ref().is_some_and(|paused| paused.bad);
-                    Ok(Event::Judged { deployment, cause, bad, then: OnFailure::Rollback })
-                }
-            },
-        }
     }
 
     /// Actions that wait for the world (a fetch, a lease, discovery) are not worth finishing any more; a host in flight is watched to
@@ -1133,17 +682,7 @@ impl Owner {
             self.tested(ticket);
         }
         let open: Vec<(StepKey, Step)> = self.run.calls.values().flat_map(|call| call.steps.clone()).collect();
-        for (key, step) in open {
-            let Some((verb, n)) = key.verb() else { continue };
-            let target = history::target(&key, step.host.as_ref());
-            let request = Request { branch: key.branch(), verb, n, target, args: step.args, at: step.line };
-            self.open.insert(key.clone(), OpenStep { request, running: None });
-            self.resumed.insert(key.clone());
-            // Between two attempts: the next one is begun when it is due.
-            if step.failed.is_none() {
-                self.perform(&key, step.attempt, Some(step.begun), None);
-            }
-        }
+        open.into_iter().for_each(|(key, step)| self.go_on(key, step));
         let calls: Vec<CallKey> = self.run.calls.keys().cloned().collect();
         for (key, opening) in openings.into_iter().filter(|(key, _)| calls.contains(key)) {
             self.call(&key, opening);

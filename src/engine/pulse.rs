@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use super::{Conductor, conductor::locked, owner::Message};
-use crate::{lifecycle::pulse::Pulse, ports::storage::Condition};
+use super::{Conductor, owner::Message};
+use crate::{
+    lifecycle::{locks::locked, pulse::Pulse},
+    ports::storage::Condition,
+};
 
 /// How long a full queue of the views is given before it is asked again.
 const FULL: Duration = Duration::from_millis(100);

@@ -13,12 +13,13 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    conductor::{Conductor, locked},
+    conductor::Conductor,
     ledger,
     view::{ArtifactView, RunView},
     world::Retention,
 };
 use crate::{
+    lifecycle::locks::locked,
     model::{
         ids::{Digest, RunId},
         run::RunState,

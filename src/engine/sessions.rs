@@ -12,12 +12,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     command::{Acquaintance, Connect, Fleeting, Session, ToHost, ToLocal},
-    conductor::locked,
-    owner::Message,
+    owner::message::Message,
     redact::Redactor,
     world::World,
 };
 use crate::{
+    lifecycle::locks::locked,
     model::{
         cause::Cause,
         host::{Host, Transport},

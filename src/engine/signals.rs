@@ -25,8 +25,9 @@ use serde_json::{Value, json};
 
 pub(super) use receive::{take, view};
 
-use super::{conductor::locked, view::signals::RefusedView};
+use super::view::signals::RefusedView;
 use crate::{
+    lifecycle::locks::locked,
     model::{
         cause::Cause,
         ids::{EnvironmentName, ProjectName, RunId},

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Conductor, conductor::locked, owner::Progress};
-use crate::lifecycle::watch;
+use super::{Conductor, owner::Progress};
+use crate::lifecycle::{locks::locked, watch};
 
 /// So many runs are named; more are counted.
 const NAMED: usize = 4;

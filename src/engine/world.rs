@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use super::hosts::Fleets;
+use super::hosts::fleet::Fleets;
 use crate::{
     lifecycle::{Tasks, stall::Stalls},
     ports::{

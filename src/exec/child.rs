@@ -2,7 +2,10 @@
 
 use std::{os::unix::process::CommandExt as _, process::Stdio};
 
-use super::{job::Run, local::refuse, unit::Closing};
+use super::{
+    job::{Run, refuse},
+    unit::Closing,
+};
 use crate::ports::link::{Channel, Exit, LinkError};
 
 /// `run` in a session of its own: setsid(1) is that without unsafe code here. std drops every supplementary group itself where it

@@ -14,7 +14,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{model::ids::ProjectName, ports::link::Exit};
+use crate::{
+    model::ids::ProjectName,
+    ports::link::{Exit, LinkError},
+};
 
 /// The longest line. A probe's text is part of one.
 pub(super) const LINE: usize = 256 * 1024;
@@ -25,6 +28,11 @@ const MOST: usize = 256;
 
 /// Of the requests.
 const VERSION: u32 = 1;
+
+/// Nobody can be the job user, or nothing can be started as them.
+pub(super) fn refuse(message: String) -> LinkError {
+    LinkError::new("job_user", message)
+}
 
 /// One request.
 #[derive(Debug, Clone, PartialEq, Eq)]

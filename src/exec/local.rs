@@ -5,7 +5,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -18,12 +18,13 @@ use tokio::{
 
 use super::{
     child,
-    job::{Run, Who},
+    job::{Run, Who, refuse},
     tree,
     unit::Unit,
 };
 use crate::{
     config::START_JOB_SOCKET,
+    lifecycle::locks::locked,
     model::{cause::Cause, ids::ProjectName},
     ports::{
         hands::Hands,
@@ -83,10 +84,6 @@ struct Job {
     name: String,
     home: String,
     shell: String,
-}
-
-pub(super) fn refuse(message: String) -> LinkError {
-    LinkError::new("job_user", message)
 }
 
 impl Local {
@@ -262,10 +259,6 @@ impl Hands for Local {
 async fn remove(tree: &Path) -> io::Result<()> {
     let path = tree.to_owned();
     tokio::task::spawn_blocking(move || tree::remove(&path)).await.unwrap_or_else(|error| Err(io::Error::other(error)))
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Cause> + Send + 'static) -> Result<T, Cause> {

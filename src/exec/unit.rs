@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    job::{ANSWER, Give, Reply, Request, Run, Who},
+    job::{self, ANSWER, Give, Reply, Request, Run, Who},
     tree, wire,
 };
 use crate::{
@@ -145,7 +145,7 @@ impl Unit {
     /// Blocks.
     fn try_give(&self, who: &Who, tree: &Path) -> Result<(), LinkError> {
         let me = nix::unistd::geteuid().as_raw();
-        let here = |path: &Path, error: &io::Error| super::local::refuse(format!("{}: {error}", path.display()));
+        let here = |path: &Path, error: &io::Error| job::refuse(format!("{}: {error}", path.display()));
         let all = tree::inside_out(tree, me).map_err(|e| here(tree, &e))?;
         let stream = std::os::unix::net::UnixStream::connect(&self.socket).map_err(|e| self.absent(&e))?;
         let prepared = stream.set_read_timeout(Some(START)).and_then(|()| stream.set_write_timeout(Some(START)));

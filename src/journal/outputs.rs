@@ -21,7 +21,7 @@ use self::{
     frame::{MAX_PAYLOAD, Next, PREFIX},
 };
 use crate::{
-    lifecycle::watch,
+    lifecycle::{locks::locked, watch},
     model::{
         ids::RunId,
         step::{CallKey, StepKey},
@@ -110,10 +110,6 @@ impl FileOutputs {
         known.logs.insert(key, log.clone());
         Ok(Some(log))
     }
-}
-
-fn locked(log: &Mutex<CallLog>) -> MutexGuard<'_, CallLog> {
-    log.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Outputs for FileOutputs {

@@ -76,6 +76,13 @@ pub fn leases(project: &ProjectName, environment: &Environment) -> Vec<String> {
     leases
 }
 
+/// The same of a deployment of a run.
+#[must_use]
+pub fn leases_of(run: &Run, deployment: u32) -> Vec<String> {
+    let environment = run.deployment(deployment).and_then(|of| run.environment(&of.environment));
+    environment.map(|environment| leases(&run.header.project, environment)).unwrap_or_default()
+}
+
 /// Whether a freeze keeps the deployments of `run` away: it does unless they put something back that is known there.
 #[must_use]
 pub fn minds_freeze(run: &Run) -> bool {

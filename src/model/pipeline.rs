@@ -386,7 +386,30 @@ pub enum VersionFrom {
     Command(String),
 }
 
+impl Health {
+    /// Gives the checks of a host what they are asked with, and the release that another daemon is asked after.
+    pub fn fill(&mut self, variables: &[(String, String)], after: Option<&AskedAfter>) {
+        for check in &mut self.checks {
+            check.fill(variables);
+            if let (Check::Signal(asked), Some(after)) = (check, after) {
+                *asked = Some(Box::new(after.clone()));
+            }
+        }
+    }
+}
+
 impl Check {
+    /// Gives a probe's command the variables that every command has: it knows where it runs.
+    pub fn fill(&mut self, variables: &[(String, String)]) {
+        let (Check::Command(text) | Check::Version(Version { from: VersionFrom::Command(text), .. })) = self else {
+            return;
+        };
+        let quoted = |value: &str| format!("'{}'", value.replace('\'', r"'\''"));
+        let exports: Vec<String> =
+            variables.iter().map(|(name, value)| format!("export {name}={}", quoted(value))).collect();
+        *text = format!("{}\n{text}", exports.join("\n"));
+    }
+
     /// What people call it: `http :8080/healthz`.
     #[must_use]
     pub fn name(&self) -> String {

@@ -1,6 +1,8 @@
 //! The file system under the data directory: whether it can be written, and what to do when it cannot.
 
-use crate::lifecycle::watch;
+use std::path::Path;
+
+use crate::{lifecycle::watch, model::cause::Cause};
 
 /// How the data directory's file system is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +15,32 @@ pub enum Condition {
     /// A write or a sync failed with something else: what lies in the page cache is not to be believed any more. Until the daemon
     /// is started again nothing is changed. The text says which file and why.
     Failed(String),
+}
+
+impl Condition {
+    /// What people are shown of it, unless all is well; `data_dir` is where.
+    #[must_use]
+    pub fn cause(&self, data_dir: &Path) -> Option<Cause> {
+        let dir = data_dir.display();
+        let (code, message) = match self {
+            Condition::Well => return None,
+            Condition::Full => (
+                "disk_full",
+                format!(
+                    "the disk that holds {dir} is full: nothing new is begun, what runs goes on for a while. Make room there (see `df \
+                     {dir}`); phased goes on by itself within seconds"
+                ),
+            ),
+            Condition::Failed(why) => (
+                "degraded",
+                format!(
+                    "the disk failed, and nothing is changed any more: {why}. What runs on hosts goes on. Look at the disk (`dmesg`), then \
+                     restart phased: it takes up everything that is on disk"
+                ),
+            ),
+        };
+        Some(Cause::new(code, message))
+    }
 }
 
 /// The file system under the data directory.

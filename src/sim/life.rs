@@ -18,7 +18,7 @@ use super::{
     clock::DiskTime,
     forge::Repository,
     outside::{Life, Outside},
-    ports::{Lookups, MemoryBlobs, MemoryIndex, MemoryOutputs, Nowhere, Room, locked},
+    ports::{Lookups, MemoryBlobs, MemoryIndex, MemoryOutputs, Nowhere, Room},
     program,
     random::Random,
     scenario::{Crash, Does, Person, Scenario},
@@ -35,7 +35,7 @@ use crate::{
         line::{self, First},
         records_after,
     },
-    lifecycle::{Tasks, stall::Stalls},
+    lifecycle::{Tasks, locks::locked, stall::Stalls},
     model::{
         event::Record,
         ids::{RunId, Seq},

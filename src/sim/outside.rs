@@ -15,11 +15,11 @@ use super::{
     check::{self, Followed, Letter, Verdicts},
     clock::VirtualClock,
     fleet::{Machine, Reach},
-    ports::locked,
     random::Random,
     scenario::{self, Behaviour, Place, Push, Scenario},
 };
 use crate::{
+    lifecycle::locks::locked,
     model::{
         cause::Cause,
         event::Record,

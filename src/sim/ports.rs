@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::outside::Outside;
 use crate::{
-    lifecycle::watch,
+    lifecycle::{locks::locked, watch},
     model::{
         cause::Cause,
         ids::{Digest, ProjectName, RunId, Seq},
@@ -35,10 +35,6 @@ use crate::{
     },
     time::Clock as _,
 };
-
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Blobs are on disk when [`Blobs::put`] returns, so no crash takes one away. Artifacts are not simulated.
 #[derive(Clone, Default)]

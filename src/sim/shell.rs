@@ -23,9 +23,9 @@ use tokio::{
 use super::{
     fleet::Reach,
     outside::{Life, Outside},
-    ports::locked,
 };
 use crate::{
+    lifecycle::locks::locked,
     model::{health::Sight, host::Host, host_key::Realm, ids::ProjectName, pipeline::Check},
     ports::{
         link::{Channel, Duplex, Exit, Link, LinkError, Links},

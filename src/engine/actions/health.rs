@@ -5,16 +5,16 @@ use std::{sync::Arc, time::Duration};
 use futures_util::StreamExt as _;
 
 use super::{Context, Known, Since, plan::Roster};
-use crate::engine::signals;
-use crate::model::{
-    cause::Cause,
-    event::Event,
-    health::{Fact, Incarnation, Sight, Verdict, Watch},
-    host::{Host, Transport},
-    ids::HostId,
-    pipeline::{AskedAfter, Check, Health, Version, VersionFrom},
-};
 use crate::{
+    engine::signals,
+    model::{
+        cause::Cause,
+        event::Event,
+        health::{Fact, Incarnation, Sight, Verdict, Watch},
+        host::{Host, Transport},
+        ids::HostId,
+        pipeline::Health,
+    },
     ports::link::{Link, LinkError},
     time::{Span, Stamp, within},
 };
@@ -61,27 +61,6 @@ pub(super) async fn watch(
         let evidence = watch.evidence().to_vec();
         return Event::HealthVerdict { deployment, host: host.id.clone(), unhealthy, evidence };
     }
-}
-
-/// Gives the checks of a host what they are asked with, and the release that another daemon is asked after.
-pub(in crate::engine) fn filled(health: &mut Health, variables: &[(String, String)], after: Option<&AskedAfter>) {
-    for check in &mut health.checks {
-        with_variables(check, variables);
-        if let (Check::Signal(asked), Some(after)) = (check, after) {
-            *asked = Some(Box::new(after.clone()));
-        }
-    }
-}
-
-/// A probe's command knows where it runs, as every command does.
-pub(in crate::engine) fn with_variables(check: &mut Check, variables: &[(String, String)]) {
-    let (Check::Command(text) | Check::Version(Version { from: VersionFrom::Command(text), .. })) = check else {
-        return;
-    };
-    let quoted = |value: &str| format!("'{}'", value.replace('\'', r"'\''"));
-    let exports: Vec<String> =
-        variables.iter().map(|(name, value)| format!("export {name}={}", quoted(value))).collect();
-    *text = format!("{}\n{text}", exports.join("\n"));
 }
 
 fn on_host(cause: Cause, host: &Host) -> Cause {

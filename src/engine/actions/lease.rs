@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Context;
 use crate::{
-    engine::{doors::Place, freezes},
+    engine::{doors::Place, ledger::freezes},
     model::{
         cause::Cause,
         decide, doors,
@@ -18,12 +18,6 @@ use crate::{
         leases::{Acquired, Leases},
     },
 };
-
-/// The leases of a deployment.
-pub(in crate::engine) fn lease_names(run: &Run, deployment: u32) -> Vec<String> {
-    let environment = run.deployment(deployment).and_then(|of| run.environment(&of.environment));
-    environment.map(|environment| doors::leases(&run.header.project, environment)).unwrap_or_default()
-}
 
 /// Takes all of `names` or none, so that nobody holds one and waits for another: the grant of the last, or who is in the way.
 fn take(leases: &dyn Leases, names: &[String], holder: &str, reason: &str) -> Result<Acquired, CommitError> {

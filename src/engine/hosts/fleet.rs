@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Source;
 use crate::{
-    engine::conductor::locked,
+    lifecycle::locks::locked,
     model::{
         cause::Cause,
         discovery::{Merged, Out, believe},

@@ -11,8 +11,6 @@ use futures_util::StreamExt as _;
 
 use super::{
     super::{
-        actions::filled,
-        conductor::locked,
         hosts::{self, Need},
         ledger::{self, Live},
         world::World,
@@ -20,6 +18,7 @@ use super::{
     send,
 };
 use crate::{
+    lifecycle::locks::locked,
     model::{
         cause::Cause,
         deployment::HostState,
@@ -166,7 +165,7 @@ fn asked(health: &Health, loaded: &Loaded, environment: &Environment, live: &Liv
         step: "health#1",
     };
     let mut health = health.clone();
-    filled(&mut health, &variables.variables(), Some(&AskedAfter::of(&loaded.name, &environment.name, &live.release)));
+    health.fill(&variables.variables(), Some(&AskedAfter::of(&loaded.name, &environment.name, &live.release)));
     health
 }
 

@@ -7,11 +7,12 @@ use serde_json::{Value, json};
 use super::{Taken, epoch_key, pieces, stands, token_key};
 use crate::{
     engine::{
-        conductor::{Ask, Conductor, locked},
+        conductor::{Ask, Conductor},
         handle::{Refusal, Signalled},
         ledger,
         view::signals::{AcceptedView, SignalsView},
     },
+    lifecycle::locks::locked,
     model::{
         cause::Cause,
         event::{Purpose, Wanted},

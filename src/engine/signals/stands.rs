@@ -1,7 +1,12 @@
 //! How a receiver stands: a run of it, and what is live in an environment.
 
 use super::{
-    super::{conductor::Conductor, freezes, handle::Refusal, ledger, world::World},
+    super::{
+        conductor::Conductor,
+        handle::Refusal,
+        ledger::{self, freezes},
+        world::World,
+    },
     look::{self, Seen},
 };
 use crate::{
