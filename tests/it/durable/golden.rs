@@ -487,6 +487,7 @@ mod made {
     #[ignore = "writes tests/golden, once for what has come since"]
     fn golden_journals_of_artifacts_people_and_signals_are_made() {
         built();
+        adopted();
         changed_by_people();
         while_the_fleet_changes();
         signalled();
@@ -524,8 +525,19 @@ mod made {
         keep_from(&[&world], &[world.sshd.port, port, sink.port], &run, "built");
     }
 
-    /// What every host serves is adopted, a late host converges; one that fails is quarantined, what fails is promoted; a bake cannot be
-    /// concluded; hosts go back, and one does not.
+    /// What every host served before there was phased becomes known-good.
+    fn adopted() {
+        let version = r#"command = "true", version = { command = 'cat "@ROOT@/$PHASED_HOST_ID/revision"' }"#;
+        let (world, daemon) = World::with(&project().health(version));
+        let commit = world.repo.push("by hand");
+        for host in ["h1", "h2"] {
+            world.serves(host, &commit);
+        }
+        ends(&world, &daemon, &begun(&daemon, "adopt"), "succeeded", "adopted");
+    }
+
+    /// A late host converges; one that fails is quarantined, what fails is promoted; a bake cannot be concluded; hosts go back, and one does
+    /// not.
     fn changed_by_people() {
         let gauge = r#"
 local gauge = phased.probe {
@@ -546,7 +558,6 @@ local gauge = phased.probe {
         };
         let health = r#"
           command = 'r=$(cat "@ROOT@/$PHASED_HOST_ID/revision") && test ! -e "@ROOT@/bad-$r-$PHASED_HOST_ID"',
-          version = { command = 'cat "@ROOT@/$PHASED_HOST_ID/revision"' },
           min_healthy_time = "100ms", healthy_deadline = "2s", interval = "50ms""#;
         let phases = r#"canary = 0, max_parallel = 3, max_failures = 1, bake_time = "2s", on_failure = "pause", on_inconclusive = "promote""#;
         let shop = |hosts: &[&str]| {
@@ -562,11 +573,9 @@ local gauge = phased.probe {
         std::fs::write(world.path("limits.toml"), "converge = \"500ms\"\n").unwrap();
         world.project(&shop(&["h1", "h2"]));
         let daemon = world.start();
-        let first = world.repo.push("by hand");
-        for host in ["h1", "h2"] {
-            world.serves(host, &first);
-        }
-        ends(&world, &daemon, &begun(&daemon, "adopt"), "succeeded", "adopted");
+        let first = world.repo.push("good");
+        webhook::tell(&daemon, &first).wait().is("succeeded");
+        daemon.idle();
 
         world.project(&shop(&["h1", "h2", "h3"]));
         daemon.api.post("/v1/reload", &json!({})).is(200);
@@ -576,9 +585,14 @@ local gauge = phased.probe {
         });
         ends(&world, &daemon, &daemon.run(late["id"].as_str().unwrap()), "succeeded", "converged");
 
+        // What goes back is to be well there.
+        let heal = |commit: &str, host: &str| {
+            std::fs::remove_file(world.path("hosts").join(format!("bad-{commit}-{host}"))).unwrap();
+        };
         let second = world.repo.push("ill on one host");
         spoil(&world, &second, "h2");
         ends(&world, &daemon, &webhook::tell(&daemon, &second), "succeeded", "quarantined");
+        heal(&second, "h2");
 
         let third = world.repo.push("ill on two hosts");
         spoil(&world, &third, "h1");
@@ -588,6 +602,8 @@ local gauge = phased.probe {
         run.until("it has failed and waits", failed);
         change(&daemon, "promote");
         ends(&world, &daemon, &run, "succeeded", "promoted");
+        heal(&third, "h1");
+        heal(&third, "h2");
 
         let fourth = world.repo.push("nobody can tell");
         gauges("none", "ill");
@@ -602,7 +618,7 @@ local gauge = phased.probe {
         let run = webhook::tell(&daemon, &fifth);
         run.until("it has failed and waits", failed);
         for before in [&first, &second, &third, &fourth] {
-            spoil(&world, before, "h1");
+            spoil(&world, before, "h3");
         }
         change(&daemon, "rollback");
         ends(&world, &daemon, &run, "rollback_failed", "not_taken_back");
