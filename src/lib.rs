@@ -40,7 +40,7 @@
 //!
 //! | folder | what |
 //! |---|---|
-//! | [`time`], [`lifecycle`], [`telemetry`], [`whole`] | clocks and durations; named tasks and their end; the daemon's own log; files that are whole or not there |
+//! | [`time`], [`lifecycle`], [`telemetry`], [`whole`], [`dice`] | clocks and durations; named tasks and their end; the daemon's own log; files that are whole or not there; chance that can be had again |
 //! | [`model`] | ids, releases, hosts, pipelines, events, `next`, `decide`: start here, this is what phased *is* |
 //! | [`ports`] | what the engine needs from the world, as traits |
 //! | [`config`] | `phased.toml`, secrets as files |
@@ -153,6 +153,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod demo;
+pub mod dice;
 pub mod discovery;
 pub mod engine;
 pub mod exec;

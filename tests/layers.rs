@@ -8,7 +8,7 @@ use std::{
 
 /// From the top: a layer may use itself and everything above it. Adapters are one layer each on one level: they never use each other.
 const LEVELS: &[&[&str]] = &[
-    &["time", "lifecycle", "telemetry", "whole"],
+    &["time", "lifecycle", "telemetry", "whole", "dice"],
     &["model"],
     &["ports"],
     &["config"],

@@ -272,17 +272,10 @@ impl Context {
 
 /// Ends what commands have left running here, and says in the run's log what that was.
 async fn end_left(context: &Context, run: &RunId, call: &CallKey) {
+    // What was not ended holds up nothing: the next run meets what there is.
+    let Some(told) = Left::told(&context.sessions.local().end_left(run).await) else { return };
     let key = StepKey::new(call, &Branch::top(), "left", 1);
-    let text = match context.sessions.local().end_left(run).await {
-        Ok(Left { found: 0, .. }) => return,
-        Ok(Left { found, remain: 0, names }) => format!("left {found} processes running, which were ended: {names}"),
-        Ok(Left { found, remain, names }) => {
-            format!("left {found} processes running, of which {remain} could not be ended: {names}")
-        }
-        // It holds up nothing: the next run meets what there is.
-        Err(cause) => format!("what it left running, if anything, was not ended: {}", cause.message),
-    };
-    context.sessions.note(run, &key, 1, text.into_bytes());
+    context.sessions.note(run, &key, 1, told.into_bytes());
 }
 
 /// What the journal holds of a call that is over.

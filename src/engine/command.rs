@@ -21,6 +21,8 @@
 //! * **At most once.** `flock -n` on `<base>/<token>.lock` is the claim, and the lock is inherited by the command: it tells
 //!   who is alive, never a pid. Sending the same start again resolves it: it attaches to a running command, or answers
 //!   with the end it had. [`Session::resolve`] ends a running command or forbids one that has not begun.
+//! * **Nobody else is signalled.** A time-out or stop signals the group of a pid: only while the lock is held, and only if whoever has
+//!   that pid now began when the command did.
 //! * **Nothing in an argv.** Environment, text, standard input go in as literals and here-documents; nothing of them is ever in a
 //!   file but what a command makes itself.
 //! * **Never a guess.** `lost`, `rebooted`, `orphaned` and `replaced` mean that nobody can tell whether it happened.
@@ -35,7 +37,8 @@
 //!                out                      its output; locked (ENGINE's `wait`) by its wrapper, which so wakes followers
 //!                err                      its other output
 //!                go                       it was begun: "end <when> <code>" once it ended; boot id; start; deadline; then "pg <process
-//!                                         group>" and why it was ended from outside. Times are boot time in centiseconds
+//!                                         group> <when its leader began>" and why it was ended from outside. Times are boot time in
+//!                                         centiseconds
 //!                exit.<code>              `go` renamed, where the disk could not even take the end in place of other bytes
 //!                void                     it may never begin
 //!                stop read reader watch   only where a command takes longer

@@ -648,7 +648,8 @@ impl Conductor {
         }
     }
 
-    fn left(&self, id: &RunId, left: Left) {
+    /// The run has no owner any more.
+    pub(super) fn left(&self, id: &RunId, left: Left) {
         match left {
             Left::Finished => {
                 self.inner.world.journals.close(id);

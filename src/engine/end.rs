@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     model::{
+        cause::Cause,
         ids::{ProjectName, RunId},
         run::{Checkout, Run, RunState},
     },
@@ -23,7 +24,7 @@ use crate::{
     time::within,
 };
 
-/// How long the others are kept waiting for what a run that nobody continues has left running: its grace takes 2 s, what nothing ends 7 s.
+/// How long what follows in its project is kept waiting for what a run that nobody continues has left running: its grace takes 2 s, what nothing ends 7 s.
 const LEFT: Duration = Duration::from_secs(15);
 
 /// Completes a run whose journal has its `end`: live, or at the next start. Idempotent by run id.
@@ -87,19 +88,15 @@ async fn remove(hands: &dyn Hands, project: &ProjectName, dir: &Path) {
 pub(super) async fn end_left(world: &World, project: &ProjectName, run: &RunId) {
     let connect = Arc::new(ToLocal { links: Arc::clone(&world.links), project: project.clone() });
     let local = Session::new(connect, Arc::clone(&world.clock), Arc::new(Fleeting));
-    match within(&*world.clock, LEFT, local.end_left(run)).await {
-        Some(Ok(Left { found: 0, .. })) => {}
-        Some(Ok(Left { found, remain: 0, names })) => {
-            tracing::warn!(%project, %run, found, names, "what its commands had left running was ended");
+    let late = || Err(Cause::new("timeout", format!("this machine has not done it within {} s", LEFT.as_secs())));
+    let left = within(&*world.clock, LEFT, local.end_left(run)).await.unwrap_or_else(late);
+    match Left::told(&left) {
+        None => {}
+        Some(told) if left.as_ref().is_ok_and(|left| left.remain == 0) => {
+            tracing::warn!(%project, %run, "its commands {told}");
         }
-        Some(Ok(Left { found, remain, names })) => {
-            tracing::error!(%project, %run, found, remain, names, "of what its commands had left running some could not be ended");
-        }
-        Some(Err(cause)) => {
-            tracing::error!(%project, %run, %cause, "what its commands have left running, if anything, was not ended: look for processes with PHASED_RUN of this run in their environment");
-        }
-        None => {
-            tracing::error!(%project, %run, "what its commands have left running was not ended in time: look for processes with PHASED_RUN of this run in their environment");
+        Some(told) => {
+            tracing::error!(%project, %run, "its commands {told}; look for processes with PHASED_RUN of this run in their environment");
         }
     }
     local.close().await;

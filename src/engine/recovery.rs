@@ -3,7 +3,7 @@
 use super::{
     conductor::{Conductor, Requested},
     end, history, ledger,
-    owner::Taken,
+    owner::{Left, Taken},
     world::World,
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
         run::{CallEnd, Progress, Run, RunState},
         step::CallKey,
     },
-    ports::{control::Commit, journal::Found},
+    ports::{control::Commit, journal::Found, program::Loaded},
 };
 
 /// Takes up every journal there is, and tells `looked_at` how many of how many are done. Returns when every unfinished run has its owner
@@ -31,7 +31,7 @@ pub(super) async fn recover(conductor: &Conductor, looked_at: &(dyn Fn(usize, us
     for (id, n) in runs.into_iter().zip(1..) {
         match take_up(conductor, &id).await {
             Ok(()) => {}
-            Err(Why::Damage(why)) => damaged(conductor, &id, &why).await,
+            Err(Why::Damage(why)) => damaged(conductor, &id, &why),
             Err(Why::Disk(error)) => unreadable(conductor, &id, &error),
         }
         looked_at(n, all);
@@ -131,10 +131,15 @@ fn fold(found: &Found) -> Result<Run, Why> {
     Run::fold(records).map_err(|illegal| Why::Damage(illegal.to_string()))
 }
 
+/// What control knows of a run that is not over.
+fn requested(conductor: &Conductor, id: &RunId) -> Option<Requested> {
+    let entry = conductor.inner.world.control.get(&ledger::run_key(id))?;
+    serde_json::from_value(entry.value).ok()
+}
+
 /// The disk would not give a run's journal: it stands still and keeps what it holds, and nothing begins over it.
 fn unreadable(conductor: &Conductor, id: &RunId, error: &std::io::Error) {
-    let entry = conductor.inner.world.control.get(&ledger::run_key(id));
-    if let Some(requested) = entry.and_then(|entry| serde_json::from_value::<Requested>(entry.value).ok()) {
+    if let Some(requested) = requested(conductor, id) {
         conductor.stand_still(id, &requested.project);
     }
     conductor.degraded(&format!(
@@ -142,11 +147,11 @@ fn unreadable(conductor: &Conductor, id: &RunId, error: &std::io::Error) {
     ));
 }
 
-/// A journal that cannot be trusted: nobody continues the run, an operator decides.
-async fn damaged(conductor: &Conductor, id: &RunId, why: &str) {
+/// A journal that cannot be trusted: nobody continues the run, an operator decides. What it has left running is ended meanwhile: a machine
+/// that does not answer holds up no other run, and nobody who asks the daemon.
+fn damaged(conductor: &Conductor, id: &RunId, why: &str) {
     let world = &conductor.inner.world;
-    let key = ledger::run_key(id);
-    let requested = world.control.get(&key).and_then(|entry| serde_json::from_value::<Requested>(entry.value).ok());
+    let requested = requested(conductor, id);
     let cause = Cause::new(
         "damaged",
         format!(
@@ -158,31 +163,60 @@ async fn damaged(conductor: &Conductor, id: &RunId, why: &str) {
     tracing::error!(project, run = %id, %cause, "a run is damaged");
     conductor.trouble(&format!("run {id}"), Some(cause.clone()));
     let Some(requested) = requested else { return };
-    end::end_left(world, &requested.project, id).await;
-    let mut view = super::views::queued(id, &requested.project, &requested.request, None);
-    view.state = RunState::Damaged;
-    view.cause = Some((&cause).into());
-    conductor.inner.views.replace(view);
+    // What follows in its project is to find the machine free.
+    conductor.stand_still(id, &requested.project);
+    let (conductor, id) = (conductor.clone(), id.clone());
+    world.tasks.spawn(format!("run {id} damaged"), async move {
+        let world = &conductor.inner.world;
+        let stopping = world.tasks.stopping();
+        tokio::select! {
+            biased;
+            // The next start finds the run as this one did.
+            () = stopping.cancelled() => return,
+            () = end::end_left(world, &requested.project, &id) => {}
+        }
+        let left = match give_up(&conductor, &id, &requested, &cause).await {
+            Ok(()) => Left::Finished,
+            Err(error) => Left::Broken(error),
+        };
+        conductor.left(&id, left);
+    });
+}
+
+/// Ends a damaged run in control, where its leases, the queue and people hear of it.
+async fn give_up(conductor: &Conductor, id: &RunId, requested: &Requested, cause: &Cause) -> Result<(), String> {
+    let world = &conductor.inner.world;
     let mut puts = Vec::new();
     if let Ok(loaded) = conductor.project(requested.project.as_str()) {
-        puts.extend(super::message::damaged(world, &loaded, id, &cause));
-        // Nobody continues it, so nobody else would ever give its environments back.
-        for environment in &loaded.pipeline.environments {
-            for lease in crate::model::doors::leases(&loaded.name, environment) {
-                let held = world.leases.holder(&lease).map(|held| held.holder);
-                let Some(holder) = held.filter(|holder| holder.split('.').next() == Some(id.as_str())) else {
-                    continue;
-                };
-                // What it has left on the hosts nobody has found to be good.
-                puts.push(ledger::left(&loaded.name, &environment.name, id, &cause));
-                if let Err(error) = world.leases.release(&lease, &holder) {
-                    tracing::error!(lease, %error, "the lease of a damaged run is not given back");
-                }
+        give_back(world, &loaded, id, cause)?;
+        puts.extend(super::message::damaged(world, &loaded, id, cause));
+    }
+    // The last put: until it is written the next start does it all again.
+    puts.push((ledger::run_key(id), None));
+    let ended = ledger::commit(&*world.control, Commit::RunEnded, puts).map_err(|error| error.to_string())?;
+    ended.synced().await.map_err(|error| error.to_string())?;
+    let mut view = super::views::queued(id, &requested.project, &requested.request, None);
+    view.state = RunState::Damaged;
+    view.cause = Some(cause.into());
+    conductor.inner.views.replace(view);
+    Ok(())
+}
+
+/// Gives the environments back that a damaged run holds: nobody continues it, so nobody else ever would.
+fn give_back(world: &World, loaded: &Loaded, id: &RunId, cause: &Cause) -> Result<(), String> {
+    for environment in &loaded.pipeline.environments {
+        for lease in crate::model::doors::leases(&loaded.name, environment) {
+            let held = world.leases.holder(&lease).map(|held| held.holder);
+            let Some(holder) = held.filter(|holder| holder.split('.').next() == Some(id.as_str())) else {
+                continue;
+            };
+            // What it has left on the hosts nobody has found to be good; the next holder looks at that.
+            let left = vec![ledger::left(&loaded.name, &environment.name, id, cause)];
+            ledger::commit(&*world.control, Commit::DeploymentEnded, left).map_err(|error| error.to_string())?;
+            if let Err(error) = world.leases.release(&lease, &holder) {
+                tracing::error!(lease, %error, "the lease of a damaged run is not given back");
             }
         }
     }
-    puts.push((key, None));
-    if let Err(error) = ledger::commit(&*world.control, Commit::RunEnded, puts) {
-        tracing::error!(%error, "control cannot be written");
-    }
+    Ok(())
 }

@@ -115,6 +115,20 @@ mod tests {
         ControlHostKeys::new(Arc::new(ControlLog::open(dir, clock, storage, Kill::default()).unwrap()))
     }
 
+    fn realm() -> Realm {
+        Realm { project: "shop".parse().unwrap(), environment: "production".parse().unwrap() }
+    }
+
+    fn key(n: &str) -> Learnt {
+        Learnt {
+            key: format!("ssh-ed25519 {n}"),
+            fingerprint: format!("SHA256:{n}"),
+            address: "10.0.0.1".to_owned(),
+            at_ms: 7,
+            unnamed_since_ms: None,
+        }
+    }
+
     /// A control log on a disk that takes its time.
     struct Unhurried {
         entries: Mutex<BTreeMap<String, Entry>>,
@@ -152,14 +166,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_key_that_is_not_on_disk_yet_is_nothing_to_go_by() {
-        let realm = Realm { project: "shop".parse().unwrap(), environment: "production".parse().unwrap() };
-        let key = |n: &str| Learnt {
-            key: format!("ssh-ed25519 {n}"),
-            fingerprint: format!("SHA256:{n}"),
-            address: "10.0.0.1".to_owned(),
-            at_ms: 7,
-            unnamed_since_ms: None,
-        };
+        let realm = realm();
         let open = || {
             let disk = watch::Sender::new(Synced::UpTo(Seq(0)));
             let control = Arc::new(Unhurried { entries: Mutex::default(), disk });
@@ -189,14 +196,7 @@ mod tests {
     #[tokio::test]
     async fn the_first_key_is_kept_over_restarts_and_no_other_takes_its_place() {
         let dir = tempfile::tempdir().unwrap();
-        let realm = Realm { project: "shop".parse().unwrap(), environment: "production".parse().unwrap() };
-        let key = |n: &str| Learnt {
-            key: format!("ssh-ed25519 {n}"),
-            fingerprint: format!("SHA256:{n}"),
-            address: "10.0.0.1".to_owned(),
-            at_ms: 7,
-            unnamed_since_ms: None,
-        };
+        let realm = realm();
         let keys = open(dir.path());
         assert_eq!(keys.known(&realm, "i-1").await, Ok(None));
         assert_eq!(keys.learn(&realm, "i-1", key("a")).await, Ok(key("a")));

@@ -1,5 +1,8 @@
 use super::*;
-use crate::model::signal::{Order, Rules, Signal, check, read, written};
+use crate::{
+    dice::Dice,
+    model::signal::{Order, Rules, Signal, check, read, written},
+};
 
 fn key(comment: &str) -> (Secret, PublicKey) {
     let (text, public) = generate(comment).unwrap();
@@ -137,18 +140,6 @@ fn a_file_of_receivers_has_one_key_for_each() {
     assert!(Ed25519.receiver("/nonexistent", &"web1".parse().unwrap()).is_err());
 }
 
-/// xorshift64* (Vigna 2016): the same cases each time.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        usize::try_from(self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33).unwrap() % n
-    }
-}
-
 /// Every signal that was changed on the way, signed by somebody else, or meant for somebody or some time else: none is taken.
 #[test]
 fn of_ten_thousand_that_are_not_right_none_is_taken() {
@@ -179,7 +170,7 @@ fn of_ten_thousand_that_are_not_right_none_is_taken() {
         check(&signal, &rules).map_err(|cause| cause.code)
     };
     let sign = |key: &Secret, document: &[u8]| Ed25519.sign(key, Domain::Signal, document).unwrap().1;
-    let (whole, mut dice) = (written(&signal()), Dice(0x5eed));
+    let (whole, mut dice) = (written(&signal()), Dice::at(0x5eed));
     let genuine = sign(&private, &whole);
     assert_eq!(taken(&whole, &genuine), Ok(()));
     let mut refused = std::collections::BTreeMap::<String, u32>::new();

@@ -1,9 +1,11 @@
 //! What a stage leaves running in the background is ended with it, however it ends, and whoever started it. In units of their own: the
 //! package's tests.
 
-use serde_json::json;
+use std::os::unix::{fs::chown, net::UnixListener};
 
-use crate::fixture::{Jobs, Project, Run, World, eventually};
+use serde_json::{Value, json};
+
+use crate::fixture::{Daemon, Jobs, Project, Run, World, eventually};
 
 /// Leaves a process in the background: one that goes at once, one that must be killed, and one that has a session of its own.
 const LEAVES: &str = r#"run:sh [[
@@ -110,7 +112,7 @@ fn ends_with_a_damaged_run(harm: impl FnOnce(&World, &Run, &Project)) {
     daemon.run(&run.id).wait().is("damaged");
     // Nobody continues the run, and nobody else ends what is left of it. Where its journal can be written, its end is there first.
     eventually("nothing of it runs any more", || (left(&world) == 0).then_some(()));
-    eventually("it is said", || daemon.said().contains("what its commands had left running was ended").then_some(()));
+    eventually("it is said", || daemon.said().contains("processes running, which were ended: ").then_some(()));
 }
 
 #[test]
@@ -126,6 +128,47 @@ fn what_a_run_has_left_whose_code_is_gone_is_ended() {
         // Otherwise the next start would pin the very same code again.
         world.project(&project.clone().head("local another = true\n"));
     });
+}
+
+/// When the daemon said these words of a run, ms.
+fn said_at(daemon: &Daemon, words: &str, run: &str) -> Option<i64> {
+    let said = daemon.said();
+    let line = said.lines().find(|line| line.contains(words) && line.contains(run))?;
+    let line: Value = serde_json::from_str(line).ok()?;
+    Some(line["timestamp"].as_str()?.parse::<jiff::Timestamp>().ok()?.as_millisecond())
+}
+
+#[test]
+fn damaged_runs_whose_machine_hangs_hold_up_neither_the_daemon_nor_each_other() {
+    let world = World::unprivileged();
+    let names = ["blog", "shop"];
+    for name in names {
+        world.project(&Project::new(name).hosts(&["h1"]).stage("unit", r#"run:sh "echo begun; sleep 98767""#));
+    }
+    let jobs = Jobs::start(&world);
+    let daemon = world.start();
+    world.repo.push("hangs");
+    let runs = names.map(|name| {
+        let started = daemon.api.post(&format!("/v1/projects/{name}/start"), &json!({})).is(202).json();
+        let run = daemon.run(started["id"].as_str().unwrap());
+        run.prints("begun");
+        run.id
+    });
+    daemon.kill();
+    drop(jobs);
+    // Whoever starts commands here takes each call, and never says a word.
+    let _silent = UnixListener::bind(world.job_socket()).unwrap();
+    chown(world.job_socket(), world.daemon, world.daemon).unwrap();
+    runs.iter().for_each(|run| world.damage(run));
+    let daemon = world.start();
+    let given_up = runs.each_ref().map(|run| {
+        daemon.run(run).wait().is("damaged");
+        eventually("it is given up", || said_at(&daemon, "which were not ended", run))
+    });
+    let ready = said_at(&daemon, "phased is ready", "").unwrap();
+    assert!(given_up.iter().all(|at| *at > ready), "nobody waits for them: {ready} {given_up:?}");
+    // Each may take 15 s.
+    assert!(given_up[0].abs_diff(given_up[1]) < 10_000, "side by side: {given_up:?}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Signals: an integration daemon without a shell anywhere, and receivers that deploy by rules of their own.
 
-mod fleet;
+pub mod fleet;
 mod forged;
 mod looks;
 mod proxy;

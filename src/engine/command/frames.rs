@@ -262,6 +262,7 @@ fn parse(line: &[u8]) -> Result<Parsed, FrameError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dice::Dice;
 
     async fn all(input: &[u8]) -> (Vec<Frame>, FrameError) {
         let mut frames = Frames::new(input);
@@ -347,11 +348,8 @@ mod tests {
             "-1",
             "\0\u{ff}",
         ];
-        let mut state = 1u64;
-        let mut below = |n: usize| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            usize::try_from(state >> 33).unwrap() % n
-        };
+        let mut dice = Dice::at(1);
+        let mut below = |n: usize| dice.below(n);
         let mut kinds = [0; 3];
         for _ in 0..30_000 {
             let mut input = b"mark 1\n".to_vec();

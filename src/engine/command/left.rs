@@ -36,6 +36,22 @@ pub struct Left {
     pub names: String,
 }
 
+impl Left {
+    /// What became of it, in words that follow a name of who left it; `None` where there was nothing.
+    pub fn told(left: &Result<Left, Cause>) -> Option<String> {
+        Some(match left {
+            Ok(Left { found: 0, .. }) => return None,
+            Ok(Left { found, remain: 0, names }) => {
+                format!("left {found} processes running, which were ended: {names}")
+            }
+            Ok(Left { found, remain, names }) => {
+                format!("left {found} processes running, of which {remain} could not be ended: {names}")
+            }
+            Err(cause) => format!("may have left processes running, which were not ended: {}", cause.message),
+        })
+    }
+}
+
 impl Session {
     /// Ends what commands of `run` have left running: TERM, and KILL after a grace. Commands that are under way are ended with it.
     ///
@@ -87,4 +103,20 @@ fn read(words: &[String]) -> Result<Left, Cause> {
     }
     let message = format!("the answer is not understood: {}", one_line(words.join(" ").as_bytes()));
     Err(LinkError::new("host_unsupported", message).cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_became_of_it_is_told_in_one_sentence() {
+        let left = |found, remain| Ok(Left { found, remain, names: "sleep; sh".to_owned() });
+        let told = |left: Result<Left, Cause>| Left::told(&left);
+        assert_eq!(told(left(0, 0)), None);
+        assert_eq!(told(left(2, 0)).unwrap(), "left 2 processes running, which were ended: sleep; sh");
+        assert_eq!(told(left(2, 1)).unwrap(), "left 2 processes running, of which 1 could not be ended: sleep; sh");
+        let unknown = told(Err(Cause::new("timeout", "nobody answers"))).unwrap();
+        assert_eq!(unknown, "may have left processes running, which were not ended: nobody answers");
+    }
 }

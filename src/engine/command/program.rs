@@ -28,6 +28,11 @@ const ALL: usize = (2 << 20) - (16 << 10);
 /// How many bytes of a text there are but its own: a NUL, and a pointer to it.
 const EACH: usize = 1 + size_of::<u64>();
 
+/// Notes in the file that follows who leads the group that a time-out or stop signals, and when it began (proc_pid_stat(5), field 22): by
+/// that it is told from whoever gets its number later.
+const LEADS: &str =
+    r#"read -r s s s s s s s s s s s s s s s s s s s s s born s </proc/self/stat; echo "pg $$ $born" >>"#;
+
 /// No output is wanted: an offset nothing reaches.
 const NO_OUTPUT: u64 = 1 << 60;
 
@@ -232,8 +237,7 @@ fn inner(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
     fits(cmd)?;
     let mut inner = b"exec 3<&-\n".to_vec();
     if cmd.user.is_none() {
-        // Who leads the group that a time-out or stop signals.
-        inner.extend_from_slice(b"echo \"pg $$\" >>\"$PHASED_GO\"\nunset PHASED_GO\n");
+        inner.extend_from_slice(format!("{LEADS}\"$PHASED_GO\"\nunset PHASED_GO s born\n").as_bytes());
     }
     inner.extend_from_slice(b"export LANG=C.UTF-8 CI=true LOGNAME=\"$USER\" PATH=");
     inner.extend(quote(cmd.path.as_deref().unwrap_or(DEFAULT_PATH).as_bytes(), "path")?);
@@ -325,8 +329,7 @@ fn launch(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
                 b"launch() {\nif [ \"$USER\" = \"$AS\" ]; then set -- /bin/sh; else set -- sudo -n -u \"$AS\" -- /bin/sh; fi\n",
             );
             out.extend_from_slice(
-                format!("exec setsid sh -c 'echo \"pg $$\" >>\"$0\"; exec \"$@\"' \"$d.go\" \"$@\" <<\\{e0}\n")
-                    .as_bytes(),
+                format!("exec setsid sh -c '{LEADS}\"$0\"; exec \"$@\"' \"$d.go\" \"$@\" <<\\{e0}\n").as_bytes(),
             );
             out.extend_from_slice(&within);
             out.extend_from_slice(format!("{e0}\n").as_bytes());

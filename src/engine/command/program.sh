@@ -245,13 +245,21 @@ alive() {
   [ "$alive" = 1 ]
 }
 
+# Whether the command's number is somebody else's by now: it comes again once nobody of the group is left, and what went into a session of
+# its own may hold the lock still. The leader began when it noted so; who began at another time is another.
+anothers() {
+  [ -n "$born" ] && stat=$(cat "/proc/$pg/stat" 2>/dev/null) || return 1
+  set -- ${stat##*") "}
+  [ "${20}" != "$born" ]
+}
+
 signal() {
   alive || exit 0
   # Once known it stays: what outlives its leader is signalled after the file has its last name.
-  [ "$pg" -gt 1 ] || [ ! -e "$d.go" ] || while read -r k rest; do
-    [ "$k" != pg ] || pg=$rest
+  [ "$pg" -gt 1 ] || [ ! -e "$d.go" ] || while read -r k number rest; do
+    [ "$k" != pg ] || pg=$number born=$rest
   done <"$d.go"
-  [ "$pg" -gt 1 ] || return 0
+  [ "$pg" -gt 1 ] && ! anothers || return 0
   # A command of another user is signalled as that user, by the right that started it.
   kill -"$1" -"$pg" 2>/dev/null || [ -z "$AS" ] || echo "kill -$1 -$pg" | sudo -n -u "$AS" -- /bin/sh
 }
@@ -285,7 +293,7 @@ watchdog() {
     exec 7>>"$d.watch"
     flock -n 7 || exit 0
     exec 8<"$d.out"
-    why= seen= stalled=0 unread=0 pg=0
+    why= seen= stalled=0 unread=0 pg=0 born=
     while ! ended; do
       now
       if [ -e "$d.stop" ]; then

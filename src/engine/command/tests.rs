@@ -279,6 +279,23 @@ impl Host {
         self.shells.base.join(format!("{}.{name}", token(n)))
     }
 
+    /// What is noted of the `n`th step's command.
+    fn go(&self, n: u32) -> String {
+        std::fs::read_to_string(self.file(n, "go")).unwrap_or_default()
+    }
+
+    /// The first process of the `n`th step's command, as its own machine counts.
+    fn leader(&self, n: u32) -> i32 {
+        let go = self.go(n);
+        let noted = go.lines().rev().find_map(|line| line.strip_prefix("pg ")).unwrap();
+        noted.split(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// The `n`th step's command takes longer: somebody watches it.
+    async fn watched(&self, n: u32) {
+        until("the watchdog", || self.file(n, "watch").exists() && self.go(n).contains("pg ")).await;
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -375,6 +392,12 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     panic!("{what} did not come about");
 }
 
+/// The process that started this one.
+fn parent_of(pid: i32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap()
+}
+
 fn process_exists(marker: &str) -> bool {
     std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
         std::fs::read(entry.path().join("cmdline"))
@@ -400,5 +423,6 @@ mod faults;
 mod files;
 mod hosts;
 mod output;
+mod pids;
 mod resident;
 mod running;

@@ -5,10 +5,11 @@ use serde_json::json;
 
 use super::*;
 use crate::{
+    dice::Dice,
     journal::disk::{
         Disk as _,
         faulty::{self, FaultyDisk},
-        simulated::{Random, SimulatedDisk, states},
+        simulated::{SimulatedDisk, states},
     },
     ports::storage::{Condition, Storage as _},
     time::SystemClock,
@@ -291,8 +292,8 @@ async fn whatever_a_power_loss_leaves_every_acknowledged_commit_is_there_and_no_
     let dir = Path::new("/journal");
     let (mut lost, mut compacted) = (0, 0);
     for seed in 0..states() {
-        let mut random = Random::new(seed);
-        let mut disk = SimulatedDisk::new(seed, dir, 2 + random.below(60) as u64);
+        let mut dice = Dice::of(seed);
+        let mut disk = SimulatedDisk::new(seed, dir, 2 + dice.below(60) as u64);
         // What lived after each record, and the last one acknowledged.
         let mut history: BTreeMap<u64, BTreeMap<String, Value>> = BTreeMap::from([(0, BTreeMap::new())]);
         let mut acknowledged = 0;
@@ -308,9 +309,9 @@ async fn whatever_a_power_loss_leaves_every_acknowledged_commit_is_there_and_no_
                     assert_eq!(history.get(&last), Some(&found), "{at}");
                     lost += history.split_off(&(last + 1)).len();
                     let mut lives = found;
-                    for _ in 0..random.below(25) {
-                        let (key, number) = (format!("k/{}", random.below(4)), random.below(1 << 30));
-                        let value = (random.below(5) > 0).then(|| json!([number, "x".repeat(random.below(90))]));
+                    for _ in 0..dice.below(25) {
+                        let (key, number) = (format!("k/{}", dice.below(4)), dice.below(1 << 30));
+                        let value = (dice.below(5) > 0).then(|| json!([number, "x".repeat(dice.below(90))]));
                         let Ok(ticket) = control.commit(Commit::Setting, &[], vec![(key.clone(), value.clone())])
                         else {
                             break;
@@ -320,7 +321,7 @@ async fn whatever_a_power_loss_leaves_every_acknowledged_commit_is_there_and_no_
                             None => lives.remove(&key),
                         };
                         history.insert(ticket.seq().0, lives.clone());
-                        if random.below(3) == 0 && ticket.synced().await.is_ok() {
+                        if dice.below(3) == 0 && ticket.synced().await.is_ok() {
                             acknowledged = ticket.seq().0;
                         }
                     }
@@ -328,7 +329,7 @@ async fn whatever_a_power_loss_leaves_every_acknowledged_commit_is_there_and_no_
             }
             compacted +=
                 usize::from(disk.read(&dir.join("control")).is_ok_and(|b| b.windows(9).any(|w| w == b"Compacted")));
-            disk = disk.back(if life == 2 { u64::MAX } else { 2 + random.below(60) as u64 });
+            disk = disk.back(if life == 2 { u64::MAX } else { 2 + dice.below(60) as u64 });
         }
     }
     assert!(lost > 0 && compacted > 0, "{lost} {compacted}");

@@ -11,30 +11,16 @@ use std::{
 };
 
 use super::{Disk, DiskFile, parent};
+use crate::dice::Dice;
 
 const SECTOR: usize = 512;
-
-/// Numbers from a seed.
-#[derive(Debug, Clone)]
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d)
-    }
-
-    pub fn below(&mut self, below: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).unwrap_or(0) % below.max(1)
-    }
-}
 
 /// The disk. Clones are the same one.
 #[derive(Clone)]
 pub struct SimulatedDisk(Arc<Mutex<State>>);
 
 struct State {
-    random: Random,
+    dice: Dice,
     /// Calls until the power fails.
     left: u64,
     files: Vec<Content>,
@@ -120,7 +106,7 @@ impl SimulatedDisk {
     pub fn new(seed: u64, dir: &Path, calls: u64) -> Self {
         let names: Names = dir.ancestors().map(|dir| (dir.to_owned(), None)).collect();
         SimulatedDisk(Arc::new(Mutex::new(State {
-            random: Random::new(seed),
+            dice: Dice::of(seed),
             left: calls,
             files: Vec::new(),
             on_disk: names.clone(),
@@ -144,7 +130,7 @@ impl SimulatedDisk {
     pub fn again(&self, calls: u64) -> SimulatedDisk {
         let state = self.state();
         SimulatedDisk(Arc::new(Mutex::new(State {
-            random: state.random.clone(),
+            dice: state.dice.clone(),
             left: calls,
             files: state.files.clone(),
             names: state.names.clone(),
@@ -181,17 +167,17 @@ impl SimulatedDisk {
     #[must_use]
     pub fn back(&self, calls: u64) -> SimulatedDisk {
         let mut state = self.state();
-        let State { random, files, on_disk, unsynced, .. } = &mut *state;
+        let State { dice, files, on_disk, unsynced, .. } = &mut *state;
         let mut names = on_disk.clone();
         for change in unsynced.iter() {
-            if random.below(2) == 0 {
+            if dice.below(2) == 0 {
                 change.clone().apply(&mut names);
             }
         }
         let names = reachable(&names);
-        let files = files.iter().map(|file| Content::of(lose(file, random))).collect();
+        let files = files.iter().map(|file| Content::of(lose(file, dice))).collect();
         SimulatedDisk(Arc::new(Mutex::new(State {
-            random: random.clone(),
+            dice: dice.clone(),
             left: calls,
             files,
             on_disk: names.clone(),
@@ -211,17 +197,17 @@ fn is_reachable(names: &Names, path: &Path) -> bool {
 }
 
 /// The bytes of a file after a power loss.
-fn lose(file: &Content, random: &mut Random) -> Vec<u8> {
+fn lose(file: &Content, dice: &mut Dice) -> Vec<u8> {
     let (old, new) = (&file.on_disk, &file.now);
     let (short, long) = (old.len().min(new.len()), old.len().max(new.len()));
-    let length = short + random.below(long - short + 1);
+    let length = short + dice.below(long - short + 1);
     let mut left = vec![0; length];
     for (n, sector) in left.chunks_mut(SECTOR).enumerate() {
         let at = n * SECTOR;
-        let torn = match random.below(3) {
+        let torn = match dice.below(3) {
             0 => 0,
             1 => SECTOR,
-            _ => random.below(SECTOR),
+            _ => dice.below(SECTOR),
         };
         for (i, byte) in sector.iter_mut().enumerate() {
             let (old, new) = (old.get(at + i).copied(), new.get(at + i).copied());
@@ -244,7 +230,7 @@ impl DiskFile for SimulatedFile {
         }
         let done = state.call();
         // The power may fail in the middle.
-        let count = if done.is_ok() { bytes.len() } else { state.random.below(bytes.len() + 1) };
+        let count = if done.is_ok() { bytes.len() } else { state.dice.below(bytes.len() + 1) };
         if let Some(file) = state.files.get_mut(self.file) {
             file.now.extend_from_slice(bytes.get(..count).unwrap_or_default());
         }
@@ -268,7 +254,7 @@ impl DiskFile for SimulatedFile {
         }
         let done = state.call();
         // The power may fail when it is done and nobody has heard of it.
-        if (done.is_ok() || state.random.below(2) == 0)
+        if (done.is_ok() || state.dice.below(2) == 0)
             && let Some(file) = state.files.get_mut(self.file)
         {
             file.sync();

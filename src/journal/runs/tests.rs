@@ -5,10 +5,11 @@ use nix::errno::Errno;
 use super::*;
 use crate::{
     blobs::FileBlobs,
+    dice::Dice,
     journal::disk::{
         Disk as _,
         faulty::{self, FaultyDisk},
-        simulated::{Random, SimulatedDisk, states},
+        simulated::{SimulatedDisk, states},
     },
     model::event::Event,
     ports::storage::{Condition, Storage as _},
@@ -205,17 +206,17 @@ async fn whatever_becomes_of_a_journal_it_is_read_set_aside_or_refused() {
     journals.close(&run(1));
     let path = fixture.journal(&run(1));
     let whole = fs::read(&path).unwrap();
-    let (mut random, mut seen) = (Random::new(7), [0; 3]);
+    let (mut dice, mut seen) = (Dice::of(7), [0; 3]);
     for case in 0..400 {
         let mut bytes = whole.clone();
-        for _ in 0..1 + random.below(3) {
-            let at = random.below(bytes.len().max(1));
-            match random.below(6) {
+        for _ in 0..1 + dice.below(3) {
+            let at = dice.below(bytes.len().max(1));
+            match dice.below(6) {
                 _ if bytes.is_empty() => {}
-                0 | 1 => bytes[at] ^= 1 << random.below(8),
+                0 | 1 => bytes[at] ^= 1 << dice.below(8),
                 2 => bytes.truncate(at),
                 3 => bytes.iter_mut().skip(at).take(512).for_each(|byte| *byte = 0),
-                4 => drop(bytes.drain(at..(at + 1 + random.below(200)).min(bytes.len()))),
+                4 => drop(bytes.drain(at..(at + 1 + dice.below(200)).min(bytes.len()))),
                 _ => bytes.extend_from_within(at..),
             }
         }
@@ -384,8 +385,8 @@ async fn whatever_a_power_loss_leaves_every_acknowledged_record_is_there_and_no_
     let dir = Path::new("/journal/runs");
     let (mut acknowledged, mut lost, mut reopened) = (0, 0, 0);
     for seed in 0..states() {
-        let mut random = Random::new(seed);
-        let mut disk = SimulatedDisk::new(seed, dir, 2 + random.below(40) as u64);
+        let mut dice = Dice::of(seed);
+        let mut disk = SimulatedDisk::new(seed, dir, 2 + dice.below(40) as u64);
         let mut given = [Given::default(), Given::default()];
         // Some lives, the last of which goes on in peace: the power fails in recovery, too.
         for life in 0..4 {
@@ -408,14 +409,14 @@ async fn whatever_a_power_loss_leaves_every_acknowledged_record_is_there_and_no_
                     reopened += 1;
                     given.records.truncate(found.len());
                 }
-                for _ in 0..random.below(6) {
-                    let batch: Vec<Record> = (0..1 + random.below(3))
-                        .map(|_| record(&format!("{}", random.below(1 << 30)).repeat(1 + random.below(60))))
+                for _ in 0..dice.below(6) {
+                    let batch: Vec<Record> = (0..1 + dice.below(3))
+                        .map(|_| record(&format!("{}", dice.below(1 << 30)).repeat(1 + dice.below(60))))
                         .collect();
                     let expected = Seq(given.records.len() as u64);
                     let Ok(ticket) = journals.append(&id, E, expected, batch.clone()) else { break };
                     given.records.extend(batch);
-                    if random.below(3) == 0 && ticket.synced().await.is_ok() {
+                    if dice.below(3) == 0 && ticket.synced().await.is_ok() {
                         given.acknowledged = given.records.len();
                     }
                 }
@@ -423,7 +424,7 @@ async fn whatever_a_power_loss_leaves_every_acknowledged_record_is_there_and_no_
                 acknowledged += given.acknowledged;
             }
             drop(journals);
-            let calls = if life == 2 { u64::MAX } else { 2 + random.below(40) as u64 };
+            let calls = if life == 2 { u64::MAX } else { 2 + dice.below(40) as u64 };
             disk = disk.back(calls);
         }
     }

@@ -112,6 +112,7 @@ fn upper_tail(z: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dice::Dice;
 
     fn near(a: f64, b: f64, off: f64) -> bool {
         (a - b).abs() <= off
@@ -135,11 +136,8 @@ mod tests {
 
     #[test]
     fn the_approximation_meets_the_exact_test() {
-        let mut state = 7u64;
-        let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) % 40
-        };
+        let mut dice = Dice::at(7);
+        let mut next = || dice.below(40);
         for _ in 0..5 {
             let first: Vec<f64> = (0..30).map(|_| next() as f64 + 4.0).collect();
             let second: Vec<f64> = (0..30).map(|_| next() as f64).collect();

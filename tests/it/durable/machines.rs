@@ -19,6 +19,15 @@ fn trace(world: &World) -> String {
     std::fs::read_to_string(world.host("h1").join("trace")).unwrap_or_default()
 }
 
+/// The first process of the command that runs on the host, as the host counts.
+fn leader(world: &World) -> String {
+    let files = std::fs::read_dir(world.host("h1").join("base")).unwrap().flatten();
+    let go = files.into_iter().find(|file| file.file_name().to_string_lossy().ends_with(".go")).unwrap();
+    let go = std::fs::read_to_string(go.path()).unwrap();
+    let noted = go.lines().find_map(|line| line.strip_prefix("pg ")).unwrap();
+    noted.split(' ').next().unwrap().to_owned()
+}
+
 /// The host failed with this cause, and nothing of the deploy came after it.
 #[track_caller]
 fn ends_unknown(ended: &Ended, world: &World, code: &str) {
@@ -69,6 +78,67 @@ fn a_command_that_was_killed_with_all_that_watched_it_is_lost() {
     world.commands_on("h1").into_iter().for_each(kill);
     let daemon = world.start();
     ends_unknown(&daemon.run(&run.id).wait().is("halted"), &world, "lost");
+}
+
+/// The process `$1` is somebody else's from now on: a `sleep` that leads a group.
+const COMES_AGAIN: &str = r#"
+    tries=0
+    while [ "$tries" -lt 5000 ]; do
+      echo $(($1 - 1)) >/proc/sys/kernel/ns_last_pid
+      (exec setsid sleep 98768) </dev/null >/dev/null 2>&1 &
+      [ $! != "$1" ] || exit 0
+      kill -KILL $!
+      tries=$((tries + 1))
+    done
+    exit 1"#;
+
+/// Whoever has got the number lives, and was not signalled.
+#[track_caller]
+fn is_left_alone(world: &World, number: &str) {
+    let command = world.sshd.apart(r#"tr '\0' ' ' <"/proc/$1/cmdline""#, &[number]);
+    assert_eq!(command, "sleep 98768 ", "somebody else's process is gone");
+}
+
+#[test]
+fn a_lost_command_whose_number_is_somebody_elses_by_now_is_lost() {
+    let mut world = World::new();
+    world.sshd.count_apart();
+    world.project(&waiting(""));
+    let daemon = world.start();
+    world.repo.push("x");
+    let run = daemon.press();
+    run.prints("waits");
+    daemon.kill();
+    let number = leader(&world);
+    let parent_and_group = r#"set -- "$1" $(cat "/proc/$1/stat"); kill -KILL "$5" "-$1""#;
+    world.sshd.apart(parent_and_group, &[&number]);
+    world.sshd.apart(COMES_AGAIN, &[&number]);
+    let daemon = world.start();
+    ends_unknown(&daemon.run(&run.id).wait().is("halted"), &world, "lost");
+    is_left_alone(&world, &number);
+}
+
+/// Its wrapper was killed, nobody of its group is left, and what it has put into a session of its own lives: the time-out finds whoever has
+/// got the group's number meanwhile.
+#[test]
+fn the_time_out_of_an_orphan_signals_nobody_else() {
+    let mut world = World::new();
+    world.sshd.count_apart();
+    let deploy = r#"host:sh { [[
+        setsid sh -c 'echo waits; exec sleep 98769' &
+        until [ -e "$HERE/go" ]; do sleep 0.05; done; echo one >>"$HERE/trace"
+      ]], env = { HERE = "@ROOT@/" .. host.id }, timeout = "10s" }"#;
+    world.project(&Project::new("shop").hosts(&["h1"]).deploy(deploy));
+    let daemon = world.start();
+    world.repo.push("x");
+    let run = daemon.press();
+    run.prints("waits");
+    let number = leader(&world);
+    world.sshd.apart(r#"set -- $(cat "/proc/$1/stat"); kill -KILL "$4""#, &[&number]);
+    std::fs::write(world.host("h1").join("go"), "").unwrap();
+    world.sshd.apart(COMES_AGAIN, &[&number]);
+    ends_unknown(&run.wait().is("halted"), &world, "orphaned");
+    is_left_alone(&world, &number);
 }
 
 #[test]

@@ -102,11 +102,8 @@ in_every_shell! {
         let mut sink = Discard;
         let killing = async {
             until("the command", || process_exists(&marker)).await;
-            let go = std::fs::read_to_string(host.file(1, "go")).unwrap();
-            let leader: i32 = go.lines().rev().find_map(|line| line.strip_prefix("pg ")).unwrap().parse().unwrap();
-            let stat = std::fs::read_to_string(format!("/proc/{leader}/stat")).unwrap();
-            let wrapper: i32 = stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(wrapper), nix::sys::signal::Signal::SIGKILL).unwrap();
+            let wrapper = nix::unistd::Pid::from_raw(parent_of(host.leader(1)));
+            nix::sys::signal::kill(wrapper, nix::sys::signal::Signal::SIGKILL).unwrap();
         };
         let stop = CancellationToken::new();
         let (verdict, ()) = tokio::join!(host.session.run(&cmd, &mut sink, &stop), killing);

@@ -1,16 +1,7 @@
-//! What may go wrong beside a command: connections, daemons, machines, pids, clocks.
+//! What may go wrong beside a command: connections, daemons, machines, clocks.
 
 use super::*;
-
-/// Small numbers that look random and are the same every time.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-}
+use crate::dice::Dice;
 
 /// Keeps what has come, at once, as a journal would; the other end of a daemon's life asks it where to go on.
 struct Kept(Arc<std::sync::Mutex<[Vec<u8>; 2]>>);
@@ -48,26 +39,12 @@ async fn to_its_end(host: &Host, mut cmd: CommandSpec, id: &str, dies: bool) -> 
     (verdict, kept)
 }
 
-fn go_of(host: &Host, n: u32) -> String {
-    std::fs::read_to_string(host.file(n, "go")).unwrap_or_default()
-}
-
-fn leader_of(host: &Host, n: u32) -> i32 {
-    go_of(host, n).lines().rev().find_map(|line| line.strip_prefix("pg ")).unwrap().parse().unwrap()
-}
-
 /// Kills a command's wrapper and the whole of its group, as an out-of-memory killer might.
 fn kill_all_of(host: &Host, n: u32) {
     use nix::{sys::signal, unistd::Pid};
-    let leader = leader_of(host, n);
-    let stat = std::fs::read_to_string(format!("/proc/{leader}/stat")).unwrap();
-    let wrapper: i32 = stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-    signal::kill(Pid::from_raw(wrapper), signal::Signal::SIGKILL).unwrap();
+    let leader = host.leader(n);
+    signal::kill(Pid::from_raw(parent_of(leader)), signal::Signal::SIGKILL).unwrap();
     signal::killpg(Pid::from_raw(leader), signal::Signal::SIGKILL).unwrap();
-}
-
-fn is_locked(path: &Path) -> bool {
-    !std::process::Command::new("flock").arg("-n").arg(path).arg("true").status().unwrap().success()
 }
 
 in_every_shell! {
@@ -98,8 +75,8 @@ in_every_shell! {
             assert!(matches!(&verdict, Verdict::Exited { code: c, .. } if c == code), "{verdict:?}");
             assert!(kept == *output);
         }
-        let whole = u64::try_from((1 << 40) - counters.budget.load(Ordering::SeqCst)).unwrap();
-        let mut dice = Dice(host.name.len() as u64);
+        let whole = usize::try_from((1 << 40) - counters.budget.load(Ordering::SeqCst)).unwrap();
+        let mut dice = Dice::at(host.name.len() as u64);
         for point in 1..=points {
             // A link of its own for each sequence: the program is cut, too.
             host.session.close().await;
@@ -120,40 +97,16 @@ in_every_shell! {
         assert_eq!(lines.len() as u32, 3 * (points + 1), "each ran");
     }
 
-    async fn a_pid_of_somebody_else_is_never_signalled(host: Host) {
-        use std::os::unix::process::CommandExt;
-        let mut cmd = sh(1, &format!("sleep {}", host.marker()));
-        cmd.timeout = Duration::from_millis(1500);
-        let mut foreign = std::process::Command::new("sleep").arg(host.marker()).process_group(0).spawn().unwrap();
-        let reusing = async {
-            until("the watchdog", || host.file(1, "watch").exists() && go_of(&host, 1).contains("pg ")).await;
-            let go = go_of(&host, 1);
-            let leader = leader_of(&host, 1);
-            kill_all_of(&host, 1);
-            // The group's number is another's now.
-            std::fs::write(host.file(1, "go"), go.replace(&format!("pg {leader}"), &format!("pg {}", foreign.id()))).unwrap();
-        };
-        let ((verdict, _, _), ()) = tokio::join!(host.run(&cmd), reusing);
-        assert_eq!(verdict, Verdict::Lost);
-        assert_eq!(host.given_up(1).await, Verdict::Lost);
-        until("the end of the watchdog", || !is_locked(&host.file(1, "watch"))).await;
-        let ended = foreign.try_wait().unwrap();
-        foreign.kill().unwrap();
-        foreign.wait().unwrap();
-        assert_eq!(ended, None, "a foreign process was signalled");
-    }
-
     async fn a_reboot_in_the_middle_is_told_as_one(host: Host) {
         let marker = host.marker();
         let cmd = sh(1, &format!("sleep {marker}"));
         let rebooting = async {
             until("the command", || process_exists(&marker)).await;
-            let go = go_of(&host, 1);
+            let go = host.go(1);
             let boot = go.lines().nth(1).unwrap().to_owned();
             let other = "0".repeat(boot.len());
             std::fs::write(host.file(1, "go"), go.replace(&boot, &other)).unwrap();
-            let leader = leader_of(&host, 1);
-            assert!(leader > 1);
+            assert!(host.leader(1) > 1);
             kill_all_of(&host, 1);
             host.cut();
         };

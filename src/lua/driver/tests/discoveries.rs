@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::*;
 use crate::{
+    dice::Dice,
     lua::{
         loader::{Loader, SHIPPED},
         sandbox::Limits,
@@ -297,11 +298,8 @@ fn random_inventories_are_lists_or_errors_that_say_what_is_wrong() {
         "\u{feff}",
         "é",
     ];
-    let mut state = 1u64;
-    let mut below = |n: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(state >> 33).unwrap() % n
-    };
+    let mut dice = Dice::at(1);
+    let mut below = |n: usize| dice.below(n);
     for (lua, whole) in [
         ("require 'discovery.file' { '/hosts.csv' }", CSV),
         ("require 'discovery.file' { '/hosts.json' }", JSON),
