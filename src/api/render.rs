@@ -621,6 +621,10 @@ fn planned(project: &str, environment: &EnvironmentPlan) -> String {
     if let Some(door) = door(project, environment) {
         labelled(&mut out, "when", &door);
     }
+    if !environment.calls.is_empty() {
+        let calls: Vec<String> = environment.calls.iter().map(|function| one_line(function, 64)).collect();
+        labelled(&mut out, "calls", &calls.join(", "));
+    }
     labelled(&mut out, "live", &environment.current.as_ref().map_or_else(|| "nothing yet".to_owned(), release));
     labelled(
         &mut out,
@@ -789,7 +793,7 @@ pub(crate) mod tests {
             "environments": [{"environment": "production", "max_parallel": 2, "max_failures": "10% of 25 hosts = 2", "max_unreachable": "0",
                 "waves": [{"n": 1, "canary": true, "hosts": 1}, {"n": 2, "canary": false, "hosts": 1}],
                 "min_healthy": "2 healthy now less max_parallel 2 = 0", "bake_time": "2m", "rollback_safe": true, "on_failure": "rollback",
-                "when": "manual", "zones": true, "max_failures_per_wave": "1",
+                "when": "manual", "zones": true, "max_failures_per_wave": "1", "calls": ["prepare", "deploy"],
                 "freeze": {"code": "freeze", "holder": "ann", "until": NOW, "reason": "Christmas"},
                 "lease": {"code": "lease", "holder": "bob", "until": null, "reason": "debugging"},
                 "expected": "6m", "alarms": ["error rate: fires above 0.01"], "firing": "error rate: it measures 0.5",
@@ -808,6 +812,7 @@ production: 2 hosts, 2 at a time; it took 6m the last time
   waves   canary 1, then 1; watched for 2m after each
   zones   never two at once: a, b
   when    production is entered only when somebody says so: phased start shop production
+  calls   prepare, deploy
   live    nothing yet
   stops   when more than 10% of 25 hosts = 2 failed or more than 0 are unreachable
           or when more than 1 of one wave failed

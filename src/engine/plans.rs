@@ -192,5 +192,6 @@ async fn of(
         max_unreachable: budget(rollout.max_unreachable),
         lease: conductor.held(&loaded.name, environment),
         when: environment.when.to_string(),
+        calls: environment.functions().into_iter().map(str::to_owned).collect(),
     }
 }

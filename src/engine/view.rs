@@ -518,6 +518,9 @@ pub struct EnvironmentPlan {
     #[serde(default)]
     #[schema(example = "push")]
     pub when: String,
+    /// The project's functions that a deployment there calls, in the order of their turns.
+    #[serde(default)]
+    pub calls: Vec<String>,
 }
 
 /// What a project's `rollback_safe` says of a release before anything begins.

@@ -32,6 +32,7 @@ mod names;
 mod output;
 mod package;
 mod peers;
+mod plans;
 mod poll;
 mod push;
 mod queue;
