@@ -21,7 +21,7 @@ use crate::{
         WaitingView,
     },
     model::{
-        deployment::{DeploymentState, HostState},
+        deployment::{DeploymentState, HostState, unsafe_to_go_back},
         rollout::OnFailure,
         run::RunState,
     },
@@ -555,7 +555,7 @@ fn consequence(environment: &EnvironmentPlan) -> String {
     };
     match (environment.on_failure, &environment.rollback, &environment.no_rollback) {
         (OnFailure::Rollback, Some(_), _) if says == Some(false) => {
-            format!("it halts: rollback_safe says no: {reason} (rollback_unsafe)")
+            format!("it halts: {}", cause(&(&unsafe_to_go_back(&reason)).into()))
         }
         (OnFailure::Rollback, Some(target), _) => {
             let on = environment.rollback_on.filter(|_| !environment.adopted);
