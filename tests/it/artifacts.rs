@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::fixture::{Daemon, Project, Sshd, World, eventually, run::Ended};
+use crate::fixture::{Daemon, Project, World, eventually, run::Ended};
 
 /// What the build makes is another thing each time: only what was stored can be twice the same.
 const BUILD: &str = r#"run:sh [[mkdir -p out/bin; date +%s%N >out/built; printf '#!/bin/sh\n' >out/bin/app; chmod 755 out/bin/app
@@ -445,14 +445,9 @@ fn names(dir: &Path) -> Vec<String> {
 #[test]
 fn what_is_uploaded_has_the_owner_and_the_mode_it_is_to_have_and_a_wrong_owner_leaves_nothing() {
     let world = World::new();
-    // Only root gives files away: a host that lets root in.
-    let authorized = std::fs::read_to_string(world.path("id.pub")).unwrap();
-    let extra = "Match User root\nPermitRootLogin prohibit-password";
-    let sshd = Sshd::start(&world.path("roots-sshd"), &authorized, extra);
-    let known_hosts = world.path("roots-known_hosts");
-    std::fs::write(&known_hosts, sshd.known_hosts()).unwrap();
-    let keys = format!(", user = \"root\", port = {}, known_hosts = \"{}\"", sshd.port, known_hosts.display());
-    let host = world.host_table_with("h1", &keys);
+    // Only root gives files away.
+    let root = world.root_login("");
+    let host = world.host_table_with("h1", &root.keys);
     // Put in place as part of the transfer, and by a command of its own.
     let deploy = r#"local a = release.artifacts
       for way, user in pairs { plain = false, command = "root" } do
