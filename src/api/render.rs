@@ -863,7 +863,8 @@ production: 2 hosts, 2 at a time; it took 6m the last time
         }
         // Where there is nothing to go back to, that is why.
         view.rollback = None;
-        view.no_rollback = serde_json::from_value(json!({"code": "no_target", "message": "this is the first"})).unwrap();
+        view.no_rollback =
+            serde_json::from_value(json!({"code": "no_target", "message": "this is the first"})).unwrap();
         assert_eq!(consequence(&view), "it halts: this is the first (no_target)");
     }
 

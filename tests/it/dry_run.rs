@@ -149,8 +149,7 @@ fn an_error_of_the_code_is_shown_where_it_is_and_what_follows_as_well() {
 #[test]
 fn what_a_start_would_not_do_or_wait_for_is_said() {
     let unsafe_ = r#"rollback_safe = function() return false, "the schema changed" end"#;
-    let project =
-        Project::new("shop").hosts(&["h1"]).environment("staging").keys(unsafe_).environment("production");
+    let project = Project::new("shop").hosts(&["h1"]).environment("staging").keys(unsafe_).environment("production");
     let (world, daemon) = World::with(&project.hosts(&["h2"]).keys(r#"when = "manual""#));
     world.repo.push("dry");
     let path = "/v1/projects/shop/environments/staging/freeze";

@@ -25,14 +25,16 @@ fn planned(daemon: &Daemon, commits: &[(&str, &str)]) -> String {
     let (before, rest) = text.split_once("; it took ").unwrap_or_else(|| panic!("{text}"));
     let (_, after) = rest.split_once(" the last time").unwrap();
     let text = format!("{before}; it took 24m the last time{after}");
-    let weekend = |line: &&str| line.starts_with("  waits   it is frozen until ") && line.ends_with("Europe/Berlin (weekend)");
+    let weekend =
+        |line: &&str| line.starts_with("  waits   it is frozen until ") && line.ends_with("Europe/Berlin (weekend)");
     text.lines().filter(|line| !weekend(line)).map(|line| format!("{line}\n")).collect()
 }
 
 #[test]
 fn the_documentation_shows_what_the_plan_of_the_careful_example_says() {
     let (sink, metrics) = (Sink::start(), Web::start());
-    let calm = r#"{"status": "success", "data": {"resultType": "vector", "result": [{"metric": {}, "value": [1, "0.001"]}]}}"#;
+    let calm =
+        r#"{"status": "success", "data": {"resultType": "vector", "result": [{"metric": {}, "value": [1, "0.001"]}]}}"#;
     metrics.gives("/api/v1/query", 200, calm);
     let world = World::new();
     world.secret("slack_url", &sink.url());

@@ -114,9 +114,13 @@ fn the_plan_asks_rollback_safe_of_what_would_ship_and_runs_nothing() {
     let commit = world.repo.push("with a migration");
     let (answer, text) = ask();
     assert_eq!(answer, json!({ "safe": false, "reason": "the schema changed" }));
-    assert!(text.contains("\n  then    it halts: rollback_safe says no: the schema changed (rollback_unsafe)\n"), "{text}");
+    assert!(
+        text.contains("\n  then    it halts: rollback_safe says no: the schema changed (rollback_unsafe)\n"),
+        "{text}"
+    );
     // And so it is told while it goes on.
-    world.project(&shop.clone().keys(safe).deploy_after(r#"host:sh 'until [ -e "@TESTED@/go" ]; do sleep 0.05; done'"#));
+    world
+        .project(&shop.clone().keys(safe).deploy_after(r#"host:sh 'until [ -e "@TESTED@/go" ]; do sleep 0.05; done'"#));
     daemon.api.post("/v1/reload", &json!({})).is(200);
     // A reload looks at the branch, and finds that commit.
     let run = daemon.nth_run(2);
@@ -136,7 +140,10 @@ fn the_plan_asks_rollback_safe_of_what_would_ship_and_runs_nothing() {
     let (answer, text) = ask();
     assert!(answer["safe"].is_null(), "{answer}");
     assert!(answer["reason"].as_str().unwrap().contains("the release has no artifact app"), "{answer}");
-    assert!(text.contains(", if rollback_safe does not forbid it, which is asked when the deployment begins"), "{text}");
+    assert!(
+        text.contains(", if rollback_safe does not forbid it, which is asked when the deployment begins"),
+        "{text}"
+    );
 }
 
 #[test]
