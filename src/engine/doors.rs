@@ -185,7 +185,7 @@ mod tests {
         drop(short);
         let far = doors.wait("g", &c, door("shop", "production"), 2, true);
         assert_eq!(shop.newer(), Some(c));
-        assert_eq!((bill.before(), far.before()), (Some(a.clone()), Some(a)));
+        assert_eq!((bill.before(), far.before()), (Some(a.clone()), Some(a.clone())));
         // The oldest is frozen out: nobody waits for it.
         shop.stand_aside(true);
         assert_eq!((bill.before(), far.before()), (None, Some(b.clone())));
