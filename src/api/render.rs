@@ -6,7 +6,7 @@ mod dry_run;
 pub mod hosts;
 mod signals;
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 pub use self::{dry_run::dry_run, signals::signals};
 
@@ -21,7 +21,7 @@ use crate::{
         WaitingView,
     },
     model::{
-        deployment::{DeploymentState, HostState},
+        deployment::{DeploymentState, HostState, unsafe_to_go_back},
         rollout::OnFailure,
         run::RunState,
     },
@@ -387,6 +387,9 @@ pub fn deployment(deployment: &DeploymentView) -> String {
     if let Some(adopted) = &deployment.adopted {
         let _infallible = write!(text, ", adopted {}, which every host reported", one_line(adopted, 20));
     }
+    if let Some(why) = deployment.rollback_unsafe.as_ref().filter(|_| deployment.finished_at.is_none()) {
+        let _infallible = write!(text, ", cannot go back: {}", one_line(why, 200));
+    }
     if let Some(wait) = &deployment.waiting {
         let _infallible = write!(text, ", {}", waiting(wait));
     }
@@ -530,16 +533,30 @@ pub fn plan(plan: &Plan) -> String {
     }
     for environment in &plan.environments {
         line(&mut out, "");
-        out.push_str(&planned(environment));
+        out.push_str(&planned(&plan.project, environment));
     }
     out
 }
 
 /// What follows when it fails after a host was touched.
 fn consequence(environment: &EnvironmentPlan) -> String {
-    let safe = if environment.rollback_safe { ", if rollback_safe does not forbid it" } else { "" };
     let adopted = if environment.adopted { ", adopted: every host reports it" } else { "" };
+    let answer = environment.rollback_answer.as_ref().filter(|_| environment.rollback_safe);
+    let reason = answer.and_then(|answer| answer.reason.as_deref()).map(|reason| one_line(reason, 300));
+    let reason = reason.unwrap_or_else(|| "it gave no reason".to_owned());
+    let says = answer.and_then(|answer| answer.safe);
+    let safe = match says {
+        _ if !environment.rollback_safe => String::new(),
+        Some(_) => "; rollback_safe allows it".to_owned(),
+        None if answer.is_none() => ", if rollback_safe does not forbid it".to_owned(),
+        None => {
+            format!(", if rollback_safe does not forbid it, which is asked when the deployment begins; now: {reason}")
+        }
+    };
     match (environment.on_failure, &environment.rollback, &environment.no_rollback) {
+        (OnFailure::Rollback, Some(_), _) if says == Some(false) => {
+            format!("it halts: {}", cause(&(&unsafe_to_go_back(&reason)).into()))
+        }
         (OnFailure::Rollback, Some(target), _) => {
             let on = environment.rollback_on.filter(|_| !environment.adopted);
             let on = on.map_or_else(String::new, |on| {
@@ -555,7 +572,25 @@ fn consequence(environment: &EnvironmentPlan) -> String {
     }
 }
 
-fn planned(environment: &EnvironmentPlan) -> String {
+/// What opens an environment that a push does not enter by itself.
+fn door(project: &str, environment: &EnvironmentPlan) -> Option<String> {
+    // An older daemon says nothing of it.
+    let when = Some(&environment.when).filter(|when| !matches!(when.as_str(), "push" | ""))?;
+    let command = format!("phased start {project} {}", environment.environment);
+    Some(closed(&ClosedView { environment: environment.environment.clone(), when: when.clone(), command }))
+}
+
+/// Whose hosts are never under way at the same moment.
+fn zones(environment: &EnvironmentPlan) -> String {
+    let zones: BTreeSet<&str> = environment.hosts.iter().filter_map(|host| host.zone.as_deref()).collect();
+    let zones: Vec<String> = zones.into_iter().map(|zone| one_line(zone, 64)).collect();
+    match zones.as_slice() {
+        [] => "never two at once, but no host says which it is in".to_owned(),
+        zones => format!("never two at once: {}", zones.join(", ")),
+    }
+}
+
+fn planned(project: &str, environment: &EnvironmentPlan) -> String {
     let mut out = String::new();
     let hosts = environment.hosts.len();
     line(
@@ -580,6 +615,16 @@ fn planned(environment: &EnvironmentPlan) -> String {
             &format!("{}; watched for {} after each", sizes.join(", then "), environment.bake_time),
         );
     }
+    if environment.zones {
+        labelled(&mut out, "zones", &zones(environment));
+    }
+    if let Some(door) = door(project, environment) {
+        labelled(&mut out, "when", &door);
+    }
+    if !environment.calls.is_empty() {
+        let calls: Vec<String> = environment.calls.iter().map(|function| one_line(function, 64)).collect();
+        labelled(&mut out, "calls", &calls.join(", "));
+    }
     labelled(&mut out, "live", &environment.current.as_ref().map_or_else(|| "nothing yet".to_owned(), release));
     labelled(
         &mut out,
@@ -590,6 +635,9 @@ fn planned(environment: &EnvironmentPlan) -> String {
             one_line(&environment.max_unreachable, 100)
         ),
     );
+    if let Some(most) = &environment.max_failures_per_wave {
+        labelled(&mut out, "", &format!("or when more than {} of one wave failed", one_line(most, 100)));
+    }
     labelled(&mut out, "", &format!("or when fewer than {} would serve", one_line(&environment.min_healthy, 100)));
     labelled(&mut out, "then", &consequence(environment));
     for alarm in &environment.alarms {
@@ -599,10 +647,10 @@ fn planned(environment: &EnvironmentPlan) -> String {
         labelled(&mut out, "FIRES", &format!("{}; nothing is deployed before it is silent", one_line(firing, 200)));
     }
     if let Some(freeze) = &environment.freeze {
-        labelled(&mut out, "frozen", &held(freeze));
+        labelled(&mut out, "waits", &format!("it is {}", frozen(freeze)));
     }
     if let Some(lease) = &environment.lease {
-        labelled(&mut out, "", &held(lease));
+        labelled(&mut out, "waits", &format!("it is {}", held(lease)));
     }
     if let Some(why) = &environment.cause {
         labelled(&mut out, "WRONG", &cause(why));
@@ -745,11 +793,14 @@ pub(crate) mod tests {
             "environments": [{"environment": "production", "max_parallel": 2, "max_failures": "10% of 25 hosts = 2", "max_unreachable": "0",
                 "waves": [{"n": 1, "canary": true, "hosts": 1}, {"n": 2, "canary": false, "hosts": 1}],
                 "min_healthy": "2 healthy now less max_parallel 2 = 0", "bake_time": "2m", "rollback_safe": true, "on_failure": "rollback",
+                "when": "manual", "zones": true, "max_failures_per_wave": "1", "calls": ["prepare", "deploy"],
+                "freeze": {"code": "freeze", "holder": "ann", "until": NOW, "reason": "Christmas"},
+                "lease": {"code": "lease", "holder": "bob", "until": null, "reason": "debugging"},
                 "expected": "6m", "alarms": ["error rate: fires above 0.01"], "firing": "error rate: it measures 0.5",
                 "skipped": [{"id": "i-3", "name": "web-3", "address": "10.0.0.3", "source": "ec2", "code": "stopped", "message": "it is stopped"}],
                 "no_rollback": {"code": "no_target", "message": "this is the first"},
-                "hosts": [{"id": "i-1", "name": "web-1", "address": "10.0.0.1:22", "zone": null, "wave": 1, "current": "a1b2c3d4e5f6"},
-                          {"id": "i-2", "name": "web-\u{202e}2", "address": "10.0.0.2:22", "zone": null, "wave": 2, "ill": "it failed"}]}]
+                "hosts": [{"id": "i-1", "name": "web-1", "address": "10.0.0.1:22", "zone": "a", "wave": 1, "current": "a1b2c3d4e5f6"},
+                          {"id": "i-2", "name": "web-\u{202e}2", "address": "10.0.0.2:22", "zone": "b", "wave": 2, "ill": "it failed"}]}]
         }))
         .unwrap();
         assert_eq!(
@@ -759,27 +810,62 @@ ships b2c3d4e5f6a7 \"Faster\" by Bo
 
 production: 2 hosts, 2 at a time; it took 6m the last time
   waves   canary 1, then 1; watched for 2m after each
+  zones   never two at once: a, b
+  when    production is entered only when somebody says so: phased start shop production
+  calls   prepare, deploy
   live    nothing yet
   stops   when more than 10% of 25 hosts = 2 failed or more than 0 are unreachable
+          or when more than 1 of one wave failed
           or when fewer than 2 healthy now less max_parallel 2 = 0 would serve
   then    it halts: this is the first (no_target)
   alarm   error rate: fires above 0.01
   FIRES   error rate: it measures 0.5; nothing is deployed before it is silent
-  WAVE  HOST   ADDRESS      ID   HAS
-  1     web-1  10.0.0.1:22  i-1  a1b2c3d4e5f6
-  2     web-2  10.0.0.2:22  i-2  ?, not healthy: it failed
+  waits   it is frozen until 2026-01-02 03:00:00 UTC by ann (Christmas)
+  waits   it is held by bob (debugging)
+  WAVE  HOST   ADDRESS      ID   HAS                        ZONE
+  1     web-1  10.0.0.1:22  i-1  a1b2c3d4e5f6               a
+  2     web-2  10.0.0.2:22  i-2  ?, not healthy: it failed  b
   skips   web-3 (i-3): it is stopped (stopped)
 "
         );
-        view.environments[0].rollback = serde_json::from_value(json!({
-            "id": "a1b2c3d4e5f6", "revision": "a1b2c3d4e5f6", "author": "Ann <a@b>", "message": "Fix the cart"
+        view.cause = view.environments[0].no_rollback.take();
+        assert!(plan(&view).contains("\nbut this is the first (no_target)\n"), "{}", plan(&view));
+    }
+
+    #[test]
+    fn a_plan_says_whether_a_failure_can_go_back() {
+        let mut view: EnvironmentPlan = serde_json::from_value(json!({
+            "environment": "production", "max_parallel": 1, "max_failures": "0", "max_unreachable": "0", "min_healthy": "1", "bake_time": "2m",
+            "rollback_safe": false, "on_failure": "rollback", "alarms": [], "waves": [], "hosts": [],
+            "rollback": {"id": "a1b2c3d4e5f6", "revision": "a1b2c3d4e5f6", "author": "Ann <a@b>", "message": "Fix the cart"}, "rollback_on": 1,
         }))
-        .ok();
-        (view.environments[0].rollback_on, view.cause) = (Some(1), view.environments[0].no_rollback.take());
-        let text = plan(&view);
-        let back = "then    back to a1b2c3d4e5f6 \"Fix the cart\" by Ann, which 1 of them has now, if rollback_safe does not forbid it";
-        assert!(text.contains(back), "{text}");
-        assert!(text.contains("\nbut this is the first (no_target)\n"), "{text}");
+        .unwrap();
+        let back = |then: &str| format!("back to a1b2c3d4e5f6 \"Fix the cart\" by Ann, which 1 of them has now{then}");
+        assert_eq!(consequence(&view), back(""));
+        view.rollback_safe = true;
+        assert_eq!(consequence(&view), back(", if rollback_safe does not forbid it"));
+        let answers = [
+            (json!({"safe": true, "reason": null}), back("; rollback_safe allows it")),
+            (
+                json!({"safe": false, "reason": "the schema\nchanged"}),
+                "it halts: rollback_safe says no: the schema (rollback_unsafe)".to_owned(),
+            ),
+            (
+                json!({"safe": null, "reason": "shop.lua:3: it has no artifact app"}),
+                back(
+                    ", if rollback_safe does not forbid it, which is asked when the deployment begins; now: shop.lua:3: it has no artifact app",
+                ),
+            ),
+        ];
+        for (answer, wanted) in answers {
+            view.rollback_answer = serde_json::from_value(answer).unwrap();
+            assert_eq!(consequence(&view), wanted);
+        }
+        // Where there is nothing to go back to, that is why.
+        view.rollback = None;
+        view.no_rollback =
+            serde_json::from_value(json!({"code": "no_target", "message": "this is the first"})).unwrap();
+        assert_eq!(consequence(&view), "it halts: this is the first (no_target)");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use self::{
 };
 pub(super) use self::{
     alarm::tell_of_alarm,
-    plan::{Asked, phases, planned},
+    plan::{Asked, changed_paths, phases, planned},
     resolve::{build, first_build, found},
 };
 use super::{

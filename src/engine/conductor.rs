@@ -712,6 +712,11 @@ impl Conductor {
         ids
     }
 
+    /// Whether anything is done, or about to be, for a project. What a freeze keeps out may have to wait for days.
+    pub(super) fn at_work(&self, project: &ProjectName) -> bool {
+        self.active(project).iter().any(|run| !self.inner.doors.is_frozen_out(run))
+    }
+
     /// Waits at most `limit` for the views to change.
     pub(super) async fn changed(&self, version: &mut watch::Receiver<u64>, limit: Duration) -> bool {
         let changed = async {

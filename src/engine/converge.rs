@@ -60,7 +60,7 @@ async fn look(conductor: &Conductor, loaded: &Loaded, environment: &Environment)
     let world = &conductor.inner.world;
     let (control, project) = (&*world.control, &loaded.name);
     let rests = || ledger::last(control, project, &environment.name).is_some_and(|last| last.is_mixture());
-    let busy = !conductor.active(project).is_empty() || conductor.held(project, environment).is_some();
+    let busy = conductor.at_work(project) || conductor.held(project, environment).is_some();
     if rests() || busy || conductor.inner.maintenance.is_on() || conductor.writable().is_err() {
         return;
     }
@@ -82,7 +82,7 @@ async fn look(conductor: &Conductor, loaded: &Loaded, environment: &Environment)
     let answering: Vec<_> = futures_util::stream::iter(looks).buffer_unordered(WIDE).collect().await;
     let there: BTreeSet<HostId> = answering.into_iter().flatten().collect();
     // Somebody may have pressed the button meanwhile: what it deploys comes to them as well, or it has left a mixture by now.
-    if there.is_empty() || !conductor.active(project).is_empty() || rests() {
+    if there.is_empty() || conductor.at_work(project) || rests() {
         return;
     }
     let hosts: Vec<HostId> = there.into_iter().collect();

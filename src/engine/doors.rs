@@ -67,6 +67,11 @@ impl Doors {
         self.changed.send_modify(|n| *n += 1);
     }
 
+    /// Whether a freeze is all that keeps `run` from going on.
+    pub(super) fn is_frozen_out(&self, run: &RunId) -> bool {
+        locked(&self.places).values().filter_map(|runs| runs.get(run)).any(|waiting| waiting.aside)
+    }
+
     /// Takes a place of `run` at the door of `environment`, in the queue for `lease`.
     pub(super) fn join(self: &Arc<Self>, lease: &str, run: &Run, environment: &EnvironmentName) -> Place {
         let door = (run.header.project.clone(), environment.clone());
@@ -179,10 +184,11 @@ mod tests {
         drop(short);
         let far = doors.wait("g", &c, door("shop", "production"), 2, true);
         assert_eq!(shop.newer(), Some(c));
-        assert_eq!((bill.before(), far.before()), (Some(a.clone()), Some(a)));
+        assert_eq!((bill.before(), far.before()), (Some(a.clone()), Some(a.clone())));
         // The oldest is frozen out: nobody waits for it.
         shop.stand_aside(true);
-        assert_eq!((bill.before(), far.before()), (None, Some(b)));
+        assert_eq!((bill.before(), far.before()), (None, Some(b.clone())));
+        assert!(doors.is_frozen_out(&a) && !doors.is_frozen_out(&b));
         shop.stand_aside(false);
         assert!(bill.before().is_some());
     }

@@ -25,7 +25,7 @@ use crate::{
     model::{
         cause::Cause,
         decide::{Action, decide},
-        deployment::Deployment,
+        deployment::{Deployment, unsafe_because, unsafe_to_go_back},
         event::{CallResult, Event, Record},
         ids::{Epoch, HostId, RunId},
         pipeline::Environment,
@@ -263,6 +263,14 @@ impl Rehearsal<'_> {
                 }
             }
         };
+        if let Some(Place::Deployment { deployment, function }) = key.place().filter(|_| called.error.is_none())
+            && function == "rollback_safe"
+            && let Some(why) = unsafe_because(&result)
+            && let Some(of) = self.run.deployment(deployment)
+        {
+            let why = unsafe_to_go_back(&why).message;
+            self.notes.push(format!("{}: a failure cannot go back: {why}", of.environment));
+        }
         self.record(key, called);
         self.fold(Event::Return { key: key.clone(), result: CallResult::Returned(result), undos: 0 })
     }

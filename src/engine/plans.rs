@@ -1,6 +1,8 @@
 //! What a start would do: the plan that people see beforehand. It deploys nothing: the repository, the sources of hosts and the probes of alarms
 //! are asked, and hosts what they report where nothing is known of them.
 
+mod rollback;
+
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -51,8 +53,9 @@ pub(super) async fn plan(conductor: &Conductor, loaded: &Loaded, only: Option<&E
     let asked = (0usize..).zip(&loaded.pipeline.environments);
     let asked =
         asked.filter(|(_, environment)| only.is_none_or(|only| environment.name == *only)).map(|(at, environment)| {
+            let ships = next.as_ref().map(|(release, _)| release);
             let gets = next.as_ref().filter(|(_, reach)| at < *reach).map(|(release, _)| &release.id);
-            of(conductor, loaded, environment, gets)
+            of(conductor, loaded, environment, ships, gets)
         });
     let environments = join_all(asked).await;
     Plan {
@@ -90,6 +93,7 @@ async fn of(
     conductor: &Conductor,
     loaded: &Loaded,
     environment: &Environment,
+    ships: Option<&Release>,
     next: Option<&ReleaseId>,
 ) -> EnvironmentPlan {
     let world = &conductor.inner.world;
@@ -118,6 +122,13 @@ async fn of(
         Some(_) => None,
     };
     let target = phases.target.as_ref().map(|target| &target.release.id);
+    let live = ledger::live(&*world.control, &loaded.name, &environment.name)
+        .map(|live| live.release)
+        .or_else(|| phases.target.as_ref().filter(|_| phases.adopted.is_some()).map(|target| target.release.clone()));
+    let rollback_answer = match ships.filter(|_| environment.hooks.rollback_safe) {
+        Some(ships) => Some(rollback::ask(world, loaded, environment, ships, live.as_ref()).await),
+        None => None,
+    };
     let waves = (1u32..).zip(&phases.waves);
     let wave_of: Vec<u32> = waves.clone().flat_map(|(n, size)| (0..*size).map(move |_| n)).collect();
     let rollout = &environment.rollout;
@@ -128,10 +139,7 @@ async fn of(
     };
     EnvironmentPlan {
         environment: environment.name.to_string(),
-        current: ledger::live(&*world.control, &loaded.name, &environment.name)
-            .map(|live| live.release)
-            .or_else(|| phases.target.as_ref().filter(|_| phases.adopted.is_some()).map(|t| t.release.clone()))
-            .map(|release| (&release).into()),
+        current: live.as_ref().map(Into::into),
         adopted: phases.adopted.is_some(),
         waves: waves.map(|(n, hosts)| PlannedWave { n, canary: n == 1 && phases.canary, hosts: *hosts }).collect(),
         hosts: hosts
@@ -163,6 +171,7 @@ async fn of(
         rollback_on: target.map(|target| phases.current.values().filter(|current| *current == target).count() as u32),
         no_rollback: phases.no_target.as_ref().map(CauseView::from),
         rollback_safe: environment.hooks.rollback_safe,
+        rollback_answer,
         on_failure: rollout.on_failure,
         expected: phases.expected_ms.map(time),
         alarms: environment
@@ -176,9 +185,13 @@ async fn of(
         firing: firing.map(|(name, value, _)| format!("{name}: it measures {}", analysis::number(value))),
         skipped: hosts::show::skipped(world, &loaded.name, environment).await,
         freeze: conductor.frozen(&loaded.name, environment),
-        max_parallel: environment.rollout.max_parallel,
-        max_failures: budget(environment.rollout.max_failures),
-        max_unreachable: budget(environment.rollout.max_unreachable),
+        max_parallel: rollout.max_parallel,
+        zones: rollout.zones,
+        max_failures: budget(rollout.max_failures),
+        max_failures_per_wave: rollout.max_failures_per_wave.map(budget),
+        max_unreachable: budget(rollout.max_unreachable),
         lease: conductor.held(&loaded.name, environment),
+        when: environment.when.to_string(),
+        calls: environment.functions().into_iter().map(str::to_owned).collect(),
     }
 }

@@ -281,6 +281,10 @@ pub struct DeploymentView {
     /// The release that was known-good from here on because every host reported it: nothing had been deployed there before.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub adopted: Option<String>,
+    /// Why a failure cannot go back, in the words of the project's `rollback_safe`; absent: it did not forbid it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(example = "the schema changed")]
+    pub rollback_unsafe: Option<String>,
     /// What it waits for.
     pub waiting: Option<WaitingView>,
     /// RFC 3339.
@@ -463,8 +467,14 @@ pub struct EnvironmentPlan {
     pub cause: Option<CauseView>,
     /// Hosts at the same moment.
     pub max_parallel: u32,
+    /// Hosts of two zones are never under way at the same moment.
+    #[serde(default)]
+    pub zones: bool,
     /// Failed hosts that do not stop it, and how that number came about: `0`, `10% of 25 hosts = 2`.
     pub max_failures: String,
+    /// The same within one wave, where the project says so.
+    #[serde(default)]
+    pub max_failures_per_wave: Option<String>,
     /// The same for unreachable hosts.
     pub max_unreachable: String,
     /// Healthy hosts below which none is taken, and how that number came about.
@@ -483,6 +493,10 @@ pub struct EnvironmentPlan {
     pub no_rollback: Option<CauseView>,
     /// The project's `rollback_safe` is asked about the release, and may forbid it.
     pub rollback_safe: bool,
+    /// What that says of the release that would ship, against what is live there now; absent where there is no such function or no such
+    /// release.
+    #[serde(default)]
+    pub rollback_answer: Option<RollbackAnswer>,
     /// What follows when it fails after a host was touched.
     #[schema(value_type = String, example = "rollback")]
     pub on_failure: OnFailure,
@@ -500,6 +514,22 @@ pub struct EnvironmentPlan {
     pub freeze: Option<WaitingView>,
     /// Who holds the environment now.
     pub lease: Option<WaitingView>,
+    /// What opens it: `push`, `manual`, `signal`, or the patterns of tags.
+    #[serde(default)]
+    #[schema(example = "push")]
+    pub when: String,
+    /// The project's functions that a deployment there calls, in the order of their turns.
+    #[serde(default)]
+    pub calls: Vec<String>,
+}
+
+/// What a project's `rollback_safe` says of a release before anything begins.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RollbackAnswer {
+    /// Whether a failure may go back; absent: only the deployment itself can tell.
+    pub safe: Option<bool>,
+    /// Why not, in its own words; or why it cannot be told yet.
+    pub reason: Option<String>,
 }
 
 /// A wave in a plan.

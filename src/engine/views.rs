@@ -184,6 +184,7 @@ fn deployment(run: &Run, deployment: &Deployment) -> DeploymentView {
         rollback_of: deployment.rollback_of.map(|n| DeploymentId { run: run.header.run.clone(), n }.to_string()),
         release: deployment.release(run).map(|r| r.id.to_string()).unwrap_or_default(),
         adopted: deployment.adopts().map(|(target, _)| target.release.id.to_string()),
+        rollback_unsafe: deployment.unsafe_because.as_deref().map(shortened),
         waiting: deployment.waiting.as_ref().map(WaitingView::from),
         paused: deployment.paused.as_ref().map(PausedView::from),
         waves: waves(deployment),

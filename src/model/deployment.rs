@@ -426,13 +426,27 @@ impl Deployment {
     /// Why nothing can go back from here; `None` = it can.
     #[must_use]
     pub fn no_way_back(&self) -> Option<Cause> {
-        match (&self.unsafe_because, &self.phases.target, &self.phases.no_target) {
-            (Some(why), ..) => Some(Cause::new("rollback_unsafe", format!("rollback_safe says no: {why}"))),
-            (None, Some(_), _) => None,
-            (None, None, Some(cause)) => Some(cause.clone()),
-            (None, None, None) => Some(Cause::new("no_target", "there is no known-good release to go back to")),
+        match (&self.phases.target, &self.phases.no_target, &self.unsafe_because) {
+            (None, Some(cause), _) => Some(cause.clone()),
+            (None, None, _) => Some(Cause::new("no_target", "there is no known-good release to go back to")),
+            (Some(_), _, Some(why)) => Some(unsafe_to_go_back(why)),
+            (Some(_), _, None) => None,
         }
     }
+}
+
+/// Why nothing can go back, by what `rollback_safe` returned; `None` = it can.
+#[must_use]
+pub fn unsafe_because(answer: &serde_json::Value) -> Option<String> {
+    let safe = answer.get("safe").and_then(serde_json::Value::as_bool).unwrap_or(false);
+    let why = answer.get("reason").and_then(serde_json::Value::as_str).unwrap_or("it gave no reason");
+    (!safe).then(|| why.to_owned())
+}
+
+/// What people are told where `rollback_safe` has said no.
+#[must_use]
+pub fn unsafe_to_go_back(why: &str) -> Cause {
+    Cause::new("rollback_unsafe", format!("rollback_safe says no: {why}"))
 }
 
 impl HostRun {

@@ -11,19 +11,41 @@ use super::{
     step::{CallKey, Place, StepKey},
 };
 
-fn release(release: &Release, deployment: Option<&Deployment>) -> Value {
+/// What a release is compared with: what is live where it goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Against<'a> {
+    /// Absent: nothing is.
+    pub previous: Option<&'a Release>,
+    /// What differs; absent where that cannot be told.
+    pub changed_paths: Option<&'a [String]>,
+}
+
+impl<'a> Against<'a> {
+    fn of(deployment: &'a Deployment) -> Self {
+        let Deployment { previous, changed_paths, .. } = deployment;
+        Against { previous: previous.as_ref(), changed_paths: changed_paths.as_deref() }
+    }
+}
+
+/// The input of `rollback_safe` for somebody who only wants to know: there is neither a run nor a deployment.
+#[must_use]
+pub fn asked(ships: &Release, against: Against<'_>) -> Value {
+    json!({ "release": release(ships, Some(against)) })
+}
+
+fn release(release: &Release, against: Option<Against<'_>>) -> Value {
     let commit = &release.commit;
     let mut value = json!({
         "id": release.id, "revision": commit.sha, "short": &commit.sha.as_str()[..7],
         "branch": release.branch, "tag": release.tag, "author": commit.author, "message": commit.message,
         "committed_at": crate::time::rfc3339(commit.committed_at_ms), "artifacts": artifacts(release),
     });
-    if let Some(deployment) = deployment {
-        value["previous"] = match &deployment.previous {
+    if let Some(against) = against {
+        value["previous"] = match against.previous {
             Some(previous) => json!({ "id": previous.id, "revision": previous.commit.sha }),
             None => Value::Null,
         };
-        value["changed_paths"] = json!(deployment.changed_paths);
+        value["changed_paths"] = json!(against.changed_paths);
     }
     value
 }
@@ -55,7 +77,7 @@ pub fn of(run: &Run, key: &CallKey) -> Value {
         _ => None,
     };
     let ships = deployment.map_or(run.release.as_ref(), |deployment| deployment.release(run));
-    let release = ships.map(|r| release(r, deployment));
+    let release = ships.map(|r| release(r, deployment.map(Against::of)));
     let dir = match &run.checkout {
         Checkout::At(dir) => Some(dir),
         Checkout::Due | Checkout::Failed(_) => None,

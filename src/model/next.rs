@@ -7,7 +7,7 @@ use super::{
     cause::Cause,
     deployment::{
         Back, Bake, Budgets, Deployment, Forgiven, HealthRun, HostRun, HostState, Hosts, Judged, Paused, Watched,
-        WaveRun,
+        WaveRun, unsafe_because,
     },
     event::{CallResult, Event, GoingBack, Record},
     ids::{EnvironmentName, HostId, Seq},
@@ -515,9 +515,7 @@ impl Run {
                 if function == "rollback_safe" =>
             {
                 let Ok(deployment) = self.deployment_mut("return", deployment) else { return };
-                let safe = value.get("safe").and_then(serde_json::Value::as_bool).unwrap_or(false);
-                let why = value.get("reason").and_then(serde_json::Value::as_str).unwrap_or("it gave no reason");
-                deployment.unsafe_because = (!safe).then(|| why.to_owned());
+                deployment.unsafe_because = unsafe_because(value);
             }
             (Some(Place::Host { deployment, host, .. }), _) => self.came_back(deployment, &host),
             _ => {}

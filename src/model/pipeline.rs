@@ -150,6 +150,25 @@ impl Environment {
         Environment { hosts: Vec::new(), ..self.clone() }
     }
 
+    /// The functions that a deployment calls, in the order of their turns.
+    #[must_use]
+    pub fn functions(&self) -> Vec<&'static str> {
+        let Hooks { prepare, before, before_wave, drain, undrain, after_wave, after, rollback_safe } = self.hooks;
+        let all = [
+            (rollback_safe, "rollback_safe"),
+            (prepare, "prepare"),
+            (before, "before"),
+            (before_wave, "before_wave"),
+            (drain, "drain"),
+            (true, "deploy"),
+            (undrain, "undrain"),
+            (after_wave, "after_wave"),
+            (self.verify, "verify"),
+            (after, "after"),
+        ];
+        all.into_iter().filter(|(there, _)| *there).map(|(_, name)| name).collect()
+    }
+
     /// `host` with what all hosts of this environment have; its own values win.
     #[must_use]
     pub fn reaching(&self, host: Host) -> Host {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::model::{
     deployment::{Deployment, DeploymentState, HostRun, HostState},
-    event::{Event, Purpose, Record},
+    event::{Event, Header, Purpose, Record},
     ids::{EnvironmentName, HostId, ReleaseId, RunId, Seq, Sha},
     rollout::{Budget, Rollout},
     run::{Run, RunState, Trigger},
@@ -142,6 +142,11 @@ fn turn(run: &Run, key: &CallKey) -> Option<(u32, HostId)> {
 
 /// What must hold before a fact is one: as it was decided.
 fn before(state: &mut State, now: Duration, id: &RunId, record: &Record) {
+    if let Event::Started(header) = &record.event
+        && let Some(why) = disturbs(state, header)
+    {
+        return state.breaks(now, &format!("run {id} begins by itself although {why}"));
+    }
     let Some(followed) = state.runs.get(id) else { return };
     let run = &followed.run;
     let wrong = match &record.event {
@@ -170,6 +175,28 @@ fn before(state: &mut State, now: Duration, id: &RunId, record: &Record) {
     if let Some(wrong) = wrong {
         state.breaks(now, &format!("run {id}: {wrong}"));
     }
+}
+
+/// Why nothing may be brought to an environment by itself: its last deployment left a mixture, for people to look at.
+fn disturbs(state: &State, header: &Header) -> Option<String> {
+    let request = &header.request;
+    // None of the people here asks for it.
+    let environment = request.environment.as_ref().filter(|_| request.trigger == Trigger::Converge)?;
+    // By when they were begun, as the engine counts. What ended at the same moment may not have been known.
+    let known = |run: &&Run| matches!(&run.end, Some((.., at)) if at.wall_ms + MOMENT_MS < request.requested_at_ms);
+    let runs = state.runs.values().map(|followed| &followed.run);
+    let own = runs.filter(|run| run.header.project == header.project).filter(known);
+    let (mut left_by, mut mixed) = (None, false);
+    for run in own.filter(|run| !matches!(run.header.request.purpose, Purpose::Converge { .. })) {
+        let here = |of: &&Deployment| of.environment == *environment && of.rollback_of.is_none();
+        for of in run.deployments.iter().filter(here) {
+            let Some((end, ..)) = &of.end else { continue };
+            mixed = end.is_mixture() && (mixed || of.may_have_touched());
+            left_by = Some((&run.header.run, end));
+        }
+    }
+    let (run, end) = left_by.filter(|_| mixed)?;
+    Some(format!("run {run} left {environment} {end:?}"))
 }
 
 /// Why a run may not take a release with this tree.

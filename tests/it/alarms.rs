@@ -1,30 +1,44 @@
 //! Alarms: probes against a real Prometheus that scrapes a real exporter, and the channels of alarms.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead as _, BufReader, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde_json::{Value, json};
 
 use crate::fixture::{Daemon, Project, Sink, World, eventually};
 
+/// What a page shows when it is asked for.
+type Body = Box<dyn Fn() -> String + Send>;
+
+fn fixed(body: &str) -> Body {
+    let body = body.to_owned();
+    Box::new(move || body.clone())
+}
+
 /// A page that shows what the test wants, and keeps the headers of what asked for it last.
 struct Page {
     port: u16,
-    body: Arc<Mutex<String>>,
+    body: Arc<Mutex<Body>>,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Page {
     fn start(body: &str) -> Page {
+        Page::showing(fixed(body))
+    }
+
+    fn showing(body: Body) -> Page {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let page = Page {
             port: listener.local_addr().unwrap().port(),
-            body: Arc::new(Mutex::new(body.to_owned())),
+            body: Arc::new(Mutex::new(body)),
             asked: Arc::default(),
         };
         let (body, asked) = (page.body.clone(), page.asked.clone());
@@ -32,7 +46,7 @@ impl Page {
             for mut stream in listener.incoming().flatten() {
                 let lines = BufReader::new(stream.try_clone().unwrap()).lines();
                 *asked.lock().unwrap() = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
-                let body = body.lock().unwrap().clone();
+                let body = (body.lock().unwrap())();
                 let _client_gone = write!(
                     stream,
                     "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
@@ -44,7 +58,7 @@ impl Page {
     }
 
     fn shows(&self, body: &str) {
-        *self.body.lock().unwrap() = body.to_owned();
+        *self.body.lock().unwrap() = fixed(body);
     }
 }
 
@@ -155,6 +169,60 @@ fn a_probe_asks_a_real_prometheus() {
     let listed = daemon.api.get("/v1/alarms?project=shop").is(200).json();
     assert_eq!((listed["items"].as_array().unwrap().len(), &listed["items"][0]["now"]), (6, &Value::Null));
     daemon.api.get("/v1/alarms?project=nobody").is(404);
+}
+
+/// The errors that hosts make, by what each has now: as many as the test says of that commit, and a little that changes with time.
+fn errors(hosts: PathBuf, of: Arc<Mutex<BTreeMap<String, u32>>>) -> Body {
+    Box::new(move || {
+        let wobble = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_millis() % 10;
+        let line = |host: &str| {
+            let commit = std::fs::read_to_string(hosts.join(host).join("revision")).unwrap_or_default();
+            // Nobody is to be compared with this one: there are others, and each new host is held against one old one.
+            let errors = if host == "h5" { 1000 } else { of.lock().unwrap().get(commit.trim()).copied().unwrap_or(20) };
+            format!("shop_errors{{instance_name=\"{host}\"}} {errors}.{wobble}\n")
+        };
+        ["h1", "h2", "h3", "h4", "h5"].map(line).concat()
+    })
+}
+
+#[test]
+fn a_release_is_held_against_a_baseline_of_equal_size_that_is_measured_at_the_same_moment() {
+    let world = World::new();
+    let bad: Arc<Mutex<BTreeMap<String, u32>>> = Arc::default();
+    let exporter = Page::showing(errors(world.path("hosts"), bad.clone()));
+    let prometheus = Prometheus::start(&world.path("prometheus"), exporter.port);
+    let alarm = format!(
+        r#"{{ "errors", cause = require "probes.prometheus" {{ url = "http://127.0.0.1:{}", query = [[avg(shop_errors{{instance_name=~"$hosts"}})]] }},
+              alert = require "alerts.log" {{}}, action = "rollback", compare = "baseline", tolerance = "20%", interval = "200ms" }}"#,
+        prometheus.port
+    );
+    let project = Project::new("shop")
+        .hosts(&["h1", "h2", "h3", "h4", "h5"])
+        .phases(r#"canary = 2, max_parallel = 3, bake_time = "5s""#)
+        .alarms(&alarm);
+    world.project(&project);
+    let daemon = world.start();
+    let all = ["h1", "h2", "h3", "h4", "h5"];
+    // The first is as good as nothing at all.
+    let old = world.repo.push("as good as any");
+    daemon.deploy().is("succeeded");
+    daemon.idle();
+
+    // Two hosts have it, and two of the three others are the baseline.
+    let worse = world.repo.push("worse than what is live");
+    bad.lock().unwrap().insert(worse.clone(), 90);
+    let run = daemon.deploy().is("rolled_back");
+    assert_eq!(run.code(), "alarm", "{}", run.view);
+    assert!(run.message().contains(" of the baseline, higher by more than 20 % in "), "{}", run.message());
+    assert!(world.hosts_have(&all, &old));
+    assert_eq!(["h1", "h2", "h3"].map(|host| world.touched(host).len()), [6, 6, 2], "the canary alone had it");
+    daemon.idle();
+
+    // What is live is as bad by now: a limit would not let it pass, and the release is not to blame.
+    let alike = world.repo.push("no worse than what is live");
+    bad.lock().unwrap().extend([(old, 90), (alike.clone(), 90)]);
+    daemon.deploy().is("succeeded");
+    assert!(world.hosts_have(&all, &alike));
 }
 
 #[test]

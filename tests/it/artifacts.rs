@@ -434,6 +434,71 @@ fn another_users_files_are_put_in_place_by_that_user() {
     assert!(read(&world, "h1", "app/built").trim().parse::<u64>().is_ok());
 }
 
+/// Every name in a directory, hidden ones as well, sorted.
+fn names(dir: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn what_is_uploaded_has_the_owner_and_the_mode_it_is_to_have_and_a_wrong_owner_leaves_nothing() {
+    let world = World::new();
+    // Only root gives files away.
+    let root = world.root_login("");
+    let host = world.host_table_with("h1", &root.keys);
+    // Put in place as part of the transfer, and by a command of its own.
+    let deploy = r#"local a = release.artifacts
+      for way, user in pairs { plain = false, command = "root" } do
+        local dir = "@ROOT@/h1/" .. way
+        host:sh { 'mkdir "$DIR"', env = { DIR = dir } }
+        local function put(artifact, keys)
+          local options = { artifact, to = dir .. "/" .. keys.to, unpack = keys.unpack, mode = keys.mode, owner = keys.owner }
+          if user then options.user = user end
+          return host:upload(options).changed
+        end
+        local function both(owner)
+          local tree = put(a.app, { to = "app", unpack = true, mode = "0750", owner = owner })
+          return tostring(tree) .. tostring(put(a.single, { to = "single", mode = "0640", owner = owner }))
+        end
+        local function refused(keys)
+          local ok, e = pcall(put, keys.unpack and a.app or a.single, keys)
+          assert(not ok and e.code == "upload_failed", tostring(e))
+          assert(e.message:find("invalid user: ", 1, true) and e.message:find("nosuchuser", 1, true), e.message)
+        end
+        assert(both("nobody:nogroup") == "truetrue", way)
+        assert(both("nobody:nogroup") == "falsefalse", way)
+        -- A tree of another owner is another one; a file only changes hands.
+        assert(both("fleet") == "truefalse", way)
+        assert(both("nobody:nogroup") == "truefalse", way)
+        refused { to = "new-tree", unpack = true, owner = "nosuchuser" }
+        refused { to = "new-file", owner = "nosuchuser" }
+        refused { to = "app", unpack = true, mode = "0700", owner = "nosuchuser:nogroup" }
+        host:write { dir .. "/single", content = "older" }
+        refused { to = "single", mode = "0600", owner = "nosuchuser" }
+      end"#;
+    world.project(&building().hosts(&[&host]).deploy(deploy));
+    let daemon = world.start();
+    world.repo.push("x");
+    daemon.deploy().is("succeeded");
+    for way in ["plain", "command"] {
+        let dir = world.host("h1").join(way);
+        let is = |name: &str| {
+            let meta = dir.join(name).symlink_metadata().unwrap();
+            (meta.uid(), meta.gid(), meta.permissions().mode() & 0o7777)
+        };
+        let nobody = |mode| (65534, 65534, mode);
+        assert_eq!((is("app"), is("app/built").0, is("app/bin").0), (nobody(0o750), 65534, 65534), "{way}");
+        // Links are given away themselves, and not what they lead to.
+        assert_eq!((is("app/bin/app"), is("app/outside").0), (nobody(0o755), 65534), "{way}");
+        assert_eq!(Path::new("/etc/passwd").metadata().unwrap().uid(), 0, "{way}");
+        // What was refused has changed nothing, and nothing is left of it.
+        assert_eq!((is("single"), read(&world, "h1", &format!("{way}/single"))), ((0, 0, 0o640), "older".to_owned()));
+        assert_eq!(names(&dir), [".phased-tree-app", "app", "single"], "{way}");
+    }
+}
+
 #[test]
 fn killed_at_any_record_the_hosts_have_what_was_stored() {
     let deploy = r#"host:upload { release.artifacts.app, to = "@ROOT@/h1/app", unpack = true }

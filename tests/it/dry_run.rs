@@ -148,7 +148,8 @@ fn an_error_of_the_code_is_shown_where_it_is_and_what_follows_as_well() {
 
 #[test]
 fn what_a_start_would_not_do_or_wait_for_is_said() {
-    let project = Project::new("shop").hosts(&["h1"]).environment("staging").environment("production");
+    let unsafe_ = r#"rollback_safe = function() return false, "the schema changed" end"#;
+    let project = Project::new("shop").hosts(&["h1"]).environment("staging").keys(unsafe_).environment("production");
     let (world, daemon) = World::with(&project.hosts(&["h2"]).keys(r#"when = "manual""#));
     world.repo.push("dry");
     let path = "/v1/projects/shop/environments/staging/freeze";
@@ -156,6 +157,10 @@ fn what_a_start_would_not_do_or_wait_for_is_said() {
     let (code, text) = dry(&world, &daemon, &[]);
     assert_eq!(code, 0, "{text}");
     assert!(text.contains("note: staging is frozen by ann (Christmas): a start waits"), "{text}");
+    assert!(
+        text.contains("note: staging: a failure cannot go back: rollback_safe says no: the schema changed"),
+        "{text}"
+    );
     assert!(text.contains("note: production is not entered by itself: phased start shop production"), "{text}");
     assert!(!text.contains("production: wave"), "{text}");
     let (_, further) = dry(&world, &daemon, &["production"]);

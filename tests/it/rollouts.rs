@@ -7,6 +7,7 @@ use crate::fixture::{Daemon, Project, Run, Sink, World};
 mod adoption;
 mod alarms;
 mod cuts;
+mod mixtures;
 mod people;
 mod phases;
 mod rules;

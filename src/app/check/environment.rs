@@ -4,7 +4,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use crate::{
     model::{
-        pipeline::{Environment, Health, Hooks, HostSource, When},
+        pipeline::{Environment, Health, HostSource, When},
         plan::{self, Fleet, Phases},
         rollout::{Budget, Canary, OnFailure, OnInconclusive, Rollout, Waves},
     },
@@ -34,7 +34,7 @@ pub(super) fn lines(environment: &Environment) -> Vec<(&'static str, String)> {
     }));
     lines.extend(rollout(environment));
     lines.push(("health", environment.health.as_ref().map_or("not checked, on purpose".to_owned(), health)));
-    lines.push(("calls", calls(environment)));
+    lines.push(("calls", environment.functions().join(", ")));
     lines.push(("failure", failure(environment)));
     lines.extend(environment.alarms.iter().map(|alarm| {
         let sees = alarm.analysis.sees(Duration::from_millis(environment.rollout.bake_time_ms));
@@ -158,24 +158,6 @@ fn health(health: &Health) -> String {
         span(health.min_healthy_time_ms),
         span(health.healthy_deadline_ms)
     )
-}
-
-/// Its functions, in the order of their turns.
-fn calls(environment: &Environment) -> String {
-    let Hooks { prepare, before, before_wave, drain, undrain, after_wave, after, rollback_safe } = environment.hooks;
-    let all = [
-        (rollback_safe, "rollback_safe"),
-        (prepare, "prepare"),
-        (before, "before"),
-        (before_wave, "before_wave"),
-        (drain, "drain"),
-        (true, "deploy"),
-        (undrain, "undrain"),
-        (after_wave, "after_wave"),
-        (environment.verify, "verify"),
-        (after, "after"),
-    ];
-    all.into_iter().filter(|(there, _)| *there).map(|(_, name)| name).collect::<Vec<_>>().join(", ")
 }
 
 /// What follows when it fails after a host was touched.

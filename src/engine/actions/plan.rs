@@ -23,6 +23,7 @@ use crate::{
         ids::{Digest, HostId, ProjectName, ReleaseId},
         pipeline::{Environment, HostSource},
         plan::{self, Fleet, Phases, Target},
+        release::Release,
         run::Run,
     },
 };
@@ -89,11 +90,9 @@ pub(in crate::engine) async fn planned(
     }
     let live = ledger::live(&*world.control, &run.header.project, &environment.name).map(|live| live.release);
     let previous = live.or_else(|| Some(adopted.as_ref()?.as_ref().ok()?.target.release.clone()));
-    let changed_paths = match (&previous, &run.release) {
-        (Some(previous), Some(release)) if run.target.is_none() => {
-            world.forge.changed(&run.header.project, &previous.commit.sha, &release.commit.sha).await.ok()
-        }
-        _ => None,
+    let changed_paths = match run.release.as_ref().filter(|_| run.target.is_none()) {
+        Some(release) => changed_paths(world, &run.header.project, previous.as_ref(), release).await,
+        None => None,
     };
     let asked = Asked {
         project: &run.header.project,
@@ -114,6 +113,16 @@ pub(in crate::engine) async fn planned(
         },
         Err(cause) => Event::PlanFailed { deployment, cause },
     }
+}
+
+/// What differs between a release and what is live where it goes; `None` = nothing is, or it cannot be told.
+pub(in crate::engine) async fn changed_paths(
+    world: &World,
+    project: &ProjectName,
+    live: Option<&Release>,
+    ships: &Release,
+) -> Option<Vec<String>> {
+    world.forge.changed(project, &live?.commit.sha, &ships.commit.sha).await.ok()
 }
 
 /// What a run adopts in an environment, or why nothing; `None` = there is nothing to adopt.

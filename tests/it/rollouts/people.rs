@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::{PHASES, all_have, baking, good, nth, project, spoil};
-use crate::fixture::World;
+use super::{PHASES, all_have, baking, first, good, nth, project, spoil};
+use crate::fixture::{World, eventually};
 
 const LONG: &str = r#"canary = 1, max_parallel = 2, bake_time = "1h""#;
 
@@ -132,13 +132,35 @@ fn hosts_that_come_or_come_back_are_brought_there_by_themselves() {
     // It is back, and another one has come.
     world.project(&project(3, phases));
     daemon.api.post("/v1/reload", &json!({})).is(200);
-    crate::fixture::eventually("both have it", || world.hosts_have(&["h2", "h3"], &commit).then_some(()));
+    eventually("both have it", || world.hosts_have(&["h2", "h3"], &commit).then_some(()));
     daemon.idle();
     // The list of runs follows what works by a moment.
-    crate::fixture::eventually("each convergence is shown as a success", || {
+    eventually("each convergence is shown as a success", || {
         let runs = daemon.runs();
         let converged: Vec<_> = runs.iter().filter(|run| run["trigger"] == "converge").collect();
         (!converged.is_empty() && converged.iter().all(|run| run["state"] == "succeeded")).then_some(())
     });
     assert_eq!(world.touched("h1").len(), 2, "the other was left alone");
+}
+
+#[test]
+fn in_a_freeze_hosts_that_come_later_get_what_is_live_while_what_is_new_waits() {
+    let world = World::new();
+    std::fs::write(world.path("limits.toml"), "converge = \"500ms\"\n").unwrap();
+    world.project(&project(4, PHASES));
+    let (daemon, live) = first(&world, 4);
+    daemon.api.put(&at("freeze"), &json!({ "reason": "Christmas" })).is(200);
+    let new = world.repo.push("new");
+    let run = daemon.press();
+    run.until("it waits for the freeze to end", |run| run["waiting"]["code"] == "freeze");
+    world.project(&project(5, PHASES));
+    daemon.api.post("/v1/reload", &json!({})).is(200);
+    eventually("the host that came has what is live", || world.hosts_have(&["h5"], &live).then_some(()));
+    assert_eq!(run.now()["waiting"]["code"], "freeze");
+    all_have(&world, 5, &live);
+    daemon.api.delete(&at("freeze")).is(200);
+    run.wait().is("succeeded");
+    // The run has the hosts of its own file, and what it does not know is brought there afterwards.
+    all_have(&world, 4, &new);
+    eventually("the last one has what was kept out", || world.hosts_have(&["h5"], &new).then_some(()));
 }

@@ -59,6 +59,16 @@ fn a_host_that_comes_late_is_prepared_before_its_deploy() {
 }
 
 #[test]
+fn that_there_is_nothing_to_go_back_to_is_said_before_what_rollback_safe_says() {
+    let mut tale = Tale::planned_in(hooked(Rollout::default()), Purpose::Deploy, fleet(1, &[]));
+    let of = &mut tale.run.deployments[0];
+    of.unsafe_because = Some("the schema changed".to_owned());
+    assert_eq!(of.no_way_back().unwrap().code, "rollback_unsafe");
+    of.phases.target = None;
+    assert_eq!(of.no_way_back().unwrap().code, "no_target");
+}
+
+#[test]
 fn a_host_that_is_quarantined_stays_drained() {
     let rollout = Rollout { max_failures: Budget::Count(1), ..Rollout::default() };
     let mut tale = Tale::planned_in(hooked(rollout), Purpose::Deploy, fleet(3, &[]));
