@@ -23,7 +23,7 @@ pub(super) use self::{
     alarm::tell_of_alarm,
     health::{filled, with_variables},
     plan::{Asked, phases, planned},
-    resolve::{build, first_build, found},
+    resolve::{build, first_build, found, going_back},
 };
 use super::{
     command::Left,
