@@ -230,6 +230,11 @@ fn host_of(event: &Event) -> Option<(u32, HostId)> {
     }
 }
 
+/// Whether it says that a call failed.
+fn is_failure(event: &Event) -> bool {
+    matches!(event, Event::Return { result: CallResult::Raised(_), .. })
+}
+
 /// What is known of a step whose task panicked: nothing. Without an answer its call would wait for ever.
 fn panicked() -> Outcome {
     Outcome::Unknown { cause: Cause::new("internal", "the step's task panicked; this is a bug of phased") }
@@ -579,10 +584,15 @@ impl Owner {
         }
     }
 
-    /// A verdict on a deployment that has one already, or has ended, comes too late.
+    /// A verdict on a deployment that has one already, or has ended, comes too late, as does how a call failed that was ended meanwhile.
     fn is_late(&self, event: &Event) -> bool {
-        let Event::Judged { deployment, .. } = event else { return false };
-        self.run.deployment(*deployment).is_none_or(|of| of.judged.is_some() || of.end.is_some())
+        match event {
+            Event::Judged { deployment, .. } => {
+                self.run.deployment(*deployment).is_none_or(|of| of.judged.is_some() || of.end.is_some())
+            }
+            Event::Return { key, .. } => !self.run.calls.contains_key(key),
+            _ => false,
+        }
     }
 
     /// Tells control how deployments have ended, once that is on disk, and gives their environments back.
@@ -602,7 +612,7 @@ impl Owner {
                 Message::Stop { .. }
                     | Message::Change { .. }
                     | Message::Turn(_, Turn::Ended { .. } | Turn::Raised { .. })
-            );
+            ) || matches!(&message, Message::Facts { events, .. } if events.iter().any(is_failure));
             self.handle(message);
             if alone || left == 0 || self.broken.is_some() || self.finished {
                 return;
@@ -617,6 +627,9 @@ impl Owner {
             Message::Turn(key, turn) => self.turn(&key, turn),
             Message::Facts { action, events, over } => {
                 for event in events.into_iter().filter(|event| !self.is_late(event)).collect::<Vec<_>>() {
+                    if let Event::Return { key, .. } = &event {
+                        self.ending.remove(key);
+                    }
                     self.append(event);
                 }
                 if over {
@@ -704,9 +717,11 @@ impl Owner {
             Turn::Requests(requests) => requests.into_iter().for_each(|request| self.request(key, request)),
             Turn::Return(value) => self.returned(key, CallResult::Returned(value), 0),
             Turn::Raised { cause, undos } => {
-                // What it makes of its last answer while it is being ended is not why it ended.
-                let ended = self.ending.get(key).map(|ending| CallResult::Ended(ending.cause.clone()));
-                self.returned(key, ended.unwrap_or(CallResult::Raised(cause)), undos);
+                match self.ending.get(key).map(|ending| ending.cause.clone()) {
+                    // What it makes of its last answer while it is being ended is not why it ended.
+                    Some(cause) => self.returned(key, CallResult::Ended(cause), undos),
+                    None => self.raised(key, &cause, undos),
+                }
             }
             Turn::Ended { cause, undos } => {
                 // Its own, not one for which all calls of the run are being ended.
@@ -728,6 +743,16 @@ impl Owner {
                 }
                 self.finish_ending(key);
             }
+        }
+    }
+
+    /// A call failed. Where that may be because its host is no more, this is found out before.
+    fn raised(&mut self, key: &CallKey, cause: &Cause, undos: u32) {
+        let result = CallResult::Raised(self.sessions.redact_cause(cause));
+        let end = Event::Return { key: key.clone(), result: result.clone(), undos };
+        match actions::Job::raised(&self.run, key, &end).filter(|_| !self.is_sharp()) {
+            Some(job) => self.spawn(format!("raised {key}"), job),
+            None => self.returned(key, result, undos),
         }
     }
 
@@ -1091,12 +1116,9 @@ impl Owner {
     fn let_go(&self) {
         let sharp = self.is_sharp();
         let finish = Action::Finish.name().unwrap_or_default();
+        let of_host = |name: &str| ["watch ", "raised "].iter().any(|of| name.starts_with(of));
         for (name, cancel) in &self.busy {
-            if *name != finish
-                && *name != LEFTOVERS
-                && !name.starts_with("undo ")
-                && (sharp || !name.starts_with("watch "))
-            {
+            if *name != finish && *name != LEFTOVERS && !name.starts_with("undo ") && (sharp || !of_host(name)) {
                 cancel.cancel();
             }
         }
