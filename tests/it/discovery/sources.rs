@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use serde_json::{Value, json};
 
 use super::{error, ids, out};
-use crate::fixture::{Daemon, Dns, Project, Run, Sshd, Web, World, eventually, fleet};
+use crate::fixture::{Daemon, Dns, Ended, Project, Sshd, Web, World, eventually, fleet};
 
 fn with(hosts: &[&str]) -> (World, Daemon) {
     with_rollout(hosts, "max_parallel = 1")
@@ -359,7 +359,7 @@ fn one_that_is_ended_while_it_is_watched_is_gone_and_its_illness_says_nothing_of
 }
 
 /// The machine of `h2` dies while its deploy runs there, and its source says of it `then` from that moment on; nothing, if that is `None`.
-fn dies_in_its_deploy(then: Option<&str>) -> Run {
+fn dies_in_its_deploy(then: Option<&str>) -> Ended {
     let world = World::new();
     let authorized = std::fs::read_to_string(world.path("id.pub")).unwrap();
     let dying = Sshd::start(&world.path("apart"), &authorized, "");
