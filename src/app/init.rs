@@ -376,7 +376,7 @@ impl Init<'_> {
             }
             None => {
                 let realm = Realm { project: name.clone(), environment: "production".parse()? };
-                let host = |address| Ok((realm.clone(), draft.host(address)?));
+                let host = |address: &Address| -> anyhow::Result<_> { Ok((realm.clone(), draft.host(address)?)) };
                 draft.hosts.iter().map(host).collect::<anyhow::Result<Vec<_>>>()?
             }
         };

@@ -1,6 +1,11 @@
 //! The known_hosts files that projects name: without its file no host is believed, which nobody wants to hear from the first deployment.
 
-use std::{collections::BTreeSet, fs::File, io::ErrorKind, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     config::Config,
@@ -14,7 +19,7 @@ use crate::{
 
 /// What is wrong with them.
 pub(super) fn wrong(config: &Config, loaded: &[Loaded]) -> Vec<Diagnostic> {
-    loaded.iter().flat_map(|project| named(project).into_iter().filter_map(|file| look(config, project, &file))).collect()
+    loaded.iter().flat_map(|project| named(project).into_iter().filter_map(move |file| look(config, project, &file))).collect()
 }
 
 /// Those that a project names.
@@ -54,7 +59,7 @@ fn look(config: &Config, project: &Loaded, file: &str) -> Option<Diagnostic> {
         Ok(_) => "mend it: nobody is believed by a file that cannot be read to its end".to_owned(),
     };
     let name = format!("projects/{}.lua", project.name);
-    let lua = config.plugins.iter().map(|dir| dir.join(&name)).find(|path| path.exists()).unwrap_or_else(|| name.into());
+    let lua = config.plugins.iter().map(|dir| dir.join(&name)).find(|path| path.exists()).unwrap_or_else(|| PathBuf::from(&name));
     let (line, column) = std::fs::read_to_string(&lua).ok().and_then(|text| place(&text, file)).unwrap_or((0, 0));
     Some(Diagnostic { file: lua, line, column, length: file.chars().count(), code: "known_hosts", message, help: Some(help) })
 }
