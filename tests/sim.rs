@@ -181,7 +181,9 @@ fn a_host_that_its_provider_ends_in_the_middle_of_its_deploy_is_gone_and_neither
         let at = Duration::from_secs(at);
         scenario.faults = vec![Fault { at, host: 2, what: HostFault::Refuses, lasts }];
         let played = play(&scenario, false).unwrap_or_else(|broken| panic!("{broken}\n{}", show(&scenario)));
-        in_deploy += u32::from(played.ends.iter().any(|(_, why)| why.contains("max_unreachable") || why.contains("max_failures")));
+        in_deploy += u32::from(
+            played.ends.iter().any(|(_, why)| why.contains("max_unreachable") || why.contains("max_failures")),
+        );
         scenario.faults[0].what = HostFault::Gone;
         let played = play(&scenario, true).unwrap_or_else(|broken| panic!("{broken}\n{}", show(&scenario)));
         let (ended, why) = &played.ends[0];

@@ -132,8 +132,7 @@ impl Init<'_> {
         self.report.found = draft.found.iter().map(|found| found.what.clone()).collect();
         self.report.public_key = Some(public);
         // Of a file that is somebody's own by now nobody knows what it restarts.
-        self.report.sudoers =
-            project::sudoers(&draft).filter(|_| self.report.differs.is_empty() && !self.report.own);
+        self.report.sudoers = project::sudoers(&draft).filter(|_| self.report.differs.is_empty() && !self.report.own);
         self.report.webhook = Some(Webhook::new(&config, &name, webhook.trim_end(), &draft.git));
         let needs: Vec<&str> = draft.found.iter().flat_map(|found| &found.needs).copied().collect();
         self.report.lacking = lacking(&needs, &config.exec.path);
@@ -416,7 +415,9 @@ fn without_url(config: &Config, secrets: &Arc<dyn Secrets>) -> String {
             "no host was looked at: phased init {} does so for {}; phased doctor looks at all that there is",
             first.pipeline.source.git, first.name
         ),
-        Err(_) => "no host was looked at, because a project is not as it must be: phased check says what is wrong".to_owned(),
+        Err(_) => {
+            "no host was looked at, because a project is not as it must be: phased check says what is wrong".to_owned()
+        }
     }
 }
 

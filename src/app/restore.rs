@@ -436,7 +436,11 @@ mod tests {
             ("photos", true),
         ] {
             let path = data.join(path);
-            if is_dir { fs::create_dir(&path).unwrap() } else { fs::write(&path, "x").unwrap() }
+            if is_dir {
+                fs::create_dir(&path).unwrap()
+            } else {
+                fs::write(&path, "x").unwrap()
+            }
             assert!(!unused(), "{}", path.display());
             match (is_dir, path.ends_with("control")) {
                 (true, _) => fs::remove_dir(&path).unwrap(),

@@ -49,7 +49,10 @@ impl Asking {
         }
         // A list of no runs does not tell whether there is such a project; this does.
         let _there_is: Value = self.client.get_json(&format!("/v1/projects/{}/status", encoded(project))).await?;
-        Err(not_found("run_unknown", format!("project {project} has had no run yet; `phased start {project}` makes one")))
+        Err(not_found(
+            "run_unknown",
+            format!("project {project} has had no run yet; `phased start {project}` makes one"),
+        ))
     }
 }
 
@@ -63,8 +66,7 @@ fn not_found(code: &str, detail: String) -> Failure {
 /// `host_unknown`, `step_unknown`: the run has no such thing; what it has.
 fn silent(run: &RunView, step: Option<&str>, host: Option<&str>) -> Result<String, Failure> {
     let id = one_line(&run.id, 40);
-    let hosts: BTreeSet<&str> =
-        run.deployments.iter().flat_map(|of| &of.hosts).map(|host| host.id.as_str()).collect();
+    let hosts: BTreeSet<&str> = run.deployments.iter().flat_map(|of| &of.hosts).map(|host| host.id.as_str()).collect();
     if let Some(host) = host.filter(|host| !hosts.contains(host)) {
         let detail = format!("run {id} has no host {host:?}; {}", listed(&hosts));
         return Err(not_found("host_unknown", detail));
@@ -123,7 +125,10 @@ mod tests {
         // What has not begun has no steps; nor has what only begins alike.
         for step in ["test/integration", "test/unity", "production#11"] {
             let there = "there are test/build, test/unit, production#1";
-            assert_eq!(said(Some(step), None), format!("404 step_unknown: {run} no step that begins with {step:?}; {there}"));
+            assert_eq!(
+                said(Some(step), None),
+                format!("404 step_unknown: {run} no step that begins with {step:?}; {there}")
+            );
         }
         let many: Vec<String> = (1..=22).map(|n| format!("h{n}")).collect();
         assert!(listed(&many).ends_with(", h20 and 2 more"), "{}", listed(&many));

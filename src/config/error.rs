@@ -96,7 +96,8 @@ impl Value {
         let kinds = ["invalid type: ", "invalid value: ", "unknown variant "];
         let wrong = kinds.iter().find_map(|kind| message.strip_prefix(kind)?.rsplit_once(", expected "));
         // Of a number where one of several words should stand, which are not named then.
-        let expected = wrong.map(|(_, expected)| expected).or((message == "wanted string or table").then_some("a string"));
+        let expected =
+            wrong.map(|(_, expected)| expected).or((message == "wanted string or table").then_some("a string"));
         match expected {
             Some(expected) => Some(format!("{key} must be {}, and is {written}", in_words(expected))),
             None if message.starts_with("unknown field ") => None,

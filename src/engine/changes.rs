@@ -51,9 +51,7 @@ pub(super) async fn change(
         match under_way(conductor, &loaded.name, environment, change, by, reason.clone()).await? {
             // What is taken back goes to what was known-good before it; to another one goes a run of its own, behind it. One that had touched
             // nothing ends, and that is all where nothing is from before what is live.
-            Some((run, touched))
-                if change != Change::Rollback || (touched && to.is_none()) || target().is_err() =>
-            {
+            Some((run, touched)) if change != Change::Rollback || (touched && to.is_none()) || target().is_err() => {
                 return Ok(Changed::UnderWay(Box::new(conductor.view_now(&run).await?)));
             }
             // What is live is gone back from.

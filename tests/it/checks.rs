@@ -81,7 +81,9 @@ fn a_known_hosts_file_that_cannot_be_used_is_named_with_its_place_and_the_remedy
     let world = World::new();
     let config = Daemon::configure(&world);
     let bastion = world.path("bastion_hosts").display().to_string();
-    world.project(&Project::new("shop").ssh(&format!(r#"jump = {{ address = "127.0.0.1", known_hosts = "{bastion}" }}"#)));
+    world.project(
+        &Project::new("shop").ssh(&format!(r#"jump = {{ address = "127.0.0.1", known_hosts = "{bastion}" }}"#)),
+    );
     let check = || output(Command::new(BINARY).args(["check", "--format", "short", "--config"]).arg(&config));
     let known = world.path("known_hosts");
     let missing = |file: &str| format!("the known_hosts file {file} cannot be used: No such file");

@@ -159,7 +159,8 @@ fn run_again_without_the_hosts_it_looks_at_them_as_when_they_were_said() {
     let text = std::fs::read_to_string(&file).unwrap();
     let (before, rest) = text.split_once("hosts = {").unwrap();
     let (_, after) = rest.split_once('\n').unwrap();
-    std::fs::write(&file, format!("{before}hosts = require \"discovery.file\" {{ \"/nowhere.json\" }},\n{after}")).unwrap();
+    std::fs::write(&file, format!("{before}hosts = require \"discovery.file\" {{ \"/nowhere.json\" }},\n{after}"))
+        .unwrap();
     let (code, said, err) = init(&conf, &[&url]);
     let notes = said["notes"].to_string();
     assert!(code == 0 && notes.contains("phased doctor"), "{said:#} {err}");

@@ -19,7 +19,10 @@ use crate::{
 
 /// What is wrong with them.
 pub(super) fn wrong(config: &Config, loaded: &[Loaded]) -> Vec<Diagnostic> {
-    loaded.iter().flat_map(|project| named(project).into_iter().filter_map(move |file| look(config, project, &file))).collect()
+    loaded
+        .iter()
+        .flat_map(|project| named(project).into_iter().filter_map(move |file| look(config, project, &file)))
+        .collect()
 }
 
 /// Those that a project names.
@@ -59,9 +62,22 @@ fn look(config: &Config, project: &Loaded, file: &str) -> Option<Diagnostic> {
         Ok(_) => "mend it: nobody is believed by a file that cannot be read to its end".to_owned(),
     };
     let name = format!("projects/{}.lua", project.name);
-    let lua = config.plugins.iter().map(|dir| dir.join(&name)).find(|path| path.exists()).unwrap_or_else(|| PathBuf::from(&name));
+    let lua = config
+        .plugins
+        .iter()
+        .map(|dir| dir.join(&name))
+        .find(|path| path.exists())
+        .unwrap_or_else(|| PathBuf::from(&name));
     let (line, column) = std::fs::read_to_string(&lua).ok().and_then(|text| place(&text, file)).unwrap_or((0, 0));
-    Some(Diagnostic { file: lua, line, column, length: file.chars().count(), code: "known_hosts", message, help: Some(help) })
+    Some(Diagnostic {
+        file: lua,
+        line,
+        column,
+        length: file.chars().count(),
+        code: "known_hosts",
+        message,
+        help: Some(help),
+    })
 }
 
 /// Where a text first stands; nowhere when a module that the project requires has it.

@@ -74,10 +74,7 @@ impl Proxy {
             "caddyfile",
             &[
                 ("127.0.0.1:7427", daemon.addr.to_string()),
-                (
-                    "deploy.example.com {\n",
-                    format!("phased.test {{\n    tls {} {}\n", cert.display(), key.display()),
-                ),
+                ("deploy.example.com {\n", format!("phased.test {{\n    tls {} {}\n", cert.display(), key.display())),
             ],
         );
         let options = format!(
