@@ -112,15 +112,16 @@ impl Proxy {
 
 #[test]
 fn behind_nginx_every_client_is_itself_and_nobody_can_be_another() {
-    every_client_is_itself(Proxy::nginx);
+    every_client_is_itself(Proxy::nginx, &["413"]);
 }
 
 #[test]
 fn behind_caddy_every_client_is_itself_and_nobody_can_be_another() {
-    every_client_is_itself(Proxy::caddy);
+    // Caddy 2.6 cuts the connection of what is too large, or says that the daemon did.
+    every_client_is_itself(Proxy::caddy, &["413", "502", "000"]);
 }
 
-fn every_client_is_itself(before: fn(&World, &Daemon) -> Proxy) {
+fn every_client_is_itself(before: fn(&World, &Daemon) -> Proxy, too_large: &[&str]) {
     let world = World::new();
     world.project(&Project::new("shop").hosts(&["h1"]).webhook().stage("unit", r#"run:sh "echo it is tested""#));
     std::fs::write(world.path("api.toml"), "host_names = [\"phased.test\"]\ntrusted_proxies = [\"127.0.0.1/32\"]\n")
@@ -142,10 +143,16 @@ fn every_client_is_itself(before: fn(&World, &Daemon) -> Proxy) {
     assert!(log.code == 0 && log.stdout.contains("it is tested"), "{log:?}");
     run.wait().is("succeeded");
     assert!(world.hosts_have(&["h1"], &commit));
+    // The largest webhook gets to the daemon, which misses its signature; a larger one does not.
     let large = world.path("large");
-    std::fs::write(&large, vec![b'x'; 26 << 20]).unwrap();
-    let said = proxy.curl("127.0.0.2", "/hooks/github/shop", &["--data-binary", &format!("@{}", large.display())]);
-    assert!(said.stdout.ends_with("\n413"), "{said:?}");
+    let deliver = |bytes: usize| {
+        std::fs::write(&large, vec![b'x'; bytes]).unwrap();
+        let said = proxy.curl("127.0.0.2", "/hooks/github/shop", &["--data-binary", &format!("@{}", large.display())]);
+        said.stdout.rsplit('\n').next().unwrap().to_owned()
+    };
+    assert_eq!(deliver(25 << 20), "401");
+    let refused = deliver(26 << 20);
+    assert!(too_large.contains(&refused.as_str()), "{refused}");
 
     // The audit has the client's address and not the proxy's, whatever the client says of itself.
     let audit = |what: &str| daemon.said().lines().filter(|l| l.contains(what)).map(str::to_owned).collect::<Vec<_>>();
