@@ -14,6 +14,7 @@ pub(crate) mod doctor;
 mod exit;
 pub mod generate;
 mod keep;
+mod log;
 mod output;
 mod progress;
 pub mod tls;

@@ -89,6 +89,9 @@ pub const START_JOB_SOCKET: &str = "systemctl enable --now phased-job.socket";
 /// The user ids of projects where the file names none: up to those that systemd gives to services with `DynamicUser=`.
 pub const JOB_UIDS: UidRange = UidRange { first: 61_000, last: 61_183 };
 
+/// Where the packages put the shipped plugins, which are built in as well.
+pub const SHIPPED_PLUGINS: &str = "/usr/share/phased/plugins";
+
 /// `[signals]`: another daemon may ask this one to deploy. Without a key it listens to nobody.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -142,7 +145,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             data_dir: "/var/lib/phased".into(),
-            plugins: vec!["/etc/phased/plugins".into(), "/usr/share/phased/plugins".into()],
+            plugins: vec!["/etc/phased/plugins".into(), SHIPPED_PLUGINS.into()],
             api: Api::default(),
             secrets: Secrets::default(),
             exec: Exec::default(),

@@ -169,3 +169,25 @@ fn a_host_that_its_provider_ends_while_a_wave_bakes_is_gone_and_not_unreachable(
         assert!(played.ends.iter().any(|(_, why)| why.contains("max_unreachable")), "{at}: {:?}", played.ends);
     }
 }
+
+#[test]
+fn a_host_that_its_provider_ends_in_the_middle_of_its_deploy_is_gone_and_neither_unreachable_nor_failed() {
+    let lasts = Duration::from_secs(900);
+    let mut in_deploy = 0;
+    for at in 1..=20 {
+        let mut scenario = calm(Duration::ZERO);
+        // Everybody at once: whoever goes leaves others that have the release.
+        scenario.projects[0].pipeline.environments[0].rollout.canary = Canary::Count(Budget::Count(0));
+        let at = Duration::from_secs(at);
+        scenario.faults = vec![Fault { at, host: 2, what: HostFault::Refuses, lasts }];
+        let played = play(&scenario, false).unwrap_or_else(|broken| panic!("{broken}\n{}", show(&scenario)));
+        in_deploy += u32::from(
+            played.ends.iter().any(|(_, why)| why.contains("max_unreachable") || why.contains("max_failures")),
+        );
+        scenario.faults[0].what = HostFault::Gone;
+        let played = play(&scenario, true).unwrap_or_else(|broken| panic!("{broken}\n{}", show(&scenario)));
+        let (ended, why) = &played.ends[0];
+        assert_eq!(*ended, RunState::Succeeded, "{at:?}: {why}\n{}", show(&scenario));
+    }
+    assert!(in_deploy > 2, "the fault never comes in the middle of a deploy");
+}

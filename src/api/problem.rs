@@ -157,7 +157,7 @@ impl From<Refusal> for Problem {
             Refusal::NothingToStop(_) => (StatusCode::CONFLICT, "nothing_to_stop"),
             Refusal::Unchangeable(cause) => (StatusCode::CONFLICT, cause.code.as_str()),
             Refusal::LeaseHeld(_) => (StatusCode::CONFLICT, "lease_held"),
-            Refusal::Ref(cause) => (StatusCode::UNPROCESSABLE_ENTITY, cause.code.as_str()),
+            Refusal::Ref(cause) | Refusal::Target(cause) => (StatusCode::UNPROCESSABLE_ENTITY, cause.code.as_str()),
             Refusal::Forge(cause) => (StatusCode::BAD_GATEWAY, cause.code.as_str()),
             Refusal::Value(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_value"),
             Refusal::InFlight => (StatusCode::CONFLICT, "idempotency_in_flight"),

@@ -1,6 +1,7 @@
 //! `phased check`: the configuration and every project, offline, all errors at once.
 
 mod environment;
+mod known_hosts;
 
 use std::{io::IsTerminal as _, path::Path, process::ExitCode, sync::Arc};
 
@@ -30,8 +31,10 @@ pub fn run(path: &Path, format: CheckFormat) -> ExitCode {
     let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(config.secret_dirs(credentials.as_deref())));
     let programs = Guard::new(&config.exec, &uids::way(&config.exec)).programs(projects(&config, &secrets));
     let mut wrong: Vec<Diagnostic> = certificate(&config, path).into_iter().collect();
-    match programs.load() {
-        Ok(loaded) if wrong.is_empty() => {
+    let loaded = programs.load().map_err(|found| wrong.extend(found)).unwrap_or_default();
+    wrong.extend(known_hosts::wrong(&config, &loaded));
+    match wrong.is_empty() {
+        true => {
             if format == CheckFormat::Json {
                 println!(
                     "{}",
@@ -42,8 +45,7 @@ pub fn run(path: &Path, format: CheckFormat) -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        loaded => {
-            wrong.extend(loaded.err().into_iter().flatten());
+        false => {
             match format {
                 CheckFormat::Long => {
                     let styled = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();

@@ -4,7 +4,8 @@
 //! ```text
 //! files    writes once, with the modes and owners that the daemon needs        ask     the person at the terminal, if there is one
 //! detect   what the repository is written in                                   project the Lua file, and the script for hosts
-//! hosts    host keys, and whether hosts let us in                              report  what all of it says in the end
+//! there    the project's file of before, if there is one                       hosts   host keys, and whether hosts let us in
+//! report   what all of it says in the end
 //! ```
 
 mod ask;
@@ -13,6 +14,7 @@ pub(super) mod files;
 mod hosts;
 mod project;
 mod report;
+mod there;
 
 use std::{
     os::unix::fs::DirBuilderExt as _,
@@ -28,6 +30,7 @@ use self::{
     hosts::{Key, State},
     project::{Address, Draft},
     report::{Report, Webhook},
+    there::There,
 };
 use super::projects;
 use crate::{
@@ -83,13 +86,13 @@ impl Init<'_> {
         let config = self.config(&here)?;
         let plugins = config.plugins.first().cloned().unwrap_or_else(|| here.join("plugins"));
         self.editor(&plugins)?;
+        let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(vec![config.secrets.dir.clone()]));
         let Some(url) = &self.args.url else {
             if !Path::new(SHARED_EXAMPLES).is_dir() {
                 // Beside, not in, projects/: it names repositories and hosts that are not yours.
                 self.files.public(&plugins.join("projects/shop.lua.example"), EXAMPLE)?;
             }
-            self.report.next =
-                "phased init URL --host HOST, with the URL of your repository, writes the first project".to_owned();
+            self.report.next = without_url(&config, &secrets);
             return Ok(());
         };
         // Its name as a URL: the only one that a project's file may have.
@@ -99,34 +102,41 @@ impl Init<'_> {
         let name = self.name(&url)?;
         let file = plugins.join(format!("projects/{name}.lua"));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let secrets: Arc<dyn Secrets> = Arc::new(FileSecrets::new(vec![config.secrets.dir.clone()]));
         let known_hosts = here.join("known_hosts");
         let (source, looked) = self.repository(&url, &name, &config, &known_hosts, &secrets, &clock).await?;
-        let mut draft = self.draft(&name, &source, looked, &known_hosts)?;
-        draft.file = file.display().to_string();
+        let mut draft = self.draft(&name, &source, looked, &known_hosts, &file)?;
 
         let dir = &config.secrets.dir;
         let webhook = self.files.secret(dir, &draft.webhook, || Ok(format!("{}\n", random_hex(32)?)))?;
         let key = self.files.secret(dir, &draft.key, || Ok(server::Key::generate()?.private_file()?))?;
         let public = public_line(&key).with_context(|| format!("the secret {} in {}", draft.key, dir.display()))?;
+        let mut there = match self.args.hosts[..] {
+            [] => There::read(&file, &name, &projects(&config, &secrets)),
+            [_, ..] => None,
+        };
+        if let Some(same) = there.as_ref().and_then(|there| there.drafted(&draft, self.args.user.is_none())) {
+            (draft, there) = (same, None);
+        }
+        let told = there.as_ref().is_none_or(|there| self.tells_other(there, &draft));
         let script = here.join(format!("{name}.host.sh"));
         for (path, text) in [(&file, project::lua(&draft)), (&script, project::host_script(&draft, &public))] {
-            if !self.files.agrees(path, &text)? {
+            if !self.files.agrees(path, &text)? && told {
                 self.report.differs.push(path.display().to_string());
             }
         }
         self.check(&config, &secrets, &file)?;
 
+        self.report.own = there.is_some();
         self.report.project = Some(name.to_string());
-        self.report.branch = Some(draft.branch.clone());
+        self.report.branch = Some(there.as_ref().map_or(&draft.branch, |there| &there.source.branch).clone());
         self.report.found = draft.found.iter().map(|found| found.what.clone()).collect();
         self.report.public_key = Some(public);
         // Of a file that is somebody's own by now nobody knows what it restarts.
-        self.report.sudoers = project::sudoers(&draft).filter(|_| self.report.differs.is_empty());
+        self.report.sudoers = project::sudoers(&draft).filter(|_| self.report.differs.is_empty() && !self.report.own);
         self.report.webhook = Some(Webhook::new(&config, &name, webhook.trim_end(), &draft.git));
         let needs: Vec<&str> = draft.found.iter().flat_map(|found| &found.needs).copied().collect();
         self.report.lacking = lacking(&needs, &config.exec.path);
-        self.hosts(&draft, &name, &known_hosts, &secrets, &clock).await?;
+        self.hosts(&draft, there, &name, &known_hosts, &secrets, &clock).await?;
         let answers = std::os::unix::net::UnixStream::connect(&config.api.socket).is_ok();
         self.report.decide_next(&draft, &script, answers);
         Ok(())
@@ -255,10 +265,27 @@ impl Init<'_> {
         Ok((source, looked))
     }
 
+    /// Whether something was said that a project's file which is there does not say.
+    fn tells_other(&self, there: &There, draft: &Draft) -> bool {
+        let args = self.args;
+        [&args.user, &args.service, &args.dir, &args.health].into_iter().any(Option::is_some)
+            || there.source.git != draft.git
+            || args.branch.as_ref().is_some_and(|branch| *branch != there.source.branch)
+    }
+
     /// What was said, asked and found.
-    fn draft(&self, name: &ProjectName, source: &Source, looked: Looked, known_hosts: &Path) -> anyhow::Result<Draft> {
+    fn draft(
+        &self,
+        name: &ProjectName,
+        source: &Source,
+        looked: Looked,
+        known_hosts: &Path,
+        file: &Path,
+    ) -> anyhow::Result<Draft> {
         let mut said: Vec<String> = self.args.hosts.clone();
+        // One that is there says them itself.
         if said.is_empty()
+            && !file.exists()
             && let Some(answer) =
                 self.asker.line("Hosts to deploy to, as in web1.example.com web2.example.com (none yet: Enter):")
         {
@@ -313,7 +340,7 @@ impl Init<'_> {
             dir,
             service,
             health: self.args.health.clone(),
-            file: String::new(),
+            file: file.display().to_string(),
         };
         anyhow::ensure!(is_secret_name(&draft.webhook), "the project's name is too long");
         Ok(draft)
@@ -329,29 +356,38 @@ impl Init<'_> {
         Ok(())
     }
 
+    /// Looks at the hosts of the draft, or of the project's file where that is somebody's own.
     async fn hosts(
         &mut self,
         draft: &Draft,
+        there: Option<There>,
         name: &ProjectName,
         known_hosts: &Path,
         secrets: &Arc<dyn Secrets>,
         clock: &Arc<dyn Clock>,
     ) -> anyhow::Result<()> {
         let tasks = Tasks::new();
-        let realm = Realm { project: name.clone(), environment: "production".parse()? };
-        for address in &draft.hosts {
-            let port = address.port.unwrap_or(22);
-            let met = hosts::key(
-                &address.host,
-                port,
-                known_hosts,
-                self.args.accept_host_keys,
-                self.asker,
-                self.files,
-                &**clock,
-            )
-            .await?;
-            let mut state = State { host: address.id(), host_key: None, missing: Vec::new() };
+        let needs = there.is_none().then_some(draft);
+        let hosts = match there {
+            Some(there) => {
+                self.report.notes.extend(there.notes);
+                there.hosts
+            }
+            None => {
+                let realm = Realm { project: name.clone(), environment: "production".parse()? };
+                let host = |address: &Address| -> anyhow::Result<_> { Ok((realm.clone(), draft.host(address)?)) };
+                draft.hosts.iter().map(host).collect::<anyhow::Result<Vec<_>>>()?
+            }
+        };
+        for (realm, host) in hosts {
+            let mut state = State::of(&host);
+            let met = match hosts::is_pinned(&host, known_hosts) {
+                false => Ok(Key::Known),
+                true => {
+                    let (port, accept) = (host.ssh.port.unwrap_or(22), self.args.accept_host_keys);
+                    hosts::key(&host.address, port, known_hosts, accept, self.asker, self.files, &**clock).await?
+                }
+            };
             match met {
                 Err(error) => state.missing.push(error.cause),
                 Ok(Key::NotAccepted(key)) => state.missing.push(Cause::new(
@@ -362,12 +398,26 @@ impl Init<'_> {
                     if let Key::Kept(key) = known {
                         state.host_key = Some(key);
                     }
-                    state.missing = hosts::look(draft, address, &realm, secrets, clock, &tasks).await;
+                    state.missing = hosts::look(&host, needs, &realm, secrets, clock, &tasks).await;
                 }
             }
             self.report.hosts.push(state);
         }
         Ok(())
+    }
+}
+
+/// What comes next where no repository was said.
+fn without_url(config: &Config, secrets: &Arc<dyn Secrets>) -> String {
+    match projects(config, secrets).load().as_deref() {
+        Ok([]) => "phased init URL --host HOST, with the URL of your repository, writes the first project".to_owned(),
+        Ok([first, ..]) => format!(
+            "no host was looked at: phased init {} does so for {}; phased doctor looks at all that there is",
+            first.pipeline.source.git, first.name
+        ),
+        Err(_) => {
+            "no host was looked at, because a project is not as it must be: phased check says what is wrong".to_owned()
+        }
     }
 }
 

@@ -32,6 +32,8 @@ use crate::{
 const NEW: &str = "restore.new";
 /// What a data directory has before anybody has written to it.
 const NOTHING: &[&str] = &["LOCK", "VERSION", "lost+found", NEW, MARKER];
+/// What a daemon makes when it begins.
+const BEGINNING: &[&str] = &["blobs", "code", "jobs", "journal", "reserve", "state", "work"];
 /// How what was there is called, where it can only stay within the data directory.
 const ASIDE: &str = "before-restore-";
 /// There while a restore puts things in their place.
@@ -74,6 +76,9 @@ struct Report {
     past: Past,
     /// Where what was there before lies now.
     kept: Option<String>,
+    /// That is a daemon's of which nothing had come yet.
+    #[serde(skip)]
+    unused: bool,
     /// Secrets that were written, and those that were there.
     secrets: Vec<String>,
     secrets_kept: Vec<String>,
@@ -105,9 +110,11 @@ pub fn run(args: &RestoreArgs, json: bool) -> anyhow::Result<()> {
         }
     }
     let there = entries(data)?;
-    if !there.is_empty() && !args.force {
+    let unused = is_unused(data, &there)?;
+    if !unused && !args.force {
         bail!(
-            "`{}` is not empty: a restore is for a new daemon. --force puts the backup there all the same and keeps what is there now beside it",
+            "`{}` is not empty, and more than the beginning of a daemon that has done nothing yet: a restore is for a new one. --force puts the \
+             backup there all the same and keeps what is there now beside it",
             data.display()
         );
     }
@@ -161,6 +168,7 @@ pub fn run(args: &RestoreArgs, json: bool) -> anyhow::Result<()> {
         files: unpacked.files,
         past,
         kept: kept.map(|path| path.display().to_string()),
+        unused,
         secrets,
         secrets_kept,
         has_secrets: unpacked.manifest.secrets,
@@ -194,6 +202,20 @@ fn entries(dir: &Path) -> anyhow::Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// Whether nobody has done anything here: there is nothing, or what a daemon makes when it begins, as the package starts one at once.
+fn is_unused(data: &Path, there: &[String]) -> anyhow::Result<bool> {
+    let begun = there.iter().all(|name| BEGINNING.contains(&name.as_str()));
+    let journal = data.join("journal");
+    if !begun || !journal.exists() {
+        return Ok(there.is_empty());
+    }
+    let only_control = entries(&journal)?.iter().all(|name| matches!(name.as_str(), "control" | "runs"));
+    let runs = journal.join("runs");
+    let no_run = !runs.exists() || entries(&runs)?.is_empty();
+    let nothing_said = fs::metadata(journal.join("control")).map_or(true, |control| control.len() == 0);
+    Ok(only_control && no_run && nothing_said)
 }
 
 fn remove(dir: &Path) -> io::Result<()> {
@@ -324,7 +346,8 @@ impl Report {
             self.runs, self.blobs, self.data_dir, self.at, self.controller
         );
         if let Some(kept) = &self.kept {
-            let _infallible = writeln!(out, "kept      what was there, in {kept}");
+            let note = if self.unused { "; of that daemon nothing had come yet: it may be removed" } else { "" };
+            let _infallible = writeln!(out, "kept      what was there, in {kept}{note}");
         }
         for run in &self.past.ended {
             let _infallible = writeln!(
@@ -392,6 +415,40 @@ mod tests {
         // Unpacking changes nothing of what is there.
         fs::create_dir(data.join(NEW)).unwrap();
         drop(crate::app::own(&data, &clock).unwrap());
+    }
+
+    #[test]
+    fn what_a_daemon_makes_when_it_begins_is_nothing_and_what_comes_of_it_is_something() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let unused = || is_unused(&data, &entries(&data).unwrap()).unwrap();
+        fs::create_dir(&data).unwrap();
+        assert!(unused());
+        Layout::create(&data).unwrap();
+        fs::write(data.join("reserve"), "x").unwrap();
+        fs::write(data.join("journal/control"), "").unwrap();
+        assert!(unused());
+        for (path, is_dir) in [
+            ("journal/control", false),
+            ("journal/runs/01kc0000000000000000000000", true),
+            ("journal/control.new", false),
+            ("state.broken", true),
+            ("photos", true),
+        ] {
+            let path = data.join(path);
+            if is_dir {
+                fs::create_dir(&path).unwrap()
+            } else {
+                fs::write(&path, "x").unwrap()
+            }
+            assert!(!unused(), "{}", path.display());
+            match (is_dir, path.ends_with("control")) {
+                (true, _) => fs::remove_dir(&path).unwrap(),
+                (false, true) => fs::write(&path, "").unwrap(),
+                (false, false) => fs::remove_file(&path).unwrap(),
+            }
+            assert!(unused(), "{}", path.display());
+        }
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use http_body_util::BodyExt as _;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
-    AlertCommand, ChangeArgs, ClientArgs, ClientCommand, FreezeArgs, LogArgs, MaintenanceCommand, StartArgs, StopArgs,
+    AlertCommand, ChangeArgs, ClientArgs, ClientCommand, FreezeArgs, MaintenanceCommand, StartArgs, StopArgs,
     TokenCommand,
     client::{Address, Client, encoded, read, with_query},
     exit::{Code, Failure},
@@ -129,7 +129,7 @@ async fn done(asking: &Asking, command: &ClientCommand) -> Result<Code, Failure>
         ClientCommand::Export { project, after } => asking.export(project.as_deref(), after.as_deref()).await?,
         ClientCommand::Events { project } => {
             let path = with_query("/v1/events", &[("project", project.clone())]);
-            asking.stream(&path).await?;
+            let _any = asking.stream(&path).await?;
         }
     }
     Ok(Code::Ok)
@@ -148,35 +148,39 @@ impl Asking {
         data(&format!("{}\n", plain_json(body.trim_end())))
     }
 
-    /// A body that goes on and on, line by line: nothing from outside reaches the terminal unfiltered, wherever packets were cut.
-    async fn stream(&self, path: &str) -> Result<(), Failure> {
+    /// A body that goes on and on, line by line: nothing from outside reaches the terminal unfiltered, wherever packets were cut. Whether there
+    /// was anything.
+    pub(super) async fn stream(&self, path: &str) -> Result<bool, Failure> {
         let accept = if self.json { "application/x-ndjson" } else { TEXT };
         let mut body = self.client.open(path, accept).await?.into_body();
         let mut rest: Vec<u8> = Vec::new();
+        let mut any = false;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|e| Failure::Broken(format!("the daemon ended the stream: {e}")))?;
             let Ok(bytes) = frame.into_data() else { continue };
             rest.extend_from_slice(&bytes);
             let Some(end) = rest.iter().rposition(|b| *b == b'\n') else {
                 if rest.len() > 1 << 20 {
-                    self.lines(&std::mem::take(&mut rest))?;
+                    any |= self.lines(&std::mem::take(&mut rest))?;
                 }
                 continue;
             };
             let after = rest.split_off(end + 1);
-            self.lines(&std::mem::replace(&mut rest, after))?;
+            any |= self.lines(&std::mem::replace(&mut rest, after))?;
         }
-        self.lines(&rest)
+        Ok(any | self.lines(&rest)?)
     }
 
-    fn lines(&self, bytes: &[u8]) -> Result<(), Failure> {
+    /// Whether there was anything to print.
+    fn lines(&self, bytes: &[u8]) -> Result<bool, Failure> {
         let text = String::from_utf8_lossy(bytes);
-        if !self.json {
-            return data(&printable(&text));
-        }
         // `{}` is only a sign of life.
-        let kept: String = text.split_inclusive('\n').filter(|line| line.trim() != "{}").collect();
-        if kept.is_empty() { Ok(()) } else { data(&plain_json(&kept)) }
+        let kept = |text: &str| text.split_inclusive('\n').filter(|line| line.trim() != "{}").collect::<String>();
+        let shown = if self.json { plain_json(&kept(&text)) } else { printable(&text) };
+        if !shown.is_empty() {
+            data(&shown)?;
+        }
+        Ok(!shown.is_empty())
     }
 
     async fn start(&self, args: &StartArgs) -> Result<Code, Failure> {
@@ -324,33 +328,6 @@ impl Asking {
             say(&format!("what runs goes on, and rollbacks go; `phased unfreeze {project} {environment}` lifts it\n"));
         }
         Ok(())
-    }
-
-    async fn log(&self, args: &LogArgs) -> Result<(), Failure> {
-        let id = match args.target.parse::<RunId>() {
-            Ok(id) => id.to_string(),
-            Err(_) => self.newest_run(&args.target).await?,
-        };
-        let pairs = [
-            ("step", args.step.clone()),
-            ("host", args.host.clone()),
-            ("tail", args.tail.map(|n| n.to_string())),
-            ("follow", args.follow.then(|| "true".to_owned())),
-        ];
-        self.stream(&with_query(&format!("/v1/runs/{}/log", encoded(&id)), &pairs)).await
-    }
-
-    async fn newest_run(&self, project: &str) -> Result<String, Failure> {
-        let path = with_query("/v1/runs", &[("project", Some(project.to_owned())), ("limit", Some("1".to_owned()))]);
-        let page: Page<RunView> = self.client.get_json(&path).await?;
-        if let Some(run) = page.items.into_iter().next() {
-            return Ok(run.id);
-        }
-        // A list of no runs does not tell whether there is such a project; this does.
-        let _there_is: Value = self.client.get_json(&format!("/v1/projects/{}/status", encoded(project))).await?;
-        let detail = format!("project {project} has had no run yet; `phased start {project}` makes one");
-        let problem = crate::api::problem::Problem::new(hyper::http::StatusCode::NOT_FOUND, "run_unknown", detail);
-        Err(Failure::Problem(problem))
     }
 
     async fn token(&self, command: &TokenCommand) -> Result<(), Failure> {

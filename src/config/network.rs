@@ -2,7 +2,9 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
-use serde::{Deserialize, Deserializer, de::Error};
+use serde::{Deserialize, Deserializer};
+
+use super::values;
 
 /// `"10.0.0.0/8"`, or a single address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +79,7 @@ impl fmt::Display for Network {
 
 impl<'de> Deserialize<'de> for Network {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(Error::custom)
+        values::text(deserializer, "a network in quotes, such as \"10.0.0.0/8\"")
     }
 }
 

@@ -90,7 +90,6 @@ fn slips_are_refused_with_their_place_and_the_right_word() {
         ("[secret]\ndir = \"/x\"", "phased.toml:1:2: ", "did you mean `secrets`?"),
         ("[log]\nformat = \"jsom\"", "phased.toml:2:10: ", "did you mean `json`?"),
         ("data_dir = \"x\"", "phased.toml:1:12: ", "must be an absolute path"),
-        ("data_dir = 5", "phased.toml:1:12: ", "string"),
         ("[signals]\nkye = \"x\"", "phased.toml:2:1: ", "did you mean `key`?"),
         ("[signals]\nmax_age = \"1s\"\nkey = \"x\"", "phased.toml:1:1: ", "no two clocks"),
         ("[signals]\naccept = [{ key = \"ssh-rsa AAAA\", projects = [\"a\"] }]", "phased.toml:2:", "ssh-ed25519 only"),
@@ -110,7 +109,11 @@ fn slips_are_refused_with_their_place_and_the_right_word() {
             "is no project",
         ),
         ("plugins = []", "phased.toml:1:11: ", "empty"),
-        ("[api]\nlisten = \"7427\"", "phased.toml:2:10: ", "write \"127.0.0.1:7427\""),
+        (
+            "[api]\nlisten = \"7427\"",
+            "phased.toml:2:10: ",
+            "[api] listen: \"7427\" is not an address and port: write \"127.0.0.1:7427\"",
+        ),
         ("[api]\ntls = { cert = \"/c\" }", "phased.toml:2:7: ", "missing field `key`"),
         ("[api]\ntls = { cert = \"c\", key = \"/k\" }", "phased.toml:2:", "must be an absolute path"),
         ("[api]\ntls = { cert = \"/c\", kye = \"/k\" }", "phased.toml:2:", "did you mean `key`?"),
@@ -152,6 +155,56 @@ fn slips_are_refused_with_their_place_and_the_right_word() {
     assert!(!parse("zzz = 1").unwrap_err().contains("did you mean"));
     let missing = Config::load(Path::new("/nonexistent/phased.toml")).unwrap_err().to_string();
     assert!(missing.contains("/nonexistent/phased.toml") && missing.ends_with("`phased init` writes one"), "{missing}");
+}
+
+#[test]
+fn a_value_of_another_kind_is_refused_by_the_name_of_its_key_with_what_it_must_be() {
+    for (text, error) in [
+        ("data_dir = 5", "1:12: data_dir must be an absolute path in quotes, and is 5"),
+        ("plugins = \"/a\"", "1:11: plugins must be a list, and is \"/a\""),
+        ("plugins = [\"/a\", 7]", "1:18: plugins 2 must be a path in quotes, and is 7"),
+        ("api = 7427", "1:7: api must be a table, and is 7427"),
+        (
+            "[log]\nformat = \"text\"\n[api]\nlisten = 7427",
+            "4:10: [api] listen must be an address and port in quotes, such as \"127.0.0.1:7427\", or \"none\", and is 7427",
+        ),
+        ("[api]\nplaintext = \"yes\"", "2:13: [api] plaintext must be true or false, and is \"yes\""),
+        ("[api]\nhost_names = \"a.example\"", "2:14: [api] host_names must be a list, and is \"a.example\""),
+        (
+            "[api]\ntrusted_proxies = [10]",
+            "2:20: [api] trusted_proxies 1 must be a network in quotes, such as \"10.0.0.0/8\", and is 10",
+        ),
+        (
+            "[api]\ntls = { cert = 1, key = \"/k\" }",
+            "2:16: [api] tls.cert must be an absolute path in quotes, and is 1",
+        ),
+        ("[api]\ntls = true", "2:7: [api] tls must be a table, and is true"),
+        ("[log]\nformat = 5", "2:10: [log] format must be text in quotes, and is 5"),
+        (
+            "[log]\nformat = \"jsom\"",
+            "2:10: [log] format must be `text` or `json`, and is \"jsom\"; did you mean `json`?",
+        ),
+        ("[exec]\nuser = { name = \"ci\" }", "2:8: [exec] user must be text in quotes, and is a table"),
+        ("[limits]\nmax_queued = -1", "2:14: [limits] max_queued must be a whole number, 0 or more, and is -1"),
+        ("[limits]\nmemory = true", "2:10: [limits] memory must be a size such as \"64MiB\", and is true"),
+        (
+            "[limits]\nhead_timeout = 10",
+            "2:16: [limits] head_timeout must be a duration in quotes, such as \"10s\" or \"1h30m\", and is 10",
+        ),
+        (
+            "[limits]\nhook_rate = 600",
+            "2:13: [limits] hook_rate must be a rate in quotes, such as \"600/m\", or \"none\", and is 600",
+        ),
+        (
+            "[[signals.accept]]\nkey = 1\nprojects = [\"shop\"]",
+            "2:7: [signals] accept 1.key must be text in quotes, and is 1",
+        ),
+    ] {
+        assert_eq!(parse(text).unwrap_err(), format!("phased.toml:{error}"), "{text:?}");
+    }
+    let long = format!("[log]\nfilter = [{:?},\n1]", "x".repeat(50));
+    let said = parse(&long).unwrap_err();
+    assert!(said.ends_with(&format!("and is [\"{}...", "x".repeat(38))), "{said}");
 }
 
 fn secret_file(dir: &Path, name: &str, bytes: &[u8], mode: u32) {

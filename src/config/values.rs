@@ -1,8 +1,27 @@
 //! Values that need more than their TOML type, each refused with what would be right.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, marker::PhantomData, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, de::Error};
+
+/// Reads a text; what is none is refused with what it should be, and how that is written.
+pub(super) fn text<'de, T, D>(deserializer: D, expected: &'static str) -> Result<T, D::Error>
+where
+    T: FromStr<Err: fmt::Display>,
+    D: Deserializer<'de>,
+{
+    struct Visitor<T>(&'static str, PhantomData<T>);
+    impl<T: FromStr<Err: fmt::Display>> serde::de::Visitor<'_> for Visitor<T> {
+        type Value = T;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+        fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+            text.parse().map_err(E::custom)
+        }
+    }
+    deserializer.deserialize_str(Visitor(expected, PhantomData))
+}
 
 /// A number of bytes: `"256MiB"`, or a plain integer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,7 +130,7 @@ impl FromStr for Rate {
 
 impl<'de> Deserialize<'de> for Rate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(Error::custom)
+        text(deserializer, "a rate in quotes, such as \"600/m\", or \"none\"")
     }
 }
 
@@ -150,7 +169,7 @@ impl FromStr for UidRange {
 
 impl<'de> Deserialize<'de> for UidRange {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(Error::custom)
+        text(deserializer, "the first and last user id in quotes, such as \"61000-61999\"")
     }
 }
 
@@ -160,7 +179,7 @@ fn check_absolute(path: PathBuf) -> Result<PathBuf, String> {
 }
 
 pub(super) fn absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
-    check_absolute(PathBuf::deserialize(deserializer)?).map_err(Error::custom)
+    check_absolute(text(deserializer, "an absolute path in quotes")?).map_err(Error::custom)
 }
 
 pub(super) fn some_absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
@@ -176,7 +195,7 @@ pub(super) fn absolutes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Ve
 }
 
 pub(super) fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
-    let text = String::deserialize(deserializer)?;
+    let text: String = text(deserializer, "an address and port in quotes, such as \"127.0.0.1:7427\", or \"none\"")?;
     if text == "none" {
         return Ok(None);
     }
@@ -188,7 +207,7 @@ pub(super) fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
 }
 
 pub(super) fn filter<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    let text = String::deserialize(deserializer)?;
+    let text: String = text(deserializer, "a filter in quotes, such as \"info\"")?;
     match tracing_subscriber::EnvFilter::builder().parse(&text) {
         Ok(_) => Ok(text),
         Err(error) => Err(Error::custom(format!(

@@ -21,7 +21,7 @@ use self::{
 pub(super) use self::{
     alarm::tell_of_alarm,
     plan::{Asked, changed_paths, phases, planned},
-    resolve::{build, first_build, found},
+    resolve::{build, first_build, found, going_back},
 };
 use super::{
     command::Left,
@@ -44,7 +44,7 @@ use crate::{
         input,
         pipeline::{AskedAfter, Environment, Health},
         run::Run,
-        step::{Branch, CallKey, StepKey},
+        step::{self, Branch, CallKey, StepKey},
     },
     ports::{journal::Ticket, program::Opening},
     time::Stamp,
@@ -101,6 +101,11 @@ pub(super) enum Job {
         known: Known,
         roster: Option<Box<Roster>>,
     },
+    /// That a call on a host failed, which is told once it is known whether the host is no more.
+    Raised {
+        end: Box<Event>,
+        roster: Box<Roster>,
+    },
     Undo {
         run: RunId,
         key: CallKey,
@@ -126,6 +131,19 @@ pub(super) struct Since {
 }
 
 impl Job {
+    /// `end` says that the call of `key` failed; `None` where nobody would know whether that is because its host is no more.
+    pub(super) fn raised(run: &Run, key: &CallKey, end: &Event) -> Option<Job> {
+        let Some(step::Place::Host { deployment, host, .. }) = key.place().filter(|_| key.undone().is_none()) else {
+            return None;
+        };
+        let of = run.deployment(deployment)?;
+        let host = of.host(&host).filter(|host| !host.gone)?;
+        // One that is being prepared does not bring its wave forward.
+        let wave = if host.begun.is_some() { host.wave } else { 0 };
+        let roster = Box::new(Roster::of(run, of, wave)?);
+        Some(Job::Raised { end: Box::new(end.clone()), roster })
+    }
+
     /// `None` for actions the owner does itself.
     pub(super) fn of(run: &Run, action: Action, doors: &Arc<Doors>) -> Option<Job> {
         let whole = || Box::new(run.clone());
@@ -191,9 +209,14 @@ fn checks(run: &Run, of: &Deployment, host: &HostRun) -> Option<(Health, Option<
 }
 
 impl Job {
-    /// The fact it leaves when it is cancelled: a watch that is cut says nothing about the host, and that is its verdict.
+    /// The fact it leaves when it is cancelled: a watch that is cut says nothing about the host, and that is its verdict; a call that has
+    /// failed has failed.
     fn cut(&self) -> Option<Event> {
-        let Job::Watch { deployment, host, .. } = self else { return None };
+        let (deployment, host) = match self {
+            Job::Watch { deployment, host, .. } => (deployment, host),
+            Job::Raised { end, .. } => return Some((**end).clone()),
+            _ => return None,
+        };
         let message = format!("the health of {} was not watched to the end: the run is to end", host.name);
         Some(Event::HealthVerdict {
             deployment: *deployment,
@@ -232,6 +255,9 @@ pub(super) async fn perform(context: Context, job: Job) {
             Job::Watch { deployment, host, health, since, known, roster } => {
                 let fact = watch(&context, deployment, &host, &health, &since, known).await;
                 context.facts(unless_gone(&context, fact, roster).await, true).await;
+            }
+            Job::Raised { end, roster } => {
+                context.facts(unless_gone(&context, *end, Some(roster)).await, true).await;
             }
             Job::Undo { run, key } => {
                 let action = context.name.clone();

@@ -3,6 +3,7 @@
 use tokio::sync::oneshot;
 
 use super::{
+    actions::going_back,
     adoption::{self, Asking},
     conductor::{Ask, Conductor},
     handle::{ChangeAsk, Changed, Refusal},
@@ -41,13 +42,20 @@ pub(super) async fn change(
             return Err(Refusal::Value(format!("an environment knows no {other:?}: it can be asked to {known}")));
         }
     };
+    let control = &*conductor.inner.world.control;
+    let target = || going_back(control, &loaded.name, environment, to.as_deref());
+    if change == Some(Change::Rollback) && to.is_some() {
+        // A name that is mistyped ends nothing that is under way.
+        target().map_err(nowhere)?;
+    }
     if let Some(change) = change {
         match under_way(conductor, &loaded.name, environment, change, by, reason.clone()).await? {
-            // What is taken back goes to what was known-good before it; to another one goes a run of its own, behind it.
-            Some((run, touched)) if change != Change::Rollback || (touched && to.is_none()) => {
+            // What is taken back goes to what was known-good before it; to another one goes a run of its own, behind it. One that had touched
+            // nothing ends, and that is all where nothing is from before what is live.
+            Some((run, touched)) if change != Change::Rollback || (touched && to.is_none()) || target().is_err() => {
                 return Ok(Changed::UnderWay(Box::new(conductor.view_now(&run).await?)));
             }
-            // One that had touched nothing ends; what is live is gone back from.
+            // What is live is gone back from.
             Some(_) => {}
             None if change == Change::Rollback => {}
             None => {
@@ -59,24 +67,32 @@ pub(super) async fn change(
             }
         }
     }
-    let known_good = || {
-        let control = &*conductor.inner.world.control;
-        ledger::some_good(control, &loaded.name, environment).map_err(Refusal::Unchangeable)
-    };
     let (purpose, trigger) = match (change, verb.as_str()) {
-        (Some(_), _) => known_good().map(|_| (Purpose::Rollback { to }, Trigger::Api))?,
-        (None, "adopt") => {
+        (Some(_), _) => {
             // Asked again once the environment is the run's; who asks in vain hears of it now.
+            target().map_err(nowhere)?;
+            (Purpose::Rollback { to: to.clone() }, Trigger::Api)
+        }
+        (None, "adopt") => {
+            // As above.
             adoptable(conductor, loaded, environment).await.map_err(Refusal::Unchangeable)?;
             (Purpose::Adopt, Trigger::Api)
         }
-        (None, _) => known_good().map(|_| (Purpose::Converge { hosts: Vec::new() }, Trigger::Converge))?,
+        (None, _) => {
+            ledger::some_good(control, &loaded.name, environment).map_err(Refusal::Unchangeable)?;
+            (Purpose::Converge { hosts: Vec::new() }, Trigger::Converge)
+        }
     };
     let ask =
         Ask { wanted: Wanted::Head, environment: Some(environment.clone()), reason, purpose, once, ..Ask::default() };
     let view = conductor.request(&loaded.name, trigger, by.to_owned(), ask, &[], Vec::new()).await?;
     let view = view.ok_or_else(|| Refusal::Degraded("a request without conditions met one".to_owned()))?;
     Ok(Changed::Run(Box::new(view)))
+}
+
+/// Why nothing is gone back to, as an answer: what was named, or how things are.
+fn nowhere(cause: Cause) -> Refusal {
+    if cause.code == "target_unknown" { Refusal::Target(cause) } else { Refusal::Unchangeable(cause) }
 }
 
 /// Whether there is something to adopt.

@@ -65,7 +65,7 @@ pub use transfer::{Download, Source, Upload, UploadVerdict, Write};
 
 use crate::{
     model::{
-        cause::Cause,
+        cause::{CUT_OFF, Cause},
         host::{Host, Transport},
         host_key::Realm,
         ids::{Digest, EnvironmentName, Epoch, ProjectName, RunId},
@@ -393,7 +393,8 @@ impl Verdict {
                     "the connection to {host} was cut while the command ran and could not be made again: {}",
                     error.cause.message
                 ),
-            ),
+            )
+            .with(CUT_OFF, error.cause.code.as_str()),
         })
     }
 }

@@ -69,6 +69,9 @@ pub enum Refusal {
     /// 422 `ref_not_allowed`, `ref_unknown` or `ref_invalid`, from the forge.
     #[error("{}", .0.message)]
     Ref(Cause),
+    /// 422 `target_unknown`: what was to be gone back to; the message says to what one can.
+    #[error("{}", .0.message)]
+    Target(Cause),
     /// 502, the forge's code: `git_unreachable`, `git_auth`, ...
     #[error("{}", .0.message)]
     Forge(Cause),

@@ -33,7 +33,7 @@ use crate::{
         analysis::{Assessment, Verdict},
         cause::Cause,
         decide::{self, Action, decide},
-        event::{Event, Record},
+        event::{CallResult, Event, Record},
         ids::{Digest, EnvironmentName, Epoch, HostId, Seq},
         run::{self, Run, Step},
         step::{Branch, CallKey, Place, StepKey},
@@ -140,6 +140,11 @@ fn host_of(event: &Event) -> Option<(u32, HostId)> {
         },
         _ => None,
     }
+}
+
+/// Whether it says that a call failed.
+fn is_failure(event: &Event) -> bool {
+    matches!(event, Event::Return { result: CallResult::Raised(_), .. })
 }
 
 /// What an owner starts from.
@@ -474,10 +479,15 @@ impl Owner {
         }
     }
 
-    /// A verdict on a deployment that has one already, or has ended, comes too late.
+    /// A verdict on a deployment that has one already, or has ended, comes too late, as does how a call failed that was ended meanwhile.
     fn is_late(&self, event: &Event) -> bool {
-        let Event::Judged { deployment, .. } = event else { return false };
-        self.run.deployment(*deployment).is_none_or(|of| of.judged.is_some() || of.end.is_some())
+        match event {
+            Event::Judged { deployment, .. } => {
+                self.run.deployment(*deployment).is_none_or(|of| of.judged.is_some() || of.end.is_some())
+            }
+            Event::Return { key, .. } => !self.run.calls.contains_key(key),
+            _ => false,
+        }
     }
 
     /// Tells control how deployments have ended, once that is on disk, and gives their environments back.
@@ -497,7 +507,7 @@ impl Owner {
                 Message::Stop { .. }
                     | Message::Change { .. }
                     | Message::Turn(_, Turn::Ended { .. } | Turn::Raised { .. })
-            );
+            ) || matches!(&message, Message::Facts { events, .. } if events.iter().any(is_failure));
             self.handle(message);
             if alone || left == 0 || self.broken.is_some() || self.finished {
                 return;
@@ -512,6 +522,9 @@ impl Owner {
             Message::Turn(key, turn) => self.turn(&key, turn),
             Message::Facts { action, events, over } => {
                 for event in events.into_iter().filter(|event| !self.is_late(event)).collect::<Vec<_>>() {
+                    if let Event::Return { key, .. } = &event {
+                        self.ending.remove(key);
+                    }
                     self.append(event);
                 }
                 if over {
@@ -640,12 +653,9 @@ impl Owner {
     fn let_go(&self) {
         let sharp = self.is_sharp();
         let finish = Action::Finish.name().unwrap_or_default();
+        let of_host = |name: &str| ["watch ", "raised "].iter().any(|of| name.starts_with(of));
         for (name, cancel) in &self.busy {
-            if *name != finish
-                && *name != LEFTOVERS
-                && !name.starts_with("undo ")
-                && (sharp || !name.starts_with("watch "))
-            {
+            if *name != finish && *name != LEFTOVERS && !name.starts_with("undo ") && (sharp || !of_host(name)) {
                 cancel.cancel();
             }
         }

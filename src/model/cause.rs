@@ -16,6 +16,9 @@ pub struct Cause {
     pub facts: Map<String, Value>,
 }
 
+/// The fact of a command that was lost with the way to its host: why that is barred.
+pub const CUT_OFF: &str = "cut_off";
+
 impl Cause {
     /// A cause without facts.
     #[must_use]
@@ -34,6 +37,12 @@ impl Cause {
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         matches!(self.code.as_str(), "unreachable" | "connect_timeout" | "connection_lost" | "session_limit")
+    }
+
+    /// Whether nobody gets to the host it is about, be it that something may have been done there before.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        self.is_shut() || self.facts.contains_key(CUT_OFF)
     }
 
     /// Codes of a host on which nothing was done: it could not be reached, or it is not the one we know, or it did not let us in, or its

@@ -160,6 +160,36 @@ fn a_restore_is_for_what_is_empty_and_a_broken_backup_changes_nothing() {
     assert_eq!(daemon.run(&run.id).now(), run.view);
 }
 
+/// As the package leaves it, which starts the daemon at once.
+#[test]
+fn a_daemon_of_which_nothing_has_come_yet_gives_way_to_a_backup_without_force() {
+    let (world, daemon) = World::with(&Project::new("shop"));
+    world.repo.push("one");
+    let run = daemon.deploy().is("succeeded");
+    let file = world.path("backup.tar.zst");
+    assert_eq!(daemon.cli(&["backup", file.to_str().unwrap()]).code, 0);
+    daemon.kill();
+
+    let new = World::new();
+    new.start().kill();
+    assert!(new.path("data/journal/control").exists());
+    let restored = restore(&new, "data", &[file.to_str().unwrap()]);
+    assert_eq!(restored.code, 0, "{}", restored.stderr);
+    let kept = restored.report["kept"].as_str().unwrap();
+    assert!(std::path::Path::new(kept).join("journal/control").exists(), "{kept}");
+    let daemon = new.start();
+    assert_eq!(daemon.api.get(&format!("/v1/runs/{}", run.id)).is(200).json()["state"], json!("succeeded"));
+    daemon.kill();
+
+    // Somebody has made a token, and nothing else.
+    let used = World::new();
+    let daemon = used.start();
+    assert_eq!(daemon.cli(&["token", "create", "--name", "ci"]).code, 0);
+    daemon.kill();
+    let refused = restore(&used, "data", &[file.to_str().unwrap()]);
+    assert!(refused.code == 1 && refused.stderr.contains("is not empty"), "{}", refused.stderr);
+}
+
 #[test]
 fn every_line_of_an_export_is_json_and_the_counts_are_those_of_the_api() {
     let (world, daemon) = World::with(&Project::new("shop"));

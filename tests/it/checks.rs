@@ -2,16 +2,18 @@
 
 use std::{os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
-use crate::fixture::output;
+use crate::fixture::{BINARY, Daemon, Project, World, output};
 
-/// A fresh `phased init` with these examples as projects, and their secrets; what `phased check` prints.
+/// A fresh `phased init` with these examples as projects, their secrets and host keys; what `phased check` prints.
 fn checked(dir: &Path, examples: &[&str]) -> String {
     let phased = || Command::new(env!("CARGO_BIN_EXE_phased"));
     assert_eq!(output(phased().args(["init", "--config"]).arg(dir.join("phased.toml"))).code, 0);
     for example in examples {
-        let from = Path::new("packaging/examples").join(format!("{example}.lua"));
-        std::fs::copy(from, dir.join(format!("plugins/projects/{example}.lua"))).unwrap();
+        let text = std::fs::read_to_string(Path::new("packaging/examples").join(format!("{example}.lua"))).unwrap();
+        let text = text.replace("/etc/phased/", &format!("{}/", dir.display()));
+        std::fs::write(dir.join(format!("plugins/projects/{example}.lua")), text).unwrap();
     }
+    std::fs::write(dir.join("known_hosts"), "").unwrap();
     std::fs::create_dir_all(dir.join("secrets")).unwrap();
     for secret in ["deploy_key", "shop_webhook", "slack_url"] {
         let file = dir.join("secrets").join(secret);
@@ -72,4 +74,35 @@ fn check_shows_waves_budgets_alarms_and_freezes_as_they_come_out() {
     ] {
         assert!(said.contains(block), "{said}");
     }
+}
+
+#[test]
+fn a_known_hosts_file_that_cannot_be_used_is_named_with_its_place_and_the_remedy() {
+    let world = World::new();
+    let config = Daemon::configure(&world);
+    let bastion = world.path("bastion_hosts").display().to_string();
+    world.project(
+        &Project::new("shop").ssh(&format!(r#"jump = {{ address = "127.0.0.1", known_hosts = "{bastion}" }}"#)),
+    );
+    let check = || output(Command::new(BINARY).args(["check", "--format", "short", "--config"]).arg(&config));
+    let known = world.path("known_hosts");
+    let missing = |file: &str| format!("the known_hosts file {file} cannot be used: No such file");
+    let said = check();
+    assert!(said.code == 1 && said.stdout.lines().count() == 1, "{said:?}");
+    assert!(said.stdout.contains(&missing(&bastion)) && said.stdout.contains("ssh-keyscan"), "{said:?}");
+    let text = std::fs::read_to_string(world.path("plugins/projects/shop.lua")).unwrap();
+    let line = 1 + text.lines().position(|line| line.contains(&bastion)).unwrap();
+    assert!(said.stdout.contains(&format!("projects/shop.lua:{line}:")), "{said:?}");
+    std::fs::write(&bastion, "").unwrap();
+    assert_eq!(check().code, 0);
+    // One that is there and is none.
+    let keys = std::fs::read(&known).unwrap();
+    std::fs::write(&known, "ssh-ed25519\n").unwrap();
+    let said = check();
+    assert!(said.code == 1 && said.stdout.contains("line 1: it is not"), "{said:?}");
+    std::fs::remove_file(&known).unwrap();
+    let said = check();
+    assert!(said.code == 1 && said.stdout.contains(&missing(known.to_str().unwrap())), "{said:?}");
+    std::fs::write(&known, keys).unwrap();
+    assert_eq!(check().code, 0);
 }

@@ -2,7 +2,7 @@
 
 mod escapes;
 mod load;
-mod nginx;
+mod proxies;
 mod random;
 mod sweep;
 mod tls;

@@ -109,6 +109,19 @@ fn a_repository_becomes_a_project_that_deploys_and_each_missing_part_is_named() 
     let file = conf.join("plugins/projects/shop.lua").display().to_string();
     assert_eq!((code, &said["differs"]), (0, &serde_json::json!([file])), "{said:#} {err}");
     assert!(said["next"].as_str().unwrap().starts_with(&format!("{file} is there already")), "{said:#}");
+    // No host is said: the file's are looked at, and of what they need no more is known than that they let us in.
+    let again = ["--name", "shop", &url];
+    let (_, said, _) = init(conf, &again);
+    let place = format!("127.0.0.1:{}", world.sshd.port);
+    assert_eq!((&said["hosts"][0]["host"], codes(&said["hosts"][0]).len()), (&place.into(), 0), "{said:#}");
+    assert_eq!((&said["differs"], &said["sudoers"]), (&serde_json::json!([]), &Value::Null), "{said:#}");
+    std::fs::write(&authorized, &old).unwrap();
+    let (_, said, _) = init(conf, &again);
+    assert_eq!(codes(&said["hosts"][0]), ["auth_failed"], "{said:#}");
+    std::fs::write(&authorized, format!("{old}{key}\n")).unwrap();
+    // Nor a repository.
+    let (_, said, _) = init(conf, &[]);
+    assert!(said["next"].as_str().unwrap().contains(&format!("phased init {url} does so for shop")), "{said:#}");
     // What would stand in a line of sudoers on every host.
     for (word, value) in [("--user", "x ALL=(ALL) NOPASSWD: ALL\n#"), ("--user", "ALL"), ("--service", "a, /bin/sh")] {
         let (code, _, err) = init(conf, &["--name", "shop", "--host", "127.0.0.1", word, value, &url]);
@@ -121,6 +134,36 @@ fn a_repository_becomes_a_project_that_deploys_and_each_missing_part_is_named() 
     eventually("it is live", || {
         std::fs::read_to_string(format!("{dir}/current/app")).ok().filter(|text| text == "built\n")
     });
+}
+
+#[test]
+fn run_again_without_the_hosts_it_looks_at_them_as_when_they_were_said() {
+    let world = World::new();
+    world.repo.push("first");
+    let (conf, url) = (world.path("conf"), world.repo.url());
+    let host = format!("fleet@127.0.0.1:{}", world.sshd.port);
+    let said_once = ["--host", &host, "--accept-host-keys", &url];
+    let (_, said, err) = init(&conf, &said_once);
+    assert_eq!(codes(&said["hosts"][0]), ["auth_failed"], "{said:#} {err}");
+    let authorized = world.path("sshd/authorized_keys");
+    let old = std::fs::read_to_string(&authorized).unwrap();
+    std::fs::write(&authorized, format!("{old}{}\n", said["public_key"].as_str().unwrap())).unwrap();
+    let (_, then, _) = init(&conf, &said_once);
+    assert!(codes(&then["hosts"][0]).contains(&"unit"), "{then:#}");
+    let (_, now, _) = init(&conf, &[&url]);
+    for what in ["hosts", "differs", "sudoers", "next"] {
+        assert_eq!(now[what], then[what], "{what}");
+    }
+    // In the project that is somebody's own by now, hosts that nobody has listed are not passed over in silence.
+    let file = conf.join("plugins/projects/repo.lua");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let (before, rest) = text.split_once("hosts = {").unwrap();
+    let (_, after) = rest.split_once('\n').unwrap();
+    std::fs::write(&file, format!("{before}hosts = require \"discovery.file\" {{ \"/nowhere.json\" }},\n{after}"))
+        .unwrap();
+    let (code, said, err) = init(&conf, &[&url]);
+    let notes = said["notes"].to_string();
+    assert!(code == 0 && notes.contains("phased doctor"), "{said:#} {err}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //!
 //! The debs and rpms are made of the binary that all tests run, by `scripts/package`. Every test boots machines of its own.
 
+mod credentials;
 mod faults;
 mod lifecycle;
 mod lint;

@@ -187,6 +187,13 @@ fn the_command_line_shows_runs_status_log_and_plan() {
     assert!(daemon.cli(&["plan", "shop"]).stdout.contains("h2"));
     let followed = daemon.cli(&["log", "-f", "shop"]);
     assert!(followed.code == 0 && followed.stdout.contains("hello from the test"), "{followed:?}");
+    // What is not there is not an empty log.
+    let step = daemon.cli(&["log", "shop", "--step", "test/unti"]);
+    assert!(step.code == 8 && step.stderr.contains("there are test/unit, production#1"), "{step:?}");
+    let host = daemon.cli(&["log", "-f", "shop", "--host", "web9"]);
+    assert!(host.code == 8 && host.stdout.is_empty() && host.stderr.contains("there are h1, h2"), "{host:?}");
+    let silent = daemon.cli(&["--json", "log", "-f", "shop", "--step", "test/unit", "--host", "h1"]);
+    assert!(silent.code == 0 && silent.stderr.contains("has printed nothing in test/unit on h1"), "{silent:?}");
     let json: serde_json::Value = serde_json::from_str(&daemon.cli(&["--json", "status"]).stdout).unwrap();
     assert_eq!(json["projects"][0]["project"], "shop");
 }

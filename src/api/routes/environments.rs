@@ -110,7 +110,7 @@ pub struct ChangeBody {
         (status = 202, description = "A run of its own; `Location` is where to watch it.", body = RunView),
         (status = 404, description = "`project_unknown`, `environment_unknown`.", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "It cannot be: `not_deploying`, `deploying`, `paused_already`, `not_paused`, `not_held`, `deployment_failed`, `no_target`, `rollback_unsafe`; nothing can be adopted: `no_version`, `artifacts`, `hosts_disagree`, `adopted_bad`, `ref_unknown`.", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "`bad_value`, `unknown_field`.", body = Problem, content_type = "application/problem+json")))]
+        (status = 422, description = "`bad_value`, `unknown_field`; `target_unknown`: `to` names no release that is known-good there, and `detail` names those that are.", body = Problem, content_type = "application/problem+json")))]
 pub(super) async fn change(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,

@@ -10,16 +10,13 @@ use nix::unistd::{Uid, User};
 use super::{Check, Daemon};
 use crate::{
     app::{projects, uids},
-    config::{Config, Exec, FileSecrets, JOB_SOCKET, JOB_UIDS, START_JOB_SOCKET},
+    config::{Config, Exec, FileSecrets, JOB_SOCKET, JOB_UIDS, SHIPPED_PLUGINS, START_JOB_SOCKET},
     lua::diagnostics,
     ports::{
         program::{Loaded, Programs as _},
         secrets::Secrets,
     },
 };
-
-/// Where the packages put the shipped plugins.
-const SHIPPED_PLUGINS: &str = "/usr/share/phased/plugins";
 
 pub(super) fn all(config: &Config, credentials: Option<&Path>, daemon: &Daemon) -> Vec<Check> {
     let mut found = Vec::new();

@@ -16,8 +16,8 @@ use crate::{
     lifecycle::Tasks,
     model::{
         cause::Cause,
-        host::{Host, SecretRef, Ssh},
-        host_key::{Learnt, Realm},
+        host::Host,
+        host_key::{HostKeys as KnownBy, Learnt, Policy, Realm},
         ids::{Digest, ProjectName},
     },
     ports::{
@@ -81,11 +81,21 @@ pub(super) async fn key(
     Ok(Ok(Key::Kept(format!("{}{by}", shown.fingerprint))))
 }
 
+/// Whether what `known_hosts` says of a host's key is all that counts when it is logged in to.
+pub(super) fn is_pinned(host: &Host, known_hosts: &Path) -> bool {
+    let here = host.ssh.known_hosts.as_ref().is_some_and(|file| Path::new(file) == known_hosts);
+    let pinned = matches!(host.ssh.host_keys, None | Some(KnownBy::Policy(Policy::Pin)));
+    here && pinned && host.ssh.jump.is_none()
+}
+
 /// How a host is found.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct State {
-    /// Its address, with its port where that is not 22.
+    /// Its id: its address, with its port where that is not 22, unless the project calls it otherwise.
     pub host: String,
+    /// Where it is.
+    #[serde(skip)]
+    pub address: Address,
     /// The host key that was kept now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_key: Option<String>,
@@ -94,6 +104,11 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Nothing is missing yet.
+    pub fn of(host: &Host) -> State {
+        State { host: host.id.to_string(), address: Address::of(host), host_key: None, missing: Vec::new() }
+    }
+
     /// Whether it lacks what the script for hosts makes.
     pub fn unprepared(&self) -> bool {
         self.missing.iter().any(|cause| matches!(cause.code.as_str(), "auth_failed" | "directory" | "sudo"))
@@ -135,30 +150,18 @@ impl OutputSink for Said {
     }
 }
 
-/// Logs in and looks whether a deployment would find what it needs.
+/// Logs in, and looks whether a deployment would find what it needs there, where it is known what that is.
 pub(super) async fn look(
-    draft: &Draft,
-    address: &Address,
+    host: &Host,
+    needs: Option<&Draft>,
     realm: &Realm,
     secrets: &Arc<dyn Secrets>,
     clock: &Arc<dyn Clock>,
     tasks: &Tasks,
 ) -> Vec<Cause> {
-    let id = match address.id().parse() {
-        Ok(id) => id,
-        Err(error) => return vec![Cause::new("address", format!("{error}"))],
-    };
-    let ssh = Ssh {
-        user: Some(draft.user.clone()),
-        port: address.port,
-        key: Some(SecretRef { name: draft.key.clone() }),
-        known_hosts: Some(draft.known_hosts.clone()),
-        ..Ssh::default()
-    };
-    let host = Host { ssh, ..Host::at(id, address.host.clone()) };
     let limits = SshLimits { sessions: 16, handshakes: 16 };
     let links = SshLinks::new(Arc::clone(secrets), Arc::new(NoneLearnt), Arc::clone(clock), tasks.clone(), limits);
-    let connect = ToHost { links: Arc::new(BySsh(links)), realm: Some(realm.clone()), host };
+    let connect = ToHost { links: Arc::new(BySsh(links)), realm: Some(realm.clone()), host: host.clone() };
     let session = Session::new(Arc::new(connect), Arc::clone(clock), Arc::new(Fleeting));
     if let Err(error) = session.link().await {
         return vec![error.cause];
@@ -167,15 +170,17 @@ pub(super) async fn look(
     if let Err(error) = getrandom::fill(&mut random) {
         return vec![Cause::new("internal", format!("no random numbers: {error}"))];
     }
-    let what = What::Sh { text: host_check(draft).into_bytes(), shell: Shell::Sh };
+    let text = needs.map_or_else(|| "true\n".to_owned(), host_check);
+    let what = What::Sh { text: text.into_bytes(), shell: Shell::Sh };
     let mut spec = CommandSpec::new(Digest::of(&random), what, Duration::from_secs(20));
     spec.reconnect = Duration::from_secs(5);
     let mut said = Said::default();
     let verdict = session.run(&spec, &mut said, &CancellationToken::new()).await;
     session.close().await;
-    if let Some(cause) = verdict.cause(&address.id(), spec.timeout) {
+    if let Some(cause) = verdict.cause(host.id.as_str(), spec.timeout) {
         return vec![cause];
     }
+    let Some(draft) = needs else { return Vec::new() };
     said.0.lines().filter_map(|line| missing(draft, line)).collect()
 }
 

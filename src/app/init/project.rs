@@ -3,6 +3,10 @@
 use std::fmt::Write as _;
 
 use super::detect::Found;
+use crate::model::{
+    host::{Host, SecretRef, Ssh},
+    ids::IdError,
+};
 
 /// What is known of a project to be.
 #[derive(Debug, Clone)]
@@ -38,6 +42,11 @@ pub(super) struct Address {
 }
 
 impl Address {
+    /// Where a host is.
+    pub fn of(host: &Host) -> Address {
+        Address { host: host.address.clone(), port: host.ssh.port.filter(|port| *port != 22) }
+    }
+
     /// What the project calls it: its id.
     pub fn id(&self) -> String {
         match self.port {
@@ -45,6 +54,20 @@ impl Address {
             Some(port) => format!("{}:{port}", self.host),
             None => self.host.clone(),
         }
+    }
+}
+
+impl Draft {
+    /// One of its hosts, as the daemon will know it.
+    pub fn host(&self, address: &Address) -> Result<Host, IdError> {
+        let ssh = Ssh {
+            user: Some(self.user.clone()),
+            port: address.port,
+            key: Some(SecretRef { name: self.key.clone() }),
+            known_hosts: Some(self.known_hosts.clone()),
+            ..Ssh::default()
+        };
+        Ok(Host { ssh, ..Host::at(address.id().parse()?, address.host.clone()) })
     }
 }
 

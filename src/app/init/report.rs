@@ -38,6 +38,9 @@ pub(super) struct Report {
     pub next: String,
     #[serde(skip)]
     pub script: String,
+    /// The project's file is somebody's own by now: what its hosts need is not known, only whether they let us in.
+    #[serde(skip)]
+    pub own: bool,
 }
 
 /// What a forge is told.
@@ -95,15 +98,14 @@ impl Report {
                  phased check and phased doctor look at what is there. Or move {them} away and run this again",
                 self.differs.join(" and ")
             )
-        } else if draft.hosts.is_empty() {
+        } else if draft.hosts.is_empty() && !self.own {
             format!("put your hosts into {}, then: phased check", draft.file)
         } else if of(&|state| state.missing.iter().any(|cause| cause.code == "host_key_unknown")).is_some() {
             "compare the keys above, then run this again with --accept-host-keys".to_owned()
         } else if let Some(state) = of(&State::unprepared) {
-            let to = match draft.hosts.iter().find(|address| address.id() == state.host) {
-                Some(Address { host, port: Some(port) }) => format!("-p {port} root@{host}"),
-                Some(Address { host, port: None }) => format!("root@{host}"),
-                None => format!("root@{}", state.host),
+            let to = match &state.address {
+                Address { host, port: Some(port) } => format!("-p {port} root@{host}"),
+                Address { host, port: None } => format!("root@{host}"),
             };
             format!(
                 "ssh {to} sh <{}    (so on each host), then run this again: it looks whether all is well",
@@ -167,8 +169,8 @@ impl Report {
             let mut lines: Vec<String> =
                 state.host_key.iter().map(|key| format!("its host key is kept: {key}")).collect();
             match &state.missing[..] {
-                [] if self.differs.is_empty() => lines.push("ready".to_owned()),
-                // By the command's words; nobody knows whether the project's file means this one.
+                [] if self.differs.is_empty() && !self.own => lines.push("ready".to_owned()),
+                // By the command's words, of which nobody knows whether the project's file means them; or no more was looked at.
                 [] => lines.push("it lets us in".to_owned()),
                 missing => lines.extend(missing.iter().map(|cause| format!("not yet: {}", cause.message))),
             }

@@ -85,7 +85,7 @@ fn the_command_for_a_host_goes_to_its_port() {
     ] {
         draft.hosts = vec![Address { host: address.to_owned(), port }];
         let missing = vec![Cause::new("auth_failed", "no")];
-        let state = State { host: draft.hosts[0].id(), host_key: None, missing };
+        let state = State { missing, ..State::of(&draft.host(&draft.hosts[0]).unwrap()) };
         let mut report = Report { hosts: vec![state], ..Report::default() };
         report.decide_next(&draft, Path::new("shop.host.sh"), false);
         assert!(report.next.starts_with(command), "{}", report.next);

@@ -14,6 +14,7 @@ use crate::{
         host::{Host, Transport},
         ids::HostId,
         pipeline::Health,
+        step::Place,
     },
     ports::link::{Link, LinkError},
     time::{Span, Stamp, within},
@@ -312,13 +313,20 @@ async fn gone(
     gone
 }
 
-/// A verdict, and before a bad one that its host is no more, where that is why.
-pub(super) async fn unless_gone(context: &Context, verdict: Event, roster: Option<Box<Roster>>) -> Vec<Event> {
+/// A verdict or the end of a call, and before a bad one that its host is no more, where that is why.
+pub(super) async fn unless_gone(context: &Context, fact: Event, roster: Option<Box<Roster>>) -> Vec<Event> {
     let mut facts = Vec::new();
-    if let Event::HealthVerdict { host, unhealthy: Some(cause), .. } = &verdict {
-        let bad = vec![(host.clone(), cause.is_shut())];
-        gone(context, roster.map(|roster| *roster).as_mut(), bad, &mut facts).await;
+    let bad = match &fact {
+        Event::HealthVerdict { host, unhealthy: Some(cause), .. } => Some((host.clone(), cause.is_cut_off())),
+        Event::Return { key, result, .. } => match (key.place(), result.cause()) {
+            (Some(Place::Host { host, .. }), Some(cause)) => Some((host, cause.is_cut_off())),
+            _ => None,
+        },
+        _ => None,
+    };
+    if let Some(bad) = bad {
+        gone(context, roster.map(|roster| *roster).as_mut(), vec![bad], &mut facts).await;
     }
-    facts.push(verdict);
+    facts.push(fact);
     facts
 }

@@ -17,7 +17,7 @@ use crate::{
         release::{Artifact, Commit, Release},
         run::{Run, Trigger},
     },
-    ports::forge,
+    ports::{control::Control, forge},
 };
 
 /// Finds and fetches the commit; a push that is not the head any more ends as superseded.
@@ -93,37 +93,93 @@ pub(in crate::engine) fn first_build(run: &Run, found: &forge::Resolved) -> Rele
 /// What a run puts back, by what is known now.
 ///
 /// # Errors
-/// `no_target`, or that its code cannot be opened.
+/// `no_target` or `target_unknown`, or that its code cannot be opened.
 pub(super) fn target(world: &World, run: &Run) -> Result<Target, Cause> {
-    let (project, control) = (&run.header.project, &*world.control);
-    let Some(environment) = &run.header.request.environment else {
+    let (project, control, request) = (&run.header.project, &*world.control, &run.header.request);
+    let Some(environment) = &request.environment else {
         return Err(Cause::new("internal", "a rollback names no environment"));
     };
-    let known_good = ledger::some_good(control, project, environment)?;
-    let live = ledger::live(control, project, environment).map(|live| live.release.id);
-    let at = known_good.iter().position(|good| Some(&good.target.release.id) == live.as_ref());
-    let mixed = ledger::last(control, project, environment).is_some_and(|last| last.is_mixture());
-    let (to, back) = match &run.header.request.purpose {
-        Purpose::Rollback { to } => (to.as_deref(), true),
-        Purpose::Deploy | Purpose::Converge { .. } | Purpose::Adopt => (None, false),
-    };
-    let mut targets = known_good.iter().map(|good| &good.target);
-    let chosen = match (to, &run.header.request.signal) {
+    let target = match (&request.purpose, &request.signal) {
         // Its sender means this very build.
-        (Some(_), Some(signal)) => targets.find(|target| target.release.id == signal.release.id),
-        (Some(to), None) => targets
-            .find(|target| target.release.id.as_str() == to || target.release.commit.sha.as_str().starts_with(to)),
-        // Back from what is live is to what was live before it; where the last deployment left a mixture, to what is live.
-        (None, _) if back && !mixed => targets.nth(at.map_or(0, |at| at + 1)),
-        (None, _) => targets.nth(at.unwrap_or(0)),
-    };
-    let Some(target) = chosen.cloned() else {
-        let known: Vec<&str> = known_good.iter().map(|good| good.target.release.id.as_str()).collect();
-        let what = to.map_or("an earlier release".to_owned(), |to| format!("{to:?}"));
-        let message = format!("{what} is not known-good in {environment}; known-good there: {}", known.join(", "));
-        return Err(Cause::new("no_target", message));
+        (Purpose::Rollback { to: Some(_) }, Some(signal)) => {
+            let ways = Ways::of(control, project, environment)?;
+            let this = |target: &&Target| target.release.id == signal.release.id;
+            ways.targets().find(this).ok_or_else(|| ways.unknown(signal.release.id.as_str()))?.clone()
+        }
+        (Purpose::Rollback { to }, _) => going_back(control, project, environment, to.as_deref())?,
+        (Purpose::Deploy | Purpose::Converge { .. } | Purpose::Adopt, _) => {
+            let ways = Ways::of(control, project, environment)?;
+            ways.targets().nth(ways.at.unwrap_or(0)).ok_or_else(|| ways.nothing_before())?.clone()
+        }
     };
     opens(world, project, &target).map(|()| target)
+}
+
+/// What a rollback by hand goes back to, by what is known now: the release that is named by its id or the beginning of its commit; else from
+/// what is live to what was live before it, and where the last deployment left a mixture, to what is live.
+///
+/// # Errors
+/// `no_target`: there is nothing to go back to. `target_unknown`: what is named was never good there, or is not remembered. Both say what is.
+pub(in crate::engine) fn going_back(
+    control: &dyn Control,
+    project: &ProjectName,
+    environment: &EnvironmentName,
+    to: Option<&str>,
+) -> Result<Target, Cause> {
+    let ways = Ways::of(control, project, environment)?;
+    let mixed = ledger::last(control, project, environment).is_some_and(|last| last.is_mixture());
+    let named = |target: &&Target, to: &str| {
+        target.release.id.as_str() == to || target.release.commit.sha.as_str().starts_with(to)
+    };
+    let target = match (to, ways.at) {
+        (Some(to), _) => ways.targets().find(|target| named(target, to)).ok_or_else(|| ways.unknown(to)),
+        (None, Some(at)) if !mixed => ways.targets().nth(at + 1).ok_or_else(|| ways.nothing_before()),
+        (None, at) => ways.targets().nth(at.unwrap_or(0)).ok_or_else(|| ways.nothing_before()),
+    };
+    target.cloned()
+}
+
+/// What can be gone back to in an environment.
+struct Ways<'a> {
+    environment: &'a EnvironmentName,
+    /// At least one, the last one first.
+    known_good: Vec<Good>,
+    /// Which of them is live.
+    at: Option<usize>,
+}
+
+impl<'a> Ways<'a> {
+    fn of(control: &dyn Control, project: &ProjectName, environment: &'a EnvironmentName) -> Result<Self, Cause> {
+        let known_good = ledger::some_good(control, project, environment)?;
+        let live = ledger::live(control, project, environment).map(|live| live.release.id);
+        let at = known_good.iter().position(|good| Some(&good.target.release.id) == live.as_ref());
+        Ok(Ways { environment, known_good, at })
+    }
+
+    fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.known_good.iter().map(|good| &good.target)
+    }
+
+    fn unknown(&self, to: &str) -> Cause {
+        let message = format!("{to:?} is not known-good in {}; known-good there: {}", self.environment, self.names());
+        Cause::new("target_unknown", message)
+    }
+
+    fn nothing_before(&self) -> Cause {
+        let message = format!(
+            "{} has no known-good release from before the live one; known-good there: {}",
+            self.environment,
+            self.names()
+        );
+        Cause::new("no_target", message)
+    }
+
+    /// Each, and which of them is live: for a person who has to choose.
+    fn names(&self) -> String {
+        let live = |at| if Some(at) == self.at { " (live)" } else { "" };
+        let names = self.targets().enumerate().map(|(at, target)| format!("{}{}", target.release.id, live(at)));
+        names.collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// What the hosts of the run's environment report, for a run that adopts it.

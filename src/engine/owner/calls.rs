@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{LINGER, Message, Owner, turns};
 use crate::{
-    engine::{history, steps},
+    engine::{actions::Job, history, steps},
     model::{
         canonical,
         cause::Cause,
@@ -67,9 +67,11 @@ impl Owner {
             Turn::Requests(requests) => requests.into_iter().for_each(|request| self.request(key, request)),
             Turn::Return(value) => self.returned(key, CallResult::Returned(value), 0),
             Turn::Raised { cause, undos } => {
-                // What it makes of its last answer while it is being ended is not why it ended.
-                let ended = self.ending.get(key).map(|ending| CallResult::Ended(ending.cause.clone()));
-                self.returned(key, ended.unwrap_or(CallResult::Raised(cause)), undos);
+                match self.ending.get(key).map(|ending| ending.cause.clone()) {
+                    // What it makes of its last answer while it is being ended is not why it ended.
+                    Some(cause) => self.returned(key, CallResult::Ended(cause), undos),
+                    None => self.raised(key, &cause, undos),
+                }
             }
             Turn::Ended { cause, undos } => {
                 // Its own, not one for which all calls of the run are being ended.
@@ -91,6 +93,16 @@ impl Owner {
                 }
                 self.finish_ending(key);
             }
+        }
+    }
+
+    /// A call failed. Where that may be because its host is no more, this is found out before.
+    fn raised(&mut self, key: &CallKey, cause: &Cause, undos: u32) {
+        let result = CallResult::Raised(self.sessions.redact_cause(cause));
+        let end = Event::Return { key: key.clone(), result: result.clone(), undos };
+        match Job::raised(&self.run, key, &end).filter(|_| !self.is_sharp()) {
+            Some(job) => self.spawn(format!("raised {key}"), job),
+            None => self.returned(key, result, undos),
         }
     }
 

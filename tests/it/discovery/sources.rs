@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use serde_json::{Value, json};
 
 use super::{error, ids, out};
-use crate::fixture::{Daemon, Dns, Project, Web, World, eventually, fleet};
+use crate::fixture::{Daemon, Dns, Ended, Project, Sshd, Web, World, eventually, fleet};
 
 fn with(hosts: &[&str]) -> (World, Daemon) {
     with_rollout(hosts, "max_parallel = 1")
@@ -321,20 +321,27 @@ fn a_list_found_with_other_options_does_not_stand_in() {
     assert!(error(&stale).1.contains("answered 503"), "{stale}");
 }
 
+/// What `discovery.file` finds: hosts of `world`, each with further keys as JSON has them.
+fn lists(world: &World, hosts: &[(&str, &str)]) {
+    let record = |(id, more): &(&str, &str)| {
+        let lua = world.host_table(id).replace("{ id = ", "{ \"id\": ").replace(", address = ", ", \"address\": ");
+        lua.replace(", base = ", ", \"base\": ").replace(" }", &format!("{more} }}"))
+    };
+    let records: Vec<String> = hosts.iter().map(record).collect();
+    std::fs::write(world.path("hosts.json"), format!("[{}]", records.join(", "))).unwrap();
+}
+
+fn in_file(world: &World) -> String {
+    format!("require \"discovery.file\" {{ {:?} }}", world.path("hosts.json"))
+}
+
+const TERMINATED: &str = ", \"state\": \"terminated\"";
+
 #[test]
 fn one_that_is_ended_while_it_is_watched_is_gone_and_its_illness_says_nothing_of_the_release() {
     let world = World::new();
-    let list = |ended: &str| {
-        let record = |id: &str| {
-            let lua = world.host_table(id).replace("{ id = ", "{ \"id\": ").replace(", address = ", ", \"address\": ");
-            let state = if id == ended { ", \"state\": \"terminated\"" } else { "" };
-            lua.replace(", base = ", ", \"base\": ").replace(" }", &format!("{state} }}"))
-        };
-        std::fs::write(world.path("hosts.json"), format!("[{}, {}, {}]", record("h1"), record("h2"), record("h3")))
-            .unwrap();
-    };
-    list("");
-    let source = format!("require \"discovery.file\" {{ {:?} }}", world.path("hosts.json"));
+    lists(&world, &[("h1", ""), ("h2", ""), ("h3", "")]);
+    let source = in_file(&world);
     let health = r#"command = 'test ! -e "@ROOT@/ill-$PHASED_HOST_ID"', min_healthy_time = "100ms", healthy_deadline = "2s", interval = "100ms""#;
     let phases = r#"canary = 1, max_parallel = 2, bake_time = "3s""#;
     world.project(&Project::new("shop").hosts(&[&source]).health(health).phases(phases));
@@ -342,11 +349,56 @@ fn one_that_is_ended_while_it_is_watched_is_gone_and_its_illness_says_nothing_of
     world.repo.push("good");
     let run = daemon.press();
     run.until("the rest bakes", |run| run["deployments"][0]["waves"][1]["baking_since"].is_string());
-    list("h2");
+    lists(&world, &[("h1", ""), ("h2", TERMINATED), ("h3", "")]);
     assert_eq!(out(&fleet(&daemon, true)), ["h2:terminated"]);
     // It goes down, and what it serves goes down with it.
     std::fs::write(world.path("hosts").join("ill-h2"), "").unwrap();
     let ended = run.wait().is("succeeded");
     assert_eq!(ended.host("h2")["state"], "gone", "{}", ended.deployment("production"));
     assert!(ended.host("h2")["cause"]["message"].as_str().unwrap().contains("terminated"), "{}", ended.view);
+}
+
+/// The machine of `h2` dies while its deploy runs there, and its source says of it `then` from that moment on; nothing, if that is `None`.
+fn dies_in_its_deploy(then: Option<&str>) -> Ended {
+    let world = World::new();
+    let authorized = std::fs::read_to_string(world.path("id.pub")).unwrap();
+    let dying = Sshd::start(&world.path("apart"), &authorized, "");
+    let known = world.path("known_apart");
+    std::fs::write(&known, dying.known_hosts()).unwrap();
+    let apart = format!(", \"port\": {}, \"known_hosts\": {known:?}", dying.port);
+    lists(&world, &[("h1", ""), ("h2", &apart), ("h3", ""), ("h4", "")]);
+    let long = r#"if host.id == "h2" then host:sh { "echo begun; sleep 300", timeout = "3s" } end"#;
+    world.project(&Project::new("shop").hosts(&[&in_file(&world)]).rollout("max_parallel = 4").deploy_after(long));
+    let daemon = world.start();
+    world.repo.push("for those that are there");
+    let run = daemon.press();
+    run.prints("begun");
+    let others = [("h1", ""), ("h3", ""), ("h4", "")];
+    let now = then.map(|more| format!("{apart}{more}"));
+    lists(&world, &now.iter().map(|more| ("h2", more.as_str())).chain(others).collect::<Vec<_>>());
+    drop(dying);
+    let ended = run.wait();
+    assert!(world.hosts_have(&["h1", "h3", "h4"], &world.repo.head()));
+    ended
+}
+
+#[test]
+fn one_that_is_ended_in_the_middle_of_its_deploy_is_gone() {
+    let ended = dies_in_its_deploy(Some(TERMINATED)).is("succeeded");
+    assert_eq!(ended.host("h2")["state"], "gone", "{}", ended.deployment("production"));
+    assert!(ended.host("h2")["cause"]["message"].as_str().unwrap().contains("terminated"), "{}", ended.view);
+}
+
+#[test]
+fn one_that_is_lost_in_its_deploy_and_that_nobody_names_any_more_is_gone() {
+    let ended = dies_in_its_deploy(None).is("succeeded");
+    assert_eq!(ended.host("h2")["state"], "gone", "{}", ended.deployment("production"));
+    assert_eq!(ended.host("h2")["cause"]["message"], "file does not name it any more", "{}", ended.view);
+}
+
+#[test]
+fn one_that_is_lost_in_its_deploy_and_is_still_there_has_failed() {
+    let ended = dies_in_its_deploy(Some("")).is("halted");
+    assert_eq!(ended.host("h2")["state"], "failed", "{}", ended.deployment("production"));
+    assert_eq!(ended.host("h2")["cause"]["code"], "lost", "{}", ended.view);
 }

@@ -77,8 +77,36 @@ fn an_environment_goes_back_by_hand_also_in_a_freeze_and_without_its_repository(
     let forward = daemon.cli(&["rollback", "shop", "production", "--to", &second[..8], "--wait"]);
     assert!(forward.code == 0, "{forward:?}");
     all_have(&world, 3, &second);
-    let unknown = daemon.cli(&["rollback", "shop", "production", "--to", "0123456", "--wait"]);
-    assert_eq!(unknown.code, 3, "{unknown:?}");
+}
+
+#[test]
+fn a_rollback_to_nowhere_is_refused_at_once_and_says_what_there_is() {
+    let (world, daemon, first) = good(&project(2, PHASES), 2);
+    let runs = || daemon.runs().len();
+    let before = runs();
+    let live = format!("known-good there: {} (live)", &first[..12]);
+    let answer = daemon.api.post(&at("rollback"), &json!({}));
+    assert_eq!(answer.problem(), (409, "no_target".to_owned()));
+    assert!(answer.text().contains(&live), "{}", answer.text());
+    let said = daemon.cli(&["rollback", "shop", "production"]);
+    assert!(said.code == 9 && said.stderr.contains(&live), "{said:?}");
+    let answer = daemon.api.post(&at("rollback"), &json!({ "to": "0123456" }));
+    assert_eq!(answer.problem(), (422, "target_unknown".to_owned()));
+    assert!(answer.text().contains(&live), "{}", answer.text());
+    let said = daemon.cli(&["rollback", "shop", "production", "--to", "0123456", "--wait"]);
+    assert!(said.code == 1 && said.stderr.contains(&live), "{said:?}");
+    assert_eq!(runs(), before, "nothing was begun");
+
+    // Nor does a name that is mistyped take back what is under way.
+    world.repo.push("second");
+    let run = daemon.press();
+    baking(&run, 0);
+    let answer = daemon.api.post(&at("rollback"), &json!({ "to": "0123456" }));
+    assert_eq!(answer.problem(), (422, "target_unknown".to_owned()));
+    run.wait().is("succeeded");
+    let back = daemon.cli(&["rollback", "shop", "production", "--to", &first[..7], "--wait"]);
+    assert!(back.code == 0, "{back:?}");
+    all_have(&world, 2, &first);
 }
 
 #[test]
