@@ -100,7 +100,7 @@ pub(super) async fn take_in(
         sources(environment).into_iter().map(|source| (source.origin, source.limits)).collect();
     let usual = environment.rollout.max_shrink;
     let now_ms = world.clock.now().wall_ms;
-    let fleet = world.fleets.change(project, &environment.name, |known| {
+    world.fleets.change(project, &environment.name, |known| {
         let mut fleet = known.clone();
         fleet.prune(&limits.keys().collect(), now_ms);
         let before = fleet.merged_before(environment);
@@ -119,7 +119,7 @@ pub(super) async fn take_in(
         fleet.compare(&before, &now, now_ms);
         fleet
     });
-    keep(world, project, environment, fleet).await
+    keep(world, project, environment).await
 }
 
 /// Takes the keys that sources gave a host off their last lists: they are asked for them again. `false` = none gave any.
@@ -132,13 +132,13 @@ pub(in crate::engine) async fn forget_keys(
     // What an earlier daemon has left counts too.
     fleet(world, project, &environment.name).await;
     let mut any = false;
-    let fleet = world.fleets.change(project, &environment.name, |known| {
+    world.fleets.change(project, &environment.name, |known| {
         let mut fleet = known.clone();
         any = fleet.forget_keys(id);
         fleet
     });
     if any {
-        keep(world, project, environment, fleet).await;
+        keep(world, project, environment).await;
     }
     any
 }
@@ -158,7 +158,10 @@ fn say(project: &ProjectName, environment: &Environment, source: &str, was: Opti
 }
 
 /// Puts down what is worth it. That it cannot be written takes nothing away: it is only not known after a restart.
-async fn keep(world: &World, project: &ProjectName, environment: &Environment, fleet: Arc<Fleet>) -> Arc<Fleet> {
+async fn keep(world: &World, project: &ProjectName, environment: &Environment) -> Arc<Fleet> {
+    let turn = world.fleets.keeping(project, &environment.name);
+    let _one_at_a_time = turn.lock().await;
+    let fleet = fleet(world, project, &environment.name).await;
     let hold = world.blobs.hold();
     let fresh: Vec<(Origin, Arc<Vec<Host>>)> = fleet
         .sources
