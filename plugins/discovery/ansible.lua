@@ -244,7 +244,10 @@ end
 
 local function read_by_ansible(options)
   local where = options.where
-  local ok, result = pcall(phased.exec, { options.command, "-i", where, "--list", timeout = "2m", check = false, env = options.env })
+  -- What Ansible cannot read it leaves out with a warning, and the hosts in it would look as if they were gone.
+  local env = { ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED = "true" }
+  for name, value in pairs(options.env or {}) do env[name] = value end
+  local ok, result = pcall(phased.exec, { options.command, "-i", where, "--list", timeout = "2m", check = false, env = env })
   if not ok then
     fail(where, "%s cannot be run: %s; install ansible-core, or give its path as command", options.command, result.message or tostring(result))
   end

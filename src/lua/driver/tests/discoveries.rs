@@ -373,6 +373,7 @@ fn an_inventory_script_is_run_and_asked_for_each_host_where_it_must_be() {
         )],
     );
     assert_eq!(found.asked[0].1["argv"], json!(["ansible-inventory", "-i", "/hosts.yml", "--list"]));
+    assert_eq!(found.asked[0].1["env"], json!({"ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "true"}));
     assert_eq!(found.all().len(), 1);
     let missing = Outcome::failed(Cause::new("exit", "ansible-inventory: not found"));
     discover(yaml, &[], vec![missing]).fails(&["install ansible-core"]);
