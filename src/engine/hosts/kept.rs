@@ -160,7 +160,7 @@ fn say(project: &ProjectName, environment: &Environment, source: &str, was: Opti
 /// Puts down what is worth it. That it cannot be written takes nothing away: it is only not known after a restart.
 async fn keep(world: &World, project: &ProjectName, environment: &Environment) -> Arc<Fleet> {
     let turn = world.fleets.keeping(project, &environment.name);
-    let _one_at_a_time = turn.lock().await;
+    let in_order = turn.lock().await;
     let fleet = fleet(world, project, &environment.name).await;
     let hold = world.blobs.hold();
     let fresh: Vec<(Origin, Arc<Vec<Host>>)> = fleet
@@ -206,6 +206,7 @@ async fn keep(world: &World, project: &ProjectName, environment: &Environment) -
     }
     let committed =
         world.control.commit(Commit::Setting, &[], vec![(key(project, &environment.name), Some(json!(kept)))]);
+    drop(in_order);
     match committed {
         Ok(ticket) => {
             // What is shown is on disk. A disk that has no room does not keep hosts from being asked for.
