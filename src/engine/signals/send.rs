@@ -13,8 +13,8 @@ use crate::{
         ids::{EnvironmentName, ProjectName},
         pipeline::{AskedAfter, Check, Health},
         signal::{
-            self, Answer, DOCUMENT, Domain, LIFETIME, MOST_BYTES, MOST_PIECE, Order, Part, PublicKey, SIGNATURE, Said, Signal,
-            Stands,
+            self, Answer, DOCUMENT, Domain, LIFETIME, MOST_BYTES, MOST_PIECE, Order, Part, PublicKey, SIGNATURE, Said,
+            Signal, Stands,
         },
     },
     ports::{

@@ -127,7 +127,10 @@ fn a_machine_of_googles_asks_its_metadata_server_and_says_what_that_refuses() {
     let found = fleet(&daemon, false);
     assert_eq!((ids(&found), &found["hosts"][0]["address"]), (vec!["771".to_owned()], &json!("2600:1901::7")));
     let asked = web.asked();
-    assert_eq!((asked[0].line.as_str(), asked[0].headers["metadata-flavor"].as_str()), (&*format!("GET {token}"), "Google"));
+    assert_eq!(
+        (asked[0].line.as_str(), asked[0].headers["metadata-flavor"].as_str()),
+        (&*format!("GET {token}"), "Google")
+    );
     assert_eq!(asked[1].headers["authorization"], "Bearer ya29.machine");
 
     // The machine's access scopes do not let it.
@@ -145,7 +148,9 @@ fn a_machine_of_googles_asks_its_metadata_server_and_says_what_that_refuses() {
     // It has no service account.
     web.gives(token, 404, "The service account was not found.");
     let (_, message) = error(&fleet(&daemon, true));
-    for part in ["gives no token for the service account default: status 404", "was not found", "attach a service account"] {
+    for part in
+        ["gives no token for the service account default: status 404", "was not found", "attach a service account"]
+    {
         assert!(message.contains(part), "{part}: {message}");
     }
     assert!(!daemon.said().contains("ya29.machine"));
@@ -173,7 +178,11 @@ fn a_machine_of_azures_asks_for_its_identity_and_an_answer_that_is_cut_is_no_lis
     assert_eq!(ids(&found), ["vm-1", "vm-2", "vm-3"], "{found}");
     let asked = web.asked();
     assert_eq!(asked.len(), 3, "{asked:?}");
-    assert!(asked[1].line.starts_with("GET /metadata/identity/oauth2/token?api-version=2018-02-01&resource=http%3A%2F%2F127.0.0.1"));
+    assert!(
+        asked[1]
+            .line
+            .starts_with("GET /metadata/identity/oauth2/token?api-version=2018-02-01&resource=http%3A%2F%2F127.0.0.1")
+    );
     assert!(asked[1].line.ends_with("&client_id=c-9") && asked[1].headers["metadata"] == "true", "{asked:?}");
     assert_eq!(asked[2].headers["authorization"], "Bearer eyJ0.machine");
 
@@ -192,9 +201,17 @@ fn a_machine_of_azures_asks_for_its_identity_and_an_answer_that_is_cut_is_no_lis
     refused(200, &cut, &[asked_by, "is truncated (2 machines of 3)", "resource_group, tags or where"]);
     let wrong = |code: &str, said: &str| json!({"error": {"code": code, "message": said}});
     let none = wrong("BadRequest", "There must be at least one subscription that is eligible to contain resources.");
-    refused(400, &none, &[asked_by, "at least one subscription", "(BadRequest)", "look at the ids of the subscriptions"]);
+    refused(
+        400,
+        &none,
+        &[asked_by, "at least one subscription", "(BadRequest)", "look at the ids of the subscriptions"],
+    );
     let none = wrong("SubscriptionNotFound", "The subscription 's-1' could not be found.");
-    refused(404, &none, &[asked_by, "could not be found. (SubscriptionNotFound)", "look at the ids of the subscriptions"]);
+    refused(
+        404,
+        &none,
+        &[asked_by, "could not be found. (SubscriptionNotFound)", "look at the ids of the subscriptions"],
+    );
     let none = json!({"error": "invalid_request", "error_description": "Identity not found"});
     web.gives(token, 400, &none.to_string());
     let (_, message) = error(&fleet(&daemon, true));

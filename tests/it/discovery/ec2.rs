@@ -104,7 +104,9 @@ fn a_role_of_another_account_is_assumed_with_given_keys() {
     // By the keys that were given, and for its owner's eyes.
     let assumed = front.calls("AssumeRole");
     assert_eq!(assumed.len(), 1, "{assumed:?}");
-    for field in ["&RoleArn=arn%3Aaws%3Aiam%3A%3A210987654321%3Arole%2Fphased", "&ExternalId=x1", "&RoleSessionName=phased"] {
+    for field in
+        ["&RoleArn=arn%3Aaws%3Aiam%3A%3A210987654321%3Arole%2Fphased", "&ExternalId=x1", "&RoleSessionName=phased"]
+    {
         assert!(assumed[0].body.contains(field), "{field}: {assumed:?}");
     }
     let by = |asked: &Asked| asked.headers["authorization"].contains("Credential=AKIATESTTESTTESTTEST/");
@@ -285,8 +287,7 @@ fn an_instance_is_reached_at_its_ipv6_address() {
         let (web, world) = (Web::start(), World::new());
         let described = instances("i-0abc").replace("<placement>", &format!("{more}<placement>"));
         web.gives("/", 200, &described);
-        let daemon =
-            start(&world, &ec2("region = \"eu-west-1\", address = \"ipv6\""), &Moto::env_at(web.url("")));
+        let daemon = start(&world, &ec2("region = \"eu-west-1\", address = \"ipv6\""), &Moto::env_at(web.url("")));
         let found = fleet(&daemon, false);
         assert_eq!(found["hosts"][0]["address"], "2001:db8::7", "{found}");
     }

@@ -154,7 +154,9 @@ fn a_source_that_hangs_is_cut_at_its_timeout_and_holds_up_no_other() {
     let web = Web::start();
     web.gives("/sd", 200, &targets(&["10.0.0.1"]));
     let hangs = |timeout: &str| {
-        format!("require \"discovery.prometheus\" {{ \"http://127.0.0.1:{port}/\", interval = \"1s\", timeout = \"{timeout}\" }}")
+        format!(
+            "require \"discovery.prometheus\" {{ \"http://127.0.0.1:{port}/\", interval = \"1s\", timeout = \"{timeout}\" }}"
+        )
     };
     let answers = format!("require \"discovery.prometheus\" {{ \"{}\", interval = \"1s\" }}", web.url("/sd"));
     let world = World::new();
@@ -318,7 +320,10 @@ fn an_inventory_script_runs_as_the_projects_user() {
 #[test]
 fn what_only_ansible_can_read_is_read_by_ansible() {
     let found = Command::new("ansible-inventory").arg("--version").output();
-    assert!(found.is_ok_and(|said| said.status.success()), "ansible-inventory is missing: apt-get install ansible-core");
+    assert!(
+        found.is_ok_and(|said| said.status.success()),
+        "ansible-inventory is missing: apt-get install ansible-core"
+    );
     let world = World::new();
     let dir = world.path("tested/inventory");
     std::fs::create_dir(&dir).unwrap();
@@ -329,13 +334,17 @@ fn what_only_ansible_can_read_is_read_by_ansible() {
         std::fs::write(dir.join("prod.yml"), text).unwrap();
     };
     hosts("10.0.0.9");
-    let source = format!("require \"discovery.ansible\" {{ \"{}/\", group = \"web\", interval = \"1h\" }}", dir.display());
+    let source =
+        format!("require \"discovery.ansible\" {{ \"{}/\", group = \"web\", interval = \"1h\" }}", dir.display());
     world.project(&Project::new("shop").hosts(&[&source]));
     let daemon = world.start();
     let found = fleet(&daemon, false);
     assert_eq!(ids(&found), ["web1", "web2"], "{found}");
     let one = &found["hosts"][0];
-    assert_eq!((&one["address"], &one["port"], &one["labels"]["groups"]), (&json!("10.0.0.9"), &json!(2222), &json!("web")));
+    assert_eq!(
+        (&one["address"], &one["port"], &one["labels"]["groups"]),
+        (&json!("10.0.0.9"), &json!(2222), &json!("web"))
+    );
     // A template is for Ansible to fill in when it runs: it is shown as it is written.
     hosts("{{ inventory_hostname }}.example.com");
     let (_, message) = error(&fleet(&daemon, true));

@@ -462,7 +462,8 @@ fn instances_of_ec2_are_hosts_and_those_that_ended_say_why() {
     assert!(!all.contains_key("i-3"), "it runs and does not match any more");
 
     let of = |address: &str, more: &Json| {
-        let lua = format!("require 'discovery.ec2' {{ regions = {{ 'eu-west-1', 'us-east-1' }}, address = '{address}' }}");
+        let lua =
+            format!("require 'discovery.ec2' {{ regions = {{ 'eu-west-1', 'us-east-1' }}, address = '{address}' }}");
         discover(&lua, &[], vec![Outcome::Ok(json!([instance("i-1", more)]))])
     };
     of("public", &json!({})).fails(&["i-1", "no public address"]);
@@ -664,7 +665,8 @@ fn azure_is_asked_page_by_page_with_the_identity_of_the_machine() {
     assert_eq!((new["vm-n"].state.as_str(), new["vm-n"].reason.as_deref()), ("starting", Some("no power state")));
     // More than there is in the answer, and no way to the rest: as all there is it would end the others.
     for truncated in [json!("true"), json!(true)] {
-        let cut = json!({"totalRecords": 7, "resultTruncated": truncated, "data": [azure_row("a", "PowerState/running")]});
+        let cut =
+            json!({"totalRecords": 7, "resultTruncated": truncated, "data": [azure_row("a", "PowerState/running")]});
         discover(lua, &[], vec![token.clone(), http(200, &cut)]).fails(&[
             "Azure Resource Graph of subscription s-1, asked by this machine's managed identity: ",
             "is truncated (1 machines of 7) and says nothing of a next page",
@@ -673,9 +675,17 @@ fn azure_is_asked_page_by_page_with_the_identity_of_the_machine() {
     }
     let cut = json!({"resultTruncated": "true", "$skipToken": "s", "data": [azure_row("a", "PowerState/running")]});
     let rest = page(vec![azure_row("b", "PowerState/running")], None);
-    assert_eq!(discover(lua, &[], vec![token.clone(), http(200, &cut), rest]).all().len(), 2, "with a next page it is followed");
+    assert_eq!(
+        discover(lua, &[], vec![token.clone(), http(200, &cut), rest]).all().len(),
+        2,
+        "with a next page it is followed"
+    );
     for (status, code, said) in [
-        (400, "BadRequest", "There must be at least one subscription that is eligible to contain resources. Given: 's-1'."),
+        (
+            400,
+            "BadRequest",
+            "There must be at least one subscription that is eligible to contain resources. Given: 's-1'.",
+        ),
         (404, "SubscriptionNotFound", "The subscription 's-1' could not be found."),
     ] {
         let wrong = json!({"error": {"code": code, "message": said}});

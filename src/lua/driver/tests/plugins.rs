@@ -319,7 +319,8 @@ fn a_probe_of_a_users_own_gets_its_options_and_what_it_is_about() {
 
 #[test]
 fn a_list_in_the_last_place_takes_all_values_from_there_on() {
-    let options = "q = { 'text', position = 1 }, names = { 'list', position = 2, default = { 'x' } }, above = { 'number' }";
+    let options =
+        "q = { 'text', position = 1 }, names = { 'list', position = 2, default = { 'x' } }, above = { 'number' }";
     let body = "return { value = 1, message = options.q .. ': ' .. table.concat(options.names, ' ') }";
     let further = format!(
         "local asked = phased.probe {{ name = 'own', options = {{ {options} }}, measure = function(options) {body} end }}"
