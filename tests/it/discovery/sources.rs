@@ -312,9 +312,9 @@ fn an_inventory_script_runs_as_the_projects_user() {
     );
     let user = found["hosts"][0]["user"].as_str().unwrap()[1..].parse::<u32>().unwrap();
     assert!((world.uids.0..=world.uids.1).contains(&user), "{user}");
-    std::fs::write(&script, "#!/bin/sh\necho 'no database' >&2\nexit 3\n").unwrap();
+    std::fs::write(&script, "#!/bin/sh\nprintf 'traceback:\n  no database\n' >&2\nexit 3\n").unwrap();
     let (_, message) = error(&fleet(&daemon, true));
-    assert!(message.contains("--list ended with 3: no database"), "{message}");
+    assert!(message.contains("--list ended with 3: traceback: no database"), "{message}");
 }
 
 #[test]
