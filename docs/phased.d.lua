@@ -225,7 +225,7 @@ function phased.project(description) end
 ---@class phased.option
 ---@field [1] "text"|"secret"|"text_or_secret"|"url"|"url_or_secret"|"path"|"duration"|"integer"|"number"|"boolean"|"percentage"|"list"|"map"|"data" What it must be; list and map hold texts or secrets.
 ---@field required? boolean Its absence is an error. Default: false.
----@field position? integer It is given without a name, in this place.
+---@field position? integer It is given without a name, in this place; a list takes all values from there on.
 ---@field default? any Its value when absent.
 ---@field values? string[] The only values it may have.
 ---@field doc? string One sentence for people.

@@ -221,6 +221,12 @@ local function read_json(where, text, host_vars)
   return inventory
 end
 
+-- The end of what a program said, in one line: of several only the first is shown.
+local function said(result)
+  local words = result.stderr:gsub("%s+", " "):match "^%s*(.-)%s*$"
+  return words ~= "" and words:sub(-500) or "it printed no error"
+end
+
 local function read_script(options)
   local where = options.where
   local function run(...)
@@ -229,8 +235,7 @@ local function read_script(options)
     argv.timeout, argv.check, argv.env = "1m", false, options.env
     local result = phased.exec(argv)
     if result.code ~= 0 then
-      local said = result.stderr:match "^%s*(.-)%s*$"
-      fail(where, "%s ended with %d: %s", table.concat({ ... }, " "), result.code, said ~= "" and said:sub(-500) or "it printed no error")
+      fail(where, "%s ended with %d: %s", table.concat({ ... }, " "), result.code, said(result))
     end
     if result.truncated then fail(where, "%s printed more than can be read", table.concat({ ... }, " ")) end
     return result.stdout
@@ -244,12 +249,15 @@ end
 
 local function read_by_ansible(options)
   local where = options.where
-  local ok, result = pcall(phased.exec, { options.command, "-i", where, "--list", timeout = "2m", check = false, env = options.env })
+  -- What Ansible cannot read it leaves out with a warning, and the hosts in it would look as if they were gone.
+  local env = { ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED = "true" }
+  for name, value in pairs(options.env or {}) do env[name] = value end
+  local ok, result = pcall(phased.exec, { options.command, "-i", where, "--list", timeout = "2m", check = false, env = env })
   if not ok then
     fail(where, "%s cannot be run: %s; install ansible-core, or give its path as command", options.command, result.message or tostring(result))
   end
   if result.code ~= 0 then
-    fail(where, "%s ended with %d: %s", options.command, result.code, result.stderr:sub(-500))
+    fail(where, "%s ended with %d: %s", options.command, result.code, said(result))
   end
   if result.truncated then fail(where, "%s printed more than can be read", options.command) end
   return read_json(where, result.stdout)

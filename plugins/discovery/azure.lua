@@ -96,6 +96,7 @@ local function remedy(status)
   if status == 401 then return "the token is not good: look at the tenant, and at this machine's clock" end
   if status == 403 then return "give the identity the role Reader in the subscription" end
   if status == 400 then return "look at the ids of the subscriptions, and at where" end
+  if status == 404 then return "look at the ids of the subscriptions" end
   if status == 429 then return "ask less often (interval)" end
   return "look at Azure's status page"
 end
@@ -176,6 +177,10 @@ local function hosts(options)
     end
     for _, row in ipairs(page.data) do found[#found + 1] = host(row, options) end
     skip = page["$skipToken"]
+    -- It has more and does not say how to ask for it: as a list of all, the others would look as if they were gone.
+    if tostring(page.resultTruncated) == "true" and (not skip or skip == "") then
+      error(("Azure Resource Graph of subscription %s, asked by %s: the answer is truncated (%d machines of %s) and says nothing of a next page; ask for fewer at once with resource_group, tags or where"):format(table.concat(subscriptions, ", "), account(options), #found, tostring(page.totalRecords or "more")), 0)
+    end
     if skip and seen[skip] then error("Azure gives the same page again and again", 0) end
     if skip then seen[skip] = true end
   until not skip or skip == ""

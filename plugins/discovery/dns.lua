@@ -24,7 +24,7 @@ end
 return phased.discovery {
   name = "dns",
   options = {
-    names = { "list", required = true, doc = "The names to look up, in full." },
+    names = { "list", position = 1, required = true, doc = "The names to look up, in full." },
     type = { "text", values = { "A", "AAAA", "SRV" }, default = "A", doc = "Which records." },
     server = { "text", doc = "Whom to ask, as address and port; the machine's resolvers when absent." },
     port_from = {

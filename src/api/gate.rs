@@ -240,6 +240,7 @@ impl Server {
         let limit = match path.as_str() {
             _ if hook => self.limits.hook_body,
             "/v1/signals" => MOST_BYTES,
+            "/v1/signals/pieces" => self.limits.piece_body,
             _ => self.limits.other_body,
         };
         // Hooks and signals are strangers' whatever token they bring: their bodies are larger than the stock for those who have one.

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::config::{self, Rate};
+use crate::{
+    config::{self, Rate},
+    model::signal::MOST_PIECE,
+};
 
 /// The numbers of `[limits]` that are about requests, as the listeners use them.
 #[derive(Debug, Clone)]
@@ -31,6 +34,8 @@ pub struct Limits {
     pub(super) headers: usize,
     /// Bytes of a body under /hooks; forges send up to 25 MiB.
     pub(super) hook_body: usize,
+    /// Bytes of a piece of an artifact that a signal goes with: all senders make them as long, so it is nothing to configure.
+    pub(super) piece_body: usize,
     /// Bytes of any other body.
     pub(super) other_body: usize,
     /// KiB of strangers' bodies held at the same time: hooks are read before anybody is known, so this bounds memory.
@@ -65,8 +70,9 @@ impl Limits {
             head_size: bytes(configured.head_size),
             headers: configured.headers,
             hook_body: bytes(configured.hook_body_size),
+            piece_body: MOST_PIECE,
             other_body: bytes(configured.body_size),
-            all_bodies_kib: bytes(configured.all_bodies_size) >> 10,
+            all_bodies_kib: (bytes(configured.all_bodies_size) >> 10).max(MOST_PIECE.div_ceil(1024)),
             hooks: configured.hook_rate,
             refusals: configured.refusal_rate,
             heartbeat: Duration::from_secs(15),
@@ -75,7 +81,7 @@ impl Limits {
 
     /// KiB of bodies that one client may have under way: half of all, and one whole body in any case.
     pub(super) fn client_bodies_kib(&self) -> usize {
-        let largest = self.hook_body.max(self.other_body).div_ceil(1024);
+        let largest = self.hook_body.max(self.piece_body).max(self.other_body).div_ceil(1024);
         (self.all_bodies_kib / 2).max(largest).min(self.all_bodies_kib)
     }
 

@@ -45,7 +45,7 @@ pub struct Limits {
     pub head_size: Size,
     /// Headers of a request.
     pub headers: usize,
-    /// Of a body, but for those of `/hooks/`.
+    /// Of a body, but for those of `/hooks/` and of signals, which have limits of their own.
     pub body_size: Size,
     /// Of a body under `/hooks/`; forges send up to 25 MiB.
     pub hook_body_size: Size,

@@ -88,7 +88,8 @@ async fn soon(
         Some(fleet) => fleet,
         None => {
             tracing::warn!(%project, environment = %environment.name, "the hosts are taken as they were: a source takes longer than {}", Span(PATIENCE));
-            known
+            // Those that were quicker have been heard.
+            kept::fleet(world, project, &environment.name).await
         }
     }
 }
@@ -188,6 +189,21 @@ enum Which {
     Unknown,
 }
 
+impl Which {
+    /// Whether `source` is one of them, for somebody who wanted to know at `wanted`.
+    fn is_asked(self, source: &Source<'_>, known: &Fleet, wanted: &Stamp, now: &Stamp) -> bool {
+        match self {
+            // Whoever waits for its turn gets what the one before it was told, if that was asked for since.
+            Which::All => {
+                let asked = known.source(source).and_then(|known| known.asked.as_ref());
+                asked.is_none_or(|asked| asked.boot != wanted.boot || asked.boot_ms < wanted.boot_ms)
+            }
+            Which::Due => known.is_due(source, now),
+            Which::Unknown => known.source(source).is_none(),
+        }
+    }
+}
+
 /// Asks sources, side by side; then what is known of the fleet.
 async fn ask(
     world: &World,
@@ -196,27 +212,32 @@ async fn ask(
     environment: &Environment,
     which: Which,
 ) -> Arc<Fleet> {
+    let sources = sources(environment);
+    join_all(sources.iter().map(|source| ask_one(world, project, code, environment, source, which))).await;
+    kept::fleet(world, project, &environment.name).await
+}
+
+/// Asks a source, when its turn has come, and takes its answer in.
+async fn ask_one(
+    world: &World,
+    project: &ProjectName,
+    code: &Digest,
+    environment: &Environment,
+    source: &Source<'_>,
+    which: Which,
+) {
     let wanted = world.clock.now();
-    let turn = world.fleets.turn(project, &environment.name);
-    // Whoever waits here gets what the one before it was told, if that was asked for since.
+    let known = kept::fleet(world, project, &environment.name).await;
+    if !which.is_asked(source, &known, &wanted, &wanted) {
+        return;
+    }
+    let turn = world.fleets.turn(project, &environment.name, &source.origin);
     let _one_at_a_time = turn.lock().await;
     let known = kept::fleet(world, project, &environment.name).await;
-    let now = world.clock.now();
-    let is_asked = |source: &Source<'_>| match which {
-        Which::All => {
-            let asked = known.source(source).and_then(|known| known.asked.as_ref());
-            asked.is_none_or(|asked| asked.boot != wanted.boot || asked.boot_ms < wanted.boot_ms)
-        }
-        Which::Due => known.is_due(source, &now),
-        Which::Unknown => known.source(source).is_none(),
-    };
-    let asked: Vec<Source<'_>> = sources(environment).into_iter().filter(is_asked).collect();
-    if asked.is_empty() {
-        return known;
+    if which.is_asked(source, &known, &wanted, &world.clock.now()) {
+        let told = answer(world, project, code, environment, source, &known).await;
+        kept::take_in(world, project, environment, vec![told], false).await;
     }
-    let asking = asked.iter().map(|source| answer(world, project, code, environment, source, &known));
-    let told = join_all(asking).await;
-    kept::take_in(world, project, environment, told, false).await
 }
 
 /// Asks again and believes whatever is answered: a person says that the rest is gone for good. What is noted of hosts that no source
@@ -230,10 +251,13 @@ pub(super) async fn accept(
     code: &Digest,
     environment: &Environment,
 ) -> Result<Result<Ticket, Cause>, CommitError> {
-    let turn = world.fleets.turn(project, &environment.name);
-    let _one_at_a_time = turn.lock().await;
-    let known = kept::fleet(world, project, &environment.name).await;
     let asked = sources(environment);
+    // Whoever holds one turn never waits for another, but for those who accept, and these wait in this order.
+    let mut turns = Vec::new();
+    for source in &asked {
+        turns.push(world.fleets.turn(project, &environment.name, &source.origin).lock_owned().await);
+    }
+    let known = kept::fleet(world, project, &environment.name).await;
     let asking = asked.iter().map(|source| answer(world, project, code, environment, source, &known));
     let told = join_all(asking).await;
     let failed = told.iter().find_map(|told| Some((told.label.clone(), told.answer.as_ref().err()?.clone())));

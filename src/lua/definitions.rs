@@ -396,6 +396,9 @@ fn options_shape(name: &str, options: &serde_json::Map<String, Json>) -> Shape {
     }
     positional.sort_by_key(|(position, _)| *position);
     shape.positional = positional.into_iter().map(|(_, field)| field).collect();
+    if shape.positional.last().is_some_and(|last| matches!(last.kind, Kind::List(..))) {
+        shape.rest = shape.positional.pop();
+    }
     shape
 }
 

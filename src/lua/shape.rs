@@ -182,7 +182,7 @@ pub struct Shape {
     pub doc: Words,
     /// Values without a key, in order.
     pub positional: Vec<Field>,
-    /// All further values without a key, kept as a list under this name; they may also be given under it.
+    /// All further values without a key, at least one where it is required, kept as a list under this name; they may also be given under it.
     pub rest: Option<Field>,
     /// Keys.
     pub keys: Vec<Field>,

@@ -25,6 +25,8 @@ use super::{
 pub const VERSION: u32 = 1;
 /// The most bytes of a signal or an answer: a release has at most 16 artifacts.
 pub const MOST_BYTES: usize = 64 * 1024;
+/// The most bytes of a piece of a blob. Senders make them as long, so a receiver takes them whatever limits it has for other bodies.
+pub const MOST_PIECE: usize = 768 * 1024;
 /// How long after it was made a signal may still arrive.
 pub const LIFETIME: Duration = Duration::from_secs(120);
 

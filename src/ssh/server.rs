@@ -105,17 +105,8 @@ pub struct Account {
 
 /// Accepts sessions on `listener` until `tasks` is shut down; returns at once. Commands still running then are killed.
 pub fn serve(name: &str, listener: TcpListener, host_key: Key, account: Account, tasks: &Tasks) {
-    let config = Arc::new(server::Config {
-        methods: MethodSet::from(&[MethodKind::PublicKey][..]),
-        keys: vec![host_key.0],
-        // A client's first try is always "none"; making it wait would make every login wait.
-        auth_rejection_time_initial: Some(Duration::ZERO),
-        inactivity_timeout: None,
-        nodelay: true,
-        ..server::Config::default()
-    });
     let name: Arc<str> = Arc::from(name);
-    let (account, tasks) = (Arc::new(account), tasks.clone());
+    let host = Host::new(host_key, account, tasks);
     let stopping = tasks.stopping();
     tasks.clone().spawn(format!("ssh-server/{name}"), async move {
         loop {
@@ -126,8 +117,8 @@ pub fn serve(name: &str, listener: TcpListener, host_key: Key, account: Account,
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let login = Login::new(account.clone(), tasks.clone());
-                    tasks.spawn(format!("ssh-server/{name}/session"), session(config.clone(), stream, login));
+                    let tasks = host.tasks.clone();
+                    tasks.spawn(format!("ssh-server/{name}/session"), host.clone().session(stream));
                 }
                 Err(error) => {
                     tracing::warn!(host = %name, %error, "a connection could not be accepted");
@@ -138,28 +129,54 @@ pub fn serve(name: &str, listener: TcpListener, host_key: Key, account: Account,
     });
 }
 
-/// One connection, from its first byte to its last.
-async fn session(config: Arc<server::Config>, stream: TcpStream, login: Login) {
-    let _nagle_only_delays = stream.set_nodelay(true);
-    let stopping = login.tasks.stopping();
-    let running = tokio::select! {
-        biased;
-        () = stopping.cancelled() => return,
-        running = server::run_stream(config, stream, login) => running,
-    };
-    let running = match running {
-        Ok(running) => running,
-        Err(error) => return tracing::debug!(%error, "a session did not begin"),
-    };
-    let handle = running.handle();
-    tokio::select! {
-        biased;
-        () = stopping.cancelled() => {
-            let _gone_already = handle.disconnect(Disconnect::ByApplication, "the host goes down".into(), "en".into()).await;
+/// A host that can be logged in to, by whoever accepts its connections. Cheap to clone.
+#[derive(Clone)]
+pub struct Host {
+    config: Arc<server::Config>,
+    account: Arc<Account>,
+    tasks: Tasks,
+}
+
+impl Host {
+    /// One with this key; it ends when `tasks` is shut down.
+    #[must_use]
+    pub fn new(host_key: Key, account: Account, tasks: &Tasks) -> Self {
+        let config = server::Config {
+            methods: MethodSet::from(&[MethodKind::PublicKey][..]),
+            keys: vec![host_key.0],
+            // A client's first try is always "none"; making it wait would make every login wait.
+            auth_rejection_time_initial: Some(Duration::ZERO),
+            inactivity_timeout: None,
+            nodelay: true,
+            ..server::Config::default()
+        };
+        Host { config: Arc::new(config), account: Arc::new(account), tasks: tasks.clone() }
+    }
+
+    /// One connection, from its first byte to its last.
+    pub async fn session(self, stream: TcpStream) {
+        let _nagle_only_delays = stream.set_nodelay(true);
+        let stopping = self.tasks.stopping();
+        let login = Login::new(self.account, self.tasks);
+        let running = tokio::select! {
+            biased;
+            () = stopping.cancelled() => return,
+            running = server::run_stream(self.config, stream, login) => running,
+        };
+        let running = match running {
+            Ok(running) => running,
+            Err(error) => return tracing::debug!(%error, "a session did not begin"),
+        };
+        let handle = running.handle();
+        tokio::select! {
+            biased;
+            () = stopping.cancelled() => {
+                let _gone_already = handle.disconnect(Disconnect::ByApplication, "the host goes down".into(), "en".into()).await;
+            }
+            ended = running => if let Err(error) = ended {
+                tracing::debug!(%error, "a session ended");
+            },
         }
-        ended = running => if let Err(error) = ended {
-            tracing::debug!(%error, "a session ended");
-        },
     }
 }
 

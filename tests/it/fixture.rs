@@ -23,7 +23,7 @@ mod world;
 pub use api::{Answer, Api};
 pub use booted::{Booted, mask};
 pub use chance::{Dice, clients, measured, times};
-pub use clouds::{Dns, Moto, Web, fleet};
+pub use clouds::{Asked, Dns, Moto, Web, fleet};
 pub use daemon::{BINARY, Daemon, Output, output};
 pub use famine::Famine;
 pub use fleet::{Sshd, free_port, listening_silent, refused_port};

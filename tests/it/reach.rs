@@ -196,6 +196,30 @@ fn a_rollout_never_has_more_sessions_than_there_may_be_and_ends_all_the_same() {
 }
 
 #[test]
+fn a_fleet_is_reached_by_a_third_as_many_sessions_and_leaves_nothing_open() {
+    let hosts: Vec<String> = (1..=60).map(|n| format!("h{n}")).collect();
+    let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
+    let world = World::new();
+    std::fs::write(world.path("limits.toml"), "sessions = 20\n").unwrap();
+    world.project(&Project::new("shop").hosts(&hosts).rollout("max_parallel = 50").deploy_takes(0.2));
+    let daemon = world.start();
+    let peak = Peak::of(&world);
+    let round = |what: &str| {
+        let commit = world.repo.push(what);
+        daemon.deploy().is("succeeded");
+        assert!(world.hosts_have(&hosts, &commit));
+        eventually("all sessions are closed", || established(world.sshd.port).is_empty().then_some(()));
+    };
+    round("what is opened once is open");
+    daemon.idle();
+    let before = daemon.files();
+    round("again");
+    round("and again");
+    eventually(&format!("it has no more than {before} files open"), || (daemon.files() <= before).then_some(()));
+    assert_eq!(peak.most(), 20);
+}
+
+#[test]
 fn a_rollout_that_is_wider_than_its_sessions_is_refused_by_the_check() {
     let world = World::new();
     world.project(&Project::new("shop").rollout("max_parallel = 5").ssh("max_sessions = 3"));

@@ -198,6 +198,29 @@ fn artifacts_are_built_once_and_are_the_same_bytes_everywhere() {
 }
 
 #[test]
+fn artifacts_come_to_a_receiver_whatever_bodies_it_takes_otherwise() {
+    let wants = Wants {
+        stages: r#"{ "build", run = function(run)
+            run:sh "head -c 2000000 /dev/urandom >noise"
+            run:artifact { "noise", path = "noise" }
+          end }"#,
+        deploy: r#"host:upload { release.artifacts.noise, to = "@DIR@/noise" }"#,
+        limits: "body_size = \"64KiB\"\nhook_body_size = \"64KiB\"\nall_bodies_size = \"64KiB\"\n",
+        ..Wants::default()
+    };
+    let fleet = Fleet::new(1, &wants);
+    fleet.sender.repo.push("one");
+    fleet.daemon().deploy().is("succeeded");
+    assert_eq!(fleet.receivers[0].file("noise").metadata().unwrap().len(), 2_000_000);
+    let taken = fleet.receivers[0].signals()["taken"]["piece"].clone();
+    assert_eq!(taken, 3, "2 MB that cannot be compressed, in pieces of 768 KiB");
+    // What is no piece is held to them.
+    let long = "x".repeat(65 << 10);
+    let refused = fleet.receivers[0].daemon().api.post("/v1/projects/shop/start", &json!({ "reason": long }));
+    assert_eq!(refused.problem(), (413, "body_too_large".to_owned()));
+}
+
+#[test]
 fn a_receivers_own_rules_refuse_a_signal_and_everybody_can_see_why() {
     let wants = Wants { rollout: r#"canary = 0, bake_time = "0s", max_unreachable = 1"#, ..Wants::default() };
     let fleet = Fleet::new(2, &wants);

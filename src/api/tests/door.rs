@@ -297,7 +297,13 @@ async fn one_client_has_its_part_of_the_reserved_places_and_a_proxy_has_all() {
 
 #[tokio::test]
 async fn one_client_has_its_share_of_the_room_for_bodies() {
-    let limits = Limits { all_bodies_kib: 40, hook_body: 16 << 10, other_body: 1 << 10, ..Limits::default() };
+    let limits = Limits {
+        all_bodies_kib: 40,
+        hook_body: 16 << 10,
+        piece_body: 1 << 10,
+        other_body: 1 << 10,
+        ..Limits::default()
+    };
     let world = world_with(limits, vec![]).await;
     let head = format!("{HOOK} HTTP/1.1\r\nHost: x\r\n{SIGNED}Content-Length: 16384\r\n\r\n");
     // Most of a body, and nothing further for now.

@@ -36,23 +36,32 @@ const OTHERS: usize = 8;
 #[derive(Debug, Default)]
 pub struct Fleets {
     known: Mutex<BTreeMap<Place, Arc<Fleet>>>,
-    /// Held by whoever asks the sources of an environment.
-    turns: Mutex<BTreeMap<Place, Arc<tokio::sync::Mutex<()>>>>,
+    /// Held by whoever asks a source, by its place in the project's file. A slow one holds up no other.
+    turns: Mutex<BTreeMap<(Place, String), Turn>>,
+    /// Held by whoever writes down what is known of an environment: what is newer is not written over.
+    keeping: Mutex<BTreeMap<Place, Turn>>,
 }
 
 type Place = (ProjectName, EnvironmentName);
+type Turn = Arc<tokio::sync::Mutex<()>>;
 
 impl Fleets {
     pub(in crate::engine) fn get(&self, project: &ProjectName, environment: &EnvironmentName) -> Option<Arc<Fleet>> {
         locked(&self.known).get(&(project.clone(), environment.clone())).cloned()
     }
 
-    /// To be held while the sources of an environment are asked.
-    pub(super) fn turn(&self, project: &ProjectName, environment: &EnvironmentName) -> Arc<tokio::sync::Mutex<()>> {
-        Arc::clone(locked(&self.turns).entry((project.clone(), environment.clone())).or_default())
+    /// To be held while a source is asked.
+    pub(super) fn turn(&self, project: &ProjectName, environment: &EnvironmentName, source: &Origin) -> Turn {
+        let place = ((project.clone(), environment.clone()), source.function.clone());
+        Arc::clone(locked(&self.turns).entry(place).or_default())
     }
 
-    /// What `change` makes of it. Only whoever has the turn changes what was found.
+    /// To be held while it is written down what is known.
+    pub(super) fn keeping(&self, project: &ProjectName, environment: &EnvironmentName) -> Turn {
+        Arc::clone(locked(&self.keeping).entry((project.clone(), environment.clone())).or_default())
+    }
+
+    /// What `change` makes of it. Only whoever has a source's turn changes what it has found.
     pub(super) fn change(
         &self,
         project: &ProjectName,
@@ -273,6 +282,10 @@ impl Fleet {
     pub(super) fn compare(&mut self, before: &Merged, now: &Merged, now_ms: i64) {
         self.gone.retain(|gone| !now.hosts.contains_key(&gone.id));
         for (id, host) in before.hosts.iter().filter(|(id, _)| !now.hosts.contains_key(*id)) {
+            // A source that has not answered with its new options yet is measured against the same list each time.
+            if self.gone.iter().any(|gone| gone.id == *id) {
+                continue;
+            }
             let out = now.out.get(id).cloned().unwrap_or_else(|| {
                 let by = before.named_by.get(id).map(|by| by.join(", ")).unwrap_or_default();
                 Out {
@@ -311,6 +324,10 @@ impl Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{
+        discovery::{Said, merge},
+        host::Ssh,
+    };
 
     fn origin(options: &str) -> Origin {
         let function = "discovery/production/1".to_owned();
@@ -367,6 +384,20 @@ mod tests {
         assert!(fleet.forget_keys("web1") && !fleet.forget_keys("web1") && !fleet.forget_keys("web3"));
         let known = fleet.known(&origin("")).unwrap().good.as_ref().unwrap();
         assert_eq!([&known.hosts[0].ssh.host_keys, &known.hosts[1].ssh.host_keys], [&None, &keys]);
+    }
+
+    #[test]
+    fn whoever_is_gone_is_so_once_and_since_it_was_first_missed() {
+        let list = ["web1", "web2"].map(|id| Host::at(id.parse().unwrap(), id.to_owned()));
+        let named = |hosts: &[Host]| merge(&[Said { source: "ec2", hosts }], &Ssh::default());
+        let mut fleet = Fleet::default();
+        for now_ms in [7, 8, 9] {
+            fleet.compare(&named(&list), &named(&list[..1]), now_ms);
+        }
+        let gone: Vec<(&str, i64)> = fleet.gone.iter().map(|gone| (gone.id.as_str(), gone.since_ms)).collect();
+        assert_eq!(gone, [("web2", 7)]);
+        fleet.compare(&named(&list[..1]), &named(&list), 10);
+        assert!(fleet.gone.is_empty());
     }
 
     #[test]

@@ -100,7 +100,7 @@ pub(super) async fn take_in(
         sources(environment).into_iter().map(|source| (source.origin, source.limits)).collect();
     let usual = environment.rollout.max_shrink;
     let now_ms = world.clock.now().wall_ms;
-    let fleet = world.fleets.change(project, &environment.name, |known| {
+    world.fleets.change(project, &environment.name, |known| {
         let mut fleet = known.clone();
         fleet.prune(&limits.keys().collect(), now_ms);
         let before = fleet.merged_before(environment);
@@ -119,7 +119,7 @@ pub(super) async fn take_in(
         fleet.compare(&before, &now, now_ms);
         fleet
     });
-    keep(world, project, environment, fleet).await
+    keep(world, project, environment).await
 }
 
 /// Takes the keys that sources gave a host off their last lists: they are asked for them again. `false` = none gave any.
@@ -132,13 +132,13 @@ pub(in crate::engine) async fn forget_keys(
     // What an earlier daemon has left counts too.
     fleet(world, project, &environment.name).await;
     let mut any = false;
-    let fleet = world.fleets.change(project, &environment.name, |known| {
+    world.fleets.change(project, &environment.name, |known| {
         let mut fleet = known.clone();
         any = fleet.forget_keys(id);
         fleet
     });
     if any {
-        keep(world, project, environment, fleet).await;
+        keep(world, project, environment).await;
     }
     any
 }
@@ -158,29 +158,27 @@ fn say(project: &ProjectName, environment: &Environment, source: &str, was: Opti
 }
 
 /// Puts down what is worth it. That it cannot be written takes nothing away: it is only not known after a restart.
-async fn keep(world: &World, project: &ProjectName, environment: &Environment, fleet: Arc<Fleet>) -> Arc<Fleet> {
+async fn keep(world: &World, project: &ProjectName, environment: &Environment) -> Arc<Fleet> {
+    let turn = world.fleets.keeping(project, &environment.name);
+    let in_order = turn.lock().await;
+    let mut fleet = fleet(world, project, &environment.name).await;
     let hold = world.blobs.hold();
-    let fresh: Vec<(Origin, Arc<Vec<Host>>)> = fleet
-        .sources
-        .iter()
-        .filter_map(|source| source.good.as_ref().filter(|good| good.blob.is_none()).map(|good| (source, good)))
-        .map(|(source, good)| (source.origin.clone(), Arc::clone(&good.hosts)))
-        .collect();
-    let blobs = Arc::clone(&world.blobs);
-    let put = world.tasks.blocking(move || {
-        let put = |hosts: &[Host]| serde_json::to_vec(hosts).ok().and_then(|bytes| blobs.put(&bytes).ok());
-        fresh.into_iter().map(|(origin, hosts)| (origin, put(&hosts))).collect::<Vec<_>>()
-    });
-    let put = put.await.unwrap_or_default();
-    let fleet = world.fleets.change(project, &environment.name, |known| {
-        let mut fleet = known.clone();
-        for (origin, blob) in put {
-            if let Some(good) = fleet.sources.iter_mut().find(|s| s.origin == origin).and_then(|s| s.good.as_mut()) {
-                good.blob = blob;
+    // What is heard of other sources meanwhile is put down with it, so that no list is missing in the record for a moment.
+    loop {
+        let lists = unkept(&fleet);
+        let put = put(world, &lists).await;
+        fleet = world.fleets.change(project, &environment.name, |known| {
+            let mut fleet = known.clone();
+            for good in fleet.sources.iter_mut().filter_map(|source| source.good.as_mut()) {
+                let same = put.iter().find(|(hosts, _)| Arc::ptr_eq(hosts, &good.hosts));
+                good.blob = same.map(|(_, blob)| blob.clone()).or(good.blob.take());
             }
+            fleet
+        });
+        if put.len() < lists.len() || unkept(&fleet).is_empty() {
+            break;
         }
-        fleet
-    });
+    }
     let kept = Kept {
         sources: fleet
             .sources
@@ -203,6 +201,7 @@ async fn keep(world: &World, project: &ProjectName, environment: &Environment, f
     }
     let committed =
         world.control.commit(Commit::Setting, &[], vec![(key(project, &environment.name), Some(json!(kept)))]);
+    drop(in_order);
     match committed {
         Ok(ticket) => {
             // What is shown is on disk. A disk that has no room does not keep hosts from being asked for.
@@ -219,6 +218,25 @@ async fn keep(world: &World, project: &ProjectName, environment: &Environment, f
         }
     }
     fleet
+}
+
+/// The lists that are in no blob yet.
+fn unkept(fleet: &Fleet) -> Vec<Arc<Vec<Host>>> {
+    let good = fleet.sources.iter().filter_map(|source| source.good.as_ref());
+    good.filter(|good| good.blob.is_none()).map(|good| Arc::clone(&good.hosts)).collect()
+}
+
+/// Those of the lists that could be put into blobs.
+async fn put(world: &World, lists: &[Arc<Vec<Host>>]) -> Vec<(Arc<Vec<Host>>, Digest)> {
+    let (blobs, lists) = (Arc::clone(&world.blobs), lists.to_vec());
+    let put = world.tasks.blocking(move || {
+        let put = |hosts: Arc<Vec<Host>>| {
+            let blob = blobs.put(&serde_json::to_vec(&*hosts).ok()?).ok()?;
+            Some((hosts, blob))
+        };
+        lists.into_iter().filter_map(put).collect::<Vec<_>>()
+    });
+    put.await.unwrap_or_default()
 }
 
 impl Kept {

@@ -8,13 +8,10 @@ use crate::{
         cause::Cause,
         ids::Digest,
         release::Artifact,
-        signal::{Order, Part},
+        signal::{MOST_PIECE, Order, Part},
     },
     ports::blobs::Form,
 };
-
-/// The most bytes of a piece: what the API takes as a body, and a little less.
-pub(super) const PIECE: usize = 768 * 1024;
 
 /// A piece as it came.
 pub(super) struct Piece<'a> {
@@ -74,7 +71,7 @@ pub(super) async fn next(world: &Arc<World>, part: &Part) -> Result<Option<(Orde
         let mut bytes = Vec::new();
         // It has all bytes and did not come to make a blob of them: the last one, again, tells it to.
         let offset = if offset == size { size.saturating_sub(1) } else { offset };
-        let mut rest = from.blobs.read(&blob, Form::Plain, offset)?.take(PIECE as u64);
+        let mut rest = from.blobs.read(&blob, Form::Plain, offset)?.take(MOST_PIECE as u64);
         rest.read_to_end(&mut bytes)?;
         std::io::Result::Ok((blob, size, offset, bytes))
     };

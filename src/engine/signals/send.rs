@@ -13,8 +13,8 @@ use crate::{
         ids::{EnvironmentName, ProjectName},
         pipeline::{AskedAfter, Check, Health},
         signal::{
-            self, Answer, DOCUMENT, Domain, LIFETIME, MOST_BYTES, Order, Part, PublicKey, SIGNATURE, Said, Signal,
-            Stands,
+            self, Answer, DOCUMENT, Domain, LIFETIME, MOST_BYTES, MOST_PIECE, Order, Part, PublicKey, SIGNATURE, Said,
+            Signal, Stands,
         },
     },
     ports::{
@@ -239,6 +239,13 @@ impl Receiver<'_> {
                 format!("the daemon of {name} does not know the key that signs for it{words}"),
             ),
             404 => Cause::new("host_key_unknown", format!("what answers as {name} listens to no signals{words}")),
+            413 => {
+                let message = format!(
+                    "what answers as {name} takes no body of {} KiB (status 413{words}): let a proxy in front of it pass as much, or upgrade phased there",
+                    MOST_PIECE >> 10
+                );
+                Cause::new("host_key_unknown", message)
+            }
             status => {
                 Cause::new("host_key_unknown", format!("what answers as {name} signs nothing (status {status}{words})"))
             }

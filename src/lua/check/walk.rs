@@ -193,6 +193,7 @@ impl Check {
             let positional = i < shape.positional.len() && i < entries.positional.len();
             if let Some(fallback) = &field.fallback
                 && !positional
+                && !data.contains_key(field.name.as_ref())
                 && !entries.keys.contains_key(field.name.as_ref())
             {
                 data.insert(field.name.to_string(), fallback.clone());
@@ -230,7 +231,7 @@ impl Check {
     fn rest(&mut self, rest: &Field, here: &str, further: &[Lua], entries: &Entries, data: &mut Map<String, Json>) {
         let Kind::List(item, _) = &rest.kind else { return };
         if further.is_empty() {
-            if !entries.keys.contains_key(rest.name.as_ref()) {
+            if rest.required && !entries.keys.contains_key(rest.name.as_ref()) {
                 self.add(
                     On::Value,
                     "missing_key",

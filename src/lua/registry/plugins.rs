@@ -100,7 +100,11 @@ pub(super) fn option() -> Shape {
     Shape::new("option", "One option of a plugin: { \"text\", required = true, doc = \"...\" }.")
         .first("kind", Kind::words(OPTION_KINDS), "What it must be; list and map hold texts or secrets.")
         .with_default("required", Kind::Boolean, "false", "Its absence is an error.")
-        .optional("position", Kind::Integer(1, 9), "It is given without a name, in this place.")
+        .optional(
+            "position",
+            Kind::Integer(1, 9),
+            "It is given without a name, in this place; a list takes all values from there on.",
+        )
         .optional("default", Kind::Data, "Its value when absent.")
         .optional("values", text("a word", rules::line).some(), "The only values it may have.")
         .optional("doc", text("a sentence", rules::line), "One sentence for people.")

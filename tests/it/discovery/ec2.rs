@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::{error, ids, out};
-use crate::fixture::{Daemon, Moto, Project, Sshd, Web, World, eventually, fleet, refused_port};
+use crate::fixture::{Asked, Daemon, Moto, Project, Sshd, Web, World, eventually, fleet, refused_port};
 
 const REGION: &str = "eu-west-1";
 
@@ -27,12 +27,18 @@ fn a_fleet_of_2500_instances_is_found_page_by_page() {
         launched.extend(moto.launch(REGION, 50, "t3.large", &[]));
     }
     moto.launch(REGION, 3, "t3.micro", &[]);
-    let world = World::new();
+    let (front, world) = (Web::in_front_of(&moto), World::new());
     let source = ec2("region = \"eu-west-1\", filters = { [\"instance-type\"] = \"t3.large\" }, page_size = 20");
-    let daemon = start(&world, &source, &moto.env());
+    let daemon = start(&world, &source, &Moto::env_at(front.url("")));
     let found = fleet(&daemon, false);
     assert_eq!(found["sources"][0]["hosts"], 2500, "{}", found["sources"]);
     assert_eq!(ids(&found).into_iter().collect::<BTreeSet<_>>(), launched);
+    // 50 reservations, 20 on a page.
+    let pages = front.calls("DescribeInstances");
+    assert_eq!(pages.len(), 3, "{pages:?}");
+    assert!(pages.iter().all(|page| page.body.contains("&MaxResults=20")), "{pages:?}");
+    let follow: Vec<bool> = pages.iter().map(|page| page.body.contains("&NextToken=")).collect();
+    assert_eq!(follow, [false, true, true]);
 }
 
 #[test]
@@ -81,17 +87,30 @@ fn instances_are_hosts_by_their_tags_and_one_that_ended_says_so() {
 }
 
 #[test]
-fn a_role_is_assumed_with_given_keys() {
+fn a_role_of_another_account_is_assumed_with_given_keys() {
     let moto = Moto::start(&[]);
-    let web = moto.launch(REGION, 1, "t3.micro", &[]);
-    let world = World::new();
+    moto.launch(REGION, 2, "t3.micro", &[]);
+    let theirs = moto.launch_in("210987654321", REGION, 1);
+    let (front, world) = (Web::in_front_of(&moto), World::new());
     world.secret("aws", "wJalrXUtnFEMItestkey");
     let keys = "access_key_id = \"AKIATESTTESTTESTTEST\", secret_access_key = phased.secret \"aws\"";
-    let role = "role = \"arn:aws:iam::123456789012:role/phased\", external_id = \"x1\"";
+    let role = "role = \"arn:aws:iam::210987654321:role/phased\", external_id = \"x1\"";
     let env = [("AWS_EC2_METADATA_DISABLED", "true".to_owned())];
-    let daemon =
-        start(&world, &ec2(&format!("region = \"eu-west-1\", endpoint = \"{}\", {keys}, {role}", moto.url())), &env);
-    assert_eq!(ids(&fleet(&daemon, false)), web);
+    let source = ec2(&format!("region = \"eu-west-1\", endpoint = \"{}\", {keys}, {role}", front.url("")));
+    let daemon = start(&world, &source, &env);
+    let found = fleet(&daemon, false);
+    assert_eq!(ids(&found), theirs, "{found}");
+    assert_eq!(found["hosts"][0]["labels"]["account"], "210987654321");
+    // By the keys that were given, and for its owner's eyes.
+    let assumed = front.calls("AssumeRole");
+    assert_eq!(assumed.len(), 1, "{assumed:?}");
+    for field in
+        ["&RoleArn=arn%3Aaws%3Aiam%3A%3A210987654321%3Arole%2Fphased", "&ExternalId=x1", "&RoleSessionName=phased"]
+    {
+        assert!(assumed[0].body.contains(field), "{field}: {assumed:?}");
+    }
+    let by = |asked: &Asked| asked.headers["authorization"].contains("Credential=AKIATESTTESTTESTTEST/");
+    assert!(by(&assumed[0]) && !front.calls("DescribeInstances").iter().any(by), "{:?}", front.asked());
 }
 
 #[test]
@@ -211,53 +230,40 @@ fn an_endpoint_where_nobody_is_cannot_be_asked() {
     assert!(code == "ec2_unreachable" && message.contains("the spelling of the region"), "{message}");
 }
 
-/// Instances as hosts on this machine: each at its own place behind the one sshd there is.
-const MAPPED: &str = r#"
-local STATES = { running = "running", pending = "starting" }
-return phased.discovery {
-  name = "mapped", options = { root = { "text", position = 1, required = true } },
-  hosts = function(options)
-    local found = {}
-    for _, instance in ipairs(phased.ec2_instances { regions = "eu-west-1", filters = { ["tag:role"] = "web" } }) do
-      found[#found + 1] = {
-        id = instance.id, address = "127.0.0.1", base = options.root .. "/" .. instance.id .. "/base",
-        state = STATES[instance.state] or "terminated", reason = instance.state_reason,
-      }
-    end
-    return found
-  end,
-}"#;
-
 #[test]
 fn one_that_is_terminated_during_a_rollout_is_gone_and_one_that_is_launched_gets_it() {
     let (moto, world) = (Moto::start(&[]), World::new());
+    // Each instance's address is one at which this world's sshd answers, and its console shows that sshd's key.
+    let (front, subnet) = (Web::in_front_of(&moto), moto.loopback(REGION, "127.40.0.0/24"));
+    front.gives("Action=GetConsoleOutput", 200, &console("i-0abc", &printed(&world)));
     let tags = [("role", "web")];
-    let mut web = moto.launch(REGION, 4, "t3.micro", &tags);
+    let mut web = moto.launch_at(&subnet, REGION, 4, &tags);
     web.sort();
     web.iter().for_each(|id| drop(world.host_table(id)));
-    std::fs::create_dir_all(world.path("plugins/discovery")).unwrap();
-    std::fs::write(world.path("plugins/discovery/mapped.lua"), MAPPED).unwrap();
-    let source =
-        format!("require \"discovery.mapped\" {{ \"{}\", max_shrink = \"0%\" }}", world.path("hosts").display());
+    let source = "require \"discovery.ec2\" { region = \"eu-west-1\", tags = { role = \"web\" }, console_keys = true, max_shrink = \"0%\" }";
     world.project(
         &Project::new("shop")
             .rollout("waves = 1, min_healthy = 1, max_shrink = \"0%\"")
             .deploy_takes(1.0)
-            .hosts(&[&source]),
+            .ssh(&known_by_nobody(&world))
+            .ssh(&format!("base = {:?}", world.host(&web[0]).join("base")))
+            .hosts(&[source]),
     );
-    let env = moto.env();
+    let env = Moto::env_at(front.url(""));
     let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let daemon = world.start_with(&env);
     world.repo.push("to the cloud");
     let run = daemon.press();
     eventually("the first host is being deployed to", || (!world.touched(&web[0]).is_empty()).then_some(()));
+    // Amazon takes the tags off what it has ended: only who asks for its id is told.
     moto.terminate(REGION, &[&web[3]]);
-    let late = moto.launch(REGION, 1, "t3.micro", &tags).remove(0);
+    moto.untag(REGION, &[&web[3]], "role");
+    let late = moto.launch_at(&subnet, REGION, 1, &tags).remove(0);
     world.host_table(&late);
     let ended = run.wait().is("succeeded");
     assert_eq!(ended.host(&web[3])["state"], "gone", "{}", ended.deployment("production"));
     let why = ended.host(&web[3])["cause"]["message"].as_str().unwrap().to_owned();
-    assert!(why.starts_with("mapped says it is terminated: "), "{why}");
+    assert!(why.starts_with("ec2 says it is terminated: "), "{why}");
     // Who is no more lacks nothing.
     let status = daemon.status();
     assert!(!status.to_string().contains("hosts_left_out"), "{status}");
@@ -267,15 +273,24 @@ fn one_that_is_terminated_during_a_rollout_is_gone_and_one_that_is_launched_gets
 
     // An API that says there is nobody stops it loudly, and nobody is touched.
     let before = world.touched(&late).len();
-    moto.call("ec2", REGION, &{
-        let mut form = "Action=DeleteTags&Version=2016-11-15&Tag.1.Key=role".to_owned();
-        (1..).zip(there).for_each(|(i, id)| form.push_str(&format!("&ResourceId.{i}={id}")));
-        form
-    });
+    moto.untag(REGION, &there, "role");
     world.repo.push("to nobody");
     let ended = daemon.deploy().is("failed");
     assert_eq!(ended.deployment("production")["cause"]["code"], "max_shrink", "{}", ended.deployment("production"));
     assert_eq!(world.touched(&late).len(), before);
+}
+
+#[test]
+fn an_instance_is_reached_at_its_ipv6_address() {
+    let card = "<networkInterfaceSet><item><ipv6AddressesSet><item><ipv6Address>2001:db8::7</ipv6Address></item></ipv6AddressesSet></item></networkInterfaceSet>";
+    for more in ["<ipv6Address>2001:db8::7</ipv6Address>", card] {
+        let (web, world) = (Web::start(), World::new());
+        let described = instances("i-0abc").replace("<placement>", &format!("{more}<placement>"));
+        web.gives("/", 200, &described);
+        let daemon = start(&world, &ec2("region = \"eu-west-1\", address = \"ipv6\""), &Moto::env_at(web.url("")));
+        let found = fleet(&daemon, false);
+        assert_eq!(found["hosts"][0]["address"], "2001:db8::7", "{found}");
+    }
 }
 
 #[test]
@@ -295,8 +310,7 @@ fn the_credentials_of_an_instance_profile_are_found_at_the_metadata_service() {
     let daemon = start(&world, &ec2("region = \"eu-west-1\""), &env);
     let found = fleet(&daemon, false);
     assert!(found["sources"][0]["error"].is_null(), "{found}");
-    let asked = web.asked();
-    let call = asked.iter().find(|asked| asked.body.contains("Action=DescribeInstances")).unwrap();
+    let call = &web.calls("DescribeInstances")[0];
     assert!(call.headers["authorization"].contains("Credential=ASIAFROMTHEPROFILE/"), "{call:?}");
 }
 
@@ -337,33 +351,36 @@ fn console(id: &str, output: &str) -> String {
     )
 }
 
+/// What the console of an instance shows whose sshd is that of `world`.
+fn printed(world: &World) -> String {
+    let key = std::fs::read_to_string(world.path("sshd/hostkey.pub")).unwrap();
+    format!(
+        "[    1.0] Linux\r\nci-info: no keys\r\n-----BEGIN SSH HOST KEY KEYS-----\r\n{}\r\n-----END SSH HOST KEY KEYS-----\r\nlogin: ",
+        key.trim()
+    )
+}
+
+/// Keys of `ssh` with which no file knows any host.
+fn known_by_nobody(world: &World) -> String {
+    std::fs::write(world.path("empty"), "").unwrap();
+    format!("known_hosts = {:?}", world.path("empty"))
+}
+
 #[test]
 fn an_instance_is_known_by_the_keys_on_its_console_which_is_read_once() {
     let world = World::new();
-    let key = std::fs::read_to_string(world.path("sshd/hostkey.pub")).unwrap();
-    let printed = format!(
-        "[    1.0] Linux\r\nci-info: no keys\r\n-----BEGIN SSH HOST KEY KEYS-----\r\n{}\r\n-----END SSH HOST KEY KEYS-----\r\nlogin: ",
-        key.trim()
-    );
     let web = Web::start();
     web.gives("/", 200, &instances("i-0abc"));
-    web.then_gives("/", 200, &console("i-0abc", &printed));
-    web.then_gives("/", 200, &instances("i-0abc"));
-    let env = [
-        ("AWS_ENDPOINT_URL", web.url("")),
-        ("AWS_ACCESS_KEY_ID", "AKIATESTTESTTESTTEST".to_owned()),
-        ("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMItestkey".to_owned()),
-    ];
+    web.gives("Action=GetConsoleOutput", 200, &console("i-0abc", &printed(&world)));
+    let env = Moto::env_at(web.url(""));
     let source = ec2("region = \"eu-west-1\", console_keys = true");
-    // No file knows the host.
-    std::fs::write(world.path("empty"), "").unwrap();
-    let ssh = format!("known_hosts = \"{}\"", world.path("empty").display());
+    let ssh = known_by_nobody(&world);
     let deploy = "host:sh \"true\"";
     world.project(&Project::new("shop").hosts(&[&source]).ssh(&ssh).deploy(deploy));
     let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let daemon = world.start_with(&env);
     assert_eq!(ids(&fleet(&daemon, false)), ["i-0abc"]);
-    let consoles = || web.asked().iter().filter(|asked| asked.body.contains("Action=GetConsoleOutput")).count();
+    let consoles = || web.calls("GetConsoleOutput").len();
     assert_eq!(consoles(), 1);
     world.repo.push("by its console");
     assert_eq!(daemon.deploy().is("succeeded").hosts(), ["i-0abc:healthy"]);

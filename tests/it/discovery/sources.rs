@@ -1,11 +1,15 @@
 //! Files, services, scripts and DNS.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
 use super::{error, ids, out};
-use crate::fixture::{Daemon, Dns, Ended, Project, Sshd, Web, World, eventually, fleet};
+use crate::fixture::{Daemon, Dns, Ended, Project, Web, World, eventually, fleet, listening_silent};
 
 fn with(hosts: &[&str]) -> (World, Daemon) {
     with_rollout(hosts, "max_parallel = 1")
@@ -89,6 +93,86 @@ fn a_source_that_fails_keeps_its_last_good_list_also_over_a_restart() {
 
     web.gives("/sd", 200, &targets(&["10.0.0.1", "10.0.0.2"]));
     assert!(fleet(&daemon, true)["sources"][0]["error"].is_null());
+}
+
+#[test]
+fn why_a_host_is_gone_is_known_over_a_restart() {
+    let web = Web::start();
+    web.gives("/sd", 200, &targets(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]));
+    let world = World::new();
+    let list = |state: &str| {
+        let host = json!([{"id": "i-1", "address": "10.0.1.1", "state": state, "reason": "spot interruption"}, {"id": "i-2", "address": "10.0.1.2"}]);
+        std::fs::write(world.path("hosts.json"), host.to_string()).unwrap();
+    };
+    list("running");
+    let service = format!("require \"discovery.prometheus\" {{ \"{}\", interval = \"1h\" }}", web.url("/sd"));
+    let file = format!("require \"discovery.file\" {{ {:?}, interval = \"1h\" }}", world.path("hosts.json"));
+    world.project(&Project::new("shop").hosts(&[&service, &file]));
+    let daemon = world.start();
+    assert_eq!(ids(&fleet(&daemon, false)).len(), 6);
+    web.gives("/sd", 200, &targets(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]));
+    list("terminated");
+    let before = fleet(&daemon, true);
+    assert_eq!(out(&before), ["i-1:terminated", "10.0.0.4:not_found"]);
+    daemon.kill();
+    // Nobody can be asked: what is said is what was kept.
+    web.gives("/sd", 503, "down");
+    std::fs::remove_file(world.path("hosts.json")).unwrap();
+    let daemon = world.start();
+    let after = fleet(&daemon, false);
+    assert_eq!(after["out"], before["out"], "{after}");
+    assert_eq!(after["out"][0]["message"], "file says it is terminated: spot interruption");
+    assert_eq!(after["out"][1]["message"], "prometheus does not name it any more");
+}
+
+#[test]
+fn a_source_is_asked_again_every_interval_of_its_own() {
+    let web = Web::start();
+    web.gives("/often", 200, &targets(&["10.0.0.1"]));
+    web.gives("/seldom", 200, &targets(&["10.0.0.2"]));
+    let source = |path: &str, interval: &str| {
+        format!("require \"discovery.prometheus\" {{ \"{}\", interval = \"{interval}\" }}", web.url(path))
+    };
+    let began = Instant::now();
+    let (_world, daemon) = with(&[&source("/often", "3s"), &source("/seldom", "1h")]);
+    assert_eq!(ids(&fleet(&daemon, false)), ["10.0.0.1", "10.0.0.2"]);
+    // What is new is seen without anybody's asking.
+    web.gives("/often", 200, &targets(&["10.0.0.1", "10.0.0.3"]));
+    web.gives("/seldom", 200, &targets(&["10.0.0.2", "10.0.0.4"]));
+    let asked = |path: &str| web.asked().iter().filter(|asked| asked.line == format!("GET {path}")).count();
+    eventually("it was asked three times", || (asked("/often") >= 3).then_some(()));
+    assert!(began.elapsed() >= Duration::from_secs(6), "more often than every 3 s: {:?}", began.elapsed());
+    eventually("what is new is known", || {
+        (ids(&fleet(&daemon, false)) == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]).then_some(())
+    });
+    assert_eq!(asked("/seldom"), 1);
+}
+
+#[test]
+fn a_source_that_hangs_is_cut_at_its_timeout_and_holds_up_no_other() {
+    let (silent, port) = listening_silent();
+    let web = Web::start();
+    web.gives("/sd", 200, &targets(&["10.0.0.1"]));
+    let hangs = |timeout: &str| {
+        format!(
+            "require \"discovery.prometheus\" {{ \"http://127.0.0.1:{port}/\", interval = \"1s\", timeout = \"{timeout}\" }}"
+        )
+    };
+    let answers = format!("require \"discovery.prometheus\" {{ \"{}\", interval = \"1s\" }}", web.url("/sd"));
+    let world = World::new();
+    world.project(&Project::new("cut").hosts(&[&hangs("2s")]));
+    world.project(&Project::new("hangs").hosts(&[&hangs("5m"), &answers]));
+    let daemon = world.start();
+    eventually("its neighbour is asked again and again", || (web.asked().len() >= 4).then_some(()));
+    let cut = eventually("it is cut, and cut again", || {
+        let fleet = daemon.api.get("/v1/hosts?project=cut").json()["items"][0].clone();
+        let again = fleet["sources"][0]["error_since"] != fleet["sources"][0]["asked_at"];
+        (fleet["sources"][0]["error"].is_object() && again).then_some(fleet)
+    });
+    let (code, message) = error(&cut);
+    assert!(code == "timeout" && message.contains("took longer than 2s"), "{code}: {message}");
+    assert!((2_000..30_000).contains(&cut["sources"][0]["took_ms"].as_u64().unwrap()), "{cut}");
+    drop(silent);
 }
 
 #[test]
@@ -228,9 +312,48 @@ fn an_inventory_script_runs_as_the_projects_user() {
     );
     let user = found["hosts"][0]["user"].as_str().unwrap()[1..].parse::<u32>().unwrap();
     assert!((world.uids.0..=world.uids.1).contains(&user), "{user}");
-    std::fs::write(&script, "#!/bin/sh\necho 'no database' >&2\nexit 3\n").unwrap();
+    std::fs::write(&script, "#!/bin/sh\nprintf 'traceback:\n  no database\n' >&2\nexit 3\n").unwrap();
     let (_, message) = error(&fleet(&daemon, true));
-    assert!(message.contains("--list ended with 3: no database"), "{message}");
+    assert!(message.contains("--list ended with 3: traceback: no database"), "{message}");
+}
+
+#[test]
+fn what_only_ansible_can_read_is_read_by_ansible() {
+    let found = Command::new("ansible-inventory").arg("--version").output();
+    assert!(
+        found.is_ok_and(|said| said.status.success()),
+        "ansible-inventory is missing: apt-get install ansible-core"
+    );
+    let world = World::new();
+    let dir = world.path("tested/inventory");
+    std::fs::create_dir(&dir).unwrap();
+    let hosts = |address: &str| {
+        let text = format!(
+            "all:\n  children:\n    web:\n      hosts:\n        web[1:2]:\n          ansible_host: {address:?}\n          ansible_port: 2222\n    db:\n      hosts:\n        db1:\n"
+        );
+        std::fs::write(dir.join("prod.yml"), text).unwrap();
+    };
+    hosts("10.0.0.9");
+    let source =
+        format!("require \"discovery.ansible\" {{ \"{}/\", group = \"web\", interval = \"1h\" }}", dir.display());
+    world.project(&Project::new("shop").hosts(&[&source]));
+    let daemon = world.start();
+    let found = fleet(&daemon, false);
+    assert_eq!(ids(&found), ["web1", "web2"], "{found}");
+    let one = &found["hosts"][0];
+    assert_eq!(
+        (&one["address"], &one["port"], &one["labels"]["groups"]),
+        (&json!("10.0.0.9"), &json!(2222), &json!("web"))
+    );
+    // A template is for Ansible to fill in when it runs: it is shown as it is written.
+    hosts("{{ inventory_hostname }}.example.com");
+    let (_, message) = error(&fleet(&daemon, true));
+    assert!(message.contains("ansible_host of web1 is the template"), "{message}");
+    // By itself it would leave out what it cannot read, and say nothing.
+    hosts("10.0.0.9");
+    std::fs::write(dir.join("more.yml"), "web: [").unwrap();
+    let (_, message) = error(&fleet(&daemon, true));
+    assert!(message.contains("Completely failed to parse inventory source"), "{message}");
 }
 
 #[test]
@@ -242,14 +365,14 @@ fn dns_is_asked_anew_each_time_and_over_tcp_where_it_must_be() {
     dns.holds("six.test", "AAAA", &["fd00::1"]);
     let source = |names: &str, kind: &str| {
         format!(
-            "require \"discovery.dns\" {{ names = {{ {names} }}, type = \"{kind}\", server = \"{}\", interval = \"1h\", max_shrink = \"100%\" }}",
+            "require \"discovery.dns\" {{ {names}, type = \"{kind}\", server = \"{}\", interval = \"1h\", max_shrink = \"100%\" }}",
             dns.server()
         )
     };
     let (_world, daemon) = with(&[
         &source("\"_ssh._tcp.web.test\"", "SRV"),
         &source("\"many.test\", \"six.test\"", "A"),
-        &source("\"six.test\"", "AAAA"),
+        &source("names = { \"six.test\" }", "AAAA"),
     ]);
     let found = fleet(&daemon, true);
     assert_eq!(

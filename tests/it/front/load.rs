@@ -24,10 +24,6 @@ fn limited(limits: &str) -> World {
     world
 }
 
-fn files(daemon: &Daemon) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count()
-}
-
 /// Asks on a connection that stays open; the body is `ok`.
 fn healthy(stream: &mut TcpStream) -> bool {
     if stream.write_all(HEALTH).is_err() {
@@ -96,7 +92,7 @@ fn idle_connections_disturb_nobody_and_leave_nothing() {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     };
     status();
-    let (baseline, before) = (files(&daemon), memory(&daemon));
+    let (baseline, before) = (daemon.files(), memory(&daemon));
     let mut idle: Vec<TcpStream> = Vec::with_capacity(n);
     for _ in 1..n {
         let mut stream = connect(daemon.addr);
@@ -137,7 +133,7 @@ fn idle_connections_disturb_nobody_and_leave_nothing() {
     });
     drop(idle);
     let began = Instant::now();
-    eventually("every file is closed", || (files(&daemon) <= baseline + 5).then_some(()));
+    eventually("every file is closed", || (daemon.files() <= baseline + 5).then_some(()));
     measured("until every file is closed", began.elapsed(), Duration::from_secs(30));
 }
 
@@ -341,7 +337,7 @@ fn a_daemon_without_files_lives_waits_and_goes_on() {
     let mut bytes = [0; 1024];
     assert!(inside.read(&mut bytes).unwrap() > 0);
 
-    allow(&daemon, files(&daemon));
+    allow(&daemon, daemon.files());
     let outside: Vec<TcpStream> = (0..20).map(|_| connect(daemon.addr)).collect();
     eventually("nobody is let in", || daemon.said().contains("cannot accept connections").then_some(()));
     // The journal is written all the same: its files are open.

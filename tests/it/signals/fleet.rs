@@ -33,6 +33,8 @@ pub struct Wants {
     pub deploy: &'static str,
     /// The port at which the sender asks instead of the receiver's own.
     pub through: Option<u16>,
+    /// Further keys of the receivers' `[limits]`.
+    pub limits: &'static str,
     /// It asks by https.
     pub tls: Option<Tls>,
 }
@@ -58,6 +60,7 @@ impl Default for Wants {
             tests: "",
             deploy: "",
             through: None,
+            limits: "",
             tls: None,
         }
     }
@@ -152,7 +155,7 @@ impl Receiver {
             world.certificate(certificate, "signed.key.pem");
         }
         // Forgers are many and quick here: each is to be told why.
-        std::fs::write(world.path("limits.toml"), "refusal_rate = \"none\"\n").unwrap();
+        std::fs::write(world.path("limits.toml"), format!("refusal_rate = \"none\"\n{}", wants.limits)).unwrap();
         let dir = world.path("tested");
         let hosts = match wants.elsewhere {
             false => "phased.localhost".to_owned(),

@@ -371,6 +371,7 @@ fn an_inventory_script_is_run_and_asked_for_each_host_where_it_must_be() {
         )],
     );
     assert_eq!(found.asked[0].1["argv"], json!(["ansible-inventory", "-i", "/hosts.yml", "--list"]));
+    assert_eq!(found.asked[0].1["env"], json!({"ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "true"}));
     assert_eq!(found.all().len(), 1);
     let missing = Outcome::failed(Cause::new("exit", "ansible-inventory: not found"));
     discover(yaml, &[], vec![missing]).fails(&["install ansible-core"]);
@@ -393,9 +394,16 @@ fn dns_records_are_hosts() {
     );
     let http = "require 'discovery.dns' { names = { '_http._tcp.web.example.com' }, type = 'SRV' }";
     assert_eq!(discover(http, &[], vec![Outcome::Ok(srv)]).all()["web1.example.com"].ssh.port, None);
-    let two = "require 'discovery.dns' { names = { 'a.example.com', 'b.example.com' } }";
     let record = |address: &str| Outcome::Ok(json!([{ "address": address }]));
-    assert_eq!(discover(two, &[], vec![record("10.0.0.1"), record("10.0.0.1")]).all().len(), 1);
+    for two in ["names = { 'a.example.com', 'b.example.com' }", "'a.example.com', 'b.example.com', type = 'A'"] {
+        let two = format!("require 'discovery.dns' {{ {two} }}");
+        let found = discover(&two, &[], vec![record("10.0.0.1"), record("10.0.0.1")]);
+        let names: Vec<&str> = found.asked.iter().map(|(_, args)| args["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["a.example.com", "b.example.com"]);
+        assert_eq!(found.all().len(), 1);
+    }
+    let one = "require 'discovery.dns' 'a.example.com'";
+    assert_eq!(discover(one, &[], vec![record("10.0.0.1")]).all().len(), 1);
 }
 
 fn instance(id: &str, more: &Json) -> Json {
@@ -451,8 +459,14 @@ fn instances_of_ec2_are_hosts_and_those_that_ended_say_why() {
     assert_eq!(all["i-9"].state.as_str(), "starting");
     assert!(!all.contains_key("i-3"), "it runs and does not match any more");
 
-    let public = "require 'discovery.ec2' { regions = { 'eu-west-1', 'us-east-1' }, address = 'public' }";
-    discover(public, &[], vec![Outcome::Ok(json!([instance("i-1", &json!({}))]))]).fails(&["i-1", "no public address"]);
+    let of = |address: &str, more: &Json| {
+        let lua =
+            format!("require 'discovery.ec2' {{ regions = {{ 'eu-west-1', 'us-east-1' }}, address = '{address}' }}");
+        discover(&lua, &[], vec![Outcome::Ok(json!([instance("i-1", more)]))])
+    };
+    of("public", &json!({})).fails(&["i-1", "no public address"]);
+    of("ipv6", &json!({})).fails(&["i-1", "no ipv6 address"]);
+    assert_eq!(of("ipv6", &json!({"ipv6": "2001:db8::7"})).all()["i-1"].address, "2001:db8::7");
     discover("require 'discovery.ec2' {}", &[], vec![]).fails(&["give region or regions"]);
 }
 
@@ -506,6 +520,18 @@ fn google_is_asked_page_by_page_with_the_token_of_the_machine() {
         ("web", "http,ssh", "e2-small")
     );
     assert_eq!((all["77x"].state.as_str(), all["77x"].reason.as_deref()), ("stopped", Some("TERMINATED")));
+
+    let six = "require 'discovery.gce' { project = 'acme', address = 'ipv6' }";
+    let with = |card: Json| {
+        let mut page = gce_page(&["a"], None);
+        page["items"]["zones/europe-west1-b"]["instances"][0]["networkInterfaces"] = json!([card]);
+        discover(six, &[], vec![token.clone(), http(200, &page)])
+    };
+    let outside = json!({"networkIP": "10.132.0.2", "ipv6AccessConfigs": [{"externalIpv6": "2600:1901::7", "externalIpv6PrefixLength": 96}]});
+    assert_eq!(with(outside).all()["77a"].address, "2600:1901::7");
+    let inside = json!({"networkIP": "10.132.0.2", "ipv6Address": "fd20:0:0:1::7"});
+    assert_eq!(with(inside).all()["77a"].address, "fd20:0:0:1::7");
+    with(json!({"networkIP": "10.132.0.2"})).fails(&["instance a has no ipv6 address"]);
 
     let denied = json!({"error": {"code": 403, "message": "Required 'compute.instances.list' permission for 'projects/acme'",
         "errors": [{"reason": "forbidden"}]}});
@@ -635,6 +661,38 @@ fn azure_is_asked_page_by_page_with_the_identity_of_the_machine() {
     discover(lua, &[], vec![token.clone(), unknown]).fails(&["machine a is in the state PowerState/unknown"]);
     let new = discover(lua, &[], vec![token.clone(), page(vec![azure_row("n", "")], None)]).all();
     assert_eq!((new["vm-n"].state.as_str(), new["vm-n"].reason.as_deref()), ("starting", Some("no power state")));
+    // More than there is in the answer, and no way to the rest: as all there is it would end the others.
+    for truncated in [json!("true"), json!(true)] {
+        let cut =
+            json!({"totalRecords": 7, "resultTruncated": truncated, "data": [azure_row("a", "PowerState/running")]});
+        discover(lua, &[], vec![token.clone(), http(200, &cut)]).fails(&[
+            "Azure Resource Graph of subscription s-1, asked by this machine's managed identity: ",
+            "is truncated (1 machines of 7) and says nothing of a next page",
+            "resource_group, tags or where",
+        ]);
+    }
+    let cut = json!({"resultTruncated": "true", "$skipToken": "s", "data": [azure_row("a", "PowerState/running")]});
+    let rest = page(vec![azure_row("b", "PowerState/running")], None);
+    assert_eq!(
+        discover(lua, &[], vec![token.clone(), http(200, &cut), rest]).all().len(),
+        2,
+        "with a next page it is followed"
+    );
+    for (status, code, said) in [
+        (
+            400,
+            "BadRequest",
+            "There must be at least one subscription that is eligible to contain resources. Given: 's-1'.",
+        ),
+        (404, "SubscriptionNotFound", "The subscription 's-1' could not be found."),
+    ] {
+        let wrong = json!({"error": {"code": code, "message": said}});
+        discover(lua, &[], vec![token.clone(), http(status, &wrong)]).fails(&[
+            "Azure Resource Graph of subscription s-1, asked by this machine's managed identity: ",
+            &format!("{said} ({code})"),
+            "look at the ids of the subscriptions",
+        ]);
+    }
     discover(lua, &[], vec![token, http(403, &denied)]).fails(&[
         "Azure Resource Graph of subscription s-1",
         "asked by this machine's managed identity: ",

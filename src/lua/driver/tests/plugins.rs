@@ -316,3 +316,22 @@ fn a_probe_of_a_users_own_gets_its_options_and_what_it_is_about() {
     }
     assert!(matches!(of("error 'no luck'"), PluginTurn::Raised(cause) if cause.message.contains("no luck")));
 }
+
+#[test]
+fn a_list_in_the_last_place_takes_all_values_from_there_on() {
+    let options =
+        "q = { 'text', position = 1 }, names = { 'list', position = 2, default = { 'x' } }, above = { 'number' }";
+    let body = "return { value = 1, message = options.q .. ': ' .. table.concat(options.names, ' ') }";
+    let further = format!(
+        "local asked = phased.probe {{ name = 'own', options = {{ {options} }}, measure = function(options) {body} end }}"
+    );
+    for (given, expected) in [("'q', 'b', 'c'", "q: b c"), ("'q', names = { 'd' }", "q: d"), ("'q'", "q: x")] {
+        let hosts = format!(
+            "{{ 'a' }}, alarms = {{ {{ 'x', cause = asked {{ {given}, above = 1 }}, alert = require 'alerts.log' {{}}, action = 'none' }} }}"
+        );
+        let project = Project::new("require 'alerts.log' {}", &hosts, &further);
+        let (loaded, about) = (&project.loaded, about("canary", &[]));
+        let mut plugin = project.loader.plugin(&loaded.code, &loaded.name, "alarms/p/1/cause", about).unwrap();
+        assert_eq!(plugin.start(), PluginTurn::Return(json!({"value": 1, "message": expected})), "{given}");
+    }
+}
