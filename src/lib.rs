@@ -171,5 +171,7 @@ pub mod sim;
 pub mod ssh;
 pub mod store;
 pub mod telemetry;
+#[cfg(test)]
+mod tests;
 pub mod time;
 pub mod whole;

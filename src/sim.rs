@@ -30,4 +30,6 @@ pub mod scenario;
 mod shell;
 
 pub use life::{Broken, Played, play};
+#[cfg(test)]
+pub(crate) use random::Random;
 pub use scenario::{Language, Scenario};

@@ -1,7 +1,11 @@
 use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
 use super::*;
-use crate::ports::secrets::{SecretError, Secrets as _};
+use crate::{
+    ports::secrets::{SecretError, Secrets as _},
+    sim::Random,
+    tests::{below, mutated, times},
+};
 
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse(text, Path::new("phased.toml")).map_err(|error| error.to_string())
@@ -15,53 +19,53 @@ fn an_empty_file_is_the_documented_defaults() {
     assert_eq!(config.secret_dirs(Some(Path::new("/run/c"))), [Path::new("/run/c"), Path::new("/etc/phased/secrets")]);
 }
 
+/// A file that says nearly everything.
+const WHOLE: &str = r#"
+data_dir = "/srv/phased"
+plugins = ["/a", "/b"]
+[api]
+socket = "/tmp/s"
+listen = "[::1]:0"
+tls = { cert = "/c.pem", key = "/k.pem" }
+host_names = ["deploy.example.com"]
+trusted_proxies = ["127.0.0.1", "10.0.0.0/8", "fd00::/8"]
+client_header = "forwarded"
+[secrets]
+dir = "/s"
+[exec]
+uids = "61000-61999"
+path = "/bin:/usr/bin"
+[signals]
+key = "signals"
+host = "web1"
+max_age = "2m"
+accept = [{ key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE1GqVbPJnXxvLkkmNxwLOQ0DwA0nDxG3P7k1d3v2u1H ci", projects = ["shop/production"] }]
+[limits]
+memory = "128MiB"
+instructions = 1000000
+max_output = 1048576
+max_queued = 3
+connections = 100
+client_connections = 10
+first_byte_timeout = "1s"
+head_timeout = "1m"
+body_timeout = "1h"
+write_timeout = "30s"
+head_size = "16KiB"
+headers = 50
+body_size = "2MiB"
+hook_body_size = "1MiB"
+all_bodies_size = "2MiB"
+hook_rate = "20/s"
+refusal_rate = "none"
+[log]
+format = "json"
+filter = "warn,phased::ssh=debug"
+"#;
+
 #[test]
 fn everything_can_be_said() {
-    let config = parse(
-        r#"
-        data_dir = "/srv/phased"
-        plugins = ["/a", "/b"]
-        [api]
-        socket = "/tmp/s"
-        listen = "[::1]:0"
-        tls = { cert = "/c.pem", key = "/k.pem" }
-        host_names = ["deploy.example.com"]
-        trusted_proxies = ["127.0.0.1", "10.0.0.0/8", "fd00::/8"]
-        client_header = "forwarded"
-        [secrets]
-        dir = "/s"
-        [exec]
-        uids = "61000-61999"
-        path = "/bin:/usr/bin"
-        [signals]
-        key = "signals"
-        host = "web1"
-        max_age = "2m"
-        accept = [{ key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE1GqVbPJnXxvLkkmNxwLOQ0DwA0nDxG3P7k1d3v2u1H ci", projects = ["shop/production"] }]
-        [limits]
-        memory = "128MiB"
-        instructions = 1000000
-        max_output = 1048576
-        max_queued = 3
-        connections = 100
-        client_connections = 10
-        first_byte_timeout = "1s"
-        head_timeout = "1m"
-        body_timeout = "1h"
-        write_timeout = "30s"
-        head_size = "16KiB"
-        headers = 50
-        body_size = "2MiB"
-        hook_body_size = "1MiB"
-        all_bodies_size = "2MiB"
-        hook_rate = "20/s"
-        refusal_rate = "none"
-        [log]
-        format = "json"
-        filter = "warn,phased::ssh=debug"
-        "#,
-    )
-    .unwrap();
+    let config = parse(WHOLE).unwrap();
     assert_eq!(config.exec.uids, Some(UidRange { first: 61000, last: 61999 }));
     assert_eq!((config.limits.memory, config.limits.max_output), (Size::mib(128), Size::mib(1)));
     assert_eq!(config.log.format, crate::telemetry::Format::Json);
@@ -205,6 +209,72 @@ fn a_value_of_another_kind_is_refused_by_the_name_of_its_key_with_what_it_must_b
     let long = format!("[log]\nfilter = [{:?},\n1]", "x".repeat(50));
     let said = parse(&long).unwrap_err();
     assert!(said.ends_with(&format!("and is [\"{}...", "x".repeat(38))), "{said}");
+}
+
+/// The file, with the value of one line in the place of another's.
+fn exchanged(random: &mut Random) -> String {
+    let lines: Vec<(&str, &str)> = WHOLE.lines().filter_map(|line| line.split_once(" = ")).collect();
+    let ((name, old), (_, value)) = (lines[below(random, lines.len())], lines[below(random, lines.len())]);
+    WHOLE.replacen(&format!("{name} = {old}"), &format!("{name} = {value}"), 1)
+}
+
+/// Whatever a file says: it is refused with its place, or what is read keeps to every rule that a slip could break.
+#[test]
+fn random_files_are_refused_with_their_place_or_keep_to_the_rules() {
+    const WORDS: [&str; 24] = [
+        "[api]",
+        "[exec]",
+        "[[limits]]",
+        "\n",
+        " = ",
+        "\"",
+        "\"\"\"",
+        "'",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ".",
+        "#",
+        "-1",
+        "0",
+        "0.0.0.0:80",
+        "0-5",
+        "\\u0000",
+        "18446744073709551616",
+        "1e400",
+        "true",
+        "é\u{feff}",
+    ];
+    let mut random = Random::of(1, "config");
+    let mut seen = [0; 2];
+    for case in 0..times(1000, 100_000) {
+        // Other bytes are no text, and are not read at all.
+        let bytes =
+            if case % 2 == 0 { mutated(&mut random, WHOLE, &WORDS) } else { exchanged(&mut random).into_bytes() };
+        let Ok(text) = String::from_utf8(bytes) else { continue };
+        match Config::parse(&text, Path::new("phased.toml")) {
+            Ok(config) => {
+                let Config { data_dir, plugins, api, secrets, exec, limits, .. } = &config;
+                let mut paths = plugins.iter().chain([data_dir, &api.socket, &secrets.dir]);
+                assert!(!plugins.is_empty() && paths.all(|path| path.is_absolute()), "case {case}: {text}");
+                let guarded = api.tls.is_some() || api.plaintext || !api.trusted_proxies.is_empty();
+                let reached = api.listen.is_some_and(|listen| !listen.ip().to_canonical().is_loopback());
+                assert!(!reached || guarded || !config.signals.accept.is_empty(), "case {case}: {text}");
+                let users = exec.uids.is_none_or(|uids| 0 < uids.first && uids.first <= uids.last);
+                assert!(users && limits.connections > 0 && limits.max_queued > 0, "case {case}: {text}");
+                seen[0] += 1;
+            }
+            Err(ConfigError::Invalid { line, column, message, .. }) => {
+                let there = (1..=text.matches('\n').count() + 1).contains(&line) && column > 0;
+                assert!(there && !message.is_empty(), "case {case}: {line}:{column}: {message}: {text}");
+                seen[1] += 1;
+            }
+            Err(error) => panic!("case {case}: {error}: {text}"),
+        }
+    }
+    assert!(seen.iter().all(|n| *n > 50), "all of it is met: {seen:?}");
 }
 
 fn secret_file(dir: &Path, name: &str, bytes: &[u8], mode: u32) {

@@ -334,6 +334,10 @@ pub(super) fn all_algorithms() -> Vec<Algorithm> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        sim::Random,
+        tests::{below, mutated, times},
+    };
 
     const A: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
     const B: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA6rWI3G1sz07DnfFlrouTcysQlj2P+jpNSOEWD9OJ3X";
@@ -477,5 +481,66 @@ mod tests {
         assert!(read(Path::new("/does/not/exist"), &who("a")).is_err());
         // Another kind of key is no error, and no key either.
         assert!(parse("web-1 sk-ssh-ed25519@openssh.com AAAA", &who("web-1")).unwrap().is_empty());
+    }
+
+    /// Whatever becomes of a file: it is refused with the line, or says no more than what is in it, and what is revoked stays so.
+    #[test]
+    fn random_files_let_nobody_in_whom_no_line_names() {
+        const WORDS: [&str; 20] = [
+            "@revoked ",
+            "@cert-authority ",
+            "@",
+            "|1|",
+            "|",
+            "*",
+            "?",
+            "!",
+            ",",
+            "[",
+            "]:22",
+            "]:2222",
+            " ",
+            "\n",
+            "\t",
+            "#",
+            "web-1",
+            "ssh-rsa",
+            "=",
+            "\0\u{ff}",
+        ];
+        const C: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE1GqVbPJnXxvLkkmNxwLOQ0DwA0nDxG3P7k1d3v2u1H";
+        let whole = format!(
+            "# ours\nweb-1,10.0.0.1 {A} me@here\n[web-1]:2222 {B}\n*.example.com,!evil.example.com {E}\n\
+             |1|BwcHBwcHBwcHBwcHBwcHBwcHBwc=|BwcHBwcHBwcHBwcHBwcHBwcHBwc= {A}\n@cert-authority * {B}\n@revoked * {C}\n"
+        );
+        let blob = |key: &'static str| key.split(' ').nth(1).unwrap().trim_end_matches('=');
+        let mut random = Random::of(1, "known_hosts");
+        let mut seen = [0; 3];
+        for case in 0..times(1000, 200_000) {
+            let mut text = String::from_utf8_lossy(&mutated(&mut random, &whole, &WORDS)).into_owned();
+            let revoked = [A, B, E][below(&mut random, 3)];
+            // On a line of its own, whatever the one before has become.
+            text.push_str(&format!("\n@revoked * {revoked}\n"));
+            for at in ["web-1", "[web-1]:2222", "a.example.com", "evil.example.com"] {
+                let known = match parse(&text, &who(at)) {
+                    Ok(known) => known,
+                    Err((line, why)) => {
+                        assert!((1..=text.lines().count()).contains(&line) && !why.is_empty(), "case {case}: {text}");
+                        seen[0] += 1;
+                        continue;
+                    }
+                };
+                for shown in [A, B, C, E] {
+                    if known.check(&key(shown)).is_err() {
+                        seen[1] += 1;
+                        continue;
+                    }
+                    let names = |line: &str| !line.trim().starts_with(['#', '@']) && line.contains(blob(shown));
+                    assert!(shown != revoked && text.lines().any(names), "case {case}: {at} shows {shown}: {text}");
+                    seen[2] += 1;
+                }
+            }
+        }
+        assert!(seen.iter().all(|n| *n > 100), "all of it is met: {seen:?}");
     }
 }

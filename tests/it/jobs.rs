@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    fixture::{Daemon, Jobs, Project, World, eventually},
+    fixture::{Daemon, Group, Jobs, Project, World, eventually},
     trust,
 };
 
@@ -267,59 +267,25 @@ fn a_socket_that_comes_late_is_waited_for_and_a_refusal_is_not() {
     assert!(jobs.said().contains("allows uids"), "{}", jobs.said());
 }
 
-/// A control group of its own for one controller, gone with its owner.
-struct Group(PathBuf);
-
-impl Group {
-    /// `None` where control groups cannot be made here.
-    fn new(controller: &str, limit: (&str, &str, &str)) -> Option<Group> {
-        let (v1, v2, value) = limit;
-        let name = format!("phased-it-{}-{controller}", std::process::id());
-        for (root, file) in [(format!("/sys/fs/cgroup/{controller}"), v1), ("/sys/fs/cgroup".to_owned(), v2)] {
-            let dir = Path::new(&root).join(&name);
-            if std::fs::create_dir(&dir).is_ok() {
-                let group = Group(dir);
-                if std::fs::write(group.0.join(file), value).is_ok() {
-                    return Some(group);
-                }
-            }
-        }
-        None
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        for pid in std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default().lines() {
-            let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
-            let _gone = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-        }
-        eventually("the control group is empty", || std::fs::remove_dir(&self.0).ok());
-    }
-}
-
-/// The cause of a stage that runs `script` within a limit; `None` where there can be none here.
-fn within_limit(controller: &str, limit: (&str, &str, &str), script: &str) -> Option<Value> {
-    let Some(group) = Group::new(controller, limit) else {
-        eprintln!("SKIPPED: no control groups of {controller} can be made here; the package's tests have them");
-        return None;
-    };
+/// The cause of a stage that runs `script` within a limit, which has a file for each version of control groups.
+fn within_limit(controller: &str, files: [&str; 2], limit: &str, script: &str) -> Value {
+    let group = Group::new(controller);
+    std::fs::write(group.file(files), limit).unwrap();
     let world = World::unprivileged();
     world.project(&Project::new("shop").hosts(&["h1"]).stage("unit", &format!("run:sh [==[{script}]==]")));
-    let jobs = Jobs::start_with(&world, 256, &[&group.0]);
+    let _jobs = Jobs::start_with(&world, 256, &[group.path()]);
     let daemon = world.start();
     world.repo.push("too much");
     let run = daemon.deploy().is("failed");
-    let cause = run.view["cause"].clone();
-    drop((daemon, jobs, world));
-    Some(cause)
+    run.view["cause"].clone()
 }
+
+const MEMORY: [&str; 2] = ["memory.limit_in_bytes", "memory.max"];
 
 #[test]
 fn a_command_that_is_killed_for_want_of_memory_says_so() {
-    let limit = ("memory.limit_in_bytes", "memory.max", "134217728");
     let script = "echo begins; python3 -c 'x = bytearray(1 << 30)'";
-    let Some(cause) = within_limit("memory", limit, script) else { return };
+    let cause = within_limit("memory", MEMORY, "134217728", script);
     assert_eq!((&cause["code"], &cause["exit_code"]), (&json!("out_of_memory"), &json!(137)), "{cause}");
     let message = cause["message"].as_str().unwrap();
     assert!(message.contains("killed 1 processes of its unit") && message.contains("128 MiB"), "{message}");
@@ -328,14 +294,13 @@ fn a_command_that_is_killed_for_want_of_memory_says_so() {
 #[test]
 fn a_command_that_may_not_have_more_processes_says_so() {
     let script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do sleep 60 & done; wait";
-    let Some(cause) = within_limit("pids", ("pids.max", "pids.max", "24"), script) else { return };
+    let cause = within_limit("pids", ["pids.max"; 2], "24", script);
     assert!(cause["code"] == "exit" && cause["too_many_tasks"].as_u64() > Some(0), "{cause}");
     assert!(cause["message"].as_str().unwrap().contains("it may have 24"), "{cause}");
 }
 
 #[test]
 fn a_failure_within_the_limits_is_just_that() {
-    let limit = ("memory.limit_in_bytes", "memory.max", "134217728");
-    let Some(cause) = within_limit("memory", limit, "kill -KILL $$") else { return };
+    let cause = within_limit("memory", MEMORY, "134217728", "kill -KILL $$");
     assert_eq!((&cause["code"], &cause["exit_code"]), (&json!("exit"), &json!(137)), "{cause}");
 }

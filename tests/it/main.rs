@@ -1,6 +1,6 @@
 //! The real binary against real peers: OpenSSH hosts on loopback, git repositories, HTTP servers.
 //!
-//! Needs root (every project's commands run as a user of their own), `sshd`, `ssh-keygen`, `git`, `python3`, `systemd-nspawn`, `debootstrap`, `nginx`, `caddy`, `podman`, `prometheus` and `ansible-inventory`; what is missing is named by
+//! Needs root (every project's commands run as a user of their own), `sshd`, `ssh-keygen`, `git`, `python3`, `systemd-nspawn`, `debootstrap`, `nginx`, `caddy`, `podman`, `prometheus`, `logrotate` and `ansible-inventory`; what is missing is named by
 //! the first test that needs it. Every test has a world of its own: a directory, a daemon, an sshd, repositories.
 
 #![allow(clippy::disallowed_methods, reason = "tests wait on conditions with the system's clock")]

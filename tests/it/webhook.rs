@@ -17,7 +17,8 @@ struct Hook {
     signature: Option<String>,
 }
 
-fn sign(body: &[u8], secret: &str) -> String {
+/// The value of `X-Hub-Signature-256` for this body.
+pub fn sign(body: &[u8], secret: &str) -> String {
     let mut mac = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap();
     mac.update(body);
     let hex: String = mac.finalize().into_bytes().iter().map(|b| format!("{b:02x}")).collect();

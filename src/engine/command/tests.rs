@@ -20,6 +20,8 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::*;
 use crate::{
     ports::link::{Channel, Duplex, Exit},
+    sim::Random,
+    tests::{below, times},
     time::{Clock, SystemClock, within},
 };
 

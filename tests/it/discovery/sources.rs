@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{error, ids, out};
-use crate::fixture::{Daemon, Dns, Ended, Project, Web, World, eventually, fleet, listening_silent};
+use crate::fixture::{Daemon, Dns, Ended, Project, Sshd, Web, World, eventually, fleet, listening_silent};
 
 fn with(hosts: &[&str]) -> (World, Daemon) {
     with_rollout(hosts, "max_parallel = 1")

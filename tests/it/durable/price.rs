@@ -3,20 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::fixture::{Daemon, Project, Sink, World, eventually};
+use crate::fixture::{Project, Sink, World, eventually};
 
 const CALLS: usize = 64;
 const STEPS: usize = 77;
-
-/// Resident memory of a process, now and at its highest, in KiB.
-fn memory(daemon: &Daemon) -> (usize, usize) {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let field = |name: &str| -> usize {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.split_whitespace().next().unwrap().parse().unwrap()
-    };
-    (field("VmRSS:"), field("VmHWM:"))
-}
 
 #[test]
 #[ignore = "a measurement: scripts/crash makes it with a release build"]
@@ -33,7 +23,7 @@ fn replay_of_ten_thousand_records_is_cheap_and_has_no_effect() {
     let world = World::new();
     world.project(&Project::new("shop").hosts(&hosts).rollout("max_parallel = 64").deploy(&deploy));
     let daemon = world.start();
-    let (before, _) = memory(&daemon);
+    let before = daemon.memory();
     world.repo.push("x");
     let run = daemon.press();
     let lines = |run: &crate::fixture::Run| run.log().matches("# replayed").count();
@@ -56,7 +46,7 @@ fn replay_of_ten_thousand_records_is_cheap_and_has_no_effect() {
     let written = || std::fs::read_dir(&out).map_or(0, Iterator::count);
     eventually("every call is replayed", || (written() == CALLS).then_some(()));
     let whole = began.elapsed();
-    let (after, highest) = memory(&daemon);
+    let (after, highest) = (daemon.memory(), daemon.peak_memory());
     assert_eq!(sink.asked().len(), effects, "a replay had an effect");
     println!(
         "replay: {records} records, {CALLS} open calls: ready after {ready:?}, every call replayed {whole:?} after the start of the process; RSS {} MiB \

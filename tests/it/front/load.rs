@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 use super::{connect, first_status, status_of, token};
-use crate::fixture::{Daemon, Project, World, clients, eventually, measured, times};
+use crate::fixture::{Daemon, Project, World, clients, eventually, measured, p99, times};
 
 /// Connections beyond a cap, for a request each.
 const RESERVED: usize = 16;
@@ -48,17 +48,12 @@ fn many_files(clients: usize) {
     assert!(hard >= 2 * clients as u64, "{hard} open files are too few for {clients} connections: ulimit -Hn");
 }
 
-/// KiB of memory that the daemon has.
-fn memory(daemon: &Daemon) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-/// What 99 of 100 took at most.
-fn p99(mut took: Vec<Duration>) -> Duration {
-    took.sort_unstable();
-    took[(took.len() * 99 / 100).min(took.len() - 1)]
+/// A door at which nobody can be let in is not asked all the time: less than a fifth of a processor.
+#[track_caller]
+fn does_not_spin(daemon: &Daemon, door: &str) {
+    let percent = daemon.processor(Duration::from_secs(3));
+    eprintln!("measured: percent of a processor {door}: {percent:.1}, below 20");
+    assert!(percent < 20.0, "{door}: {percent} % of a processor");
 }
 
 /// Asks `ask` 200 times a second for so long, and says how long the answers took from when they were due.
@@ -92,14 +87,14 @@ fn idle_connections_disturb_nobody_and_leave_nothing() {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     };
     status();
-    let (baseline, before) = (daemon.files(), memory(&daemon));
+    let (baseline, before) = (daemon.files(), daemon.memory());
     let mut idle: Vec<TcpStream> = Vec::with_capacity(n);
     for _ in 1..n {
         let mut stream = connect(daemon.addr);
         assert!(healthy(&mut stream));
         idle.push(stream);
     }
-    let each = memory(&daemon).saturating_sub(before) * 1024 / n as u64;
+    let each = daemon.memory().saturating_sub(before) * 1024 / n as u64;
     let took = p99(steadily(Duration::from_secs(times(1, 10) as u64), status));
     measured("a status beside idle connections, p99", took, Duration::from_millis(50));
     measured("bytes of memory for each of them", each, 30_000);
@@ -116,6 +111,7 @@ fn idle_connections_disturb_nobody_and_leave_nothing() {
     for _ in 0..50 {
         assert_eq!(status_of(daemon.addr, HEALTH), 0);
     }
+    does_not_spin(&daemon, "at the cap of connections");
     drop(reserved);
     for _ in 0..200 {
         daemon.api.get("/v1/status").is(200);
@@ -371,6 +367,25 @@ fn a_daemon_without_files_lives_waits_and_goes_on() {
     daemon.kill();
     let daemon = world.start();
     assert_eq!(daemon.api.get("/v1/maintenance").is(200).json()["on"], true, "what was answered is on disk");
+}
+
+#[test]
+fn a_daemon_whose_256_files_are_all_in_use_waits_for_one() {
+    let world = limited("first_byte_timeout = \"10m\"\nhead_timeout = \"10m\"\nclient_connections = 1000\n");
+    // Its caps are made for more files than it will have: as if something else had taken them.
+    std::fs::write(world.path("nofile"), "4096").unwrap();
+    let daemon = world.start();
+    allow(&daemon, 256);
+    let mut clients: Vec<TcpStream> = (0..300).map(|_| connect(daemon.addr)).collect();
+    eventually("no file is left", || {
+        (files(&daemon) == 256 && daemon.said().contains("cannot accept connections")).then_some(())
+    });
+    does_not_spin(&daemon, "without a file for who stands at the door");
+    assert!(files(&daemon) > 250, "nobody has left meanwhile");
+    allow(&daemon, 4096);
+    let room = Instant::now();
+    assert!(clients.iter_mut().all(healthy), "whoever waited at the door is let in");
+    measured("until 300 clients are served again", room.elapsed(), Duration::from_secs(5));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::{io::Write as _, os::unix::net::UnixStream, time::Duration};
 
+use serde_json::json;
+
 use super::site::{HOSTS, Site};
 use crate::fixture::{Famine, eventually};
 
@@ -64,7 +66,7 @@ fn a_full_disk_refuses_what_is_new_and_hurts_nothing_that_runs() {
     eventually("twenty commands run on hosts", || (site.marks("begin") == HOSTS).then_some(()));
     site.integration.run("dd if=/dev/zero of=/var/lib/phased/filler bs=64k status=none");
     eventually("what is new is refused", || {
-        let answer = site.api().post("/v1/projects/build/start", &serde_json::json!({ "redeploy": true }));
+        let answer = site.api().post("/v1/projects/build/start", &json!({ "redeploy": true }));
         site.integration.run("dd if=/dev/zero of=/var/lib/phased/more bs=4k status=none");
         (answer.status == 507).then_some(())
     });
@@ -77,9 +79,6 @@ fn a_full_disk_refuses_what_is_new_and_hurts_nothing_that_runs() {
 
 /// Leaves processes behind that nothing but their unit gives away, and some that want to be killed.
 const LEAVES: &str = r#"
-return phased.project {
-  source = { git = "http://127.0.0.3:8000/shop.git", branch = "main" },
-  test = {
     { "one", run = function(run) run:sh [[
         env -i /usr/bin/setsid /bin/sh -c "trap '' TERM; while :; do sleep 98761; done" </dev/null >/dev/null 2>&1 &
         sleep 98762 &
@@ -88,12 +87,6 @@ return phased.project {
         if grep -lsa 'sleep.9876[123]' /proc/[0-9]*/cmdline; then exit 4; fi
         env -i /usr/bin/setsid /bin/sleep 98764 >/dev/null 2>&1 &
         exit 3 ]] end },
-  },
-  environments = { { "production", hosts = { "127.0.0.2" },
-    ssh = { user = "deploy", key = phased.secret "deploy_key", known_hosts = "/etc/phased/known_hosts" },
-    rollout = { canary = 0, bake_time = "0s" }, deploy = function(host) host:sh "true" end, health = "none" } },
-  notify = require "alerts.log" {},
-}
 "#;
 
 #[test]
@@ -101,8 +94,7 @@ fn what_a_stage_leaves_in_its_unit_ends_with_it_and_gives_its_place_back() {
     let site = Site::new();
     site.install("0.1.0");
     site.projects();
-    std::fs::write(site.integration.path("/etc/phased/plugins/projects/leaves.lua"), LEAVES).unwrap();
-    site.integration.ok("phased check && phased reload");
+    site.testing("leaves", LEAVES);
     let run = site.first("leaves").wait().is("failed");
     assert_eq!(run.view["cause"]["stage"], "two", "{:#}", run.view);
     assert_eq!(run.view["cause"]["exit_code"], 3, "{:#}", run.view);
@@ -112,6 +104,35 @@ fn what_a_stage_leaves_in_its_unit_ends_with_it_and_gives_its_place_back() {
     eventually("no unit is left", || {
         site.integration.ok("systemctl list-units --no-legend --plain 'phased-job@*'").is_empty().then_some(())
     });
+}
+
+#[test]
+fn a_job_gets_no_more_than_its_unit_may_have_and_its_cause_says_so() {
+    let site = Site::new();
+    let machine = &site.integration;
+    machine.limits();
+    site.install("0.1.0");
+    site.projects();
+    // As docs/jobs.md says: by a drop-in.
+    machine.ok("mkdir -p /etc/systemd/system/phased-job@.service.d
+         printf '[Service]\nMemoryMax=128M\nTasksMax=24\n' >/etc/systemd/system/phased-job@.service.d/test.conf
+         systemctl daemon-reload");
+    machine.ok(r#"echo 'perl -e "\$all = q(x) x (1 << 30)"' >/srv/greedy"#);
+    site.testing("greedy", r#"{ "unit", run = function(run) run:sh ". /srv/greedy" end }"#);
+    let cause = site.first("greedy").wait().is("failed").view["cause"].clone();
+    assert_eq!((&cause["code"], &cause["exit_code"]), (&json!("out_of_memory"), &json!(137)), "{cause}");
+    let message = cause["message"].as_str().unwrap();
+    assert!(message.contains("killed 1 processes of its unit") && message.contains("128 MiB"), "{message}");
+
+    machine.ok("echo 'for n in $(seq 30); do sleep 60 & done; wait' >/srv/greedy");
+    let cause = site.press("greedy").wait().is("failed").view["cause"].clone();
+    assert!(cause["code"] == "exit" && cause["too_many_tasks"].as_u64() > Some(0), "{cause}");
+    assert!(cause["message"].as_str().unwrap().contains("it may have 24"), "{cause}");
+
+    // What keeps to its limits is none the worse for it.
+    machine.ok("echo true >/srv/greedy");
+    site.press("greedy").wait().is("succeeded");
+    assert_eq!(machine.unit("phased.service", "NRestarts"), "0");
 }
 
 #[test]
@@ -137,7 +158,7 @@ fn want_of_memory_takes_jobs_first_and_the_service_comes_back() {
         assert!(score(&pid) < score(job), "daemon {}, job {}", score(&pid), score(job));
     }
     assert!(!jobs.trim().is_empty());
-    // No memory can be limited in here by control groups; that there is none to be had is the same to the daemon.
+    // Whomever the kernel would choose: there is no more memory to be had for the daemon.
     machine.ok(&format!(
         "runuser -u phased -- prlimit --pid {pid} --as=$(($(awk '/^VmSize/ {{ print $2 }}' /proc/{pid}/status) * 1024 + 4194304))"
     ));

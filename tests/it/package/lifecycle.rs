@@ -24,6 +24,7 @@ fn remove_keeps_what_is_yours_and_purge_takes_it() {
     machine.ok("test -f /usr/share/bash-completion/completions/phased && test -f /usr/share/phased/examples/shop.lua");
 
     site.projects();
+    is_reloaded_and_found_in_the_journal(&site);
     // A line of the user's in the configuration outlives everything but a purge.
     machine.ok("printf '[log]\nformat = \"json\"\n' >/tmp/log; sed -i '/^\\[log\\]/,$d' /etc/phased/phased.toml; cat /tmp/log >>/etc/phased/phased.toml");
     site.install("0.1.1");
@@ -47,6 +48,28 @@ fn remove_keeps_what_is_yours_and_purge_takes_it() {
     assert_eq!(left, "", "a purge leaves nothing");
     machine.ok("getent passwd phased");
     assert_eq!(machine.ok("systemctl list-units --no-legend --plain 'phased*'"), "");
+}
+
+/// As docs/service.md says: by systemd's own commands.
+fn is_reloaded_and_found_in_the_journal(site: &Site) {
+    let machine = &site.integration;
+    let entries = |of: &str| machine.ok(&format!("journalctl --sync && journalctl --no-pager -o cat -u phased {of}"));
+    let (_, pid) = site.service();
+    let reloads = || entries("").matches("the projects were reloaded").count();
+    let before = reloads();
+    machine.ok("systemctl reload phased");
+    assert_eq!((reloads(), site.service().1), (before + 1, pid.clone()), "once, by the same process");
+    machine.ok("echo 'return 1 +' >/etc/phased/plugins/projects/half.lua");
+    assert_ne!(machine.run("systemctl reload phased").code, 0, "what is refused is no success");
+    assert!(entries("").contains("half.lua:"), "and is said why");
+    assert_eq!(site.service(), ("active".to_owned(), pid));
+    machine.ok("rm /etc/phased/plugins/projects/half.lua && systemctl reload phased");
+    // By fields, of which each entry has those that it is about.
+    let (shop, build) = (entries("PHASED_PROJECT=shop"), entries("PHASED_PROJECT=build"));
+    assert!(shop.contains("the run: succeeded") && build.contains("the run: succeeded"), "{shop}{build}");
+    assert!(shop.contains("host w20: healthy") && !build.contains("host w20: healthy"), "{shop}{build}");
+    let host = entries("PHASED_PROJECT=shop PHASED_ENVIRONMENT=production PHASED_HOST=w07");
+    assert!(host.contains("host w07: healthy") && !host.contains("w08"), "{host}");
 }
 
 #[test]

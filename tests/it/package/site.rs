@@ -49,9 +49,7 @@ return phased.project {
 
 /// Five commands at once on the integration server itself, and then a look whether each of them ran once and to its end.
 const BUILD: &str = r#"
-return phased.project {
-  source = { git = "http://127.0.0.3:8000/shop.git", branch = "main" },
-  test = { { "unit", run = function(run)
+  { "unit", run = function(run)
     local side_by_side = {}
     for n = 1, 5 do
       side_by_side["c" .. n] = function()
@@ -68,13 +66,24 @@ return phased.project {
         printf 'begin\nend\n' | cmp - "mark-$n"
       done
     ]]
-  end } },
-  environments = { { "production", hosts = { "127.0.0.2" },
-    ssh = { user = "deploy", key = phased.secret "deploy_key", known_hosts = "/etc/phased/known_hosts" },
-    rollout = { canary = 0, bake_time = "0s" }, deploy = function(host) host:sh "true" end, health = "none" } },
-  notify = require "alerts.log" {},
-}
+  end },
 "#;
+
+/// A project with these stages, which are what is of interest in it.
+fn testing(stages: &str) -> String {
+    format!(
+        r#"
+return phased.project {{
+  source = {{ git = "http://127.0.0.3:8000/shop.git", branch = "main" }},
+  test = {{ {stages} }},
+  environments = {{ {{ "production", hosts = {{ "127.0.0.2" }},
+    ssh = {{ user = "deploy", key = phased.secret "deploy_key", known_hosts = "/etc/phased/known_hosts" }},
+    rollout = {{ canary = 0, bake_time = "0s" }}, deploy = function(host) host:sh "true" end, health = "none" }} }},
+  notify = require "alerts.log" {{}},
+}}
+"#
+    )
+}
 
 impl Site {
     /// Both machines booted, nothing installed.
@@ -145,15 +154,23 @@ impl Site {
         ));
         let host_key = self.web.ok("cut -d' ' -f1,2 /etc/ssh/ssh_host_ed25519_key.pub");
         std::fs::write(self.integration.path("/etc/phased/known_hosts"), format!("* {host_key}")).unwrap();
-        for (name, lua) in [("shop", SHOP), ("build", BUILD)] {
-            std::fs::write(self.integration.path(&format!("/etc/phased/plugins/projects/{name}.lua")), lua).unwrap();
-        }
-        self.integration.ok("phased check && phased reload");
+        self.write("shop", SHOP);
+        self.testing("build", BUILD);
         for project in ["shop", "build"] {
             let run = self.first(project);
             run.wait().is("succeeded");
         }
         self.hold();
+    }
+
+    fn write(&self, project: &str, lua: &str) {
+        std::fs::write(self.integration.path(&format!("/etc/phased/plugins/projects/{project}.lua")), lua).unwrap();
+    }
+
+    /// A further project, which has these stages; the daemon has loaded it.
+    pub fn testing(&self, project: &str, stages: &str) {
+        self.write(project, &testing(stages));
+        self.integration.ok("phased check && phased reload");
     }
 
     /// From now on commands wait, and there are no marks.

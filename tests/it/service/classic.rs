@@ -1,26 +1,45 @@
 //! Without systemd: the init script, the pid file, the log and its rotation.
 
 use std::{
+    collections::BTreeSet,
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     process::{Child, Command},
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
+use nix::unistd::{Group, User};
 use serde_json::{Value, json};
 
 use crate::fixture::{Api, BINARY, World, eventually, output};
 
-/// A machine with the init script and what it needs; the daemon runs as `fleet`.
+/// A machine with the init script and what it needs; the daemon runs as [`USER`].
 struct Classic {
     world: World,
     script: PathBuf,
 }
 
-const USER: &str = "fleet";
+const USER: &str = "phased-it";
+/// A group that every Linux has, and that user is in besides their own.
+const GROUP: &str = "users";
+
+/// Makes the user, once.
+fn user() -> User {
+    static MADE: OnceLock<User> = OnceLock::new();
+    let make = || {
+        // Another test run may do the same now.
+        let made = output(Command::new("useradd").args(["--system", "--user-group", "--groups", GROUP, USER]));
+        User::from_name(USER).unwrap().unwrap_or_else(|| panic!("there is no user {USER}: {made:?}"))
+    };
+    MADE.get_or_init(|| User::from_name(USER).unwrap().unwrap_or_else(make)).clone()
+}
 
 impl Classic {
     fn new() -> Classic {
+        user();
         let world = World::new();
         let root = world.root().display().to_string();
         let config = format!(
@@ -107,14 +126,16 @@ fn the_init_script_starts_tells_reloads_and_stops() {
     classic.is("start", 0, &format!("runs already as process {pid}"));
 
     // All of the user, and nothing of root's.
-    let user = nix::unistd::User::from_name(USER).unwrap().unwrap();
+    let user = user();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let ids = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.split_whitespace().map(|id| id.parse::<u32>().unwrap()).collect::<Vec<_>>()
     };
     assert_eq!((ids("Uid:"), ids("Gid:")), (vec![user.uid.as_raw(); 4], vec![user.gid.as_raw(); 4]));
-    assert!(!ids("Groups:").contains(&0), "{status}");
+    let further = Group::from_name(GROUP).unwrap().unwrap();
+    let groups = BTreeSet::from([user.gid.as_raw(), further.gid.as_raw()]);
+    assert_eq!(BTreeSet::from_iter(ids("Groups:")), groups, "all that are the user's, and no other: {status}");
     assert_eq!(std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), PathBuf::from("/"));
 
     classic.is("reload", 0, "");
@@ -236,10 +257,8 @@ fn a_rotation_loses_no_line() {
 
 #[test]
 fn logrotate_takes_what_is_shipped() {
-    if Command::new("logrotate").arg("--version").output().is_err() {
-        eprintln!("logrotate is missing: apt-get install logrotate; its file is not tried here");
-        return;
-    }
+    let found = Command::new("logrotate").arg("--version").output();
+    assert!(found.is_ok(), "logrotate is missing: apt-get install logrotate");
     let classic = Classic::new();
     classic.is("start", 0, "");
     let root = classic.world.root().display().to_string();

@@ -74,6 +74,25 @@ in_every_shell! {
         assert!(!Path::new("/tmp/phased-canary").exists());
     }
 
+    async fn random_values_arrive_byte_by_byte(host: Host) {
+        let mut random = Random::of(host.name.len() as u64, "values");
+        for round in 0..times(4, 200) {
+            let n = u32::try_from(round).unwrap();
+            let arguments: Vec<Vec<u8>> = (0..=below(&mut random, 6)).map(|_| value(&mut random)).collect();
+            let [one, other, stdin] = [(); 3].map(|()| value(&mut random));
+            let mut argv: Vec<&[u8]> = vec![&b"sh"[..], b"-c", br#"printf '%s\0' "$@" "$ONE" "$OTHER"; exec cat"#, b"sh"];
+            argv.extend(arguments.iter().map(Vec::as_slice));
+            let mut cmd = exec(n, &argv);
+            cmd.env = vec![("ONE".into(), one.clone()), ("OTHER".into(), other.clone())];
+            cmd.stdin = Some(stdin.clone());
+            let (verdict, out, err) = host.run(&cmd).await;
+            let mut want: Vec<u8> = arguments.iter().chain([&one, &other]).flat_map(|value| [value.as_slice(), b"\0"].concat()).collect();
+            want.extend_from_slice(&stdin);
+            assert!(matches!(verdict, Verdict::Exited { code: 0, .. }), "{round}: {verdict:?} {}", String::from_utf8_lossy(&err));
+            assert!(out == want, "{round}: {:?} is not {:?}", String::from_utf8_lossy(&out), String::from_utf8_lossy(&want));
+        }
+    }
+
     async fn standard_input_is_any_bytes_and_otherwise_empty(host: Host) {
         let mut cmd = exec(1, &[b"cat"]);
         let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
@@ -149,6 +168,17 @@ in_every_shell! {
             assert!(!String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap()).contains(&secret), "{:?}", entry.path());
         }
     }
+}
+
+/// Up to forty bytes of all there are but NUL, most of them such as shells, `printf` and our own here-documents make something of.
+fn value(random: &mut Random) -> Vec<u8> {
+    const ODD: &[u8] = b"'\"\\$`\n\r\t -%!#&|;<>()*?[]{}~=PHASED-END-1\x01\x7f\x80\xff";
+    let length = below(random, 40);
+    let byte = |random: &mut Random| match below(random, 3) {
+        0 => u8::try_from(1 + below(random, 255)).unwrap(),
+        _ => ODD[below(random, ODD.len())],
+    };
+    (0..length).map(|_| byte(random)).collect()
 }
 
 fn fake_sudo(host: &Host, body: &str) -> String {
