@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::{
     LogArgs,
-    client::{Failure, encoded, with_query},
+    client::{encoded, with_query},
+    exit::Failure,
     output::say,
     verbs::Asking,
 };

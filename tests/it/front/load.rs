@@ -378,10 +378,10 @@ fn a_daemon_whose_256_files_are_all_in_use_waits_for_one() {
     allow(&daemon, 256);
     let mut clients: Vec<TcpStream> = (0..300).map(|_| connect(daemon.addr)).collect();
     eventually("no file is left", || {
-        (files(&daemon) == 256 && daemon.said().contains("cannot accept connections")).then_some(())
+        (daemon.files() == 256 && daemon.said().contains("cannot accept connections")).then_some(())
     });
     does_not_spin(&daemon, "without a file for who stands at the door");
-    assert!(files(&daemon) > 250, "nobody has left meanwhile");
+    assert!(daemon.files() > 250, "nobody has left meanwhile");
     allow(&daemon, 4096);
     let room = Instant::now();
     assert!(clients.iter_mut().all(healthy), "whoever waited at the door is let in");
