@@ -263,8 +263,10 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
         let newer = |run: &RunId| *run > header.run;
         let converges = matches!(header.request.purpose, Purpose::Converge { .. });
         let before = last(control, project, environment);
-        // What takes back is told by what is taken back; what converges says nothing of the release.
-        if deployment.rollback_of.is_none() && !converges && before.as_ref().is_none_or(|last| !newer(&last.run)) {
+        // What takes back is told by what is taken back; what converges says nothing of the release. Who never had the environment says
+        // nothing of it, and hides nothing that another one leaves there: it only waited.
+        let speaks = deployment.rollback_of.is_none() && deployment.lease.is_some() && !converges;
+        if speaks && before.as_ref().is_none_or(|last| !newer(&last.run)) {
             let cause = cause.clone().or_else(|| left_out(deployment));
             let mixed = before.is_some_and(|before| before.is_mixture());
             let untouched = state.is_mixture() && !deployment.may_have_touched() && !mixed;

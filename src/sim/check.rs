@@ -188,7 +188,8 @@ fn disturbs(state: &State, header: &Header) -> Option<String> {
     let own = runs.filter(|run| run.header.project == header.project).filter(known);
     let (mut left_by, mut mixed) = (None, false);
     for run in own.filter(|run| !matches!(run.header.request.purpose, Purpose::Converge { .. })) {
-        let here = |of: &&Deployment| of.environment == *environment && of.rollback_of.is_none();
+        // One that only waited at the door has left nothing there.
+        let here = |of: &&Deployment| of.environment == *environment && of.rollback_of.is_none() && of.lease.is_some();
         for of in run.deployments.iter().filter(here) {
             let Some((end, ..)) = &of.end else { continue };
             mixed = end.is_mixture() && (mixed || of.may_have_touched());

@@ -89,7 +89,12 @@ fn convergence_rests_after_stopped() {
     let commit = scene.world.repo.push("only on the first");
     let run = scene.daemon.press();
     run.until("the first host is under way", |run| run["deployments"][0]["hosts"][0]["state"] == "running");
-    scene.daemon.api.post(&format!("/v1/runs/{}/stop", run.id), &json!({})).is(202);
+    // A newer one only waits: it ends before the other does, and says nothing of what that leaves.
+    scene.world.repo.push("it waits");
+    let waits = scene.daemon.press();
+    waits.until("it waits for the other", |run| run["waiting"]["code"] == "lease");
+    scene.daemon.api.post("/v1/projects/shop/stop", &json!({})).is(202);
+    waits.wait().is("stopped");
     std::fs::remove_file(hold).unwrap();
     run.wait().is("stopped");
     assert!(scene.world.hosts_have(&["h1"], &commit) && scene.world.hosts_have(&["h2"], &scene.good));
