@@ -131,17 +131,20 @@ pub(super) struct Since {
 }
 
 impl Job {
-    /// `end` says that the call of `key` failed; `None` where nobody would know whether that is because its host is no more.
-    pub(super) fn raised(run: &Run, key: &CallKey, end: &Event) -> Option<Job> {
+    /// `end` says that the call of `key` failed, by `cause`; `None` where nobody would know whether that is because its host is no more, and
+    /// where that is known not to be so: budgets are to hear of a failure at once.
+    pub(super) fn raised(world: &World, run: &Run, key: &CallKey, cause: &Cause, end: &Event) -> Option<Job> {
         let Some(step::Place::Host { deployment, host, .. }) = key.place().filter(|_| key.undone().is_none()) else {
             return None;
         };
         let of = run.deployment(deployment)?;
         let host = of.host(&host).filter(|host| !host.gone)?;
+        let id = &host.host.id;
         // One that is being prepared does not bring its wave forward.
         let wave = if host.begun.is_some() { host.wave } else { 0 };
         let roster = Box::new(Roster::of(run, of, wave)?);
-        Some(Job::Raised { end: Box::new(end.clone()), roster })
+        let unsure = cause.is_cut_off() || roster.knows_ended(world, id);
+        unsure.then(|| Job::Raised { end: Box::new(end.clone()), roster })
     }
 
     /// `None` for actions the owner does itself.

@@ -71,8 +71,9 @@ pub(super) async fn of(
     usable(world, project, environment, &fleet, need)
 }
 
-/// What is known of the fleet after [`PATIENCE`] at the latest, if every source has told of its hosts before. Who does not wait gives up its
-/// place among those who ask; the next look asks again.
+/// What is known of the fleet after [`PATIENCE`] at the latest, if every source has told of its hosts before: all of it as it was before, since a
+/// host that one source has given up may be in the list that another one owes. Who does not wait gives up its place among those who ask; the
+/// next look asks again.
 async fn soon(
     world: &World,
     project: &ProjectName,
@@ -88,8 +89,7 @@ async fn soon(
         Some(fleet) => fleet,
         None => {
             tracing::warn!(%project, environment = %environment.name, "the hosts are taken as they were: a source takes longer than {}", Span(PATIENCE));
-            // Those that were quicker have been heard.
-            kept::fleet(world, project, &environment.name).await
+            known
         }
     }
 }

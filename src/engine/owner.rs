@@ -413,7 +413,10 @@ impl Owner {
             Event::End { .. } => !self.busy.is_empty(),
             Event::DeploymentEnded { deployment, .. } => {
                 let own = ["lease", "plan", "guard", "look_over"].map(|action| format!("{action} {deployment}"));
-                let for_parts = ["watch", "look", "measure"].map(|action| format!("{action} {deployment} "));
+                let of = self.run.deployment(*deployment).map(|of| &of.environment);
+                let calls = of.map(|environment| format!("raised {environment}#{deployment}/"));
+                let parts = ["watch", "look", "measure"].map(|action| format!("{action} {deployment} "));
+                let for_parts: Vec<String> = parts.into_iter().chain(calls).collect();
                 let is_own = |name: &String| own.contains(name) || for_parts.iter().any(|of| name.starts_with(of));
                 self.busy.keys().any(is_own)
             }

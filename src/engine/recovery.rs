@@ -9,6 +9,7 @@ use super::{
 use crate::{
     model::{
         cause::Cause,
+        doors,
         event::Record,
         ids::{Epoch, RunId, Seq},
         run::{CallEnd, Progress, Run, RunState},
@@ -163,6 +164,10 @@ fn damaged(conductor: &Conductor, id: &RunId, why: &str) {
     tracing::error!(project, run = %id, %cause, "a run is damaged");
     conductor.trouble(&format!("run {id}"), Some(cause.clone()));
     let Some(requested) = requested else { return };
+    let mut view = super::views::queued(id, &requested.project, &requested.request, None);
+    view.state = RunState::Damaged;
+    view.cause = Some((&cause).into());
+    conductor.inner.views.replace(view);
     // What follows in its project is to find the machine free.
     conductor.stand_still(id, &requested.project);
     let (conductor, id) = (conductor.clone(), id.clone());
@@ -195,24 +200,25 @@ async fn give_up(conductor: &Conductor, id: &RunId, requested: &Requested, cause
     puts.push((ledger::run_key(id), None));
     let ended = ledger::commit(&*world.control, Commit::RunEnded, puts).map_err(|error| error.to_string())?;
     ended.synced().await.map_err(|error| error.to_string())?;
-    let mut view = super::views::queued(id, &requested.project, &requested.request, None);
-    view.state = RunState::Damaged;
-    view.cause = Some(cause.into());
-    conductor.inner.views.replace(view);
     Ok(())
 }
 
 /// Gives the environments back that a damaged run holds: nobody continues it, so nobody else ever would.
 fn give_back(world: &World, loaded: &Loaded, id: &RunId, cause: &Cause) -> Result<(), String> {
+    let holder = |lease: &String| {
+        let held = world.leases.holder(lease).map(|held| held.holder);
+        held.filter(|holder| holder.split('.').next() == Some(id.as_str()))
+    };
     for environment in &loaded.pipeline.environments {
-        for lease in crate::model::doors::leases(&loaded.name, environment) {
-            let held = world.leases.holder(&lease).map(|held| held.holder);
-            let Some(holder) = held.filter(|holder| holder.split('.').next() == Some(id.as_str())) else {
-                continue;
-            };
-            // What it has left on the hosts nobody has found to be good; the next holder looks at that.
+        let leases = doors::leases(&loaded.name, environment);
+        // The last is the environment's own: a group's says nothing of the others in it. What the run has left on the hosts nobody has found to
+        // be good; the next holder looks at that.
+        if leases.last().is_some_and(|own| holder(own).is_some()) {
             let left = vec![ledger::left(&loaded.name, &environment.name, id, cause)];
             ledger::commit(&*world.control, Commit::DeploymentEnded, left).map_err(|error| error.to_string())?;
+        }
+        for lease in leases {
+            let Some(holder) = holder(&lease) else { continue };
             if let Err(error) = world.leases.release(&lease, &holder) {
                 tracing::error!(lease, %error, "the lease of a damaged run is not given back");
             }

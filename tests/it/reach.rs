@@ -216,7 +216,7 @@ fn a_fleet_is_reached_by_a_third_as_many_sessions_and_leaves_nothing_open() {
     round("again");
     round("and again");
     eventually(&format!("it has no more than {before} files open"), || (daemon.files() <= before).then_some(()));
-    assert_eq!(peak.most(), 20);
+    assert!((15..=20).contains(&peak.most()), "{}", peak.most());
 }
 
 #[test]

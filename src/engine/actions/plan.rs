@@ -317,6 +317,11 @@ impl Roster {
         })
     }
 
+    /// Whether a source has said already that this host has ended.
+    pub(super) fn knows_ended(&self, world: &World, host: &HostId) -> bool {
+        hosts::ended(world, &self.project, &self.environment).contains(host)
+    }
+
     /// Those that are no more, with the fact that says so. Of the `lost`, which nobody gets to, the sources are asked now, and it will do that they
     /// name them no more, unless they have lost too many so. An `ill` one must be known to have ended: there are lists of those that are well.
     pub(super) async fn gone(
@@ -340,11 +345,11 @@ impl Roster {
         let unsaid: BTreeSet<&HostId> = self.gone.iter().chain(&vanished).filter(|id| !ended.contains(*id)).collect();
         let unsaid = unsaid.len();
         let believed = shrunk(environment, self.hosts, self.hosts.saturating_sub(unsaid)).is_ok();
-        let has_ended = |id: &&HostId| ended.contains(*id);
-        let gone: Vec<HostId> = match believed {
-            true => vanished.into_iter().chain(ill.iter().filter(has_ended).cloned()).collect(),
-            false => lost.iter().chain(ill).filter(has_ended).cloned().collect(),
-        };
+        let mut gone: BTreeSet<HostId> = lost.iter().chain(ill).filter(|id| ended.contains(*id)).cloned().collect();
+        if believed {
+            gone.extend(vanished);
+        }
+        let gone: Vec<HostId> = gone.into_iter().collect();
         let why = hosts::why_out(world, project, environment, &gone);
         self.gone.extend(gone.iter().cloned());
         let (deployment, wave, joined) = (self.deployment, self.wave, Vec::new());

@@ -401,10 +401,15 @@ fn parent_of(pid: i32) -> i32 {
 }
 
 fn process_exists(marker: &str) -> bool {
-    std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
-        std::fs::read(entry.path().join("cmdline"))
-            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(marker) && !line.is_empty())
-    })
+    processes(marker) > 0
+}
+
+/// How many processes have `marker` among their arguments.
+fn processes(marker: &str) -> usize {
+    let has = |entry: &std::fs::DirEntry| {
+        std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(marker))
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().filter(has).count()
 }
 
 macro_rules! in_every_shell {

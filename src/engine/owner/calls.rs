@@ -100,7 +100,7 @@ impl Owner {
     fn raised(&mut self, key: &CallKey, cause: &Cause, undos: u32) {
         let result = CallResult::Raised(self.sessions.redact_cause(cause));
         let end = Event::Return { key: key.clone(), result: result.clone(), undos };
-        match Job::raised(&self.run, key, &end).filter(|_| !self.is_sharp()) {
+        match Job::raised(&self.world, &self.run, key, cause, &end).filter(|_| !self.is_sharp()) {
             Some(job) => self.spawn(format!("raised {key}"), job),
             None => self.returned(key, result, undos),
         }

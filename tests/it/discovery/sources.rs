@@ -490,7 +490,7 @@ fn dies_in_its_deploy(then: Option<&str>) -> Ended {
     std::fs::write(&known, dying.known_hosts()).unwrap();
     let apart = format!(", \"port\": {}, \"known_hosts\": {known:?}", dying.port);
     lists(&world, &[("h1", ""), ("h2", &apart), ("h3", ""), ("h4", "")]);
-    let long = r#"if host.id == "h2" then host:sh { "echo begun; sleep 300", timeout = "3s" } end"#;
+    let long = r#"if host.id == "h2" then host:sh { "echo begun; sleep 300", timeout = "20s" } end"#;
     world.project(&Project::new("shop").hosts(&[&in_file(&world)]).rollout("max_parallel = 4").deploy_after(long));
     let daemon = world.start();
     world.repo.push("for those that are there");

@@ -84,7 +84,7 @@ fn a_command_that_was_killed_with_all_that_watched_it_is_lost() {
 const COMES_AGAIN: &str = r#"
     tries=0
     while [ "$tries" -lt 5000 ]; do
-      echo $(($1 - 1)) >/proc/sys/kernel/ns_last_pid
+      echo $(($1 - 1)) >/proc/sys/kernel/ns_last_pid || exit 2
       (exec setsid sleep 98768) </dev/null >/dev/null 2>&1 &
       [ $! != "$1" ] || exit 0
       kill -KILL $!

@@ -156,7 +156,8 @@ fn random_requests_get_an_answer_or_none_and_the_daemon_goes_on() {
     // Their bodies are read: some are no push, some are one, and to us or not.
     let (ours, broken) = (signed.get(&200).into_iter().chain(signed.get(&202)).sum::<usize>(), signed.get(&400));
     assert!(ours > 0 && broken > Some(&0), "{signed:?}");
-    assert!(signed.keys().all(|status| [200, 202, 400, 503].contains(status)), "{signed:?}");
+    // 0 is no answer: on a busy machine one may not have sent its first byte in time.
+    assert!(signed.keys().all(|status| [0, 200, 202, 400, 503].contains(status)), "{signed:?}");
     daemon.api.get("/v1/status").is(200);
     let said = daemon.said();
     assert!(!said.contains("panicked"), "{said}");

@@ -62,6 +62,8 @@ in_every_shell! {
         let text = format!("sleep {marker} & (trap '' TERM; while :; do sleep {marker}; done) & setsid sleep {marker} & echo on");
         assert_eq!(host.run(&begun(1, text, &[])).await.1, b"on\n");
         host.run(&begun(2, format!("sleep {stays} &"), &[("PHASED_HOST_ID", "here")])).await;
+        // Each has become the program that it is to be, and has its environment.
+        until("what is left running", || processes(&marker) >= 3 && processes(&stays) == 1).await;
         let left = host.session.end_left(&run).await.unwrap();
         assert!(left.found >= 4 && left.remain == 0 && left.names.contains("sleep") && !left.names.contains(&marker), "{left:?}");
         assert!(!process_exists(&marker) && process_exists(&stays));

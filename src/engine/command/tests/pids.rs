@@ -9,7 +9,7 @@ struct Pids(std::process::Child);
 const COMES_AGAIN: &str = r#"
     tries=0
     while [ "$tries" -lt 5000 ]; do
-      echo $(($1 - 1)) >/proc/sys/kernel/ns_last_pid
+      echo $(($1 - 1)) >/proc/sys/kernel/ns_last_pid || exit 2
       (exec setsid sleep "$2") </dev/null >/dev/null 2>&1 &
       [ $! != "$1" ] || exit 0
       kill -KILL $!
@@ -149,6 +149,7 @@ in_every_shell! {
             let go = host.go(1);
             let noted = go.lines().find(|line| line.starts_with("pg ")).unwrap();
             assert_eq!(noted.split(' ').count(), 3, "{noted}");
+            assert!(!go.lines().any(|line| line == "timeout"), "too late to see anything: {go}");
             std::fs::write(host.file(1, "go"), go.replace(noted, &format!("pg {}", host.leader(1)))).unwrap();
         };
         let ((verdict, ..), ()) = tokio::join!(host.run(&cmd), noting);
