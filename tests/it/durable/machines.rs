@@ -80,12 +80,12 @@ fn a_command_that_was_killed_with_all_that_watched_it_is_lost() {
     ends_unknown(&daemon.run(&run.id).wait().is("halted"), &world, "lost");
 }
 
-/// The process `$1` is somebody else's from now on: a `sleep` that leads a group.
+/// The process `$1` is somebody else's from now on: a `sleep` that leads a group, of a user whom the command's watchdog may signal.
 const COMES_AGAIN: &str = r#"
     tries=0
     while [ "$tries" -lt 5000 ]; do
       echo $(($1 - 1)) >/proc/sys/kernel/ns_last_pid || exit 2
-      (exec setsid sleep 98768) </dev/null >/dev/null 2>&1 &
+      (exec setpriv --reuid fleet --regid fleet --clear-groups setsid sleep 98768) </dev/null >/dev/null 2>&1 &
       [ $! != "$1" ] || exit 0
       kill -KILL $!
       tries=$((tries + 1))
