@@ -85,7 +85,7 @@ fn a_container_that_is_started_again_and_again_is_not_healthy() {
     world.repo.push("ends");
     let run = daemon.deploy().is("halted");
     assert_eq!(run.host("h1")["cause"]["code"], "unhealthy", "{}", run.view);
-    assert!(run.message().contains("restarted"), "{}", run.message());
+    assert!(run.message().contains("it ended and was restarted"), "{}", run.message());
     let restarts = podman.run(&["inspect", "--type", "container", "--format", "{{.RestartCount}}", "web"]);
     assert!(restarts.stdout.trim().parse::<u32>().unwrap() > 0, "{restarts:?}");
 }
