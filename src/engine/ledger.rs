@@ -64,12 +64,15 @@ pub(super) struct Last {
     /// It touched no host, in an environment that was not a mixture before.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub(super) untouched: bool,
+    /// It touched no host, in an environment that was a mixture before and is one still, however this one ended.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub(super) still_mixed: bool,
 }
 
 impl Last {
     /// Whether the environment was left with different releases on purpose: nothing is done about that by itself.
     pub(super) fn is_mixture(&self) -> bool {
-        self.state.is_mixture() && !self.untouched
+        self.still_mixed || (self.state.is_mixture() && !self.untouched)
     }
 }
 
@@ -245,7 +248,13 @@ pub(super) fn left(
     run: &RunId,
     cause: &Cause,
 ) -> (String, Option<Value>) {
-    let last = Last { run: run.clone(), state: DeploymentState::Halted, cause: Some(cause.clone()), untouched: false };
+    let last = Last {
+        run: run.clone(),
+        state: DeploymentState::Halted,
+        cause: Some(cause.clone()),
+        untouched: false,
+        still_mixed: false,
+    };
     (format!("last/{project}/{environment}"), Some(json!(last)))
 }
 
@@ -269,8 +278,10 @@ pub(super) fn puts(control: &dyn Control, run: &Run) -> Vec<(String, Option<Valu
         if speaks && before.as_ref().is_none_or(|last| !newer(&last.run)) {
             let cause = cause.clone().or_else(|| left_out(deployment));
             let mixed = before.is_some_and(|before| before.is_mixture());
-            let untouched = state.is_mixture() && !deployment.may_have_touched() && !mixed;
-            let last = Last { run: header.run.clone(), state: *state, cause, untouched };
+            let nothing = !deployment.may_have_touched();
+            let untouched = state.is_mixture() && nothing && !mixed;
+            let still_mixed = *state != DeploymentState::Succeeded && nothing && mixed;
+            let last = Last { run: header.run.clone(), state: *state, cause, untouched, still_mixed };
             puts.push((format!("last/{project}/{environment}"), Some(json!(last))));
         }
         if *state == DeploymentState::Succeeded
