@@ -142,6 +142,26 @@ const LARGE: &str = r#"run:sh "mkdir out && head -c 60000000 /dev/urandom >out/l
     run:artifact { "large", path = "out/large" }"#;
 
 #[test]
+fn a_rollback_brings_back_the_very_bytes_while_the_forge_is_gone() {
+    let world = World::new();
+    world.project(&building());
+    let daemon = world.start();
+    let first = world.repo.push("first");
+    daemon.deploy().is("succeeded");
+    let built = read(&world, "h1", "app/built");
+    world.repo.push("second");
+    daemon.deploy().is("succeeded");
+    assert_ne!(read(&world, "h1", "app/built"), built);
+    std::fs::rename(world.path("repo.git"), world.path("gone.git")).unwrap();
+    let back = daemon.cli(&["rollback", "shop", "production", "--wait"]);
+    assert_eq!(back.code, 0, "{}{}", back.stdout, back.stderr);
+    for host in ["h1", "h2"] {
+        assert_eq!(read(&world, host, "app/built"), built, "{host}");
+        assert_eq!(read(&world, host, "single").trim(), first, "{host}");
+    }
+}
+
+#[test]
 fn a_cut_upload_goes_on_where_it_was_cut() {
     let deploy = r#"host:upload { release.artifacts.app, to = "@ROOT@/h1/app", unpack = true }
       host:sh { 'sha256sum <"$D/app/large" >"$D/sum"', env = { D = "@ROOT@/h1" } }"#;
