@@ -176,6 +176,20 @@ fn the_command_line_ends_with_the_code_of_what_happened() {
 }
 
 #[test]
+fn whoever_waits_may_leave_and_what_is_waited_for_goes_on() {
+    let (world, daemon) = World::with(&Project::new("shop").stage("unit", r#"run:sh "echo begun; sleep 300""#));
+    world.repo.push("one");
+    let run = daemon.press();
+    run.prints("begun");
+    let (code, told) = daemon.follow(&["start", "shop", "--wait"], "start").interrupt_at("unit");
+    assert!(code == Some(130) && told.contains("goes on: follow it"), "{code:?} {told}");
+    let (code, told) = daemon.follow(&["maintenance", "on", "--wait"], "park").interrupt_at("waiting for shop run");
+    assert!(code == Some(130) && told.contains("maintenance stays on"), "{code:?} {told}");
+    assert_eq!(run.now()["state"], "testing");
+    assert!(daemon.cli(&["maintenance"]).stdout.contains("maintenance is on"));
+}
+
+#[test]
 fn the_command_line_shows_runs_status_log_and_plan() {
     let (world, daemon) = World::with(&Project::new("shop").stage("unit", r#"run:sh "echo hello from the test""#));
     world.repo.push("shown");
