@@ -28,6 +28,7 @@ mod guard;
 pub mod known_hosts;
 mod link;
 mod meet;
+mod prompt;
 mod room;
 pub mod server;
 #[cfg(test)]

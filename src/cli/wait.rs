@@ -71,9 +71,7 @@ async fn follow(
         let asked = tokio::select! {
             biased;
             asked = client.get_json::<RunView>(&path) => asked,
-            () = changed.notified(), if !poll.is_zero() => {
-                // Many hosts make many events; a few looks a second are enough for a person.
-                client.clock.sleep(Duration::from_millis(200)).await;
+            () = some(client, changed), if !poll.is_zero() => {
                 poll = Duration::ZERO;
                 continue;
             }
@@ -110,6 +108,13 @@ async fn follow(
             return Ok(Waited::TimedOut);
         }
     }
+}
+
+/// Something has happened, and what else does at the same time: many hosts make many events, a few looks a second are enough for a
+/// person. The end is not waited for so, whoever asks for it is told at once.
+async fn some(client: &Client, changed: &Notify) {
+    changed.notified().await;
+    client.clock.sleep(Duration::from_millis(200)).await;
 }
 
 /// Says what still works during maintenance until nothing does, it is off, or `limit` has passed; returns how it is then.

@@ -24,6 +24,7 @@ use super::{
     guard::{Guarded, Valve},
     known_hosts::Who,
     link::SshLink,
+    prompt::Prompt,
     room::{Held, Room, SshLimits},
     trust::{Belief, Trust},
 };
@@ -398,7 +399,7 @@ async fn tcp(names: &Names, address: &str, port: u16) -> Result<Box<dyn Duplex>,
     let addresses = names.lookup(address, port).await.map_err(failed)?;
     let stream = TcpStream::connect(addresses.as_slice()).await.map_err(failed)?;
     let _slower = stream.set_nodelay(true);
-    Ok(Box::new(stream))
+    Ok(Box::new(Prompt::new(stream)))
 }
 
 /// What a handshake failed by.
