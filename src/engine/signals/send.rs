@@ -246,6 +246,12 @@ impl Receiver<'_> {
                 );
                 Cause::new("host_key_unknown", message)
             }
+            // A daemon that has too much to do, or a proxy whose daemon is away: asked again as after a cut.
+            429 | 502..=504 => {
+                let status = response.status;
+                let message = format!("what answers as {name} takes no signals just now (status {status}{words})");
+                Cause::new("connection_lost", message)
+            }
             status => {
                 Cause::new("host_key_unknown", format!("what answers as {name} signs nothing (status {status}{words})"))
             }

@@ -15,7 +15,7 @@ use super::fleet::{Fleet, Wants};
 struct Proxy {
     port: u16,
     upstream: Arc<AtomicU16>,
-    /// Orders to deploy whose answers are kept back.
+    /// How many answers are kept back.
     keeps: Arc<AtomicUsize>,
     kept: Arc<AtomicUsize>,
 }
@@ -40,7 +40,8 @@ fn message(stream: &mut TcpStream) -> Option<Vec<u8>> {
 }
 
 impl Proxy {
-    fn new(instead: &'static str) -> Proxy {
+    /// Gives `instead` for the answer to requests that contain `of`.
+    fn new(instead: &'static str, of: &'static str) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let [keeps, kept] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
@@ -52,13 +53,13 @@ impl Proxy {
                 std::thread::spawn(move || {
                     let mut stream = stream;
                     while let Some(request) = message(&mut stream) {
-                        let deploys = String::from_utf8_lossy(&request).contains(r#""kind":"deploy""#);
+                        let meant = String::from_utf8_lossy(&request).contains(of);
                         let to = ("127.0.0.1", upstream.load(Ordering::SeqCst));
                         let Ok(mut receiver) = TcpStream::connect(to) else { return };
                         receiver.write_all(&request).unwrap();
                         let Some(answer) = message(&mut receiver) else { return };
                         let less = |n: usize| n.checked_sub(1);
-                        if deploys && keeps.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
+                        if meant && keeps.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
                             kept.fetch_add(1, Ordering::SeqCst);
                             let _gone = stream.write_all(instead.as_bytes());
                             return;
@@ -75,7 +76,12 @@ impl Proxy {
 }
 
 const BROKEN: &str = "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 const UNKNOWN: &str = "HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+const DEPLOY: &str = r#""kind":"deploy""#;
+/// Of every request.
+const ANY: &str = "POST ";
 
 fn fleet(proxy: &Proxy, keeps: usize) -> Fleet {
     let fleet = Fleet::new(1, &Wants { through: Some(proxy.port), ..Wants::default() });
@@ -87,7 +93,7 @@ fn fleet(proxy: &Proxy, keeps: usize) -> Fleet {
 #[test]
 fn an_order_whose_answer_was_lost_is_not_taken_for_one_that_never_came() {
     for instead in [BROKEN, UNKNOWN] {
-        let proxy = Proxy::new(instead);
+        let proxy = Proxy::new(instead, DEPLOY);
         let fleet = fleet(&proxy, 2);
         let revision = fleet.sender.repo.push("one");
         let ended = fleet.daemon().deploy().is("succeeded");
@@ -100,7 +106,7 @@ fn an_order_whose_answer_was_lost_is_not_taken_for_one_that_never_came() {
 
 #[test]
 fn an_order_of_which_nothing_is_heard_any_more_may_have_been_taken() {
-    let proxy = Proxy::new(UNKNOWN);
+    let proxy = Proxy::new(UNKNOWN, DEPLOY);
     let fleet = fleet(&proxy, usize::MAX);
     let revision = fleet.sender.repo.push("one");
     let run = fleet.daemon().press();
@@ -108,4 +114,14 @@ fn an_order_of_which_nothing_is_heard_any_more_may_have_been_taken() {
     let ended = run.wait();
     assert!(ended.message().contains("nobody can tell"), "{}", ended.view);
     assert_eq!(fleet.receivers[0].deployed(), [revision], "it was taken");
+}
+
+#[test]
+fn a_receiver_that_has_too_much_to_do_for_a_moment_is_asked_again() {
+    let proxy = Proxy::new(BUSY, ANY);
+    let fleet = fleet(&proxy, 3);
+    let revision = fleet.sender.repo.push("one");
+    assert_eq!(fleet.daemon().deploy().is("succeeded").hosts(), ["r1:healthy"]);
+    assert_eq!(proxy.kept.load(Ordering::SeqCst), 3, "it was in the way");
+    assert_eq!(fleet.receivers[0].deployed(), [revision], "once");
 }
