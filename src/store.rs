@@ -19,9 +19,13 @@ use std::{
 
 use crate::{
     model::ids::{RunId, Seq},
-    ports::index::{Batch, Index, IndexError},
+    ports::index::{Batch, Index, IndexError, Medium},
     time::Clock,
 };
+
+mod memory;
+
+pub use memory::MemoryIndex;
 
 /// The largest document. sled keeps at least 16 values in a leaf and stores leaves over 128 KiB as files that it never syncs.
 pub const MAX_DOCUMENT: usize = 4096;
@@ -59,7 +63,7 @@ pub struct SledIndex {
     /// Where it lies.
     dir: PathBuf,
     /// sled found no room. It keeps the first error of a write for good and refuses every write after it, and reads of what had not
-    /// reached the disk; only another database takes writes again.
+    /// reached the disk, then all of them; only another database takes writes again.
     full: AtomicBool,
 }
 
@@ -67,9 +71,16 @@ pub struct SledIndex {
 #[derive(Debug)]
 struct Dbs {
     /// Takes what is written.
-    db: sled::Db,
-    /// While it is made anew: the one before, whose files have no names any more, for readers.
-    before: Option<sled::Db>,
+    written: Documents,
+    /// While it is made anew: what was there before, for readers.
+    before: Option<Documents>,
+}
+
+/// Where documents are.
+#[derive(Debug, Clone)]
+enum Documents {
+    Disk(sled::Db),
+    Memory(MemoryIndex),
 }
 
 /// An index that could not be used any more: the caller folds the journals anew and tells people.
@@ -118,32 +129,53 @@ impl SledIndex {
     /// # Errors
     /// [`IndexError`].
     pub fn close(self) -> Result<(), IndexError> {
-        guard("closing", || self.db().flush().map(|_| ()))
+        match self.written() {
+            Documents::Disk(db) => guard("closing", || db.flush().map(|_| ())),
+            Documents::Memory(_) => Ok(()),
+        }
     }
 
     fn of(db: sled::Db, dir: &Path) -> Self {
-        SledIndex { dbs: RwLock::new(Dbs { db, before: None }), dir: dir.to_owned(), full: AtomicBool::new(false) }
+        let dbs = Dbs { written: Documents::Disk(db), before: None };
+        SledIndex { dbs: RwLock::new(dbs), dir: dir.to_owned(), full: AtomicBool::new(false) }
     }
 
-    fn db(&self) -> sled::Db {
-        self.dbs.read().unwrap_or_else(PoisonError::into_inner).db.clone()
+    fn written(&self) -> Documents {
+        self.dbs.read().unwrap_or_else(PoisonError::into_inner).written.clone()
     }
 
-    /// What sled does with the database that is written.
-    fn with_db<T>(&self, what: &str, work: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, IndexError> {
-        guard(what, || {
-            let done = work(&self.db());
-            self.full.fetch_or(done.as_ref().is_err_and(no_room), Relaxed);
-            done
-        })
+    fn before(&self) -> Option<Documents> {
+        self.dbs.read().unwrap_or_else(PoisonError::into_inner).before.clone()
     }
 
-    /// What sled reads. Of the database before, that it has no room is known.
-    fn reading<T>(&self, what: &str, work: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, IndexError> {
-        let before = self.dbs.read().unwrap_or_else(PoisonError::into_inner).before.clone();
-        match before {
-            Some(before) => guard(what, || work(&before)),
-            None => self.with_db(what, work),
+    /// What sled does with the database that is written, or is done in memory instead.
+    fn with_written<T>(
+        &self,
+        what: &str,
+        disk: impl FnOnce(&sled::Db) -> sled::Result<T>,
+        memory: impl FnOnce(&MemoryIndex) -> Result<T, IndexError>,
+    ) -> Result<T, IndexError> {
+        match self.written() {
+            Documents::Memory(documents) => memory(&documents),
+            Documents::Disk(db) => guard(what, || {
+                let done = disk(&db);
+                self.full.fetch_or(done.as_ref().is_err_and(no_room), Relaxed);
+                done
+            }),
+        }
+    }
+
+    /// What is read. Of a database before, that it has no room is known.
+    fn reading<T>(
+        &self,
+        what: &str,
+        disk: impl FnOnce(&sled::Db) -> sled::Result<T>,
+        memory: impl FnOnce(&MemoryIndex) -> Result<T, IndexError>,
+    ) -> Result<T, IndexError> {
+        match self.before() {
+            Some(Documents::Disk(before)) => guard(what, || disk(&before)),
+            Some(Documents::Memory(before)) => memory(&before),
+            None => self.with_written(what, disk, memory),
         }
     }
 
@@ -151,8 +183,8 @@ impl SledIndex {
     fn noted<T>(&self, read: Result<T, IndexError>) -> Result<T, IndexError> {
         read.map_err(|IndexError(why)| {
             // What could not be written cannot be read; it is not damaged.
-            if self.full() || self.dbs.read().unwrap_or_else(PoisonError::into_inner).before.is_some() {
-                return IndexError(format!("{why}; it is made anew from the journals once there is room on the disk"));
+            if self.full() || self.before().is_some() {
+                return IndexError(format!("{why}; it is being made anew from the journals, ask again in a moment"));
             }
             let file = self.dir.join(DAMAGED);
             if !file.exists()
@@ -186,7 +218,8 @@ fn no_room(error: &sled::Error) -> bool {
 }
 
 /// Closes a database that is not used any more, on a thread that nobody waits for: its own threads are joined.
-fn let_go(db: sled::Db) {
+fn let_go(documents: Documents) {
+    let Documents::Disk(db) = documents else { return };
     let closed = std::thread::Builder::new().name("state-close".to_owned()).spawn(move || {
         // Reads that wait for a write that failed are woken by this.
         let _nothing_of_it_is_kept = guard("closing", || {
@@ -338,39 +371,58 @@ fn document_key(key: &str) -> Vec<u8> {
     [b"d", key.as_bytes()].concat()
 }
 
+fn position(run: &RunId, key: &[u8], value: &[u8]) -> Result<(Seq, u32), IndexError> {
+    let position = unwrap(key, value)?;
+    let damaged = || IndexError(format!("the position of run {run} is damaged"));
+    let (seq, crc) = position.split_first_chunk::<8>().ok_or_else(damaged)?;
+    let crc = crc.try_into().map_err(|_| damaged())?;
+    Ok((Seq(u64::from_le_bytes(*seq)), u32::from_le_bytes(crc)))
+}
+
 fn position_key(run: &RunId) -> Vec<u8> {
     [b"p", run.as_str().as_bytes()].concat()
 }
 
+/// Whether it is within the limits, before any of it is written.
+fn checked(batch: &Batch) -> Result<(), IndexError> {
+    for (key, document) in &batch.puts {
+        let size = document.as_ref().map_or(0, Vec::len);
+        if key.len() > MAX_KEY {
+            return Err(IndexError(format!("a key of {} bytes is over the limit of {MAX_KEY}", key.len())));
+        }
+        if size > MAX_DOCUMENT {
+            return Err(IndexError(format!("{key:?}: {size} bytes are over the limit of {MAX_DOCUMENT}")));
+        }
+    }
+    Ok(())
+}
+
 impl Index for SledIndex {
     fn apply(&self, batch: Batch) -> Result<(), IndexError> {
-        let mut writes = sled::Batch::default();
-        for (key, document) in batch.puts {
-            if key.len() > MAX_KEY {
-                return Err(IndexError(format!("a key of {} bytes is over the limit of {MAX_KEY}", key.len())));
-            }
-            match document {
-                Some(bytes) if bytes.len() > MAX_DOCUMENT => {
-                    let size = bytes.len();
-                    return Err(IndexError(format!("{key:?}: {size} bytes are over the limit of {MAX_DOCUMENT}")));
+        checked(&batch)?;
+        let writes = || {
+            let mut writes = sled::Batch::default();
+            for (key, document) in &batch.puts {
+                match document {
+                    Some(bytes) => writes.insert(document_key(key), wrap(bytes)),
+                    None => writes.remove(document_key(key)),
                 }
-                Some(bytes) => writes.insert(document_key(&key), wrap(&bytes)),
-                None => writes.remove(document_key(&key)),
             }
-        }
-        if let Some((run, seq, crc)) = batch.run {
-            let position = [&seq.0.to_le_bytes()[..], &crc.to_le_bytes()].concat();
-            writes.insert(position_key(&run), wrap(&position));
-        }
-        self.with_db("writing", |db| db.apply_batch(writes))
+            if let Some((run, seq, crc)) = &batch.run {
+                let position = [&seq.0.to_le_bytes()[..], &crc.to_le_bytes()].concat();
+                writes.insert(position_key(run), wrap(&position));
+            }
+            writes
+        };
+        self.with_written("writing", |db| db.apply_batch(writes()), |memory| memory.apply(batch.clone()))
     }
 
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, IndexError> {
-        let read = || {
-            let value = self.reading("reading", |db| db.get(document_key(key)))?;
-            value.map(|value| unwrap(key.as_bytes(), &value)).transpose()
+        let disk = |db: &sled::Db| {
+            let value = db.get(document_key(key))?;
+            Ok(value.map(|value| unwrap(key.as_bytes(), &value)).transpose())
         };
-        self.noted(read())
+        self.noted(self.reading("reading", disk, |memory| Ok(memory.get(key))).and_then(|read| read))
     }
 
     fn scan(
@@ -380,47 +432,52 @@ impl Index for SledIndex {
         limit: usize,
         reverse: bool,
     ) -> Result<Vec<(String, Vec<u8>)>, IndexError> {
-        let found = self.reading("scanning", |db| scan(db, prefix, after, limit, reverse));
+        let disk = |db: &sled::Db| scan(db, prefix, after, limit, reverse);
+        let found = self.reading("scanning", disk, |memory| Ok(memory.scan(prefix, after, limit, reverse)));
         self.noted(found.and_then(|page| page))
     }
 
     fn position(&self, run: &RunId) -> Result<Option<(Seq, u32)>, IndexError> {
         let key = position_key(run);
-        let Some(value) = self.with_db("reading", |db| db.get(&key))? else { return Ok(None) };
-        let position = unwrap(&key, &value)?;
-        let damaged = || IndexError(format!("the position of run {run} is damaged"));
-        let (seq, crc) = position.split_first_chunk::<8>().ok_or_else(damaged)?;
-        let crc = crc.try_into().map_err(|_| damaged())?;
-        Ok(Some((Seq(u64::from_le_bytes(*seq)), u32::from_le_bytes(crc))))
+        let disk = |db: &sled::Db| Ok(db.get(&key)?.map(|value| position(run, &key, &value)).transpose());
+        self.with_written("reading", disk, |memory| Ok(memory.position(run))).and_then(|read| read)
     }
 
     fn forget(&self, run: &RunId) -> Result<(), IndexError> {
-        self.with_db("writing", |db| db.remove(position_key(run)).map(drop))
+        let disk = |db: &sled::Db| db.remove(position_key(run)).map(drop);
+        self.with_written("writing", disk, |memory| memory.forget(run))
     }
 
     fn clear(&self) -> Result<(), IndexError> {
         // Positions first: a crash in between leaves documents without them, which are folded anew as well.
-        self.with_db("clearing", |db| SledIndex::sweep(db, b"p").and_then(|()| SledIndex::sweep(db, b"d")))
+        let disk = |db: &sled::Db| SledIndex::sweep(db, b"p").and_then(|()| SledIndex::sweep(db, b"d"));
+        self.with_written("clearing", disk, Index::clear)
     }
 
     fn full(&self) -> bool {
         self.full.load(Relaxed)
     }
 
-    fn renew(&self) -> Result<(), IndexError> {
-        // The database before keeps its files, without names, until it is closed. A crash from here on is an index that was lost: the
-        // next start folds what is missing.
-        match fs::remove_dir_all(&self.dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(IndexError(format!("`{}` cannot be removed: {error}", self.dir.display())));
-            }
-            Ok(()) | Err(_) => {}
-        }
-        let empty = open(&self.dir, OPEN_LIMIT)?.db();
+    fn in_memory(&self) -> bool {
+        matches!(self.written(), Documents::Memory(_))
+    }
+
+    fn renew(&self, medium: Medium) -> Result<(), IndexError> {
+        let empty = match medium {
+            Medium::Memory => Documents::Memory(MemoryIndex::default()),
+            // A database before keeps its files, without names, until it is closed. A crash from here on is an index that was lost: the
+            // next start folds what is missing.
+            Medium::Disk => match fs::remove_dir_all(&self.dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(IndexError(format!("`{}` cannot be removed: {error}", self.dir.display())));
+                }
+                Ok(()) | Err(_) => open(&self.dir, OPEN_LIMIT)?.written(),
+            },
+        };
         let unread = {
             let mut dbs = self.dbs.write().unwrap_or_else(PoisonError::into_inner);
-            let written = std::mem::replace(&mut dbs.db, empty);
-            // An earlier attempt that came to nothing: readers still have the database from before it.
+            let written = std::mem::replace(&mut dbs.written, empty);
+            // An earlier attempt that came to nothing: readers still have what was there before it.
             if dbs.before.is_some() {
                 Some(written)
             } else {

@@ -1,21 +1,24 @@
-//! The index after the disk was full: sled takes no writes any more, so once there is room it is made anew from the journals while the
-//! daemon goes on.
+//! The index when the disk is full: sled takes no writes any more and soon answers no reads, so it is made anew from the journals in memory,
+//! and once there is room on the disk again, while the daemon goes on.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{conductor::Conductor, views};
 use crate::{
     model::{cause::Cause, ids::RunId},
-    ports::{index::IndexError, storage::Condition},
+    ports::{
+        index::{IndexError, Medium},
+        storage::Condition,
+    },
 };
 
 /// How long after an attempt that came to nothing the next one is made.
-const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// How many runs of the index before are looked at in one go.
 const PAGE: usize = 500;
 
-/// Makes the index anew when it has found no room and there is some again, until the daemon goes down.
+/// Makes the index anew when it has found no room, in memory while there is none, until the daemon goes down.
 pub(super) async fn watch(conductor: Conductor) {
     let world = Arc::clone(&conductor.inner.world);
     let stopping = world.tasks.stopping();
@@ -24,46 +27,55 @@ pub(super) async fn watch(conductor: Conductor) {
     loop {
         let well = *condition.borrow_and_update() == Condition::Well;
         let lacking = *behind.borrow_and_update();
+        let mut again = false;
         conductor.trouble("views", lacking.then(cause));
-        if lacking && well {
-            match renew(&conductor).await {
-                Ok(()) => {
-                    tracing::info!("there is room again: the state index was made anew from the journals");
-                    continue;
+        if well && (lacking || conductor.inner.views.in_memory()) {
+            match renew(&conductor, Medium::Disk).await {
+                Ok(()) => tracing::info!("there is room again: the state index was made anew from the journals"),
+                Err(error) => {
+                    tracing::warn!(%error, "the state index is not made anew yet");
+                    again = true;
                 }
-                Err(error) => tracing::warn!(%error, "the state index is not made anew yet"),
+            }
+        }
+        if *behind.borrow_and_update() {
+            match renew(&conductor, Medium::Memory).await {
+                Ok(()) => tracing::info!("the disk is full: the state index is kept in memory until there is room"),
+                Err(error) => {
+                    tracing::warn!(%error, "the state index is not made anew in memory yet");
+                    again = true;
+                }
             }
         }
         tokio::select! {
             biased;
             () = stopping.cancelled() => return,
-            changed = condition.changed() => if changed.is_err() { return },
-            changed = behind.changed() => if changed.is_err() { return },
-            () = world.clock.sleep(AGAIN), if lacking && well => {}
+            () = world.clock.sleep(AGAIN), if again => {}
+            changed = condition.changed(), if !again => if changed.is_err() { return },
+            changed = behind.changed(), if !again => if changed.is_err() { return },
         }
     }
 }
 
 fn cause() -> Cause {
-    let message = "what is shown of runs is behind, because the disk was full: nothing is lost, and once there is room it is made anew \
-                   from the journals";
+    let message = "what is shown of runs is behind, because the disk is full: nothing is lost, it is being made anew from the journals";
     Cause::new("index_behind", message)
 }
 
 /// One attempt. Until it has succeeded people read what they could read before.
-async fn renew(conductor: &Conductor) -> Result<(), IndexError> {
+async fn renew(conductor: &Conductor, medium: Medium) -> Result<(), IndexError> {
     let world = &conductor.inner.world;
     let made = world.tasks.blocking({
         let conductor = conductor.clone();
-        move || fill(&conductor)
+        move || fill(&conductor, medium)
     });
     made.await.unwrap_or_else(|error| Err(IndexError(error.to_string())))
 }
 
-fn fill(conductor: &Conductor) -> Result<(), IndexError> {
+fn fill(conductor: &Conductor, medium: Medium) -> Result<(), IndexError> {
     let (world, views) = (&conductor.inner.world, &conductor.inner.views);
     let stopping = world.tasks.stopping();
-    views.renew()?;
+    views.renew(medium)?;
     // Before the journals: one of these may have begun and ended meanwhile, and its journal says so.
     for (id, requested) in conductor.requests() {
         let testing = conductor.testing(&requested.project);

@@ -31,7 +31,7 @@ use crate::{
         step::{CallKey, Place, Verb},
     },
     ports::{
-        index::{Batch, Index, IndexError},
+        index::{Batch, Index, IndexError, Medium},
         journal::Feed,
     },
     time::{Clock, rfc3339},
@@ -531,8 +531,8 @@ impl Folding {
             Fed::Replaced(view) => self.replaced(&view),
             Fed::Removed(run) if self.renewing || self.index.full() => self.removed.push(run),
             Fed::Removed(run) => self.removed(&run),
-            Fed::Renew(answer) => {
-                let _asker_gone = answer.send(self.renew());
+            Fed::Renew(medium, answer) => {
+                let _asker_gone = answer.send(self.renew(medium));
             }
             Fed::Known(view) => self.known(&view),
             Fed::Ended(run, records) => self.ended(&run, &records),
@@ -692,7 +692,7 @@ enum Fed {
     /// Somebody wants to know whether this still works.
     Beat(Beat),
     /// The index is to be made anew, of which follows what the fold does not know.
-    Renew(mpsc::SyncSender<Result<(), IndexError>>),
+    Renew(Medium, mpsc::SyncSender<Result<(), IndexError>>),
     /// A run that is folded nowhere, told before.
     Known(Box<RunView>),
     /// The journal of a run that may have ended, told before.
@@ -861,9 +861,14 @@ impl Views {
         self.board.behind.subscribe()
     }
 
+    /// Whether the index is in memory, for want of room on the disk.
+    pub(super) fn in_memory(&self) -> bool {
+        self.index.in_memory()
+    }
+
     /// Begins to make the index anew; until [`Views::renewed`] what is read is as old as it was. What is folded now is written. Blocks.
-    pub(super) fn renew(&self) -> Result<(), IndexError> {
-        self.asked(Fed::Renew)
+    pub(super) fn renew(&self, medium: Medium) -> Result<(), IndexError> {
+        self.asked(|answer| Fed::Renew(medium, answer))
     }
 
     /// A run that has no journal, or none that can be read, is written as it was seen before. Blocks while the queue is full.
@@ -959,8 +964,8 @@ impl Folding {
     }
 
     /// Lets an empty index take the place of one that cannot be written any more, and writes what is folded.
-    fn renew(&mut self) -> Result<(), IndexError> {
-        self.index.renew()?;
+    fn renew(&mut self, medium: Medium) -> Result<(), IndexError> {
+        self.index.renew(medium)?;
         self.renewing = true;
         for (id, (run, written)) in &self.runs {
             let unwritten = self.unwritten.entry(id.clone()).or_default();

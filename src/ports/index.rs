@@ -16,6 +16,15 @@ pub struct Batch {
 #[error("the state index cannot be used: {0}")]
 pub struct IndexError(pub String);
 
+/// Where an index is made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// Where it belongs.
+    Disk,
+    /// In memory, as long as the disk has no room for it.
+    Memory,
+}
+
 /// Keys and small documents in key order.
 pub trait Index: Send + Sync {
     /// Writes a batch atomically. Survives a killed process; after a power loss the journal is folded anew.
@@ -65,12 +74,17 @@ pub trait Index: Send + Sync {
         false
     }
 
-    /// Begins to make it anew: what is written goes to an empty index, what is read comes from the one before until
+    /// Whether it is in memory, because there was no room on the disk.
+    fn in_memory(&self) -> bool {
+        false
+    }
+
+    /// Begins to make it anew on `medium`: what is written goes to an empty index, what is read comes from the one before until
     /// [`Index::renewed`]; positions come from the new one. Blocks on the disk.
     ///
     /// # Errors
     /// [`IndexError`]; it stays as it was.
-    fn renew(&self) -> Result<(), IndexError> {
+    fn renew(&self, _medium: Medium) -> Result<(), IndexError> {
         Ok(())
     }
 

@@ -18,7 +18,7 @@ use super::{
     clock::DiskTime,
     forge::Repository,
     outside::{Life, Outside},
-    ports::{Lookups, MemoryBlobs, MemoryIndex, MemoryOutputs, Nowhere, Room},
+    ports::{Lookups, MemoryBlobs, MemoryOutputs, Nowhere, Room},
     program,
     random::Random,
     scenario::{Crash, Does, Person, Scenario},
@@ -48,6 +48,7 @@ use crate::{
         program::Loaded,
         signals::Listening,
     },
+    store::MemoryIndex,
     time::Clock,
 };
 
@@ -96,6 +97,7 @@ enum End {
 struct Machine {
     disk: SimulatedDisk,
     blobs: MemoryBlobs,
+    /// Survives a killed process and is lost with the machine's power.
     index: MemoryIndex,
     outputs: MemoryOutputs,
 }

@@ -16,7 +16,7 @@ use crate::{
     lifecycle::{locks::locked, watch},
     model::{
         cause::Cause,
-        ids::{Digest, ProjectName, RunId, Seq},
+        ids::{Digest, ProjectName, RunId},
         signal::Part,
         step::{CallKey, StepKey},
     },
@@ -26,7 +26,6 @@ use crate::{
         discovery::{Discovery, DnsQuery, Ec2Query, JwtAsk},
         hands::Hands,
         http::{Http, Request, Response},
-        index::{Batch, Index, IndexError},
         link::Duplex,
         mail::{self, Mail},
         outputs::{Frame, Outputs, Position, Stored, Stream},
@@ -90,72 +89,6 @@ impl Blobs for MemoryBlobs {
 
     fn path(&self, digest: &Digest) -> PathBuf {
         PathBuf::from("/simulated/blobs").join(digest.as_str())
-    }
-}
-
-/// The index, which survives a killed process and is lost with the machine's power.
-#[derive(Clone, Default)]
-pub(super) struct MemoryIndex(Arc<Mutex<Documents>>);
-
-#[derive(Default)]
-struct Documents {
-    by_key: BTreeMap<String, Vec<u8>>,
-    positions: BTreeMap<RunId, (Seq, u32)>,
-}
-
-impl Index for MemoryIndex {
-    fn apply(&self, batch: Batch) -> Result<(), IndexError> {
-        let mut documents = locked(&self.0);
-        for (key, document) in batch.puts {
-            match document {
-                Some(document) if document.len() > 4096 => {
-                    return Err(IndexError(format!("{key} has {} bytes", document.len())));
-                }
-                Some(document) => drop(documents.by_key.insert(key, document)),
-                None => drop(documents.by_key.remove(&key)),
-            }
-        }
-        if let Some((run, seq, crc)) = batch.run {
-            documents.positions.insert(run, (seq, crc));
-        }
-        Ok(())
-    }
-
-    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, IndexError> {
-        Ok(locked(&self.0).by_key.get(key).cloned())
-    }
-
-    fn scan(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-        reverse: bool,
-    ) -> Result<Vec<(String, Vec<u8>)>, IndexError> {
-        let documents = locked(&self.0);
-        let within = |(key, _): &(&String, &Vec<u8>)| key.starts_with(prefix);
-        let own = |(key, document): (&String, &Vec<u8>)| (key.clone(), document.clone());
-        Ok(if reverse {
-            let range = documents.by_key.iter().rev().filter(within);
-            range.filter(|(key, _)| after.is_none_or(|after| key.as_str() < after)).take(limit).map(own).collect()
-        } else {
-            let range = documents.by_key.iter().filter(within);
-            range.filter(|(key, _)| after.is_none_or(|after| key.as_str() > after)).take(limit).map(own).collect()
-        })
-    }
-
-    fn position(&self, run: &RunId) -> Result<Option<(Seq, u32)>, IndexError> {
-        Ok(locked(&self.0).positions.get(run).copied())
-    }
-
-    fn forget(&self, run: &RunId) -> Result<(), IndexError> {
-        locked(&self.0).positions.remove(run);
-        Ok(())
-    }
-
-    fn clear(&self) -> Result<(), IndexError> {
-        *locked(&self.0) = Documents::default();
-        Ok(())
     }
 }
 

@@ -19,13 +19,18 @@ fn aside(dir: &Path) -> (SledIndex, SetAside) {
     (index, aside)
 }
 
-fn put(index: &SledIndex, keys: &[&str]) {
+fn put(index: &dyn Index, keys: &[&str]) {
     let puts = keys.iter().map(|key| ((*key).to_owned(), Some(key.as_bytes().to_vec()))).collect();
     index.apply(Batch { run: None, puts }).unwrap();
 }
 
-fn keys(index: &SledIndex, prefix: &str, after: Option<&str>, limit: usize, reverse: bool) -> Vec<String> {
+fn keys(index: &dyn Index, prefix: &str, after: Option<&str>, limit: usize, reverse: bool) -> Vec<String> {
     index.scan(prefix, after, limit, reverse).unwrap().into_iter().map(|(key, _)| key).collect()
+}
+
+fn db(index: &SledIndex) -> sled::Db {
+    let Documents::Disk(db) = index.written() else { panic!("it is in memory") };
+    db
 }
 
 fn run(n: u128) -> RunId {
@@ -50,21 +55,22 @@ fn documents_and_position_are_written_together_and_outlast_a_close() {
 #[test]
 fn pages_go_both_ways_and_stay_within_the_prefix() {
     let dir = tempfile::tempdir().unwrap();
-    let index = fresh(dir.path());
-    put(&index, &["a", "r/", "r/1", "r/2", "r/3", "r0", "z"]);
-    assert_eq!(keys(&index, "r/", None, 10, false), ["r/", "r/1", "r/2", "r/3"]);
-    assert_eq!(keys(&index, "r/", None, 2, true), ["r/3", "r/2"]);
-    assert_eq!(keys(&index, "r/", Some("r/1"), 10, false), ["r/2", "r/3"]);
-    assert_eq!(keys(&index, "r/", Some("r/2"), 10, true), ["r/1", "r/"]);
-    assert_eq!(keys(&index, "", None, 100, true).len(), 7);
-    // A cursor from elsewhere is no error.
-    assert_eq!(keys(&index, "r/", Some("a"), 1, false), ["r/"]);
-    assert_eq!(keys(&index, "r/", Some("z"), 1, true), ["r/3"]);
-    assert!(keys(&index, "r/", Some("a"), 1, true).is_empty());
-    assert!(keys(&index, "r/", Some("r/3"), 1, false).is_empty());
-    assert!(keys(&index, "r/", Some("z"), 1, false).is_empty());
-    assert!(keys(&index, "r/", None, 0, false).is_empty());
-    assert!(keys(&index, "none", None, 10, true).is_empty());
+    for index in [&fresh(dir.path()) as &dyn Index, &MemoryIndex::default()] {
+        put(index, &["a", "r/", "r/1", "r/2", "r/3", "r0", "z"]);
+        assert_eq!(keys(index, "r/", None, 10, false), ["r/", "r/1", "r/2", "r/3"]);
+        assert_eq!(keys(index, "r/", None, 2, true), ["r/3", "r/2"]);
+        assert_eq!(keys(index, "r/", Some("r/1"), 10, false), ["r/2", "r/3"]);
+        assert_eq!(keys(index, "r/", Some("r/2"), 10, true), ["r/1", "r/"]);
+        assert_eq!(keys(index, "", None, 100, true).len(), 7);
+        // A cursor from elsewhere is no error.
+        assert_eq!(keys(index, "r/", Some("a"), 1, false), ["r/"]);
+        assert_eq!(keys(index, "r/", Some("z"), 1, true), ["r/3"]);
+        assert!(keys(index, "r/", Some("a"), 1, true).is_empty());
+        assert!(keys(index, "r/", Some("r/3"), 1, false).is_empty());
+        assert!(keys(index, "r/", Some("z"), 1, false).is_empty());
+        assert!(keys(index, "r/", None, 0, false).is_empty());
+        assert!(keys(index, "none", None, 10, true).is_empty());
+    }
 }
 
 #[test]
@@ -86,13 +92,11 @@ fn while_it_is_made_anew_the_old_one_answers_and_the_new_one_is_written() {
     let state = dir.path().join("state");
     let index = fresh(&state);
     put(&index, &["a", "b"]);
-    let full =
-        index.with_db("writing", |_| sled::Result::<()>::Err(io::Error::from(io::ErrorKind::StorageFull).into()));
-    assert!(full.is_err() && index.full());
+    find_no_room(&index);
     // The first attempt comes to nothing.
-    index.renew().unwrap();
+    index.renew(Medium::Disk).unwrap();
     put(&index, &["lost"]);
-    index.renew().unwrap();
+    index.renew(Medium::Disk).unwrap();
     assert!(!index.full());
     put(&index, &["b", "c"]);
     assert_eq!(keys(&index, "", None, 10, false), ["a", "b"]);
@@ -100,6 +104,46 @@ fn while_it_is_made_anew_the_old_one_answers_and_the_new_one_is_written() {
     assert_eq!(keys(&index, "", None, 10, false), ["b", "c"]);
     index.close().unwrap();
     assert_eq!(keys(&fresh(&state), "", None, 10, false), ["b", "c"]);
+}
+
+/// As a write to a full disk does.
+fn find_no_room(index: &SledIndex) {
+    let none = |_: &sled::Db| Err(io::Error::from(io::ErrorKind::StorageFull).into());
+    let full: Result<(), IndexError> = index.with_written("writing", none, |_| panic!("it is on the disk"));
+    assert!(full.is_err() && index.full());
+}
+
+#[test]
+fn without_room_it_is_in_memory_and_goes_back_to_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let index = fresh(&state);
+    put(&index, &["a"]);
+    find_no_room(&index);
+    index.renew(Medium::Memory).unwrap();
+    assert!(index.in_memory() && !index.full());
+    let puts = vec![("b".to_owned(), Some(vec![1])), ("c".to_owned(), Some(vec![2]))];
+    index.apply(Batch { run: Some((run(1), Seq(9), 7)), puts }).unwrap();
+    assert_eq!(keys(&index, "", None, 10, false), ["a"], "until it has everything");
+    index.renewed();
+    assert_eq!(keys(&index, "", None, 10, false), ["b", "c"]);
+    assert_eq!(index.position(&run(1)).unwrap(), Some((Seq(9), 7)));
+    assert!(index.apply(Batch { run: None, puts: vec![("k".repeat(MAX_KEY + 1), None)] }).is_err());
+    // Room, which is gone again at once; then for good.
+    index.renew(Medium::Disk).unwrap();
+    find_no_room(&index);
+    assert_eq!(keys(&index, "", None, 10, false), ["b", "c"], "what was in memory is read on");
+    index.renew(Medium::Memory).unwrap();
+    put(&index, &["d"]);
+    index.renewed();
+    assert_eq!(keys(&index, "", None, 10, false), ["d"]);
+    index.renew(Medium::Disk).unwrap();
+    put(&index, &["d", "e"]);
+    assert_eq!(index.position(&run(1)).unwrap(), None, "of the new one");
+    index.renewed();
+    assert!(!index.in_memory());
+    index.close().unwrap();
+    assert_eq!(keys(&fresh(&state), "", None, 10, false), ["d", "e"]);
 }
 
 #[test]
@@ -177,14 +221,14 @@ fn another_schema_is_set_aside() {
         let state = dir.path().join("state");
         let index = fresh(&state);
         put(&index, &["a"]);
-        index.db().insert(SCHEMA_KEY, wrap(schema)).unwrap();
+        db(&index).insert(SCHEMA_KEY, wrap(schema)).unwrap();
         index.close().unwrap();
         assert!(aside(&state).1.why.contains("schema"));
     }
     let dir = tempfile::tempdir().unwrap();
     let index = fresh(dir.path().join("state").as_path());
     put(&index, &["a"]);
-    index.db().remove(SCHEMA_KEY).unwrap();
+    db(&index).remove(SCHEMA_KEY).unwrap();
     index.close().unwrap();
     assert!(aside(&dir.path().join("state")).1.why.contains("no schema"));
 }
@@ -198,14 +242,14 @@ fn a_damaged_value_is_an_error_and_no_document_and_the_next_start_makes_the_inde
     for at in 0..good.len() {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
-        index.db().insert(b"da", bad).unwrap();
+        db(&index).insert(b"da", bad).unwrap();
         assert!(index.get("a").is_err() && index.scan("", None, 1, false).is_err());
     }
     for length in 0..5 {
-        index.db().insert(b"da", &good[..length]).unwrap();
+        db(&index).insert(b"da", &good[..length]).unwrap();
         assert!(index.get("a").is_err());
     }
-    index.db().insert(position_key(&run(1)), wrap(b"short")).unwrap();
+    db(&index).insert(position_key(&run(1)), wrap(b"short")).unwrap();
     assert!(index.position(&run(1)).is_err());
     index.close().unwrap();
     assert!(aside(&state).1.why.contains("is damaged"));
