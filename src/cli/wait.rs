@@ -63,6 +63,8 @@ async fn follow(
     let started = client.clock.now();
     let mut absent_since = None;
     let mut poll = Duration::ZERO;
+    // Goes on while an answer comes: what happened meanwhile is looked at all the same.
+    let mut hint = std::pin::pin!(some(client, changed));
     loop {
         let left = limit.map(|limit| limit.saturating_sub(client.clock.now().since(&started)));
         let span = crate::time::Span(left.map_or(poll, |left| poll.min(left)).max(Duration::from_millis(1)));
@@ -71,7 +73,8 @@ async fn follow(
         let asked = tokio::select! {
             biased;
             asked = client.get_json::<RunView>(&path) => asked,
-            () = some(client, changed), if !poll.is_zero() => {
+            () = &mut hint, if !poll.is_zero() => {
+                hint.set(some(client, changed));
                 poll = Duration::ZERO;
                 continue;
             }
@@ -147,7 +150,8 @@ pub(super) async fn parked(
 fn is_absence(failure: &Failure) -> bool {
     match failure {
         Failure::Unreachable(_) | Failure::Broken(_) => true,
-        Failure::Problem(problem) => problem.code == "stopping",
+        // An index that has found no room is made anew within moments.
+        Failure::Problem(problem) => problem.code == "stopping" || problem.code == "index_damaged",
         Failure::Usage(_) | Failure::OutputClosed => false,
     }
 }

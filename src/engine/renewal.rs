@@ -1,5 +1,5 @@
-//! The index when the disk is full: sled takes no writes any more and soon answers no reads, so it is made anew from the journals in memory,
-//! and once there is room on the disk again, while the daemon goes on.
+//! The index when the disk is full: sled takes no writes any more and soon answers no reads, so it is made anew from the journals in
+//! memory, and once there is room on the disk again, while the daemon goes on.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -12,8 +12,10 @@ use crate::{
     },
 };
 
-/// How long after an attempt that came to nothing the next one is made.
+/// How long after a first attempt that came to nothing the next one is made; twice as long each time after it, at most [`SELDOM`]: each
+/// reads every journal.
 const AGAIN: Duration = Duration::from_secs(5);
+const SELDOM: Duration = Duration::from_mins(10);
 
 /// How many runs of the index before are looked at in one go.
 const PAGE: usize = 500;
@@ -24,35 +26,39 @@ pub(super) async fn watch(conductor: Conductor) {
     let stopping = world.tasks.stopping();
     let mut condition = world.storage.condition();
     let mut behind = conductor.inner.views.behind();
+    let mut pause = AGAIN;
     loop {
         let well = *condition.borrow_and_update() == Condition::Well;
         let lacking = *behind.borrow_and_update();
-        let mut again = false;
+        let mut failed = false;
         conductor.trouble("views", lacking.then(cause));
         if well && (lacking || conductor.inner.views.in_memory()) {
             match renew(&conductor, Medium::Disk).await {
-                Ok(()) => tracing::info!("there is room again: the state index was made anew from the journals"),
+                Ok(()) => {
+                    tracing::info!("there is room again: the state index was made anew from the journals");
+                    pause = AGAIN;
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the state index is not made anew yet");
-                    again = true;
+                    failed = true;
                 }
             }
         }
         if *behind.borrow_and_update() {
             match renew(&conductor, Medium::Memory).await {
-                Ok(()) => tracing::info!("the disk is full: the state index is kept in memory until there is room"),
+                Ok(()) => tracing::info!("the state index finds no room: it is kept in memory until there is some"),
                 Err(error) => {
                     tracing::warn!(%error, "the state index is not made anew in memory yet");
-                    again = true;
+                    failed = true;
                 }
             }
         }
         tokio::select! {
             biased;
             () = stopping.cancelled() => return,
-            () = world.clock.sleep(AGAIN), if again => {}
-            changed = condition.changed(), if !again => if changed.is_err() { return },
-            changed = behind.changed(), if !again => if changed.is_err() { return },
+            changed = condition.changed() => if changed.is_err() { return },
+            changed = behind.changed(), if !failed => if changed.is_err() { return },
+            () = world.clock.sleep(pause), if failed => pause = (pause * 2).min(SELDOM),
         }
     }
 }

@@ -916,7 +916,7 @@ impl Views {
         after: Option<&str>,
         limit: usize,
     ) -> Result<RunsPage, IndexError> {
-        runs(&*self.index, project, after, limit)
+        runs(&*self.index, project, after, limit).inspect_err(|_| self.board.look(&*self.index))
     }
 
     fn read<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, IndexError> {
@@ -958,14 +958,21 @@ impl Folding {
             self.index.forget(run)
         };
         if let Err(error) = forget() {
-            tracing::error!(%run, %error, "what people see of a removed run is left behind");
+            self.board.look(&*self.index);
+            if self.index.full() {
+                self.removed.push(run.clone());
+            } else {
+                tracing::error!(%run, %error, "what people see of a removed run is left behind");
+            }
         }
         self.board.version.send_modify(|version| *version += 1);
     }
 
-    /// Lets an empty index take the place of one that cannot be written any more, and writes what is folded.
+    /// Lets an empty index take the place of the one there is, and writes what is folded. Until it has everything it is behind: an attempt
+    /// that comes to nothing is not forgotten.
     fn renew(&mut self, medium: Medium) -> Result<(), IndexError> {
         self.index.renew(medium)?;
+        self.board.behind.send_replace(true);
         self.renewing = true;
         for (id, (run, written)) in &self.runs {
             let unwritten = self.unwritten.entry(id.clone()).or_default();

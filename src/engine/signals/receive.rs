@@ -100,7 +100,9 @@ fn status(cause: &Cause) -> u16 {
         "signal_signature" => 401,
         "signal_audience" | "signal_not_allowed" => 403,
         "signal_off" | "signal_unknown" => 404,
-        "signal_paused" | "signal_not_taken" | "signal_unsure" | "signal_key" => 503,
+        "signal_paused" | "signal_not_taken" | "signal_unsure" => 503,
+        // Said without a signature, for want of it: it gets no better by asking again.
+        "signal_key" => 500,
         _ => 409,
     }
 }
