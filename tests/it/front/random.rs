@@ -49,7 +49,9 @@ fn checked(addr: SocketAddr, asked: &Asked) -> u16 {
         return 0;
     }
     let shown = String::from_utf8_lossy(&said[..said.len().min(300)]).into_owned();
-    let status = shown.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse::<u16>().ok());
+    // Who asks as HTTP/1.0 (a flipped bit makes that of 1.1) is answered so.
+    let rest = ["HTTP/1.1 ", "HTTP/1.0 "].iter().find_map(|version| shown.strip_prefix(version));
+    let status = rest.and_then(|rest| rest.get(..3)?.parse::<u16>().ok());
     // 503 is said, with a time, where there is no room.
     let documented = status.filter(|status| (200..500).contains(status) || *status == 503);
     documented.unwrap_or_else(|| panic!("{:?}: {shown}", String::from_utf8_lossy(&asked.bytes)))
