@@ -18,10 +18,13 @@
 //!
 //! * **The machine is known before anything begins.** On first contact the program says the machine's id and waits until
 //!   [`Acquaintance::met`] has it on disk. Later the id goes with the request, and another one is `replaced`.
-//! * **At most once.** `flock -n` on `<base>/<token>.lock` is the claim, and the lock is inherited by the command: it tells
-//!   who is alive, never a pid. Sending the same start again resolves it: it attaches to a running command, or answers
-//!   with the end it had. [`Session::resolve`] ends a running command or forbids one that has not begun.
-//! * **Nobody else is signalled.** A time-out or stop signals the group of a pid: only while the lock is held, and only if whoever has
+//! * **At most once.** Who makes `<base>/<token>.lock` (`set -C`: `O_EXCL`) begins the command, and nobody else ever does. Sending the same
+//!   start again resolves it: it attaches to a running command, or answers with the end it had. [`Session::resolve`] ends a running
+//!   command or forbids one that has not begun.
+//! * **Who lives is known.** The file is locked, and the lock inherited by the command, as soon as somebody waits for it in earnest: after half a
+//!   second, or when the channel ends. For the moment before, `go` names the wrapper and who leads the command by number and time of
+//!   beginning, which no two processes of a boot have alike. So a short command pays for no lock.
+//! * **Nobody else is signalled.** A time-out or stop signals the group of a pid: only while the command lives, and only if whoever has
 //!   that pid now began when the command did.
 //! * **Nothing in an argv.** Environment, text, standard input go in as literals and here-documents; nothing of them is ever in a
 //!   file but what a command makes itself.
@@ -33,12 +36,12 @@
 //!        blobs/<sha256>[.part]            files on their way
 //!        units.<run>                      control groups of this machine in which commands of the run were, until what they left is ended
 //!        swept seen.<n>                   what lay here at each day's look: after ten it goes, if nobody locks it
-//!        <token>.lock                     locked by every process of the command
-//!                out                      its output; locked (ENGINE's `wait`) by its wrapper, which so wakes followers
+//!        <token>.lock                     made by whoever begins the command; locked by every process of it that takes longer
+//!                out                      its output; locked (ENGINE's `wait`) by its wrapper, too, which so wakes followers
 //!                err                      its other output
-//!                go                       it was begun: "end <when> <code>" once it ended; boot id; start; deadline; then "pg <process
-//!                                         group> <when its leader began>" and why it was ended from outside. Times are boot time in
-//!                                         centiseconds
+//!                go                       it was begun: "begun <wrapper> <when that began>", "end <when> <code>" once it ended; boot id; start;
+//!                                         deadline; then "pg <process group> <when its leader began>" and why it was ended from
+//!                                         outside. Times are boot time in centiseconds
 //!                exit.<code>              `go` renamed, where the disk could not even take the end in place of other bytes
 //!                void                     it may never begin
 //!                stop read reader watch   only where a command takes longer

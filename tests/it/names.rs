@@ -53,7 +53,7 @@ const HOSTILE: &[&str] = &[
     "a\ttab",
     "a\u{1b}[31mred\u{1b}[0m",
     "a\u{7}bell",
-    "PHASED-END-1",
+    "Z-PHASED-END-1",
     "EOF",
     "X exit 0 0",
     "O 1 0 5",

@@ -135,14 +135,20 @@ fn quote(bytes: &[u8], what: &str) -> Result<Vec<u8>, Cause> {
     Ok(out)
 }
 
-/// A line that does not occur in `text`, to end a here-document.
-fn delimiter(name: &str, text: &[u8]) -> String {
-    let mut delimiter = format!("PHASED-END-{name}");
-    while text.windows(delimiter.len()).any(|window| window == delimiter.as_bytes()) {
-        delimiter.push('-');
-        delimiter.push_str(&Digest::of(text).as_str()[..16]);
-    }
-    delimiter
+/// A line that ends a here-document of `text`. dash 0.5.12 drops a byte above 127 after what begins a line as the delimiter does, so no
+/// line of the text has that either: what the delimiter begins with is chosen for it.
+fn delimiter(name: &str, text: &[u8]) -> Result<String, Cause> {
+    let spoils = |delimiter: &str, line: &[u8]| {
+        let alike = delimiter.bytes().zip(line).take_while(|(a, b)| a == *b).count();
+        alike == delimiter.len() || alike > 0 && line.get(alike).is_some_and(|next| !next.is_ascii())
+    };
+    let begins = ('A'..='Z').rev().chain('a'..='z').chain('0'..='9').chain("%+,./:=@_".chars());
+    let mut delimiters = begins.map(|begin| format!("{begin}-PHASED-END-{name}"));
+    delimiters.find(|delimiter| !text.split(|byte| *byte == b'\n').any(|line| spoils(delimiter, line))).ok_or_else(|| {
+        let message = "the text of the command begins a line with each letter, digit and punctuation mark, followed by one that is not \
+                       ASCII, and not every shell reads that from a here-document. Nothing was run. Write it to a file (host:write) and run that";
+        Cause::new("bad_argument", message)
+    })
 }
 
 /// `feed`, which prints `bytes` whatever they are: a `printf` format of plain characters and octal escapes.
@@ -296,7 +302,7 @@ fn launch(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
     if text.contains(&0) {
         return Err(Cause::new("bad_argument", "the text of the command contains a NUL byte, which no shell can read"));
     }
-    let (e1, e2) = (delimiter("1", &inner), delimiter("2", text));
+    let (e1, e2) = (delimiter("1", &inner)?, delimiter("2", text)?);
     let mut documents = format!(" /bin/sh -c '. /dev/fd/3' sh 3<<\\{e1} 4<<\\{e2}\n").into_bytes();
     documents.extend_from_slice(&inner);
     documents.extend_from_slice(format!("{e1}\nexec 4<&-; ").as_bytes());
@@ -324,7 +330,7 @@ fn launch(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
                 None => within.extend_from_slice(format!("exec </dev/null {clean}").as_bytes()),
             }
             within.extend_from_slice(&documents);
-            let e0 = delimiter("0", &within);
+            let e0 = delimiter("0", &within)?;
             out.extend_from_slice(
                 b"launch() {\nif [ \"$USER\" = \"$AS\" ]; then set -- /bin/sh; else set -- sudo -n -u \"$AS\" -- /bin/sh; fi\n",
             );

@@ -116,22 +116,23 @@ base() {
   d=$B/$T
 }
 
-# Sets `code` if it is over: `go` begins with the end, or was renamed where the disk had no room even for that.
+# Sets `code` if it is over: `go` begins with the end, or was renamed where the disk had no room even for that. Where both are there, `void`
+# came too late; where it was seen first and `go` was not, whoever writes that will see it (see `begin`).
 ended() {
-  code=void
-  [ ! -e "$d.void" ] || return 0
+  forbidden=
+  [ ! -e "$d.void" ] || forbidden=1
   fin=$d.go
   if [ -e "$fin" ]; then
     read -r k rest code <"$fin"
     [ "$k" = end ] && [ -n "$code" ]
     return
   fi
-  [ -s "$d.lock" ] || return 1
-  for fin in "$d".exit.*; do
+  [ ! -s "$d.lock" ] || for fin in "$d".exit.*; do
     code=${fin##*.}
     [ ! -e "$fin" ] || return 0
   done
-  return 1
+  code=void
+  [ -n "$forbidden" ]
 }
 
 # A younger deployment has been here: this one must not begin anything any more.
@@ -151,22 +152,45 @@ epoch() {
   exec 5>&-
 }
 
-# Under `lock`, and nothing was begun or ended: run it. This process is its wrapper. (As a child of this one by `&` the command
-# would be deaf to INT and QUIT.)
+# Only one of all who ask makes the file. It is not locked: that takes a process, and most commands are over before anybody asks again.
+claim() {
+  set -C
+  { true >"$d.lock"; } 2>/dev/null
+  r=$?
+  set +C
+  return "$r"
+}
+
+# What was claimed cannot be begun: whoever asks again may try.
+unclaim() {
+  rm -f "$d.go" "$d.lock"
+  refuse unwritable
+}
+
+# Nothing of it is here: claim it and run it, or return if another has. This process is its wrapper. (As a child of this one by `&` the
+# command would be deaf to INT and QUIT.)
 begin() {
   epoch
   read -r boot </proc/sys/kernel/random/boot_id
   now
   end=$((now + L))
+  born self
+  if ! claim; then
+    [ -e "$d.lock" ] || refuse unwritable
+    return 0
+  fi
   # The mark that ends each stream of a short answer lies in the lock's file: every file costs a host's disk some time.
-  true >"$d.err" && true >"$d.out" && printf %s "$MARK." >"$d.lock" || refuse unwritable
-  # 8 is what `wait` is locked by. 3 and 4 are the command's own, kept to see how far it got.
-  exec 8>>"$d.out" 3>>"$d.out" 4>>"$d.err"
+  true >"$d.err" && true >"$d.out" && printf %s "$MARK." >"$d.lock" || unclaim
+  # 9 is what `lock` is locked by and 8 what `wait` is. 3 and 4 are the command's own, kept to see how far it got.
+  exec 9>>"$d.lock" 8>>"$d.out" 3>>"$d.out" 4>>"$d.err"
   # All that could need disk space exists before the command does: a full disk is a refusal and never a doubt.
   # The first line is where the end will be written, over what is there already.
-  if ! { printf '%-39s\n' begun && echo "$boot" && echo "$now" && echo "$end"; } >"$d.go"; then
-    rm -f "$d.go"
-    refuse unwritable
+  printf '%-39s\n%s\n%s\n%s\n' "begun ${stat%% *} $born" "$boot" "$now" "$end" >"$d.go" || unclaim
+  # Forbidden meanwhile: each of us looks for the other's file once its own is there, so that one of us sees it, or both.
+  if [ -e "$d.void" ]; then
+    printf '%-39s\n' "end $now void" 1<>"$d.go"
+    x void
+    exit
   fi
   if [ -n "$J" ]; then
     counts
@@ -216,12 +240,13 @@ begun() {
 
 # Beside the wrapper, until the asker finds that it takes long, or is gone, or has its answer.
 attend() {
-  exec <&6 3>&- 4>&- 6<&- 9>&-
+  exec <&6 3>&- 4>&- 6<&-
   read -r rest
   read -r rest <&7 || exit 0
-  exec 7<&-
-  # `wait` is locked: the wrapper shares what we have opened.
+  # Both are locked from now on: the wrapper shares what we have opened, and the command one of it.
+  flock 9
   flock 8
+  exec 7<&- 9>&-
   reading
   watchdog
   dog=1
@@ -236,28 +261,51 @@ reading() {
   flock -s 5
 }
 
-# Whether any process of the command lives: the lock says so, never a pid.
+# Sets `stat`, and `born`: when the process began. Within a boot nobody else has its number and that (proc_pid_stat(5), field 22).
+born() {
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
+  set -- ${stat##*") "}
+  born=${20}
+  # Dead, but its parent has not noticed.
+  [ "$1" != Z ]
+}
+
+# What `go` says of the beginning, once all of it is there.
+noted() {
+  [ -s "$d.go" ] && { read -r rest && read -r was && read -r t0 && read -r end; } <"$d.go"
+} 2>/dev/null
+
+# Whether the wrapper lives, or who leads the command.
+lives() {
+  noted && read -r boot </proc/sys/kernel/random/boot_id && [ "$was" = "$boot" ] || return 1
+  while read -r k number since; do
+    case $k in
+    begun | pg) ! born "$number" || [ "$born" != "$since" ] || return 0 ;;
+    esac
+  done <"$d.go"
+  return 1
+}
+
+# Whether any process of the command lives: the lock says so. Before it is locked, those we know by name.
 alive() {
   exec 6>>"$d.lock"
   flock -n 6
-  alive=$?
+  r=$?
   exec 6>&-
-  [ "$alive" = 1 ]
+  [ "$r" = 1 ] || lives
 }
 
 # Whether the command's number is somebody else's by now: it comes again once nobody of the group is left, and what went into a session of
 # its own may hold the lock still. The leader began when it noted so; who began at another time is another.
 anothers() {
-  [ -n "$born" ] && stat=$(cat "/proc/$pg/stat" 2>/dev/null) || return 1
-  set -- ${stat##*") "}
-  [ "${20}" != "$born" ]
+  [ -n "$led" ] && born "$pg" && [ "$born" != "$led" ]
 }
 
 signal() {
   alive || exit 0
   # Once known it stays: what outlives its leader is signalled after the file has its last name.
   [ "$pg" -gt 1 ] || [ ! -e "$d.go" ] || while read -r k number rest; do
-    [ "$k" != pg ] || pg=$number born=$rest
+    [ "$k" != pg ] || pg=$number led=$rest
   done <"$d.go"
   [ "$pg" -gt 1 ] && ! anothers || return 0
   # A command of another user is signalled as that user, by the right that started it.
@@ -293,7 +341,7 @@ watchdog() {
     exec 7>>"$d.watch"
     flock -n 7 || exit 0
     exec 8<"$d.out"
-    why= seen= stalled=0 unread=0 pg=0 born=
+    why= seen= stalled=0 unread=0 pg=0 led=
     while ! ended; do
       now
       if [ -e "$d.stop" ]; then
@@ -419,6 +467,8 @@ finish() {
   why=exit more=
   {
     read -r k stop rest
+    # Renamed for want of space: when it ended is not known.
+    [ "$k" = end ] || stop=
     read -r rest
     read -r t0
     read -r rest
@@ -431,8 +481,7 @@ finish() {
       esac
     done
   } <"$fin"
-  # Renamed for want of space: when it ended is not known.
-  [ "$k$stop" != begun ] || stop=$t0
+  : "${stop:=$t0}"
   if [ -s "$d.out" ] || [ -s "$d.err" ]; then
     if brief; then
       say "O 1 0 ${#out}$nl${out}O 2 0 ${#text}$nl${text}X $why $code $((stop - t0))$more"
@@ -453,14 +502,13 @@ finish() {
 # Follow a command that runs, whoever began it, until the wrapper lets go of `wait`.
 followed() {
   n=0
-  while [ ! -s "$d.go" ]; do
+  until noted; do
     ended && return 0
     # Begun this very moment by another, who has not come as far yet, or who was killed before it got there.
     n=$((n + 1))
     [ "$n" -lt 200 ] || return 0
     sleep 0.02
   done
-  { read -r rest && read -r rest && read -r t0 && read -r end; } <"$d.go" 2>/dev/null || return 0
   streams
   exec 8<"$d.out"
   [ -n "$dog" ] || reading
@@ -495,56 +543,63 @@ start() {
 }
 
 settle() {
-  true >>"$d.lock" || refuse unwritable
-  exec 9>>"$d.lock"
+  [ "$V" = stop ] || [ -e "$d.lock" ] || begin
+  waits=0 was=
   while :; do
     if ended; then
       finish
       return 0
     fi
+    true >>"$d.lock" || refuse unwritable
+    exec 9>>"$d.lock"
     flock -n 9
     r=$?
     case $r in
     0)
-      ended && continue
-      if [ -e "$d.go" ]; then
-        # It ran, and nothing of it is left, nor its end.
-        { read -r rest && read -r was; } <"$d.go"
-        read -r boot </proc/sys/kernel/random/boot_id
-        streams
-        emit
-        if [ "$was" = "$boot" ]; then x lost; else x rebooted; fi
-        return 0
-      fi
-      if [ "$V" = stop ]; then
-        # From now on a start still on its way can never begin.
-        true >"$d.void" || refuse unwritable
-        x void
-        return 0
-      fi
-      begin
-      ;;
-    1)
-      exec 9>&-
-      [ "$V" != stop ] || [ -e "$d.stop" ] || true >"$d.stop" || refuse unwritable
-      followed
-      if ! ended && [ -s "$d.go" ] && alive; then
-        # The wrapper was killed and the command lives: its time-out ends it; it is never begun again.
-        now
-        if [ "$now" -gt $((end + K * 100 + 500)) ] || [ "$tries" -gt $((K * 4 + 10)) ]; then
-          x orphaned
+      # Nobody has locked it: begun this very moment, or nobody of it is left.
+      if lives; then
+        r=1
+      elif noted || [ "$waits" -gt 600 ]; then
+        if ! ended; then
+          # It ran, and nothing of it is left, nor its end.
+          read -r boot </proc/sys/kernel/random/boot_id
+          streams
+          emit
+          if [ "$was" = "$boot" ]; then x lost; else x rebooted; fi
           return 0
         fi
-        [ "$V" != stop ] || tries=$((tries + 1))
-        watchdog
-        streams
-        emit
-        sleep 0.3
+      elif [ "$V" = stop ] || [ "$waits" -gt 300 ]; then
+        # From now on a start still on its way can never begin, nor one that was claimed by somebody who comes no further.
+        true >"$d.void" || refuse unwritable
       fi
       ;;
+    1) ;;
     *) refuse host_unsupported "flock failed ($r)" ;;
     esac
-    exec 9>>"$d.lock"
+    exec 9>&-
+    if [ "$r" = 0 ]; then
+      ended && continue
+      waits=$((waits + 1))
+      # Is the asker still there?
+      [ $((waits % 100)) -gt 0 ] || say K
+      sleep 0.05
+      continue
+    fi
+    [ "$V" != stop ] || [ -e "$d.stop" ] || true >"$d.stop" || refuse unwritable
+    followed
+    if ! ended && noted && alive; then
+      # The wrapper was killed and the command lives: its time-out ends it; it is never begun again.
+      now
+      if [ "$now" -gt $((end + K * 100 + 500)) ] || [ "$tries" -gt $((K * 4 + 10)) ]; then
+        x orphaned
+        return 0
+      fi
+      [ "$V" != stop ] || tries=$((tries + 1))
+      watchdog
+      streams
+      emit
+      sleep 0.3
+    fi
   done
 }
 
@@ -575,7 +630,8 @@ sweep() {
       done >"seen.$n" || exit 0
       old=seen.$((n - 10))
       [ ! -e "$old" ] || while read -r f; do
-        [ ! -e "$f.lock" ] || flock -n "$f.lock" rm -f "$f".*
+        d=$f
+        [ ! -e "$f.lock" ] || lives || flock -n "$f.lock" rm -f "$f".*
       done <"$old"
       rm -f "$old"
     fi

@@ -400,6 +400,10 @@ fn parent_of(pid: i32) -> i32 {
     stat.rsplit(") ").next().unwrap().split(' ').nth(1).unwrap().parse().unwrap()
 }
 
+fn is_locked(path: &Path) -> bool {
+    !std::process::Command::new("flock").arg("-n").arg(path).arg("true").status().unwrap().success()
+}
+
 fn process_exists(marker: &str) -> bool {
     processes(marker) > 0
 }

@@ -97,6 +97,62 @@ in_every_shell! {
         assert_eq!(lines.len() as u32, 3 * (points + 1), "each ran");
     }
 
+    /// Its claim is there, and whoever made it has not come any further.
+    async fn a_claim_that_nobody_follows_up_is_given_up_and_stays_so(host: Host) {
+        host.machine().await;
+        let (file, mut cmd) = (host.path("ran"), sh(1, "true"));
+        cmd.what = What::Sh { text: format!("touch {}", file.display()).into_bytes(), shell: Shell::Sh };
+        std::fs::write(host.file(1, "lock"), "").unwrap();
+        assert_eq!(host.run(&cmd).await.0, Verdict::Void);
+        assert_eq!(host.run(&cmd).await.0, Verdict::Void);
+        std::fs::write(host.file(2, "lock"), "").unwrap();
+        assert_eq!(host.given_up(2).await, Verdict::Void);
+        // Whoever comes late with a claim of their own sees that it was forbidden.
+        std::fs::remove_file(host.file(1, "lock")).unwrap();
+        assert_eq!(host.run(&cmd).await.0, Verdict::Void);
+        assert!(host.file(1, "lock").exists() && host.go(1).starts_with("end "), "it was claimed: {}", host.go(1));
+        assert_eq!(host.run(&cmd).await.0, Verdict::Void);
+        assert!(!file.exists());
+    }
+
+    /// Before it is locked, which the word of its asker brings about half a second later.
+    async fn a_command_that_was_just_begun_is_told_from_one_that_is_gone(host: Host) {
+        let (id, marker, never) = (host.machine().await, host.marker(), CancellationToken::new());
+        let second = host.again(Some(&id));
+        let mut early = false;
+        for n in (1..20).step_by(2) {
+            let goes = host.path(&format!("goes.{n}"));
+            let cmd = sh(n, &format!("until [ -e {} ]; do sleep 0.01; done; echo end", goes.display()));
+            let (mut one, mut other) = (Collect::default(), Collect::default());
+            let asking = async {
+                until("the command", || host.go(n).contains("pg ")).await;
+                early = !is_locked(&host.file(n, "lock"));
+                let going = async {
+                    until("a watchdog", || host.file(n, "watch").exists()).await;
+                    std::fs::write(&goes, "").unwrap();
+                };
+                tokio::join!(second.run(&cmd, &mut other, &never), going).0
+            };
+            let (verdict, again) = tokio::join!(host.session.run(&cmd, &mut one, &never), asking);
+            for (verdict, out) in [(verdict, one.out), (again, other.out)] {
+                assert!(matches!(verdict, Verdict::Exited { code: 0, .. }) && out == b"end\n", "{verdict:?}");
+            }
+            // And one of which nothing is left.
+            let (cmd, mut sink) = (sh(n + 1, &format!("sleep {marker}")), Discard);
+            let killing = async {
+                until("the command", || host.go(n + 1).contains("pg ")).await;
+                kill_all_of(&host, n + 1);
+                second.run(&cmd, &mut Discard, &never).await
+            };
+            let (_, again) = tokio::join!(host.session.run(&cmd, &mut sink, &never), killing);
+            assert_eq!(again, Verdict::Lost);
+            if early {
+                return;
+            }
+        }
+        panic!("always too late to see anything");
+    }
+
     async fn a_reboot_in_the_middle_is_told_as_one(host: Host) {
         let marker = host.marker();
         let cmd = sh(1, &format!("sleep {marker}"));

@@ -87,10 +87,6 @@ impl Host {
     }
 }
 
-fn is_locked(path: &Path) -> bool {
-    !std::process::Command::new("flock").arg("-n").arg(path).arg("true").status().unwrap().success()
-}
-
 in_every_shell! {
     async fn who_has_the_number_of_a_lost_command_is_not_taken_for_it(host: Host) {
         let Some(pids) = Pids::new() else { return };

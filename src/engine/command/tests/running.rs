@@ -32,6 +32,24 @@ in_every_shell! {
         assert_eq!(std::fs::read_to_string(file).unwrap(), "begun\n");
     }
 
+    /// Their shells look for a claim, find none and make one, all at once: more of them than are fast enough to see another's.
+    async fn who_asks_at_the_very_same_moment_begins_nothing_twice(host: Host) {
+        let id = host.machine().await;
+        let sessions: Vec<_> = (0..6).map(|_| Arc::new(host.again(Some(&id)))).collect();
+        for n in 1..=u32::try_from(times(40, 1000)).unwrap() {
+            let file = host.path(&format!("count.{n}"));
+            let cmd = sh(n, &format!("echo begun >>{}", file.display()));
+            let asked = sessions.iter().map(|session| async {
+                let (cmd, session) = (cmd.clone(), session.clone());
+                tokio::spawn(async move { session.run(&cmd, &mut Discard, &CancellationToken::new()).await }).await.unwrap()
+            });
+            for verdict in futures_util::future::join_all(asked).await {
+                assert!(matches!(verdict, Verdict::Exited { code: 0, .. }), "{verdict:?}");
+            }
+            assert_eq!(std::fs::read_to_string(file).unwrap(), "begun\n", "{n}");
+        }
+    }
+
     async fn the_environment_is_exact(host: Host) {
         let mut cmd = sh(1, "env");
         cmd.env = vec![("PHASED_RUN".into(), b"r1".to_vec()), ("A".into(), b"1".to_vec()), ("A".into(), b"two\nlines".to_vec())];
@@ -53,7 +71,7 @@ in_every_shell! {
 
     async fn hostile_values_arrive_byte_by_byte(host: Host) {
         let mut every: Vec<u8> = (1..=255).collect();
-        every.extend_from_slice(b"'\\''$(touch /tmp/phased-canary)`touch /tmp/phased-canary`\"; -rf \n\nPHASED-END-1\n$'x'\r\n%s%n\\0\n");
+        every.extend_from_slice(b"'\\''$(touch /tmp/phased-canary)`touch /tmp/phased-canary`\"; -rf \n\nZ-PHASED-END-1\n$'x'\r\n%s%n\\0\n");
         let mut cmd = exec(1, &[b"printf", b"%s|", &every, b"-rf", b"--", b"$(touch /tmp/phased-canary)", b"", b"a b\n"]);
         cmd.env = vec![("V".into(), every.clone())];
         let (verdict, out, err) = host.run(&cmd).await;
@@ -89,8 +107,25 @@ in_every_shell! {
             let mut want: Vec<u8> = arguments.iter().chain([&one, &other]).flat_map(|value| [value.as_slice(), b"\0"].concat()).collect();
             want.extend_from_slice(&stdin);
             assert!(matches!(verdict, Verdict::Exited { code: 0, .. }), "{round}: {verdict:?} {}", String::from_utf8_lossy(&err));
-            assert!(out == want, "{round}: {:?} is not {:?}", String::from_utf8_lossy(&out), String::from_utf8_lossy(&want));
+            assert!(out == want, "{round}: {} is not {}", out.escape_ascii(), want.escape_ascii());
         }
+    }
+
+    /// dash loses one of them from a here-document whose delimiter begins like the line does.
+    async fn letters_that_are_not_ascii_arrive_wherever_they_stand(host: Host) {
+        let begins = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789%+,./:=@_";
+        let lines = |of: &str| of.chars().fold(String::new(), |lines, begin| lines + &format!("{begin}\u{e9}\n{begin}-\u{e9}\n"));
+        let most = lines(begins.strip_suffix('_').unwrap());
+        let mut cmd = sh(1, &format!("printf %s '{most}'"));
+        cmd.env = vec![("V".into(), most.clone().into_bytes())];
+        let (verdict, out, err) = host.run(&cmd).await;
+        assert!(matches!(verdict, Verdict::Exited { code: 0, .. }), "{verdict:?} {}", err.escape_ascii());
+        assert!(out == most.as_bytes(), "{}", out.escape_ascii());
+        cmd = sh(2, "printf %s \"$V\"");
+        cmd.env = vec![("V".into(), most.clone().into_bytes())];
+        assert!(host.run(&cmd).await.1 == most.as_bytes());
+        let Verdict::Refused(cause) = host.run(&sh(3, &lines(begins))).await.0 else { panic!("it was begun") };
+        assert_eq!(cause.code, "bad_argument");
     }
 
     async fn standard_input_is_any_bytes_and_otherwise_empty(host: Host) {
@@ -172,7 +207,7 @@ in_every_shell! {
 
 /// Up to forty bytes of all there are but NUL, most of them such as shells, `printf` and our own here-documents make something of.
 fn value(random: &mut Random) -> Vec<u8> {
-    const ODD: &[u8] = b"'\"\\$`\n\r\t -%!#&|;<>()*?[]{}~=PHASED-END-1\x01\x7f\x80\xff";
+    const ODD: &[u8] = b"'\"\\$`\n\r\t -%!#&|;<>()*?[]{}~=Z-PHASED-END-1\x01\x7f\x80\xff";
     let length = below(random, 40);
     let byte = |random: &mut Random| match below(random, 3) {
         0 => u8::try_from(1 + below(random, 255)).unwrap(),
