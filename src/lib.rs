@@ -90,8 +90,8 @@
 //! Architecture invariant: no Lua value crosses a thread or a call. A call gets plain data and gives plain data; Lua reaches neither
 //! files nor the network but by asking for a step.
 //!
-//! Architecture invariant: liveness of a command is a lock its processes hold, never a process id. Nothing of a command is in an
-//! argv, here or on a host.
+//! Architecture invariant: liveness of a command is a lock its processes hold, in its first half second a process and the moment that
+//! began, never a process id alone. Nothing of a command is in an argv, here or on a host.
 //!
 //! Architecture invariant: code under test has a user of its own. Root switches to it, or the job unit does ([`exec`]), which opens no path
 //! as root and believes nothing it is asked: who asks is the kernel's word, who may be switched to is root's. A daemon that has neither runs none and refuses

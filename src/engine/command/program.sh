@@ -557,20 +557,20 @@ settle() {
     case $r in
     0)
       # Nobody has locked it: begun this very moment, or nobody of it is left.
-      if lives; then
-        r=1
-      elif noted || [ "$waits" -gt 600 ]; then
-        if ! ended; then
-          # It ran, and nothing of it is left, nor its end.
-          read -r boot </proc/sys/kernel/random/boot_id
-          streams
-          emit
-          if [ "$was" = "$boot" ]; then x lost; else x rebooted; fi
-          return 0
+      if ! noted && [ "$waits" -le 600 ]; then
+        if [ "$V" = stop ] || [ "$waits" -gt 300 ]; then
+          # From now on a start still on its way can never begin, nor one that was claimed by somebody who comes no further.
+          true >"$d.void" || refuse unwritable
         fi
-      elif [ "$V" = stop ] || [ "$waits" -gt 300 ]; then
-        # From now on a start still on its way can never begin, nor one that was claimed by somebody who comes no further.
-        true >"$d.void" || refuse unwritable
+      elif lives; then
+        r=1
+      elif ! ended; then
+        # It ran, and nothing of it is left, nor its end.
+        read -r boot </proc/sys/kernel/random/boot_id
+        streams
+        emit
+        if [ "$was" = "$boot" ]; then x lost; else x rebooted; fi
+        return 0
       fi
       ;;
     1) ;;
