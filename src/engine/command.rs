@@ -3,10 +3,10 @@
 //! # How it works
 //! A channel runs the bare word `sh`, which is sent the program (`command/program.sh`) on its standard input and stays: the
 //! *resident*. A request is a subshell in its foreground, quoted literals and one call, closed on its last line: cut anywhere
-//! before, it runs nothing. The host does everything else: it claims the token by a lock, starts the command in a session of its
-//! own under a wrapper, and answers in frames: each stream's bytes with their offset, then the verdict. Then the channel is
-//! idle and takes the next request; requests at the same moment have channels of their own. The command does not notice when
-//! the channel or this process goes.
+//! before, it runs nothing. The host does everything else: it claims the token by a file that only one can make, starts the command
+//! in a session of its own under a wrapper, and answers in frames: each stream's bytes with their offset, then the verdict. Then
+//! the channel is idle and takes the next request; requests at the same moment have channels of their own. The command does not
+//! notice when the channel or this process goes.
 //!
 //! ```text
 //! sshd - sh (resident) - sh (request; the command's wrapper) - setsid, sh: the command
@@ -35,7 +35,7 @@
 //!        epoch.<project>.<environment>    the highest epoch that began anything here
 //!        blobs/<sha256>[.part]            files on their way
 //!        units.<run>                      control groups of this machine in which commands of the run were, until what they left is ended
-//!        swept seen.<n>                   what lay here at each day's look: after ten it goes, if nobody locks it
+//!        swept seen.<n>                   what lay here at each day's look: after ten it goes, unless it runs
 //!        <token>.lock                     made by whoever begins the command; locked by every process of it that takes longer
 //!                out                      its output; locked (ENGINE's `wait`) by its wrapper, too, which so wakes followers
 //!                err                      its other output
@@ -43,7 +43,7 @@
 //!                                         deadline; then "pg <process group> <when its leader began>" and why it was ended from
 //!                                         outside. Times are boot time in centiseconds
 //!                exit.<code>              `go` renamed, where the disk could not even take the end in place of other bytes
-//!                void                     it may never begin
+//!                void                     it may never begin; beside `go`: this came too late
 //!                stop read reader watch   only where a command takes longer
 //! ```
 

@@ -116,8 +116,8 @@ base() {
   d=$B/$T
 }
 
-# Sets `code` if it is over: `go` begins with the end, or was renamed where the disk had no room even for that. Where both are there, `void`
-# came too late; where it was seen first and `go` was not, whoever writes that will see it (see `begin`).
+# Sets `code` if it is over: `go` begins with the end, or was renamed where the disk had no room even for that. Beside `go`, `void` says
+# nothing: it came too late. Where it was seen first and `go` was not, whoever writes that will see it (see `begin`).
 ended() {
   forbidden=
   [ ! -e "$d.void" ] || forbidden=1
@@ -127,7 +127,7 @@ ended() {
     [ "$k" = end ] && [ -n "$code" ]
     return
   fi
-  [ ! -s "$d.lock" ] || for fin in "$d".exit.*; do
+  [ ! -s "$d.lock" ] && [ -z "$forbidden" ] || for fin in "$d".exit.*; do
     code=${fin##*.}
     [ ! -e "$fin" ] || return 0
   done
@@ -161,7 +161,7 @@ claim() {
   return "$r"
 }
 
-# What was claimed cannot be begun: whoever asks again may try.
+# What was claimed cannot be begun, and is nobody's any more.
 unclaim() {
   rm -f "$d.go" "$d.lock"
   refuse unwritable
@@ -188,7 +188,7 @@ begin() {
   printf '%-39s\n%s\n%s\n%s\n' "begun ${stat%% *} $born" "$boot" "$now" "$end" >"$d.go" || unclaim
   # Forbidden meanwhile: each of us looks for the other's file once its own is there, so that one of us sees it, or both.
   if [ -e "$d.void" ]; then
-    printf '%-39s\n' "end $now void" 1<>"$d.go"
+    printf '%-39s\n' "end $now void" 1<>"$d.go" || mv -f "$d.go" "$d.exit.void"
     x void
     exit
   fi
@@ -219,8 +219,7 @@ E
   if read -r rest <&7; then
     written 3 && out=$pos && written 4 && o=$out e=$pos
     exec 3>&- 4>&-
-    ended
-    finish
+    if ended; then finish; else x lost; fi
   fi
   exec 3>&- 4>&- 7<&-
   sweep
@@ -263,7 +262,10 @@ reading() {
 
 # Sets `stat`, and `born`: when the process began. Within a boot nobody else has its number and that (proc_pid_stat(5), field 22).
 born() {
-  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
+  stat= born=
+  # A program may have given itself a name of several lines.
+  { while read -r rest; do stat=$stat$rest; done <"/proc/$1/stat"; } 2>/dev/null
+  [ -n "$stat" ] || return 1
   set -- ${stat##*") "}
   born=${20}
   # Dead, but its parent has not noticed.
@@ -280,7 +282,7 @@ lives() {
   noted && read -r boot </proc/sys/kernel/random/boot_id && [ "$was" = "$boot" ] || return 1
   while read -r k number since; do
     case $k in
-    begun | pg) ! born "$number" || [ "$born" != "$since" ] || return 0 ;;
+    begun | pg) [ -z "$since" ] || ! born "$number" || [ "$born" != "$since" ] || return 0 ;;
     esac
   done <"$d.go"
   return 1
@@ -298,7 +300,9 @@ alive() {
 # Whether the command's number is somebody else's by now: it comes again once nobody of the group is left, and what went into a session of
 # its own may hold the lock still. The leader began when it noted so; who began at another time is another.
 anothers() {
-  [ -n "$led" ] && born "$pg" && [ "$born" != "$led" ]
+  [ -n "$led" ] || return 1
+  born "$pg"
+  [ -n "$born" ] && [ "$born" != "$led" ]
 }
 
 signal() {
@@ -539,12 +543,17 @@ followed() {
 
 # Sending it again resolves it: the answer is the same, whoever asks and however often.
 start() {
+  [ -e "$d.lock" ] || [ -e "$d.go" ] || begin
   settle
 }
 
+stop() { settle; }
+
+# The end, whoever began it, once there is one.
 settle() {
-  [ "$V" = stop ] || [ -e "$d.lock" ] || begin
-  waits=0 was=
+  # How often nobody was found to live before that is believed: whoever began it may be about to say so. A stop forbids it at once.
+  waits=0 patience=300 was=
+  [ "$V" != stop ] || patience=0
   while :; do
     if ended; then
       finish
@@ -557,32 +566,35 @@ settle() {
     case $r in
     0)
       # Nobody has locked it: begun this very moment, or nobody of it is left.
-      if ! noted && [ "$waits" -le 600 ]; then
-        if [ "$V" = stop ] || [ "$waits" -gt 300 ]; then
-          # From now on a start still on its way can never begin, nor one that was claimed by somebody who comes no further.
-          true >"$d.void" || refuse unwritable
+      if ! noted && [ -z "$dog" ] && [ "$waits" -lt $((patience + 20)) ]; then
+        if [ "$waits" -ge "$patience" ]; then
+          # From now on a start still on its way can never begin, nor one that was claimed by somebody who comes no further. Without
+          # room for it another may have begun.
+          true >"$d.void" || [ "$V" != stop ] || refuse unwritable
         fi
       elif lives; then
         r=1
       elif ! ended; then
-        # It ran, and nothing of it is left, nor its end.
         read -r boot </proc/sys/kernel/random/boot_id
-        streams
-        emit
-        if [ "$was" = "$boot" ]; then x lost; else x rebooted; fi
-        return 0
+        if [ "$was" != "$boot" ] || [ "$waits" -ge 20 ]; then
+          # It ran, and nothing of it is left, nor its end.
+          exec 9>&-
+          streams
+          emit
+          if [ -z "$was" ] || [ "$was" = "$boot" ]; then x lost; else x rebooted; fi
+          return 0
+        fi
       fi
       ;;
     1) ;;
     *) refuse host_unsupported "flock failed ($r)" ;;
     esac
     exec 9>&-
+    waits=$((waits + 1))
+    # Is the asker still there?
+    [ $((waits % 100)) -gt 0 ] || say K
     if [ "$r" = 0 ]; then
-      ended && continue
-      waits=$((waits + 1))
-      # Is the asker still there?
-      [ $((waits % 100)) -gt 0 ] || say K
-      sleep 0.05
+      ended || sleep 0.05
       continue
     fi
     [ "$V" != stop ] || [ -e "$d.stop" ] || true >"$d.stop" || refuse unwritable
@@ -603,9 +615,7 @@ settle() {
   done
 }
 
-stop() { start; }
-
-# What the host keeps of a command goes once nobody holds its lock and ten looks, a day of uptime between each, have found it there.
+# What the host keeps of a command goes once it does not run and ten looks, a day of uptime between each, have found it there.
 # No age is read from a file: whoever sets the wall clock must not make a command forgotten that may be asked for once more.
 sweep() {
   [ "$N" = 1 ] || return 0

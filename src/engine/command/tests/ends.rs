@@ -124,6 +124,10 @@ in_every_shell! {
         let (verdict, out, _) = host.run(&cmd).await;
         assert!(matches!(verdict, Verdict::Exited { code: 5, .. }), "{verdict:?}");
         assert_eq!(out, b"out\n");
+        // Power was lost before the claim's content was on the disk.
+        std::fs::write(host.file(1, "lock"), "").unwrap();
+        let verdict = host.given_up(1).await;
+        assert!(matches!(verdict, Verdict::Exited { code: 5, .. }), "{verdict:?}");
     }
 
     async fn a_reboot_is_told_from_a_loss(host: Host) {
@@ -133,5 +137,24 @@ in_every_shell! {
         }
         std::fs::write(host.file(2, "go"), "begun\nanother-boot\n1\n2\n").unwrap();
         assert_eq!(host.run(&sh(2, "true")).await.0, Verdict::Rebooted);
+        // As a daemon before this one has noted it: without who began it.
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        std::fs::write(host.file(2, "go"), format!("begun\n{boot}1\n2\n")).unwrap();
+        assert_eq!(host.run(&sh(2, "true")).await.0, Verdict::Lost);
+        // Power was lost before any of it was on the disk.
+        std::fs::write(host.file(2, "go"), "").unwrap();
+        let (clock, began) = (SystemClock::new(), SystemClock::new().now());
+        assert_eq!(host.given_up(2).await, Verdict::Lost);
+        assert!(clock.now().since(&began) < Duration::from_secs(15));
+    }
+
+    async fn a_command_that_removes_what_is_noted_of_it_is_not_begun_again(host: Host) {
+        let (ran, base) = (host.path("ran"), host.shells.base.display().to_string());
+        for (n, what) in [(1, "lock"), (2, "*")] {
+            let text = format!("echo {n} >>{}; rm -f {base}/{}.{what}; sleep 0.8", ran.display(), token(n));
+            let verdict = host.run(&sh(n, &text)).await.0;
+            assert!(matches!(verdict, Verdict::Exited { code: 0, .. } | Verdict::Lost), "{verdict:?}");
+        }
+        assert_eq!(std::fs::read_to_string(ran).unwrap(), "1\n2\n");
     }
 }
