@@ -50,7 +50,7 @@ use crate::{
     service::{notify::Manager, sockets::Passed, watchdog},
     signal::Ed25519,
     ssh::{SshLimits, SshLinks},
-    store::SledIndex,
+    store::StateIndex,
     telemetry::file::LogFile,
     time::{Clock, SystemClock},
 };
@@ -127,7 +127,7 @@ impl App {
         };
         let loaded = loaded.map_err(|found| anyhow::anyhow!("{}", diagnostics::render(&found, false)))?;
 
-        let (index, set_aside) = SledIndex::open(&layout.state, &clock)?;
+        let (index, set_aside) = StateIndex::open(&layout.state, &clock)?;
         let index = Arc::new(index);
         let start = format!("{:x}", clock.now().wall_ms);
         let views = Views::start(index.clone(), Arc::clone(&clock), start, stalls.at("views"))?;
@@ -219,7 +219,7 @@ impl App {
         let manager = options.manager.clone();
         let started = conductor.start(loaded, &|n, all| manager.starts_on(n, all, &*clock)).await;
         started.context("failed to take up what an earlier start left")?;
-        conductor.tell_set_aside(&SledIndex::set_aside(&layout.state));
+        conductor.tell_set_aside(&StateIndex::set_aside(&layout.state));
         front::warn(&config, bound.addr);
         api::serve(Arc::new(conductor.clone()), bound.listeners, front, &doors, Arc::clone(&clock))?;
         options.manager.follow(&conductor, &tasks, Arc::clone(&clock));
