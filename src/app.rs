@@ -127,6 +127,10 @@ impl App {
         };
         let loaded = loaded.map_err(|found| anyhow::anyhow!("{}", diagnostics::render(&found, false)))?;
 
+        // Before the index, which takes what room there is.
+        let control = ControlLog::open(&layout.journal, Arc::clone(&clock), storage.clone(), kills.control)
+            .context("failed to write the control journal anew, which every start does")?;
+        let control: Arc<dyn Control> = Arc::new(control);
         let (index, set_aside) = StateIndex::open(&layout.state, &clock)?;
         let index = Arc::new(index);
         let start = format!("{:x}", clock.now().wall_ms);
@@ -134,8 +138,6 @@ impl App {
         let blobs = Arc::new(FileBlobs::open(layout.blobs.clone())?);
         let feed = Arc::new(views.clone());
         let journals = RunJournals::open(layout.runs.clone(), blobs.clone(), feed, storage.clone(), kills.runs)?;
-        let control = ControlLog::open(&layout.journal, Arc::clone(&clock), storage.clone(), kills.control)?;
-        let control: Arc<dyn Control> = Arc::new(control);
 
         uids::say(&config.exec, &way);
         let users = uids::job_users(&config.exec, &control)?;
