@@ -50,7 +50,7 @@ use crate::{
     service::{notify::Manager, sockets::Passed, watchdog},
     signal::Ed25519,
     ssh::{SshLimits, SshLinks},
-    store::SledIndex,
+    store::StateIndex,
     telemetry::file::LogFile,
     time::{Clock, SystemClock},
 };
@@ -127,15 +127,17 @@ impl App {
         };
         let loaded = loaded.map_err(|found| anyhow::anyhow!("{}", diagnostics::render(&found, false)))?;
 
-        let (index, set_aside) = SledIndex::open(&layout.state, &clock)?;
+        // Before the index, which takes what room there is.
+        let control = ControlLog::open(&layout.journal, Arc::clone(&clock), storage.clone(), kills.control)
+            .context("failed to write the control journal anew, which every start does")?;
+        let control: Arc<dyn Control> = Arc::new(control);
+        let (index, set_aside) = StateIndex::open(&layout.state, &clock)?;
         let index = Arc::new(index);
         let start = format!("{:x}", clock.now().wall_ms);
         let views = Views::start(index.clone(), Arc::clone(&clock), start, stalls.at("views"))?;
         let blobs = Arc::new(FileBlobs::open(layout.blobs.clone())?);
         let feed = Arc::new(views.clone());
         let journals = RunJournals::open(layout.runs.clone(), blobs.clone(), feed, storage.clone(), kills.runs)?;
-        let control = ControlLog::open(&layout.journal, Arc::clone(&clock), storage.clone(), kills.control)?;
-        let control: Arc<dyn Control> = Arc::new(control);
 
         uids::say(&config.exec, &way);
         let users = uids::job_users(&config.exec, &control)?;
@@ -219,7 +221,7 @@ impl App {
         let manager = options.manager.clone();
         let started = conductor.start(loaded, &|n, all| manager.starts_on(n, all, &*clock)).await;
         started.context("failed to take up what an earlier start left")?;
-        conductor.tell_set_aside(&SledIndex::set_aside(&layout.state));
+        conductor.tell_set_aside(&StateIndex::set_aside(&layout.state));
         front::warn(&config, bound.addr);
         api::serve(Arc::new(conductor.clone()), bound.listeners, front, &doors, Arc::clone(&clock))?;
         options.manager.follow(&conductor, &tasks, Arc::clone(&clock));

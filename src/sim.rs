@@ -21,6 +21,7 @@ mod check;
 mod clock;
 mod fleet;
 mod forge;
+mod index;
 mod life;
 mod outside;
 mod ports;

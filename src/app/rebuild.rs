@@ -13,7 +13,7 @@ use crate::{
         index::Index as _,
         journal::{Feed, Journals as _},
     },
-    store::SledIndex,
+    store::StateIndex,
     time::{Clock, SystemClock},
 };
 
@@ -31,7 +31,12 @@ impl Feed for Nobody {
 pub fn run(config: &Config) -> anyhow::Result<(usize, Vec<String>)> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let (layout, _lock) = super::own(&config.data_dir, &*clock)?;
-    let (index, _) = SledIndex::open(&layout.state, &clock)?;
+    let (index, _) = StateIndex::open(&layout.state, &clock)?;
+    anyhow::ensure!(
+        !index.in_memory(),
+        "there is no room for the index: make room on the disk that holds {}",
+        layout.root.display()
+    );
     index.clear()?;
     let index = Arc::new(index);
     let views = Views::start(index.clone(), Arc::clone(&clock), "rebuild".to_owned(), Stall::default())?;

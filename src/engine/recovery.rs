@@ -1,9 +1,12 @@
 //! What an earlier life of the daemon left: views are folded, half-written ends completed, unfinished runs taken up where they stood.
 
+use std::collections::BTreeSet;
+
 use super::{
     conductor::{Conductor, Requested},
     end, history, ledger,
     owner::{Left, Taken},
+    views::Views,
     world::World,
 };
 use crate::{
@@ -15,7 +18,11 @@ use crate::{
         run::{CallEnd, Progress, Run, RunState},
         step::CallKey,
     },
-    ports::{control::Commit, journal::Found, program::Loaded},
+    ports::{
+        control::{Commit, Control},
+        journal::Found,
+        program::Loaded,
+    },
 };
 
 /// Takes up every journal there is, and tells `looked_at` how many of how many are done. Returns when every unfinished run has its owner
@@ -29,16 +36,30 @@ pub(super) async fn recover(conductor: &Conductor, looked_at: &(dyn Fn(usize, us
     let runs = world.tasks.blocking(move || journals.runs()).await.map_err(std::io::Error::other)??;
     runs.iter().chain(&ledger::runs(&*world.control)).for_each(|run| conductor.met(run));
     let all = runs.len();
-    for (id, n) in runs.into_iter().zip(1..) {
-        match take_up(conductor, &id).await {
+    for (id, n) in runs.iter().zip(1..) {
+        match take_up(conductor, id).await {
             Ok(()) => {}
-            Err(Why::Damage(why)) => damaged(conductor, &id, &why),
-            Err(Why::Disk(error)) => unreadable(conductor, &id, &error),
+            Err(Why::Damage(why)) => damaged(conductor, id, &why),
+            Err(Why::Disk(error)) => unreadable(conductor, id, &error),
         }
         looked_at(n, all);
     }
-    let views = conductor.inner.views.clone();
-    world.tasks.blocking(move || views.barrier()).await.map_err(std::io::Error::other)
+    let (views, control) = (conductor.inner.views.clone(), std::sync::Arc::clone(&world.control));
+    let forgotten = world.tasks.blocking(move || {
+        forget_removed(&views, &*control, &runs.into_iter().collect());
+        views.barrier();
+    });
+    forgotten.await.map_err(std::io::Error::other)
+}
+
+/// The index may know runs that were removed: it is from before that, because there was no room to write it since, or the daemon was killed
+/// before it was written.
+fn forget_removed(views: &Views, control: &dyn Control, journals: &BTreeSet<RunId>) {
+    // One that is queued may have lost its journal with the machine's power, and begins anew.
+    let removed = |run: &RunId| !journals.contains(run) && control.get(&ledger::run_key(run)).is_none();
+    if let Err(error) = views.forget(removed) {
+        tracing::warn!(%error, "runs that were removed may still be shown");
+    }
 }
 
 /// Why a run is not taken up.

@@ -17,9 +17,6 @@ use crate::{
 const AGAIN: Duration = Duration::from_secs(5);
 const SELDOM: Duration = Duration::from_mins(10);
 
-/// How many runs of the index before are looked at in one go.
-const PAGE: usize = 500;
-
 /// Makes the index anew when it has found no room, in memory while there is none, until the daemon goes down.
 pub(super) async fn watch(conductor: Conductor) {
     let world = Arc::clone(&conductor.inner.world);
@@ -101,21 +98,13 @@ fn fill(conductor: &Conductor, medium: Medium) -> Result<(), IndexError> {
         }
     }
     // What ended without a journal, or has a damaged one, is known only from the index before.
-    let mut after: Option<String> = None;
-    loop {
-        let page = match views.runs(None, after.as_deref(), PAGE) {
-            Ok(page) => page,
-            Err(error) => {
-                tracing::warn!(%error, "runs without a journal may not be shown any more");
-                break;
-            }
-        };
-        let ended = page.runs.into_iter().filter(|view| view.state.is_end());
-        ended.filter(|view| !folded.contains(view.id.as_str())).for_each(|view| views.known(view));
-        after = page.next;
-        if after.is_none() {
-            break;
+    let seen = views.each_run(|view| {
+        if view.state.is_end() && !folded.contains(view.id.as_str()) {
+            views.known(view);
         }
+    });
+    if let Err(error) = seen {
+        tracing::warn!(%error, "runs without a journal may not be shown any more");
     }
     views.renewed()
 }

@@ -32,9 +32,6 @@ use crate::{
 
 const HOURLY: Duration = Duration::from_secs(3600);
 
-/// Views read at once.
-const PAGE: usize = 500;
-
 /// A finished run, as far as keeping it is concerned.
 #[derive(Debug, Clone, PartialEq)]
 struct Finished {
@@ -73,9 +70,8 @@ pub(super) async fn keep(conductor: Conductor) {
 fn pass(conductor: &Conductor, sweep_anyway: bool) -> std::io::Result<()> {
     let world = &conductor.inner.world;
     let journals = &world.journals;
+    // Nobody sees these any more.
     let left: Vec<RunId> = journals.retired()?;
-    left.iter().for_each(|run| conductor.inner.views.remove(run));
-    conductor.inner.views.barrier();
     left.iter().try_for_each(|run| journals.shred(run))?;
 
     let finished = finished(conductor)?;
@@ -141,27 +137,21 @@ fn finished(conductor: &Conductor) -> std::io::Result<Vec<Finished>> {
         let release = view.release.as_ref().map(|release| (view.project.clone(), release.id.clone()));
         runs.contains(&view.id) || release.is_some_and(|release| releases.contains(&release))
     };
-    let (mut found, mut after) = (Vec::new(), None);
-    loop {
-        let page = conductor.inner.views.runs(None, after.as_deref(), PAGE).map_err(std::io::Error::other)?;
-        after = page.next;
-        let last = after.is_none();
-        for view in page.runs {
-            let Ok(run) = view.id.parse::<RunId>() else { continue };
-            // Control knows of its end, so nobody writes it any more.
-            let over = view.state.is_end() && !owned.contains(&run) && control.get(&ledger::run_key(&run)).is_none();
-            if over && there.contains(&run) {
-                let succeeded = matches!(view.state, RunState::Succeeded | RunState::Superseded);
-                let needed = needed(&view);
-                let artifacts = view.release.iter().flat_map(|release| &release.artifacts);
-                let blobs = artifacts.filter_map(ArtifactView::stored).collect();
-                found.push(Finished { run, project: view.project, succeeded, needed, blobs });
-            }
+    let mut found = Vec::new();
+    let seen = conductor.inner.views.each_run(|view| {
+        let Ok(run) = view.id.parse::<RunId>() else { return };
+        // Control knows of its end, so nobody writes it any more.
+        let over = view.state.is_end() && !owned.contains(&run) && control.get(&ledger::run_key(&run)).is_none();
+        if over && there.contains(&run) {
+            let succeeded = matches!(view.state, RunState::Succeeded | RunState::Superseded);
+            let needed = needed(&view);
+            let artifacts = view.release.iter().flat_map(|release| &release.artifacts);
+            let blobs = artifacts.filter_map(ArtifactView::stored).collect();
+            found.push(Finished { run, project: view.project, succeeded, needed, blobs });
         }
-        if last {
-            return Ok(found);
-        }
-    }
+    });
+    seen.map_err(std::io::Error::other)?;
+    Ok(found)
 }
 
 /// Which runs keep which artifacts: one that no other run keeps goes with its run.

@@ -42,6 +42,9 @@ const BEHIND: Duration = Duration::from_millis(100);
 /// How long the thread lets records come before it looks at them, while more come than it need hear of at once: each sync would wake it.
 const NAP: Duration = Duration::from_millis(25);
 
+/// How many runs are looked at in one go.
+const PAGE: usize = 500;
+
 /// Events kept for followers that come back.
 const RING: usize = 4096;
 
@@ -893,6 +896,20 @@ impl Views {
         wait.recv().unwrap_or_else(|_| Err(gone()))
     }
 
+    /// Takes out what is there of runs that had a journal and are `gone`. Blocks while the queue is full.
+    ///
+    /// # Errors
+    /// [`IndexError`].
+    pub(super) fn forget(&self, gone: impl Fn(&RunId) -> bool) -> Result<(), IndexError> {
+        self.each_run(|view| {
+            let run = view.id.parse::<RunId>().ok().filter(&gone);
+            // What never had one is known from here only.
+            if let Some(run) = run.filter(|run| matches!(self.index.position(run), Ok(Some(_)))) {
+                self.remove(&run);
+            }
+        })
+    }
+
     /// One run, whole.
     pub(super) fn run(&self, id: &RunId) -> Result<Option<RunView>, IndexError> {
         let Some(mut view) = self.read::<RunView>(&head_key(id))? else { return Ok(None) };
@@ -917,6 +934,19 @@ impl Views {
         limit: usize,
     ) -> Result<RunsPage, IndexError> {
         runs(&*self.index, project, after, limit).inspect_err(|_| self.board.look(&*self.index))
+    }
+
+    /// Every run, newest first, without its parts.
+    pub(super) fn each_run(&self, mut each: impl FnMut(RunView)) -> Result<(), IndexError> {
+        let mut after = None;
+        loop {
+            let page = self.runs(None, after.as_deref(), PAGE)?;
+            page.runs.into_iter().for_each(&mut each);
+            after = page.next;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
     }
 
     fn read<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, IndexError> {

@@ -17,6 +17,7 @@ use super::{
     check,
     clock::DiskTime,
     forge::Repository,
+    index::{OnDisk, ScarceIndex},
     outside::{Life, Outside},
     ports::{Lookups, MemoryBlobs, MemoryOutputs, Nowhere, Room},
     program,
@@ -48,7 +49,6 @@ use crate::{
         program::Loaded,
         signals::Listening,
     },
-    store::MemoryIndex,
     time::Clock,
 };
 
@@ -97,8 +97,7 @@ enum End {
 struct Machine {
     disk: SimulatedDisk,
     blobs: MemoryBlobs,
-    /// Survives a killed process and is lost with the machine's power.
-    index: MemoryIndex,
+    index: OnDisk,
     outputs: MemoryOutputs,
 }
 
@@ -135,12 +134,8 @@ pub fn play(scenario: &Scenario, tells: bool) -> Result<Played, Broken> {
     let mut crashes = scenario.crashes.iter().copied();
     let mut crash = crashes.next();
     let disk = SimulatedDisk::new(scenario.seed, &Path::new(DATA).join("runs"), calls(crash));
-    let mut machine = Machine {
-        disk,
-        blobs: MemoryBlobs::default(),
-        index: MemoryIndex::default(),
-        outputs: MemoryOutputs::default(),
-    };
+    let mut machine =
+        Machine { disk, blobs: MemoryBlobs::default(), index: OnDisk::default(), outputs: MemoryOutputs::default() };
     let mut random = Random::of(scenario.seed, "daemon");
     outside.begin();
     loop {
@@ -156,7 +151,7 @@ pub fn play(scenario: &Scenario, tells: bool) -> Result<Played, Broken> {
                 outside.dies(power, away);
                 if power {
                     machine.disk = machine.disk.back(calls(crash));
-                    machine.index = MemoryIndex::default();
+                    machine.index = OnDisk::default();
                     machine.outputs.lose(&mut random);
                 } else {
                     machine.disk = machine.disk.again(calls(crash));
@@ -231,7 +226,7 @@ type Parts = (Conductor, Arc<dyn Control>, Vec<Loaded>);
 fn start(outside: &Outside, machine: &Machine, life: &Life, random: &mut Random) -> std::io::Result<Parts> {
     let scenario = outside.state().scenario.clone();
     let clock: Arc<dyn Clock> = Arc::new(outside.clock().clone());
-    let index = Arc::new(machine.index.clone());
+    let index = Arc::new(ScarceIndex::of(Arc::clone(&machine.index), outside.clone()));
     let views = Views::in_order(index.clone(), format!("{:x}", clock.now().wall_ms));
     let ear = Arc::new(Ear { outside: outside.clone(), views: views.clone() });
     let data = Arc::new(DataDisk::simulated(Path::new("/simulated")));

@@ -1,18 +1,21 @@
-use super::*;
+use super::{
+    disk::{SCHEMA, SCHEMA_KEY, position_key, wrap},
+    *,
+};
 use crate::time::SystemClock;
 
 fn clock() -> Arc<dyn Clock> {
     Arc::new(SystemClock::new())
 }
 
-fn fresh(dir: &Path) -> SledIndex {
-    let (index, aside) = SledIndex::open(dir, &clock()).unwrap();
+fn fresh(dir: &Path) -> StateIndex {
+    let (index, aside) = StateIndex::open(dir, &clock()).unwrap();
     assert_eq!(aside, None);
     index
 }
 
-fn aside(dir: &Path) -> (SledIndex, SetAside) {
-    let (index, aside) = SledIndex::open(dir, &clock()).unwrap();
+fn aside(dir: &Path) -> (StateIndex, SetAside) {
+    let (index, aside) = StateIndex::open(dir, &clock()).unwrap();
     assert_eq!(index.scan("", None, 10, false).unwrap(), vec![], "the new one is empty");
     let aside = aside.expect("it is set aside");
     assert!(aside.path.exists());
@@ -28,9 +31,13 @@ fn keys(index: &dyn Index, prefix: &str, after: Option<&str>, limit: usize, reve
     index.scan(prefix, after, limit, reverse).unwrap().into_iter().map(|(key, _)| key).collect()
 }
 
-fn db(index: &SledIndex) -> sled::Db {
-    let Documents::Disk(db) = index.written() else { panic!("it is in memory") };
-    db
+fn db(index: &StateIndex) -> sled::Db {
+    on_disk(index).db
+}
+
+fn on_disk(index: &StateIndex) -> Disk {
+    let Documents::Disk(disk) = index.written() else { panic!("it is in memory") };
+    disk
 }
 
 fn run(n: u128) -> RunId {
@@ -107,10 +114,29 @@ fn while_it_is_made_anew_the_old_one_answers_and_the_new_one_is_written() {
 }
 
 /// As a write to a full disk does.
-fn find_no_room(index: &SledIndex) {
-    let none = |_: &sled::Db| Err(io::Error::from(io::ErrorKind::StorageFull).into());
-    let full: Result<(), IndexError> = index.with_written("writing", none, |_| panic!("it is on the disk"));
-    assert!(full.is_err() && index.full());
+fn find_no_room(index: &StateIndex) {
+    finds_no_room(&on_disk(index));
+    assert!(index.full());
+}
+
+fn finds_no_room(disk: &Disk) {
+    let found: Result<(), IndexError> =
+        disk.asked("writing", |_| Err(io::Error::from(io::ErrorKind::StorageFull).into()));
+    assert!(found.is_err());
+}
+
+#[test]
+fn what_somebody_finds_late_in_the_one_before_is_no_word_of_the_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = fresh(&dir.path().join("state"));
+    let before = on_disk(&index);
+    find_no_room(&index);
+    index.renew(Medium::Disk).unwrap();
+    finds_no_room(&before);
+    assert!(!index.full());
+    index.renewed();
+    finds_no_room(&before);
+    assert!(!index.full());
 }
 
 #[test]
@@ -188,7 +214,7 @@ fn a_broken_index_gives_way_to_one_that_works() {
         index.close().unwrap();
         break_it(&state);
         // sled itself starts anew over some kinds of garbage: then nothing is set aside and nothing is found either.
-        let (index, _) = SledIndex::open(&state, &clock()).unwrap();
+        let (index, _) = StateIndex::open(&state, &clock()).unwrap();
         assert!(index.get("a").unwrap().is_none_or(|found| found == b"a"));
         index.clear().unwrap();
         put(&index, &["b"]);
@@ -210,7 +236,7 @@ fn a_deleted_or_zeroed_index_comes_up_empty() {
     index.close().unwrap();
     let size = usize::try_from(fs::metadata(state.join("db")).unwrap().len()).unwrap();
     fs::write(state.join("db"), vec![0; size]).unwrap();
-    let (index, _) = SledIndex::open(&state, &clock()).unwrap();
+    let (index, _) = StateIndex::open(&state, &clock()).unwrap();
     assert!(keys(&index, "", None, 10, false).is_empty());
 }
 
@@ -257,11 +283,33 @@ fn a_damaged_value_is_an_error_and_no_document_and_the_next_start_makes_the_inde
 }
 
 #[test]
+fn without_room_to_open_it_is_in_memory_and_what_is_there_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let index = fresh(&state);
+    put(&index, &["a"]);
+    index.close().unwrap();
+    let (conf, kept) = (state.join("conf"), dir.path().join("conf"));
+    fs::rename(&conf, &kept).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &conf).unwrap();
+    let index = fresh(&state);
+    assert!(index.in_memory() && !index.full());
+    put(&index, &["b"]);
+    assert_eq!(keys(&index, "", None, 10, false), ["b"]);
+    index.close().unwrap();
+    fs::rename(&kept, &conf).unwrap();
+    assert_eq!(keys(&fresh(&state), "", None, 10, false), ["a"]);
+    // Nothing but want of room is a reason.
+    fs::write(dir.path().join("file"), "").unwrap();
+    assert!(StateIndex::open(&dir.path().join("file/state"), &clock()).is_err());
+}
+
+#[test]
 fn an_open_that_hangs_is_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     put(&fresh(&state), &["a"]);
-    assert!(SledIndex::open_within(&state, &clock(), Duration::ZERO).is_err());
+    assert!(StateIndex::open_within(&state, &clock(), Duration::ZERO).is_err());
     assert!(fs::read_dir(dir.path()).unwrap().count() >= 1);
 }
 

@@ -34,6 +34,13 @@ impl SmallDisk {
         }
     }
 
+    /// Fills it but for a little, in which records have room and an index has none.
+    fn fill_but_little(&self) {
+        self.fill();
+        let filler = std::fs::OpenOptions::new().write(true).open(self.dir.join("filler")).unwrap();
+        filler.set_len(filler.metadata().unwrap().len() - 256 * 1024).unwrap();
+    }
+
     pub fn empty(&self) {
         std::fs::remove_file(self.dir.join("filler")).unwrap();
     }
@@ -172,6 +179,31 @@ fn a_daemon_starts_on_a_full_disk_and_answers() {
     eventually("requests are taken again", || {
         (daemon.api.post("/v1/projects/shop/start", &json!({})).status < 300).then_some(())
     });
+}
+
+#[test]
+fn a_daemon_starts_without_room_for_its_index_and_has_one_again_once_there_is_some() {
+    let world = World::new();
+    let disk = SmallDisk::of(&world);
+    world.project(&Project::new("shop").hosts(&["h1"]));
+    let daemon = world.start();
+    world.repo.push("x");
+    let run = daemon.deploy().is("succeeded");
+    daemon.kill();
+    // The reserve went before.
+    std::fs::remove_file(world.path("data/reserve")).unwrap();
+    disk.fill_but_little();
+    let daemon = world.start();
+    assert!(daemon.said().contains("it is kept in memory until there is some"), "{}", daemon.said());
+    assert_eq!(daemon.run(&run.id).wait().is("succeeded").hosts(), ["h1:healthy"]);
+    assert_eq!(code(&daemon, "/v1/projects/shop/start"), (507, "disk_full".to_owned()));
+    disk.empty();
+    eventually("the index is anew", || daemon.said().contains("the state index was made anew").then_some(()));
+    daemon.kill();
+    let daemon = world.start();
+    assert_eq!(daemon.run(&run.id).wait().is("succeeded").hosts(), ["h1:healthy"]);
+    let kept = std::fs::read_dir(world.path("data")).unwrap();
+    assert!(!kept.into_iter().any(|entry| entry.unwrap().file_name().to_string_lossy().contains(".bad-")));
 }
 
 /// `strace` that makes calls of the daemon on one file fail; it lets go when it is dropped.

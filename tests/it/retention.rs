@@ -65,6 +65,28 @@ fn the_newest_runs_stay_and_of_the_others_nothing_is_left() {
 }
 
 #[test]
+fn an_index_that_was_not_written_since_brings_no_removed_run_back() {
+    let world = World::new();
+    world.project(&Project::new("shop").hosts(&["h1"]));
+    let daemon = world.start();
+    let runs = history(&world, &daemon, 3);
+    daemon.terminate();
+    let [state, kept] = ["data/state", "kept"].map(|name| world.path(name));
+    assert!(std::process::Command::new("cp").arg("-a").args([&state, &kept]).status().unwrap().success());
+    std::fs::write(world.path("more.toml"), keeping(1)).unwrap();
+    let daemon = world.start();
+    eventually("one run is left", || (names(&world, "data/journal/runs") == runs[2..]).then_some(()));
+    daemon.kill();
+    // As while it was in memory.
+    std::fs::remove_dir_all(&state).unwrap();
+    std::fs::rename(kept, &state).unwrap();
+    let daemon = world.start();
+    let seen: Vec<String> = daemon.runs().iter().map(|run| run["id"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(seen, runs[2..]);
+    daemon.api.get(&format!("/v1/runs/{}", runs[0])).is(404);
+}
+
+#[test]
 fn what_is_live_stays_though_newer_runs_have_failed() {
     let world = World::new();
     let fails = r#"run:sh "test ! -e bad""#;
