@@ -563,6 +563,11 @@ impl Folding {
                 },
                 None => match Run::begin(record) {
                     Ok(run) => {
+                        // It may have begun while it was on its way here that it was requested.
+                        if !quiet && self.index.get(&head_key(id)).is_ok_and(|told| told.is_none()) {
+                            let header = &run.header;
+                            self.board.requested(id, &queued(id, &header.project, &header.request, None));
+                        }
                         unwritten.puts.push((project_key(&run.header.project, id), Some(Vec::new())));
                         &mut self.runs.entry(id.clone()).or_insert((run, HashMap::new())).0
                     }
@@ -639,6 +644,12 @@ pub(super) struct Board {
 }
 
 impl Board {
+    /// Tells that a run was requested.
+    fn requested(&self, id: &RunId, view: &RunView) {
+        let json = serde_json::to_value(view).unwrap_or_default();
+        self.tell("run.queued".to_owned(), &view.created_at, &view.project, id, json);
+    }
+
     /// Notes that the index found no room, if that is so.
     fn look(&self, index: &dyn Index) {
         if index.full() {
@@ -970,8 +981,7 @@ impl Folding {
         // The run may have started while this was on the way.
         if !self.runs.contains_key(&id) && self.index.position(&id).ok().flatten().is_none() {
             self.put(view);
-            let json = serde_json::to_value(view).unwrap_or_default();
-            self.board.tell("run.queued".to_owned(), &view.created_at, &view.project, &id, json);
+            self.board.requested(&id, view);
         }
     }
 
@@ -1095,14 +1105,17 @@ mod tests {
     }
 
     /// Keys and documents, to be read.
-    struct Rows(BTreeMap<String, Vec<u8>>);
+    #[derive(Default)]
+    struct Rows(Mutex<BTreeMap<String, Vec<u8>>>);
 
     impl Index for Rows {
-        fn apply(&self, _: Batch) -> Result<(), IndexError> {
+        fn apply(&self, batch: Batch) -> Result<(), IndexError> {
+            let documents = batch.puts.into_iter().filter_map(|(key, document)| Some((key, document?)));
+            self.0.lock().unwrap().extend(documents);
             Ok(())
         }
         fn get(&self, key: &str) -> Result<Option<Vec<u8>>, IndexError> {
-            Ok(self.0.get(key).cloned())
+            Ok(self.0.lock().unwrap().get(key).cloned())
         }
         fn scan(
             &self,
@@ -1111,7 +1124,8 @@ mod tests {
             limit: usize,
             _: bool,
         ) -> Result<Vec<(String, Vec<u8>)>, IndexError> {
-            let rows = self.0.iter().rev().filter(|(key, _)| key.starts_with(prefix));
+            let rows = self.0.lock().unwrap();
+            let rows = rows.iter().rev().filter(|(key, _)| key.starts_with(prefix));
             let rows = rows.filter(|(key, _)| after.is_none_or(|after| key.as_str() < after));
             Ok(rows.take(limit).map(|(key, document)| (key.clone(), document.clone())).collect())
         }
@@ -1123,6 +1137,29 @@ mod tests {
         }
         fn clear(&self) -> Result<(), IndexError> {
             Ok(())
+        }
+    }
+
+    #[test]
+    fn that_a_run_was_requested_is_told_first_and_once_however_soon_it_begins() {
+        let journal = include_str!("../../tests/golden/succeeded/journal");
+        let records: Vec<(Seq, u32, Record)> = (1..)
+            .zip(journal.lines().take(2))
+            .map(|(n, line)| (Seq(n), 0, serde_json::from_str(line.splitn(4, ' ').nth(3).unwrap()).unwrap()))
+            .collect();
+        let Event::Started(header) = &records[0].2.event else { panic!("{records:?}") };
+        let request = || Fed::Queued(Box::new(queued(&header.run, &header.project, &header.request, None)));
+        let begun = || Fed::Records(header.run.clone(), records.clone());
+        for fed in [[request(), begun()], [begun(), request()]] {
+            let index: Arc<dyn Index> = Arc::new(Rows::default());
+            let mut folding = Folding::new(&index, "start".to_owned());
+            for fed in fed {
+                folding.take(fed);
+            }
+            let told: Vec<String> =
+                folding.board.ring.lock().unwrap().1.iter().map(|event| event.event.clone()).collect();
+            assert_eq!(told.first().map(String::as_str), Some("run.queued"), "{told:?}");
+            assert_eq!(told.iter().filter(|event| *event == "run.queued").count(), 1, "{told:?}");
         }
     }
 
@@ -1142,7 +1179,7 @@ mod tests {
             }
             rows.insert(format!("project/shop/{id}"), Vec::new());
         }
-        let index = Rows(rows);
+        let index = Rows(Mutex::new(rows));
         let shop: ProjectName = "shop".parse().unwrap();
         for project in [None, Some(&shop)] {
             let (mut seen, mut after, mut pages) = (Vec::new(), None, 0);

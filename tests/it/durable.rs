@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use crate::fixture::{Project, Sink, World, times};
+use crate::fixture::{Project, Sink, World, eventually, times};
 
 /// Two stages, three hosts, five steps each, of every kind that a crash can cut in another way. Each command writes down that it ran.
 fn every_kind(sink: &Sink) -> Project {
@@ -95,10 +95,11 @@ fn killed_at_any_record_a_run_ends_as_one_that_was_not() {
     daemon.idle();
     let listed = |daemon: &crate::fixture::Daemon| {
         let all = daemon.api.get("/v1/runs?project=shop&limit=500").is(200).json();
-        all["items"].as_array().unwrap().len()
+        let all = all["items"].as_array().unwrap();
+        all.iter().map(|run| run["id"].as_str().unwrap().to_owned()).collect::<Vec<String>>()
     };
     // One more than is asked for where the daemon found the push by itself first.
-    let (step, mut runs) = (times(9, 1), listed(&daemon));
+    let (step, mut runs) = (times(9, 1), listed(&daemon).len());
     daemon.kill();
     for (n, place) in (1..=count).step_by(step).flat_map(|n| [(n, "before"), (n, "after")]) {
         let daemon = world.start_with(&[("PHASED_KILL", &format!("{place}:{n}"))]);
@@ -109,11 +110,14 @@ fn killed_at_any_record_a_run_ends_as_one_that_was_not() {
         let daemon = world.start();
         let id = match answer {
             Ok(answer) => answer.is(202).json()["id"].as_str().unwrap().to_owned(),
-            Err(_) => daemon.nth_run(1).id,
+            Err(_) => eventually("what was on disk is a run", || {
+                let all = listed(&daemon);
+                (all.len() > runs).then(|| all[0].clone())
+            }),
         };
         assert_eq!(seen(&world, &daemon, &id), wanted, "killed {place} record {n}");
         runs += 1;
-        assert_eq!(listed(&daemon), runs, "killed {place} record {n}: a run came of nothing");
+        assert_eq!(listed(&daemon).len(), runs, "killed {place} record {n}: a run came of nothing");
         daemon.idle();
         daemon.kill();
     }
