@@ -129,7 +129,7 @@ impl App {
 
         // Before the index, which takes what room there is.
         let control = ControlLog::open(&layout.journal, Arc::clone(&clock), storage.clone(), kills.control)
-            .context("failed to write the control journal anew, which every start does")?;
+            .context("failed to open the control journal, which every start writes anew")?;
         let control: Arc<dyn Control> = Arc::new(control);
         let (index, set_aside) = StateIndex::open(&layout.state, &clock)?;
         let index = Arc::new(index);

@@ -6,7 +6,7 @@ use super::{
     conductor::{Conductor, Requested},
     end, history, ledger,
     owner::{Left, Taken},
-    views::Views,
+    views::{self, Views},
     world::World,
 };
 use crate::{
@@ -18,11 +18,7 @@ use crate::{
         run::{CallEnd, Progress, Run, RunState},
         step::CallKey,
     },
-    ports::{
-        control::{Commit, Control},
-        journal::Found,
-        program::Loaded,
-    },
+    ports::{control::Commit, journal::Found, program::Loaded},
 };
 
 /// Takes up every journal there is, and tells `looked_at` how many of how many are done. Returns when every unfinished run has its owner
@@ -44,21 +40,28 @@ pub(super) async fn recover(conductor: &Conductor, looked_at: &(dyn Fn(usize, us
         }
         looked_at(n, all);
     }
+    // An index made anew has nothing yet of what has no journal yet.
+    for (id, requested) in conductor.requests() {
+        if !matches!(conductor.inner.views.run(&id), Ok(Some(_))) {
+            conductor.inner.views.known(views::queued(&id, &requested.project, &requested.request, None));
+        }
+    }
     let (views, control) = (conductor.inner.views.clone(), std::sync::Arc::clone(&world.control));
     let forgotten = world.tasks.blocking(move || {
-        forget_removed(&views, &*control, &runs.into_iter().collect());
+        let named = ledger::runs(&*control);
+        forget_removed(&views, &runs.into_iter().chain(named).collect());
         views.barrier();
     });
     forgotten.await.map_err(std::io::Error::other)
 }
 
-/// The index may know runs that were removed: it is from before that, because there was no room to write it since, or the daemon was killed
+/// The index may know runs that were removed, of which neither a journal is `there` nor control knows: it is from before that, because there was no room to write it since, or the daemon was killed
 /// before it was written.
-fn forget_removed(views: &Views, control: &dyn Control, journals: &BTreeSet<RunId>) {
-    // One that is queued may have lost its journal with the machine's power, and begins anew.
-    let removed = |run: &RunId| !journals.contains(run) && control.get(&ledger::run_key(run)).is_none();
-    if let Err(error) = views.forget(removed) {
-        tracing::warn!(%error, "runs that were removed may still be shown");
+fn forget_removed(views: &Views, there: &BTreeSet<RunId>) {
+    match views.forget(|run| !there.contains(run)) {
+        Ok(0) => {}
+        Ok(runs) => tracing::info!(runs, "runs whose journals were removed are not shown any more"),
+        Err(error) => tracing::warn!(%error, "runs that were removed may still be shown"),
     }
 }
 

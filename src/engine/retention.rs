@@ -70,8 +70,9 @@ pub(super) async fn keep(conductor: Conductor) {
 fn pass(conductor: &Conductor, sweep_anyway: bool) -> std::io::Result<()> {
     let world = &conductor.inner.world;
     let journals = &world.journals;
-    // Nobody sees these any more.
     let left: Vec<RunId> = journals.retired()?;
+    left.iter().for_each(|run| conductor.inner.views.remove(run));
+    conductor.inner.views.barrier();
     left.iter().try_for_each(|run| journals.shred(run))?;
 
     let finished = finished(conductor)?;

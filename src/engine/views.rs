@@ -455,6 +455,8 @@ struct Folding {
     renewing: bool,
     /// Runs that were removed while the index could not forget them.
     removed: Vec<RunId>,
+    /// Requests that followers were told of, and which have not begun.
+    told: BTreeSet<RunId>,
     board: Arc<Board>,
 }
 
@@ -515,6 +517,7 @@ impl Folding {
             unwritten: BTreeMap::new(),
             renewing: false,
             removed: Vec::new(),
+            told: BTreeSet::new(),
             board,
         }
     }
@@ -563,8 +566,9 @@ impl Folding {
                 },
                 None => match Run::begin(record) {
                     Ok(run) => {
-                        // It may have begun while it was on its way here that it was requested.
-                        if !quiet && self.index.get(&head_key(id)).is_ok_and(|told| told.is_none()) {
+                        // It may have begun while it was on its way here that it was requested; or an earlier life told it.
+                        let told = self.told.remove(id);
+                        if !told && !quiet && self.index.get(&head_key(id)).is_ok_and(|head| head.is_none()) {
                             let header = &run.header;
                             self.board.requested(id, &queued(id, &header.project, &header.request, None));
                         }
@@ -907,18 +911,21 @@ impl Views {
         wait.recv().unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Takes out what is there of runs that had a journal and are `gone`. Blocks while the queue is full.
+    /// Takes out what is there of runs that had a journal and are `gone`. Blocks while the queue is full. Returns how many.
     ///
     /// # Errors
     /// [`IndexError`].
-    pub(super) fn forget(&self, gone: impl Fn(&RunId) -> bool) -> Result<(), IndexError> {
+    pub(super) fn forget(&self, gone: impl Fn(&RunId) -> bool) -> Result<u64, IndexError> {
+        let mut forgotten = 0;
         self.each_run(|view| {
             let run = view.id.parse::<RunId>().ok().filter(&gone);
             // What never had one is known from here only.
             if let Some(run) = run.filter(|run| matches!(self.index.position(run), Ok(Some(_)))) {
                 self.remove(&run);
+                forgotten += 1;
             }
-        })
+        })?;
+        Ok(forgotten)
     }
 
     /// One run, whole.
@@ -982,10 +989,12 @@ impl Folding {
         if !self.runs.contains_key(&id) && self.index.position(&id).ok().flatten().is_none() {
             self.put(view);
             self.board.requested(&id, view);
+            self.told.insert(id);
         }
     }
 
     fn removed(&mut self, run: &RunId) {
+        self.told.remove(run);
         let forget = || {
             let mut keys = vec![head_key(run)];
             if let Some(head) = self.index.get(&head_key(run))? {

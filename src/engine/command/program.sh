@@ -527,9 +527,9 @@ followed() {
     esac
     [ -n "$dog" ] || watchdog
     dog=1
-    was=$O.$E
+    told=$O.$E
     emit
-    if [ "$was" = "$O.$E" ]; then
+    if [ "$told" = "$O.$E" ]; then
       quiet=$((quiet + 1)) w=0.3
       # Is the asker still there?
       [ $((quiet % 30)) -gt 0 ] || say K
