@@ -35,13 +35,13 @@ in_every_shell! {
     /// Their shells look for a claim, find none and make one, all at once: more of them than are fast enough to see another's.
     async fn who_asks_at_the_very_same_moment_begins_nothing_twice(host: Host) {
         let id = host.machine().await;
-        let sessions: Vec<_> = (0..6).map(|_| Arc::new(host.again(Some(&id)))).collect();
+        let sessions: Vec<Session> = (0..6).map(|_| host.again(Some(&id))).collect();
         for n in 1..=u32::try_from(times(40, 1000)).unwrap() {
             let file = host.path(&format!("count.{n}"));
             let cmd = sh(n, &format!("echo begun >>{}", file.display()));
             let asked = sessions.iter().map(|session| async {
-                let (cmd, session) = (cmd.clone(), session.clone());
-                tokio::spawn(async move { session.run(&cmd, &mut Discard, &CancellationToken::new()).await }).await.unwrap()
+                let (never, mut sink) = (CancellationToken::new(), Discard);
+                session.run(&cmd, &mut sink, &never).await
             });
             for verdict in futures_util::future::join_all(asked).await {
                 assert!(matches!(verdict, Verdict::Exited { code: 0, .. }), "{verdict:?}");
