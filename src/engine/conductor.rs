@@ -96,6 +96,8 @@ pub(super) struct Inner {
     pub(super) backup: Arc<tokio::sync::Mutex<()>>,
     /// Unfinished runs have been taken up: the queue may start others.
     pub(super) recovered: watch::Sender<bool>,
+    /// How many runs have ended in this life.
+    pub(super) ended: watch::Sender<u64>,
     /// Who asks whether the queue works.
     pub(super) beats: Mutex<Vec<Beat>>,
     /// How the last reload went.
@@ -129,6 +131,7 @@ impl Conductor {
                 rehearsal: tokio::sync::Mutex::default(),
                 backup: Arc::default(),
                 recovered: watch::channel(false).0,
+                ended: watch::channel(0).0,
                 beats: Mutex::default(),
                 reload: watch::channel(Reload::default()).0,
                 reloading: tokio::sync::Mutex::default(),
@@ -366,6 +369,15 @@ impl Conductor {
         parsed.filter(|(id, _)| !runs.contains_key(id) && !leaving.contains(id)).collect()
     }
 
+    /// What people see of requests that have no owner.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (RunId, RunView)> {
+        self.requests().into_iter().map(|(id, requested)| {
+            let testing = self.testing(&requested.project);
+            let view = views::queued(&id, &requested.project, &requested.request, testing.as_ref());
+            (id, view)
+        })
+    }
+
     /// Takes a queued run out of the queue, to end it; false when somebody else has begun or ended it.
     fn take(&self, id: &RunId) -> bool {
         let runs = locked(&self.inner.runs);
@@ -388,8 +400,14 @@ impl Conductor {
         let ticket = world.control.commit(Commit::RunEnded, &[], puts).map_err(|e| self.refused(&e))?;
         locked(&self.inner.leaving).remove(id);
         self.synced(&ticket).await?;
-        world.journals.close(id);
+        self.closed(id);
         Ok(())
+    }
+
+    /// A run has ended, and control knows it.
+    fn closed(&self, id: &RunId) {
+        self.inner.world.journals.close(id);
+        self.inner.ended.send_modify(|ended| *ended += 1);
     }
 
     /// The queue: one commit of a project is tested at a time; under `latest` the newest request supersedes the others.
@@ -652,8 +670,8 @@ impl Conductor {
     pub(super) fn left(&self, id: &RunId, left: Left) {
         match left {
             Left::Finished => {
-                self.inner.world.journals.close(id);
                 locked(&self.inner.runs).remove(id);
+                self.closed(id);
             }
             Left::Broken(why) => {
                 // It stays on the list: its project must not start another run over it.

@@ -6,6 +6,7 @@ use super::{
     conductor::{Conductor, Requested},
     end, history, ledger,
     owner::{Left, Taken},
+    view::RunView,
     views::{self, Views},
     world::World,
 };
@@ -13,9 +14,9 @@ use crate::{
     model::{
         cause::Cause,
         doors,
-        event::Record,
+        event::{Event, Header, Record},
         ids::{Epoch, RunId, Seq},
-        run::{CallEnd, Progress, Run, RunState},
+        run::{CallEnd, Progress, Run},
         step::CallKey,
     },
     ports::{control::Commit, journal::Found, program::Loaded},
@@ -35,15 +36,15 @@ pub(super) async fn recover(conductor: &Conductor, looked_at: &(dyn Fn(usize, us
     for (id, n) in runs.iter().zip(1..) {
         match take_up(conductor, id).await {
             Ok(()) => {}
-            Err(Why::Damage(why)) => damaged(conductor, id, &why),
+            Err(Why::Damage(damage)) => damaged(conductor, id, damage),
             Err(Why::Disk(error)) => unreadable(conductor, id, &error),
         }
         looked_at(n, all);
     }
     // An index made anew has nothing yet of what has no journal yet.
-    for (id, requested) in conductor.requests() {
-        if !matches!(conductor.inner.views.run(&id), Ok(Some(_))) {
-            conductor.inner.views.known(views::queued(&id, &requested.project, &requested.request, None));
+    for (id, view) in conductor.waiting() {
+        if !matches!(conductor.inner.views.head(&id), Ok(Some(_))) {
+            conductor.inner.views.known(view);
         }
     }
     let (views, control) = (conductor.inner.views.clone(), std::sync::Arc::clone(&world.control));
@@ -55,8 +56,8 @@ pub(super) async fn recover(conductor: &Conductor, looked_at: &(dyn Fn(usize, us
     forgotten.await.map_err(std::io::Error::other)
 }
 
-/// The index may know runs that were removed, of which neither a journal is `there` nor control knows: it is from before that, because there was no room to write it since, or the daemon was killed
-/// before it was written.
+/// The index may know runs that were removed, of which neither a journal is `there` nor control knows: it is from before that, because there
+/// was no room to write it since, or the daemon was killed before it was written.
 fn forget_removed(views: &Views, there: &BTreeSet<RunId>) {
     match views.forget(|run| !there.contains(run)) {
         Ok(0) => {}
@@ -68,9 +69,45 @@ fn forget_removed(views: &Views, there: &BTreeSet<RunId>) {
 /// Why a run is not taken up.
 enum Why {
     /// Its journal cannot be trusted: nobody will ever continue it.
-    Damage(String),
+    Damage(Damage),
     /// The disk refused just now: the next start tries again.
     Disk(std::io::Error),
+}
+
+/// What is wrong with a journal, and what it still tells of its run.
+pub(super) struct Damage {
+    why: String,
+    header: Option<Box<Header>>,
+}
+
+impl Damage {
+    fn new(found: &Found, why: String) -> Self {
+        let header = found.records.first().and_then(|(_, _, record)| match &record.event {
+            Event::Started(header) => Some(header.clone()),
+            _ => None,
+        });
+        Damage { why, header }
+    }
+
+    /// Of what was read.
+    pub(super) fn of(found: &Found) -> Option<Self> {
+        found.damage.clone().map(|why| Damage::new(found, why))
+    }
+
+    fn cause(&self, world: &World, id: &RunId) -> Cause {
+        let message = format!(
+            "the journal of run {id} is damaged ({}); it is not continued. Look at {}/journal/runs/{id} and at its hosts",
+            self.why,
+            world.data_dir.display()
+        );
+        Cause::new("damaged", message)
+    }
+
+    /// What people see of the run where nobody knows more of it; `None`: not even whose it was.
+    pub(super) fn view(&self, world: &World, id: &RunId) -> Option<RunView> {
+        let header = self.header.as_ref()?;
+        Some(views::damaged(id, &header.project, &header.request, &self.cause(world, id)))
+    }
 }
 
 impl From<std::io::Error> for Why {
@@ -91,7 +128,7 @@ async fn take_up(conductor: &Conductor, id: &RunId) -> Result<(), Why> {
     let (journals, run_id) = (std::sync::Arc::clone(&world.journals), id.clone());
     let found = world.tasks.blocking(move || journals.read(&run_id)).await;
     let found = found.map_err(std::io::Error::other)??;
-    if let Some(damage) = found.damage {
+    if let Some(damage) = Damage::of(&found) {
         return Err(Why::Damage(damage));
     }
     if found.records.is_empty() {
@@ -153,7 +190,7 @@ async fn taken(world: &World, run: &Run, found: &Found) -> Taken {
 
 fn fold(found: &Found) -> Result<Run, Why> {
     let records = found.records.iter().map(|(seq, _, record): &(Seq, u32, Record)| (*seq, record));
-    Run::fold(records).map_err(|illegal| Why::Damage(illegal.to_string()))
+    Run::fold(records).map_err(|illegal| Why::Damage(Damage::new(found, illegal.to_string())))
 }
 
 /// What control knows of a run that is not over.
@@ -174,24 +211,21 @@ fn unreadable(conductor: &Conductor, id: &RunId, error: &std::io::Error) {
 
 /// A journal that cannot be trusted: nobody continues the run, an operator decides. What it has left running is ended meanwhile: a machine
 /// that does not answer holds up no other run, and nobody who asks the daemon.
-fn damaged(conductor: &Conductor, id: &RunId, why: &str) {
-    let world = &conductor.inner.world;
+fn damaged(conductor: &Conductor, id: &RunId, damage: Damage) {
+    let (world, views) = (&conductor.inner.world, &conductor.inner.views);
     let requested = requested(conductor, id);
-    let cause = Cause::new(
-        "damaged",
-        format!(
-            "the journal of run {id} is damaged ({why}); it is not continued. Look at {}/journal/runs/{id} and at its hosts",
-            world.data_dir.display()
-        ),
-    );
+    let cause = damage.cause(world, id);
     let project = requested.as_ref().map(|requested| tracing::field::display(&requested.project));
     tracing::error!(project, run = %id, %cause, "a run is damaged");
     conductor.trouble(&format!("run {id}"), Some(cause.clone()));
-    let Some(requested) = requested else { return };
-    let mut view = super::views::queued(id, &requested.project, &requested.request, None);
-    view.state = RunState::Damaged;
-    view.cause = Some((&cause).into());
-    conductor.inner.views.replace(view);
+    let Some(requested) = requested else {
+        // It was given up in an earlier life. An index made anew has nothing of it.
+        if !matches!(views.head(id), Ok(Some(_))) {
+            damage.view(world, id).into_iter().for_each(|view| views.known(view));
+        }
+        return;
+    };
+    views.replace(views::damaged(id, &requested.project, &requested.request, &cause));
     // What follows in its project is to find the machine free.
     conductor.stand_still(id, &requested.project);
     let (conductor, id) = (conductor.clone(), id.clone());

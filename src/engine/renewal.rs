@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use super::{conductor::Conductor, views};
+use super::{conductor::Conductor, recovery::Damage};
 use crate::{
     model::{cause::Cause, ids::RunId},
     ports::{
@@ -80,24 +80,21 @@ fn fill(conductor: &Conductor, medium: Medium) -> Result<(), IndexError> {
     let stopping = world.tasks.stopping();
     views.renew(medium)?;
     // Before the journals: one of these may have begun and ended meanwhile, and its journal says so.
-    for (id, requested) in conductor.requests() {
-        let testing = conductor.testing(&requested.project);
-        views.known(views::queued(&id, &requested.project, &requested.request, testing.as_ref()));
-    }
+    conductor.waiting().for_each(|(_, view)| views.known(view));
     let mut folded: BTreeSet<RunId> = BTreeSet::new();
     for run in world.journals.runs().map_err(|error| IndexError(format!("the journals cannot be listed: {error}")))? {
         if stopping.is_cancelled() {
             return Err(IndexError("the daemon goes down".to_owned()));
         }
-        if let Ok(found) = world.journals.read(&run)
-            && found.damage.is_none()
-            && !found.records.is_empty()
-        {
+        let Ok(found) = world.journals.read(&run) else { continue };
+        if let Some(damage) = Damage::of(&found) {
+            damage.view(world, &run).into_iter().for_each(|view| views.known(view));
+        } else if !found.records.is_empty() {
             folded.insert(run.clone());
             views.ended(&run, found.records);
         }
     }
-    // What ended without a journal, or has a damaged one, is known only from the index before.
+    // What ended without a journal is known only from the index before, which may also know more of a damaged one.
     let seen = views.each_run(|view| {
         if view.state.is_end() && !folded.contains(view.id.as_str()) {
             views.known(view);

@@ -32,6 +32,9 @@ use crate::{
 
 const HOURLY: Duration = Duration::from_secs(3600);
 
+/// As many runs that have ended since the last round are a reason for the next one: who deploys all day keeps hardly more than who does not.
+const MANY: u64 = 100;
+
 /// A finished run, as far as keeping it is concerned.
 #[derive(Debug, Clone, PartialEq)]
 struct Finished {
@@ -44,24 +47,27 @@ struct Finished {
     blobs: Vec<Digest>,
 }
 
-/// Keeps to the rules at start and every hour, until the daemon goes down.
+/// Keeps to the rules at start, every hour, and whenever [`MANY`] runs have ended, until the daemon goes down.
 pub(super) async fn keep(conductor: Conductor) {
     let world = Arc::clone(&conductor.inner.world);
     let stopping = world.tasks.stopping();
+    let mut ended = conductor.inner.ended.subscribe();
     let mut first = true;
     loop {
+        let seen = *ended.borrow();
         let conductor = conductor.clone();
         let passed = world.tasks.blocking(move || pass(&conductor, first)).await;
         match passed.map_err(std::io::Error::other).flatten() {
             Ok(()) => first = false,
             Err(error) => {
-                tracing::warn!(%error, "what is not to be kept any more is not all removed; tried again in an hour")
+                tracing::warn!(%error, "what is not to be kept any more is not all removed; tried again later")
             }
         }
         tokio::select! {
             biased;
             () = stopping.cancelled() => return,
             () = world.clock.sleep(HOURLY) => {}
+            enough = ended.wait_for(|ended| *ended >= seen + MANY) => if enough.is_err() { return },
         }
     }
 }

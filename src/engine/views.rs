@@ -21,6 +21,7 @@ use super::view::{
 use crate::{
     lifecycle::{pulse::Beat, stall::Stall, watch},
     model::{
+        cause::Cause,
         decide,
         deployment::{Back, Bake, Deployment, HostRun, Paused, WaveRun},
         doors,
@@ -116,6 +117,12 @@ pub(super) fn queued(id: &RunId, project: &ProjectName, request: &Request, holde
         stages: Vec::new(),
         deployments: Vec::new(),
     }
+}
+
+/// A run whose journal cannot be trusted: all that is known is what was asked, and why nobody continues it.
+#[must_use]
+pub(super) fn damaged(id: &RunId, project: &ProjectName, request: &Request, cause: &Cause) -> RunView {
+    RunView { state: RunState::Damaged, cause: Some(cause.into()), ..queued(id, project, request, None) }
 }
 
 /// What it takes to go on with a run that stopped at a closed door.

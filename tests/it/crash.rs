@@ -266,6 +266,12 @@ fn a_journal_damaged_in_the_middle_is_not_continued_and_people_are_told() {
     assert_eq!(daemon.run(&run.id).wait().state(), "damaged");
     assert_eq!(sink.message_of(&run.id)["event"], "damaged");
     assert!(daemon.status()["trouble"].to_string().contains(&run.id));
+    // Nobody holds it any more, and an index made anew shows it all the same.
+    let shown = |daemon: &Daemon| daemon.api.get("/v1/runs?project=shop").is(200).json();
+    let before = shown(&daemon);
+    daemon.kill();
+    std::fs::remove_dir_all(world.path("data/state")).unwrap();
+    assert_eq!(shown(&world.start()), before);
 }
 
 #[test]

@@ -65,6 +65,29 @@ fn the_newest_runs_stay_and_of_the_others_nothing_is_left() {
 }
 
 #[test]
+fn a_daemon_whose_runs_end_all_day_keeps_no_more_of_them() {
+    let world = World::new();
+    std::fs::write(world.path("more.toml"), keeping(1)).unwrap();
+    let held = r#"run:sh { 'echo begun; until [ -e "$T/go" ]; do sleep 0.05; done', env = { T = "@TESTED@" } }"#;
+    world.project(&Project::new("shop").hosts(&["h1"]).stage("unit", held));
+    let daemon = world.start();
+    let press = |n: usize| {
+        world.repo.push(&format!("commit {n}"));
+        daemon.press()
+    };
+    let first = press(0);
+    first.prints("begun");
+    // As many as may wait. The newest takes the places of all others.
+    let waiting: Vec<_> = (1..=100).map(press).collect();
+    std::fs::write(world.path("tested/go"), "").unwrap();
+    waiting[99].wait().is("succeeded");
+    let there = || names(&world, "data/journal/runs");
+    eventually("hardly more are there than are to be kept", || (there().len() <= 4).then_some(()));
+    eventually("people see no more", || (daemon.runs().len() <= 4).then_some(()));
+    assert!(there().contains(&waiting[99].id) && !there().contains(&waiting[0].id));
+}
+
+#[test]
 fn an_index_that_was_not_written_since_brings_no_removed_run_back() {
     let world = World::new();
     world.project(&Project::new("shop").hosts(&["h1"]));
