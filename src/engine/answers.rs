@@ -34,7 +34,7 @@ use crate::{
         host_key::Realm,
         ids::{EnvironmentName, ProjectName, RunId},
         pipeline::Environment,
-        run::Trigger,
+        run::{RunState, Trigger},
     },
     ports::{index::IndexError, program::Loaded},
     time::rfc3339,
@@ -85,6 +85,14 @@ impl Conductor {
         Ok(self.shown(views::queued(id, &requested.project, &requested.request, holder.as_ref())))
     }
 
+    /// How far a run is, without a look at its hosts: who waits asks at every change of any run.
+    fn state(&self, id: &RunId) -> Result<RunState, Refusal> {
+        match self.inner.views.head(id).map_err(|e| unreadable(&e))? {
+            Some(head) => Ok(head.state),
+            None => Ok(self.view(id)?.state),
+        }
+    }
+
     /// The projects of a question about hosts.
     fn asked_about(
         &self,
@@ -127,9 +135,7 @@ impl Conductor {
             project: loaded.name.to_string(),
             source: loaded.pipeline.source.git.clone(),
             branch: loaded.pipeline.source.branch.clone(),
-            last: recent
-                .into_iter()
-                .find(|run| run.state.is_end() && run.state != crate::model::run::RunState::Superseded),
+            last: recent.into_iter().find(|run| run.state.is_end() && run.state != RunState::Superseded),
             running,
             environments: loaded.pipeline.environments.iter().map(|e| self.live(loaded, e)).collect(),
             trouble,
@@ -367,11 +373,11 @@ impl Engine for Conductor {
         let mut version = self.inner.views.board.version.subscribe();
         loop {
             version.mark_unchanged();
-            let view = self.view(&id)?;
-            let there = if finished { view.state.is_end() } else { view.state != crate::model::run::RunState::Queued };
+            let state = self.state(&id)?;
+            let there = if finished { state.is_end() } else { state != RunState::Queued };
             let left = limit.saturating_sub(clock.now().since(&began));
             if there || left.is_zero() || !self.changed(&mut version, left).await {
-                return if there { Ok(view) } else { self.view(&id) };
+                return self.view(&id);
             }
         }
     }

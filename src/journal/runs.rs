@@ -46,6 +46,9 @@ struct Open {
     epoch: Epoch,
 }
 
+/// What the JSON of most records fits in, bytes.
+const USUAL: usize = 1024;
+
 /// A line that stands for a larger record.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -176,7 +179,11 @@ impl Journals for RunJournals {
         let haste = if records.iter().all(|record| record.event.may_rest()) { Haste::Rests } else { Haste::Now };
         let pending = records
             .into_iter()
-            .map(|record| Ok(Pending { json: serde_json::to_vec(&record)?, record: Some(record) }))
+            .map(|record| {
+                let mut json = Vec::with_capacity(USUAL);
+                serde_json::to_writer(&mut json, &record)?;
+                Ok(Pending { json, record: Some(record) })
+            })
             .collect::<Result<Vec<_>, serde_json::Error>>()
             .map_err(|error| AppendError::Broken { run: run.clone(), why: format!("a record of it: {error}") })?;
         let log = self.log(run, epoch, expected)?;

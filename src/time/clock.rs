@@ -1,6 +1,9 @@
 //! The clock handed to everything that waits or stamps.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -83,12 +86,15 @@ pub struct SystemClock {
 }
 
 impl SystemClock {
-    /// Reads the boot id once. A machine without one (a restricted container) gets a constant: then time across a
+    /// Reads the boot id, once in a process. A machine without one (a restricted container) gets a constant: then time across a
     /// reboot is not told from time within one, which only lengthens deadlines.
     #[must_use]
     pub fn new() -> Self {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        SystemClock { boot: Arc::from(boot.trim()) }
+        static BOOT: LazyLock<Arc<str>> = LazyLock::new(|| {
+            let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+            Arc::from(boot.trim())
+        });
+        SystemClock { boot: Arc::clone(&BOOT) }
     }
 }
 

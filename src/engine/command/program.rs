@@ -65,9 +65,13 @@ pub(super) fn mark(token: &Digest) -> String {
 /// A text being built.
 struct Text(Vec<u8>);
 
+/// What most requests fit in, bytes.
+const USUAL: usize = 4096;
+
 impl Text {
     fn new(frame: &Frame<'_>, verb: &str, token: &str) -> Result<Self, Cause> {
-        let mut text = Text(b"(\n".to_vec());
+        let mut text = Text(Vec::with_capacity(USUAL));
+        text.push("(\n");
         text.set("MARK", frame.mark)?;
         text.set("V", verb)?;
         text.set("T", token)?;
