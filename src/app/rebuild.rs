@@ -21,7 +21,7 @@ use crate::{
 struct Nobody;
 
 impl Feed for Nobody {
-    fn synced(&self, _: &RunId, _: &[(Seq, u32, crate::model::event::Record)]) {}
+    fn synced(&self, _: &RunId, _: Vec<(Seq, u32, crate::model::event::Record)>) {}
 }
 
 /// Folds every journal into an empty index; returns how many runs there are, and what could not be folded.

@@ -771,9 +771,9 @@ impl Way {
 }
 
 impl Feed for Views {
-    fn synced(&self, run: &RunId, records: &[(Seq, u32, Record)]) {
+    fn synced(&self, run: &RunId, records: Vec<(Seq, u32, Record)>) {
         // A full queue holds the journals' writer back for a moment: views lag, they do not lose.
-        let _thread_gone = self.feed.send(Fed::Records(run.clone(), records.to_vec()));
+        let _thread_gone = self.feed.send(Fed::Records(run.clone(), records));
     }
 }
 

@@ -47,32 +47,6 @@ const SIDE_BY_SIDE: usize = 8;
 /// next beginning, which somebody does wait for.
 const REST: Duration = Duration::from_millis(5);
 
-/// After so many passes in a row, without [`PACE`] between any two in which nobody asked for one, each waits for as long first: with a fleet
-/// at work a sync costs more than all the records that it takes along. It goes on like that while [`COMPANY`] comes meanwhile, or more:
-/// who takes one step after the other would wait for nobody but himself.
-const SPURT: u32 = 16;
-const PACE: Duration = Duration::from_millis(10);
-const COMPANY: usize = 2;
-
-/// Passes in a row.
-#[derive(Debug, Default)]
-struct Pace(u32);
-
-impl Pace {
-    /// Another pass; `quiet`: nobody asked for it for as long as [`PACE`]. Whether it waits first.
-    fn next(&mut self, quiet: bool) -> bool {
-        self.0 = if quiet { 0 } else { self.0.saturating_add(1) };
-        self.0 > SPURT
-    }
-
-    /// So many records came while it waited.
-    fn met(&mut self, company: usize) {
-        if company < COMPANY {
-            self.0 = 0;
-        }
-    }
-}
-
 /// How soon records are to be on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Haste {
@@ -260,7 +234,7 @@ impl Log {
         self.queue().on_disk = last;
         // The views first: who is woken by its ticket waits for nothing but them (see `Views::barrier`).
         if let Some(reader) = &self.reader {
-            reader.feed.synced(&reader.run, &records);
+            reader.feed.synced(&reader.run, records);
         }
         self.synced.send_replace(Synced::UpTo(Seq(last)));
         Ok(())
@@ -370,27 +344,9 @@ struct Work {
     ending: bool,
 }
 
-impl Work {
-    /// How many records wait to be written.
-    fn pending(&self) -> usize {
-        self.dirty.iter().map(|log| log.queue().pending.len()).sum()
-    }
-}
-
 impl Shared {
     fn work(&self) -> MutexGuard<'_, Work> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits as long as `still`, at most `limit`; whether it was that long.
-    fn wait<'a>(
-        &'a self,
-        work: MutexGuard<'a, Work>,
-        limit: Duration,
-        still: impl FnMut(&mut Work) -> bool,
-    ) -> (MutexGuard<'a, Work>, bool) {
-        let waited = self.wake.wait_timeout_while(work, limit, still).unwrap_or_else(PoisonError::into_inner);
-        (waited.0, waited.1.timed_out())
     }
 }
 
@@ -521,21 +477,13 @@ impl Drop for Writer {
 }
 
 fn run(shared: &Shared, means: &Means) {
-    let mut pace = Pace::default();
     loop {
         let dirty = {
-            let asked = |work: &Work| !work.beats.is_empty() || work.ending;
-            let idle = |work: &mut Work| work.dirty.is_empty() && !asked(work);
-            let rests = |work: &mut Work| !work.hurried && !asked(work);
-            let (work, quiet) = shared.wait(shared.work(), PACE, idle);
-            let paced = pace.next(quiet);
-            let work = shared.wake.wait_while(work, idle).unwrap_or_else(PoisonError::into_inner);
-            let (work, _) = shared.wait(work, REST, rests);
-            let first = work.pending();
-            let (mut work, _) = shared.wait(work, if paced { PACE } else { Duration::ZERO }, |work| !asked(work));
-            if paced {
-                pace.met(work.pending().saturating_sub(first));
-            }
+            let idle = |work: &mut Work| work.dirty.is_empty() && work.beats.is_empty() && !work.ending;
+            let rests = |work: &mut Work| !work.hurried && work.beats.is_empty() && !work.ending;
+            let work = shared.wake.wait_while(shared.work(), idle).unwrap_or_else(PoisonError::into_inner);
+            let (mut work, _) =
+                shared.wake.wait_timeout_while(work, REST, rests).unwrap_or_else(PoisonError::into_inner);
             if work.dirty.is_empty() && work.beats.is_empty() {
                 return;
             }
@@ -571,23 +519,4 @@ fn pass(dirty: &[Arc<Log>], means: &Means, ended: &(dyn Fn() -> bool + Sync), ge
         }
         work();
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_is_at_work_for_long_waits_for_company_and_who_is_alone_does_not() {
-        let mut pace = Pace::default();
-        let mut waits = |quiet: &[bool]| quiet.iter().map(|quiet| u32::from(pace.next(*quiet))).sum::<u32>();
-        assert_eq!(waits(&[false; SPURT as usize]), 0);
-        assert_eq!(waits(&[false; 3]), 3);
-        assert_eq!(waits(&[true]) + waits(&[false; SPURT as usize]), 0);
-        assert_eq!(waits(&[false]), 1);
-        pace.met(COMPANY);
-        assert!(pace.next(false));
-        pace.met(COMPANY - 1);
-        assert!(!pace.next(false));
-    }
 }

@@ -168,5 +168,5 @@ pub trait Journals: Send + Sync {
 /// Hears of records once they are on disk: every view is fed from here and nowhere else.
 pub trait Feed: Send + Sync {
     /// In order, each once; called from the journal's writer, so it hands on and returns.
-    fn synced(&self, run: &RunId, records: &[(Seq, u32, Record)]);
+    fn synced(&self, run: &RunId, records: Vec<(Seq, u32, Record)>);
 }

@@ -108,9 +108,9 @@ struct Ear {
 }
 
 impl Feed for Ear {
-    fn synced(&self, run: &RunId, records: &[(Seq, u32, Record)]) {
-        self.views.synced(run, records);
-        self.outside.heard(run, records);
+    fn synced(&self, run: &RunId, records: Vec<(Seq, u32, Record)>) {
+        self.views.synced(run, records.clone());
+        self.outside.heard(run, &records);
     }
 }
 

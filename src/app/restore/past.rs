@@ -54,7 +54,7 @@ pub(super) struct Over {
 struct Nobody;
 
 impl Feed for Nobody {
-    fn synced(&self, _: &RunId, _: &[(Seq, u32, Record)]) {}
+    fn synced(&self, _: &RunId, _: Vec<(Seq, u32, Record)>) {}
 }
 
 /// Ends every run below `dir` that was under way, lets go of what waited, lifts the numbers of leases, and turns maintenance on.

@@ -549,6 +549,26 @@ start() {
 
 stop() { settle; }
 
+# Nobody has locked it: begun this very moment (1: it lives; 0: that is not known yet), or nobody of it is left (2, once that was said).
+unlocked() {
+  if ! noted && [ -z "$dog" ] && [ "$waits" -lt $((patience + 20)) ]; then
+    # From now on a start still on its way can never begin, nor one that was claimed by somebody who comes no further. Without room for
+    # it another may have begun.
+    [ "$waits" -lt "$patience" ] || true >"$d.void" || [ "$V" != stop ] || refuse unwritable
+    return 0
+  fi
+  ! lives || return 1
+  ! ended || return 0
+  read -r boot </proc/sys/kernel/random/boot_id
+  [ "$was" != "$boot" ] || [ "$waits" -ge 20 ] || return 0
+  # It ran, and nothing of it is left, nor its end.
+  exec 9>&-
+  streams
+  emit
+  if [ -z "$was" ] || [ "$was" = "$boot" ]; then x lost; else x rebooted; fi
+  return 2
+}
+
 # The end, whoever began it, once there is one.
 settle() {
   # How often nobody was found to live before that is believed: whoever began it may be about to say so. A stop forbids it at once.
@@ -563,33 +583,13 @@ settle() {
     exec 9>>"$d.lock"
     flock -n 9
     r=$?
-    case $r in
-    0)
-      # Nobody has locked it: begun this very moment, or nobody of it is left.
-      if ! noted && [ -z "$dog" ] && [ "$waits" -lt $((patience + 20)) ]; then
-        if [ "$waits" -ge "$patience" ]; then
-          # From now on a start still on its way can never begin, nor one that was claimed by somebody who comes no further. Without
-          # room for it another may have begun.
-          true >"$d.void" || [ "$V" != stop ] || refuse unwritable
-        fi
-      elif lives; then
-        r=1
-      elif ! ended; then
-        read -r boot </proc/sys/kernel/random/boot_id
-        if [ "$was" != "$boot" ] || [ "$waits" -ge 20 ]; then
-          # It ran, and nothing of it is left, nor its end.
-          exec 9>&-
-          streams
-          emit
-          if [ -z "$was" ] || [ "$was" = "$boot" ]; then x lost; else x rebooted; fi
-          return 0
-        fi
-      fi
-      ;;
-    1) ;;
-    *) refuse host_unsupported "flock failed ($r)" ;;
-    esac
+    [ "$r" -le 1 ] || refuse host_unsupported "flock failed ($r)"
+    if [ "$r" = 0 ]; then
+      unlocked
+      r=$?
+    fi
     exec 9>&-
+    [ "$r" != 2 ] || return 0
     waits=$((waits + 1))
     # Is the asker still there?
     [ $((waits % 100)) -gt 0 ] || say K

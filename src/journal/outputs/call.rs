@@ -27,6 +27,8 @@ pub(super) struct CallLog {
     /// Its place among the run's logs, for the header of a new one.
     n: u64,
     kept: u64,
+    /// What is still to be written before anything else: a new log is made together with what it begins with.
+    head: Vec<u8>,
     /// `None`: not read yet, or a write failed and what lies on disk is not known.
     streams: Option<BTreeMap<Source, Kept>>,
 }
@@ -47,7 +49,7 @@ struct Kept {
 
 impl CallLog {
     pub fn new(path: PathBuf, call: CallKey, n: u64, kept: u64) -> Self {
-        CallLog { path, call, n, kept, streams: None }
+        CallLog { path, call, n, kept, head: Vec::new(), streams: None }
     }
 
     pub fn append(&mut self, frame: Frame) -> io::Result<()> {
@@ -75,11 +77,10 @@ impl CallLog {
             return Ok(());
         }
         if kept.head < self.kept {
-            write(&self.path, &bytes)?;
             kept.head += size;
             kept.end = end;
             kept.stored = end;
-            return Ok(());
+            return self.write(bytes);
         }
         let first = kept.tail.is_empty();
         if kept.tail.last().is_none_or(|(_, held)| *held >= self.kept) {
@@ -107,13 +108,23 @@ impl CallLog {
     }
 
     /// A line of our own beside `frame`; `raw_len` bytes from `offset` are what it stands for.
-    fn note(&self, frame: &Frame, offset: u64, raw_len: u64, text: &str) -> io::Result<()> {
+    fn note(&mut self, frame: &Frame, offset: u64, raw_len: u64, text: &str) -> io::Result<()> {
         let (step, attempt, wall_ms) = (frame.step.clone(), frame.attempt, frame.wall_ms);
         let bytes = text.as_bytes().to_vec();
         let note = Frame { step, attempt, stream: Stream::Note, offset, raw_len, wall_ms, bytes };
         let mut bytes = Vec::new();
         frame::put_frame(&mut bytes, &self.call, &note);
-        write(&self.path, &bytes)
+        self.write(bytes)
+    }
+
+    /// Appends to the log itself.
+    fn write(&mut self, bytes: Vec<u8>) -> io::Result<()> {
+        let mut head = std::mem::take(&mut self.head);
+        if head.is_empty() {
+            return write(&self.path, &bytes);
+        }
+        head.extend(bytes);
+        write(&self.path, &head)
     }
 
     pub fn finish(&mut self, step: &StepKey, attempt: u32) -> io::Result<()> {
@@ -164,7 +175,7 @@ impl CallLog {
     }
 
     /// Appends the last `kept` bytes of a stream's tail files to the log.
-    fn move_tail(&self, source: &Source, kept: &Kept) -> io::Result<()> {
+    fn move_tail(&mut self, source: &Source, kept: &Kept) -> io::Result<()> {
         let held: u64 = kept.tail.iter().map(|(_, held)| held).sum();
         let mut surplus = held.saturating_sub(self.kept);
         let mut end = Some(kept.end);
@@ -190,7 +201,7 @@ impl CallLog {
                 }
                 let mut bytes = Vec::new();
                 frame::put_frame(&mut bytes, &self.call, &frame);
-                write(&self.path, &bytes)?;
+                self.write(bytes)?;
             }
         }
         Ok(())
@@ -203,6 +214,7 @@ impl CallLog {
         }
         let mut streams: BTreeMap<Source, Kept> = BTreeMap::new();
         let mut good = 0;
+        self.head.clear();
         if self.path.exists() {
             let mut frames = Frames::open(&self.path)?;
             let header = frames.next()?.and_then(|payload| frame::header(&payload));
@@ -228,9 +240,7 @@ impl CallLog {
             if let Some(dir) = self.path.parent() {
                 fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
             }
-            let mut bytes = Vec::new();
-            frame::put_header(&mut bytes, &Header { format: 1, call: self.call.clone(), n: self.n })?;
-            write(&self.path, &bytes)?;
+            frame::put_header(&mut self.head, &Header { format: 1, call: self.call.clone(), n: self.n })?;
         }
         // Only what filled its head can have a tail.
         for (source, kept) in streams.iter_mut().filter(|(_, kept)| kept.head >= self.kept) {

@@ -22,8 +22,8 @@ type Heard = Vec<(RunId, Vec<(Seq, u32, Record)>)>;
 struct Ear(Mutex<Heard>);
 
 impl Feed for Ear {
-    fn synced(&self, run: &RunId, records: &[(Seq, u32, Record)]) {
-        self.0.lock().unwrap().push((run.clone(), records.to_vec()));
+    fn synced(&self, run: &RunId, records: Vec<(Seq, u32, Record)>) {
+        self.0.lock().unwrap().push((run.clone(), records));
     }
 }
 
