@@ -670,8 +670,9 @@ impl Conductor {
     pub(super) fn left(&self, id: &RunId, left: Left) {
         match left {
             Left::Finished => {
-                locked(&self.inner.runs).remove(id);
+                // First: who is on no list is retention's.
                 self.closed(id);
+                locked(&self.inner.runs).remove(id);
             }
             Left::Broken(why) => {
                 // It stays on the list: its project must not start another run over it.

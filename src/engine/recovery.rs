@@ -219,9 +219,11 @@ fn damaged(conductor: &Conductor, id: &RunId, damage: Damage) {
     tracing::error!(project, run = %id, %cause, "a run is damaged");
     conductor.trouble(&format!("run {id}"), Some(cause.clone()));
     let Some(requested) = requested else {
-        // It was given up in an earlier life. An index made anew has nothing of it.
-        if !matches!(views.head(id), Ok(Some(_))) {
-            damage.view(world, id).into_iter().for_each(|view| views.known(view));
+        // It is over: given up in an earlier life, or damaged since. An index made anew has nothing of it.
+        if !matches!(views.head(id), Ok(Some(_)))
+            && let Some(view) = damage.view(world, id)
+        {
+            views.known(view);
         }
         return;
     };

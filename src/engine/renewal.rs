@@ -88,7 +88,10 @@ fn fill(conductor: &Conductor, medium: Medium) -> Result<(), IndexError> {
         }
         let Ok(found) = world.journals.read(&run) else { continue };
         if let Some(damage) = Damage::of(&found) {
-            damage.view(world, &run).into_iter().for_each(|view| views.known(view));
+            // It may say so little that only the index before knows of it.
+            if let Some(view) = damage.view(world, &run) {
+                views.known(view);
+            }
         } else if !found.records.is_empty() {
             folded.insert(run.clone());
             views.ended(&run, found.records);

@@ -34,6 +34,8 @@ const HOURLY: Duration = Duration::from_secs(3600);
 
 /// As many runs that have ended since the last round are a reason for the next one: who deploys all day keeps hardly more than who does not.
 const MANY: u64 = 100;
+/// After which what has ended is closed, and others that end at the same time are of the same round.
+const SOON: Duration = Duration::from_secs(5);
 
 /// A finished run, as far as keeping it is concerned.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,11 +65,15 @@ pub(super) async fn keep(conductor: Conductor) {
                 tracing::warn!(%error, "what is not to be kept any more is not all removed; tried again later")
             }
         }
+        let enough = async {
+            let _conductor_lives = ended.wait_for(|ended| *ended >= seen + MANY).await.is_ok();
+            world.clock.sleep(SOON).await;
+        };
         tokio::select! {
             biased;
             () = stopping.cancelled() => return,
             () = world.clock.sleep(HOURLY) => {}
-            enough = ended.wait_for(|ended| *ended >= seen + MANY) => if enough.is_err() { return },
+            () = enough => {}
         }
     }
 }
@@ -76,10 +82,8 @@ pub(super) async fn keep(conductor: Conductor) {
 fn pass(conductor: &Conductor, sweep_anyway: bool) -> std::io::Result<()> {
     let world = &conductor.inner.world;
     let journals = &world.journals;
-    let left: Vec<RunId> = journals.retired()?;
-    left.iter().for_each(|run| conductor.inner.views.remove(run));
-    conductor.inner.views.barrier();
-    left.iter().try_for_each(|run| journals.shred(run))?;
+    let left: BTreeSet<RunId> = journals.retired()?.into_iter().collect();
+    forget(conductor, &left)?;
 
     let finished = finished(conductor)?;
     let now = world.clock.now().wall_ms;
@@ -97,17 +101,16 @@ fn pass(conductor: &Conductor, sweep_anyway: bool) -> std::io::Result<()> {
         used = used.saturating_sub(journals.size(&run)? + stored.without(&run, size));
         going.insert(run);
     }
-    for run in &going {
-        journals.retire(run)?;
-        conductor.inner.views.remove(run);
+    for run in going.clone() {
+        match journals.retire(&run) {
+            // Its end is on disk, and its file is closed in a moment: the next round has it.
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => drop(going.remove(&run)),
+            retired => retired?,
+        }
     }
-    conductor.inner.views.barrier();
-    for run in &going {
-        journals.shred(run)?;
-    }
+    forget(conductor, &going)?;
     if !going.is_empty() {
         tracing::info!(runs = going.len(), "finished runs were removed, as [retention] says");
-        forget_passed(&*world.control, &going);
     }
     if sweep_anyway || !going.is_empty() || !left.is_empty() {
         sweep(conductor)?;
@@ -119,6 +122,18 @@ fn pass(conductor: &Conductor, sweep_anyway: bool) -> std::io::Result<()> {
     }
     super::hosts::keys::forget_gone(conductor);
     Ok(())
+}
+
+/// What is left of runs that were taken away: what people see, what control knows, what is in the trash.
+fn forget(conductor: &Conductor, retired: &BTreeSet<RunId>) -> std::io::Result<()> {
+    if retired.is_empty() {
+        return Ok(());
+    }
+    let (world, views) = (&conductor.inner.world, &conductor.inner.views);
+    retired.iter().for_each(|run| views.remove(run));
+    views.barrier();
+    forget_passed(&*world.control, retired);
+    retired.iter().try_for_each(|run| world.journals.shred(run))
 }
 
 /// Every run that is over and has a journal, newest first.

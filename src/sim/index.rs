@@ -38,8 +38,12 @@ impl ScarceIndex {
             let state = outside.state();
             Random::of(state.scenario.seed, &format!("index {}", state.deaths))
         };
-        let documents = locked(&disk).clone();
-        let place = Place { documents, room: Some(room(&mut random)) };
+        // Sometimes there is no room even to open what is there.
+        let place = if random.one_in(8) {
+            Place { documents: MemoryIndex::default(), room: None }
+        } else {
+            Place { documents: locked(&disk).clone(), room: Some(room(&mut random)) }
+        };
         ScarceIndex { disk, outside, random: Mutex::new(random), places: Mutex::new((place, None)) }
     }
 

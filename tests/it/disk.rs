@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::fixture::{Daemon, Project, World, eventually};
+use crate::fixture::{Daemon, Project, Run, World, eventually};
 
 /// A file system of 64 MiB as a world's data directory; unmounted at the end.
 pub struct SmallDisk {
@@ -162,15 +162,21 @@ fn what_people_see_is_made_anew_when_the_index_found_no_room() {
     assert!(!kept.into_iter().any(|entry| entry.unwrap().file_name().to_string_lossy().contains(".bad-")));
 }
 
-#[test]
-fn a_daemon_starts_on_a_full_disk_and_answers() {
+/// A daemon that is gone, on a disk of its own, and the run that it has seen to its end.
+fn one_run() -> (World, SmallDisk, Run) {
     let world = World::new();
     let disk = SmallDisk::of(&world);
     world.project(&Project::new("shop").hosts(&["h1"]));
     let daemon = world.start();
     world.repo.push("x");
-    let run = daemon.deploy().is("succeeded");
+    let run = Run::clone(&daemon.deploy().is("succeeded"));
     daemon.kill();
+    (world, disk, run)
+}
+
+#[test]
+fn a_daemon_starts_on_a_full_disk_and_answers() {
+    let (world, disk, run) = one_run();
     disk.fill();
     let daemon = world.start();
     daemon.api.get(&format!("/v1/runs/{}", run.id)).is(200);
@@ -183,13 +189,7 @@ fn a_daemon_starts_on_a_full_disk_and_answers() {
 
 #[test]
 fn a_daemon_starts_without_room_for_its_index_and_has_one_again_once_there_is_some() {
-    let world = World::new();
-    let disk = SmallDisk::of(&world);
-    world.project(&Project::new("shop").hosts(&["h1"]));
-    let daemon = world.start();
-    world.repo.push("x");
-    let run = daemon.deploy().is("succeeded");
-    daemon.kill();
+    let (world, disk, run) = one_run();
     // The reserve went before.
     std::fs::remove_file(world.path("data/reserve")).unwrap();
     disk.fill_but_little();

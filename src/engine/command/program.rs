@@ -150,7 +150,7 @@ fn delimiter(name: &str, text: &[u8]) -> Result<String, Cause> {
     let mut delimiters = begins.map(|begin| format!("{begin}-PHASED-END-{name}"));
     delimiters.find(|delimiter| !text.split(|byte| *byte == b'\n').any(|line| spoils(delimiter, line))).ok_or_else(|| {
         let message = "the text of the command, or a variable, begins a line with each letter, digit and punctuation mark, followed by one that is not \
-                       ASCII, and not every shell reads that from a here-document. Nothing was run. Write it to a file (host:write) and run that";
+                       ASCII, and not every shell reads that from a here-document. Nothing was run. Write it to a file (host:write) and have the command read that";
         Cause::new("bad_argument", message)
     })
 }

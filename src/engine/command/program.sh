@@ -549,7 +549,8 @@ start() {
 
 stop() { settle; }
 
-# Nobody has locked it: begun this very moment (1: it lives; 0: that is not known yet), or nobody of it is left (2, once that was said).
+# Nobody has locked it: begun this very moment (1: it lives; 0: that is not known yet, or it has ended), or nobody of it is left (2, once
+# that was said).
 unlocked() {
   if ! noted && [ -z "$dog" ] && [ "$waits" -lt $((patience + 20)) ]; then
     # From now on a start still on its way can never begin, nor one that was claimed by somebody who comes no further. Without room for

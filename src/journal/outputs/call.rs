@@ -145,6 +145,10 @@ impl CallLog {
     pub fn stored(&mut self, step: &StepKey, attempt: u32, keep: usize) -> io::Result<[Stored; 2]> {
         self.load()?;
         let mut found = [Stored::default(), Stored::default()];
+        // It is not there yet.
+        if !self.head.is_empty() {
+            return Ok(found);
+        }
         for (stream, stored) in found.iter_mut().enumerate() {
             let source = (step.clone(), attempt, u8::try_from(stream).unwrap_or(0));
             let tails = self.streams.get_or_insert_default().get(&source).map(|kept| kept.tail.clone());

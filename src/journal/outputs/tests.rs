@@ -93,6 +93,24 @@ fn what_is_printed_is_followed_in_order() {
 }
 
 #[test]
+fn of_a_log_that_could_not_be_made_nothing_is_stored_and_it_is_made_later() {
+    let fixture = Fixture::new();
+    let in_its_way = fixture.dir.path().join(run().as_str());
+    fs::write(&in_its_way, "").unwrap();
+    let frame = |offset| {
+        let (step, bytes) = (step(1), b"x".to_vec());
+        Frame { step, attempt: 1, stream: Stream::Out, offset, raw_len: 1, wall_ms: 1, bytes }
+    };
+    fixture.outputs.append(&run(), frame(0)).unwrap_err();
+    fs::remove_file(in_its_way).unwrap();
+    let [out, err] = fixture.outputs.stored(&run(), &step(1), 1, 10).unwrap();
+    assert_eq!((out.end, err.end), (0, 0));
+    fixture.outputs.append(&run(), frame(0)).unwrap();
+    fixture.outputs.append(&run(), frame(1)).unwrap();
+    assert_eq!(fixture.text(), "xx");
+}
+
+#[test]
 fn calls_come_in_the_order_they_began_also_after_a_restart() {
     let mut fixture = Fixture::new();
     let calls = ["z", "a", "m"].map(|stage| CallKey::stage(stage, "run"));
