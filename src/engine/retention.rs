@@ -57,13 +57,18 @@ pub(super) async fn keep(conductor: Conductor) {
     let mut first = true;
     loop {
         let seen = *ended.borrow();
-        let conductor = conductor.clone();
-        let passed = world.tasks.blocking(move || pass(&conductor, first)).await;
+        let passing = conductor.clone();
+        let passed = world.tasks.blocking(move || pass(&passing, first)).await;
         match passed.map_err(std::io::Error::other).flatten() {
             Ok(()) => first = false,
             Err(error) => {
                 tracing::warn!(%error, "what is not to be kept any more is not all removed; tried again later")
             }
+        }
+        tokio::select! {
+            biased;
+            () = stopping.cancelled() => return,
+            () = tidy(&conductor) => {}
         }
         let enough = async {
             let _conductor_lives = ended.wait_for(|ended| *ended >= seen + MANY).await.is_ok();
@@ -74,6 +79,15 @@ pub(super) async fn keep(conductor: Conductor) {
             () = stopping.cancelled() => return,
             () = world.clock.sleep(HOURLY) => {}
             () = enough => {}
+        }
+    }
+}
+
+/// Puts together what fetches have left, of projects that nothing is done for just now.
+async fn tidy(conductor: &Conductor) {
+    for loaded in conductor.all().iter().filter(|loaded| !conductor.at_work(&loaded.name)) {
+        if let Err(cause) = conductor.inner.world.forge.tidy(&loaded.name).await {
+            tracing::warn!(project = %loaded.name, %cause, "its mirror is as it was; tried again later");
         }
     }
 }

@@ -4,7 +4,7 @@
 //! arguments behind `--` or on its standard input, and only as full refs, so that a branch called like a commit hash stays a branch.
 //!
 //! Git processes per call (helpers of git's own not counted): `head` 1; `resolve` 2 for the branch's head, 3 for another commit,
-//! 4 for another branch's name; `checkout` 2; `is_ancestor`, `changed` 1. The first call for a project makes its mirror: 1 more.
+//! 4 for another branch's name; `checkout` 2; `is_ancestor`, `changed` 1; `tidy` 0, or 1 once in some hundred fetches. The first call for a project makes its mirror: 1 more.
 
 use std::{
     collections::BTreeMap,
@@ -49,6 +49,10 @@ use command::{Command, Ended};
 const LIMIT: Duration = Duration::from_secs(600);
 /// Of one that only asks the remote for a ref.
 const ASK_LIMIT: Duration = Duration::from_secs(60);
+
+/// More packs in a mirror than that, or loose objects, are put together: each fetch leaves a pack, and each checkout copies them all.
+const PACKS: usize = 20;
+const LOOSE: usize = 1000;
 
 /// The projects' mirrors and checkouts under one directory, which is this value's alone.
 pub struct Git {
@@ -416,6 +420,20 @@ impl Forge for Git {
         Ok(paths.map(|path| String::from_utf8_lossy(path).into_owned()).collect())
     }
 
+    async fn tidy(&self, project: &ProjectName) -> Result<(), Cause> {
+        let _state = self.lock(project).await;
+        let objects = self.mirror_dir(project).join("objects");
+        if !on_disk("read", &objects.clone(), move || tree::scattered(&objects, PACKS, LOOSE)).await? {
+            return Ok(());
+        }
+        // Also what no branch has any more: a release may have come of it that is gone back to.
+        let repack = self.in_mirror(project).args(["repack", "-a", "-d", "--keep-unreachable", "--quiet"]);
+        // Others are at work on this machine.
+        let modest =
+            [("pack.threads", "1"), ("pack.windowMemory", "128m"), ("repack.writeBitmaps", "false")].into_iter();
+        self.local("repack", modest.fold(repack, |repack, (key, value)| repack.config(key, value))).await.map(drop)
+    }
+
     fn work_dir(&self, project: &ProjectName) -> PathBuf {
         self.work_dir.join(project.as_str())
     }
@@ -473,7 +491,11 @@ fn point_origin(config: &Path, url: &str) -> std::io::Result<()> {
 }
 
 /// Work on many files, off the runtime's threads.
-async fn on_disk(what: &str, path: &Path, work: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> Answer<()> {
+async fn on_disk<T: Send + 'static>(
+    what: &str,
+    path: &Path,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Answer<T> {
     let done = tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
     done.map_err(|error| disk(what, path, &error))
 }

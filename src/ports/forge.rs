@@ -64,6 +64,12 @@ pub trait Forge: Send + Sync {
     /// See [`Forge`].
     async fn changed(&self, project: &ProjectName, from: &Sha, to: &Sha) -> Result<Vec<String>, Cause>;
 
+    /// Puts together what fetches have left in the project's mirror, once that is much; others wait for it meanwhile. Nothing is lost by it.
+    ///
+    /// # Errors
+    /// See [`Forge`].
+    async fn tidy(&self, project: &ProjectName) -> Result<(), Cause>;
+
     /// The directory of the project's checkouts.
     fn work_dir(&self, project: &ProjectName) -> PathBuf;
 }

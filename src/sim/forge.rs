@@ -77,6 +77,10 @@ impl Forge for Repository {
         Ok(vec!["src/main.rs".to_owned()])
     }
 
+    async fn tidy(&self, _project: &ProjectName) -> Result<(), Cause> {
+        Ok(())
+    }
+
     fn work_dir(&self, project: &ProjectName) -> PathBuf {
         Path::new("/simulated/work").join(project.as_str())
     }

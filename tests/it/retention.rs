@@ -88,6 +88,26 @@ fn a_daemon_whose_runs_end_all_day_keeps_no_more_of_them() {
 }
 
 #[test]
+fn what_fetches_have_left_in_the_mirror_is_put_together() {
+    let world = World::new();
+    world.project(&Project::new("shop").hosts(&["h1"]));
+    let daemon = world.start();
+    history(&world, &daemon, 1);
+    daemon.kill();
+    let packs =
+        || names(&world, "data/work/shop/mirror.git/objects/pack").iter().filter(|n| n.ends_with(".pack")).count();
+    let fetches =
+        "for n in $(seq 21); do echo $n | git hash-object -w --stdin | git pack-objects -q objects/pack/pack; done";
+    let mut git = std::process::Command::new("sh");
+    let made = git.args(["-euc", fetches]).current_dir(world.path("data/work/shop/mirror.git")).env("GIT_DIR", ".");
+    assert!(made.stdout(std::process::Stdio::null()).status().unwrap().success() && packs() > 20);
+    let daemon = world.start();
+    eventually("there is one pack", || (packs() == 1).then_some(()));
+    world.repo.push("goes on");
+    daemon.deploy().is("succeeded");
+}
+
+#[test]
 fn an_index_that_was_not_written_since_brings_no_removed_run_back() {
     let world = World::new();
     world.project(&Project::new("shop").hosts(&["h1"]));

@@ -42,6 +42,50 @@ impl Hands for Giver {
     }
 }
 
+/// So many files of that kind are in the mirror's packs.
+fn packs(fixture: &Fixture) -> usize {
+    let dir = fixture.path("work/shop/mirror.git/objects/pack");
+    let entries = std::fs::read_dir(dir).unwrap();
+    entries.filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|kind| kind == "pack")).count()
+}
+
+#[tokio::test]
+async fn what_fetches_leave_is_put_together_once_it_is_much_and_nothing_is_lost() {
+    let fixture = Fixture::new();
+    fixture.git.tidy(&fixture.project).await.unwrap();
+    let lost = fixture.push("main", "a");
+    fixture.resolve(Wanted::Head).await.unwrap();
+    fixture.sh("cd tree && git checkout -q --orphan other && git commit -qm anew");
+    // Each fetch is a pack, however little it brings.
+    for n in 1..=PACKS {
+        assert_eq!(packs(&fixture), n);
+        fixture.git.tidy(&fixture.project).await.unwrap();
+        fixture.push("main", "b");
+        fixture.resolve(Wanted::Head).await.unwrap();
+    }
+    assert_eq!(packs(&fixture), PACKS + 1);
+    fixture.git.tidy(&fixture.project).await.unwrap();
+    assert_eq!(packs(&fixture), 1);
+    assert_eq!(fixture.sh("find work/shop/mirror.git/objects -type f -path '*/??/*' | wc -l"), "0");
+    let head = fixture.resolve(Wanted::Head).await.unwrap().commit.sha;
+    for sha in [head, lost] {
+        fixture.git.checkout(&fixture.project, &sha, &fixture.path("work/shop/run"), &Giver(None)).await.unwrap();
+        assert_eq!(fixture.sh("git -C work/shop/run rev-parse HEAD"), sha.as_str());
+    }
+}
+
+#[test]
+fn many_loose_objects_are_guessed_from_one_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let scattered = |loose| tree::scattered(dir.path(), 0, loose).unwrap();
+    assert!(!scattered(0));
+    std::fs::create_dir(dir.path().join("17")).unwrap();
+    for name in ["17/a", "17/b"] {
+        std::fs::write(dir.path().join(name), "").unwrap();
+    }
+    assert!(scattered(511) && !scattered(512));
+}
+
 /// A repository to push to, a work directory, and a `Git` over both.
 struct Fixture {
     dir: tempfile::TempDir,

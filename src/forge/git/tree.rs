@@ -46,6 +46,17 @@ pub(super) fn unlock(mirror: &Path) {
     let _best_effort = sweep(mirror, 0);
 }
 
+/// Whether a repository's `objects` are in more than `packs` packs, or more than `loose` of them in files of their own. As git does, that is
+/// guessed from one of their 256 directories.
+pub(super) fn scattered(objects: &Path, packs: usize, loose: usize) -> io::Result<bool> {
+    let entries = |name: &str| match fs::read_dir(objects.join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>(),
+    };
+    let packed = entries("pack")?.iter().filter(|path| path.extension().is_some_and(|kind| kind == "pack")).count();
+    Ok(packed > packs || entries("17")?.len() * 256 > loose)
+}
+
 fn sweep(dir: &Path, depth: u32) -> io::Result<()> {
     if depth > 40 {
         return Ok(());
