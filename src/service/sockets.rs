@@ -97,9 +97,13 @@ impl Passed {
                 tcp.set_nonblocking(true)?;
                 Some(TcpListener::from_std(tcp)?)
             }
-            (None, Some(addr)) => Some(TcpListener::bind(addr).await.with_context(|| {
-                format!("failed to listen on {addr}: set `listen` in [api] to a free address, or to \"none\"")
-            })?),
+            (None, Some(addr)) => {
+                let tcp = TcpListener::bind(addr).await.with_context(|| {
+                    format!("failed to listen on {addr}: set `listen` in [api] to a free address, or to \"none\"")
+                })?;
+                rustix::net::listen(&tcp, BACKLOG)?;
+                Some(tcp)
+            }
         };
         let addr = tcp.as_ref().map(TcpListener::local_addr).transpose()?;
         let (unix, ours) = match self.unix {
@@ -125,6 +129,9 @@ impl Passed {
     }
 }
 
+/// How many may wait to be accepted, as phased.socket has it. Whoever is one too many is not refused: it tries again a second later.
+const BACKLOG: i32 = 4096;
+
 fn listens(socket: &impl AsFd) -> anyhow::Result<()> {
     anyhow::ensure!(getsockopt(socket, AcceptConn)?, "it does not listen");
     Ok(())
@@ -144,6 +151,7 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
         Err(_) => drop(std::fs::remove_file(path)),
     }
     let listener = UnixListener::bind(path)?;
+    rustix::net::listen(&listener, BACKLOG)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
     if let Ok(Some(group)) = nix::unistd::Group::from_name("phased") {
         let _not_root = nix::unistd::chown(path, None, Some(group.gid));
@@ -171,6 +179,19 @@ mod tests {
         assert!(!dir.path().join("own.sock").exists());
         let bound = Passed::default().listen(&api(dir.path(), None)).await.unwrap();
         assert_eq!((bound.addr, bound.ours), (None, Some(dir.path().join("own.sock"))));
+    }
+
+    #[tokio::test]
+    async fn a_burst_of_connections_waits_at_the_door() {
+        let dir = tempfile::tempdir().unwrap();
+        let bound = Passed::default().listen(&api(dir.path(), Some("127.0.0.1:0"))).await.unwrap();
+        let addr = bound.addr.unwrap();
+        // Nobody accepts any of them.
+        let wait = || std::net::TcpStream::connect_timeout(&addr, std::time::Duration::from_secs(20)).unwrap();
+        let waiting: Vec<_> = (0..300).map(|_| wait()).collect();
+        let asking = || std::os::unix::net::UnixStream::connect(dir.path().join("own.sock")).unwrap();
+        let asked: Vec<_> = (0..300).map(|_| asking()).collect();
+        assert_eq!((waiting.len(), asked.len()), (300, 300));
     }
 
     #[tokio::test]
