@@ -366,19 +366,20 @@ async fn a_checkout_goes_nowhere_else() {
 }
 
 #[tokio::test]
-async fn a_killed_fetch_does_not_stop_the_next_one() {
+async fn a_killed_fetch_or_repack_does_not_stop_the_next_one_and_leaves_nothing() {
     let fixture = Fixture::new();
     fixture.push("main", "a");
     fixture.resolve(Wanted::Head).await.unwrap();
     let head = fixture.push("main", "b");
     let mirror = fixture.git.mirror_dir(&fixture.project);
-    for lock in ["refs/heads/main.lock", "packed-refs.lock", "HEAD.lock", "config.lock", "objects/pack/tmp_pack_x"] {
-        std::fs::write(mirror.join(lock), "").unwrap();
+    let packs = ["objects/pack/tmp_pack_x", "objects/pack/.tmp-7-pack-x.pack"];
+    for left in ["refs/heads/main.lock", "packed-refs.lock", "HEAD.lock", "config.lock"].into_iter().chain(packs) {
+        std::fs::write(mirror.join(left), "").unwrap();
     }
     // The daemon was killed: a new one has seen nothing of this mirror.
     let again = Git::new(fixture.path("work"), Arc::new(Known::default()), Arc::new(SystemClock::new()));
     assert_eq!(again.resolve(&fixture.project, &fixture.source(), &Wanted::Head).await.unwrap().commit.sha, head);
-    assert!(!mirror.join("objects/pack/tmp_pack_x").exists());
+    assert!(packs.iter().all(|left| !mirror.join(left).exists()));
 }
 
 #[tokio::test]

@@ -66,7 +66,7 @@ fn sweep(dir: &Path, depth: u32) -> io::Result<()> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let path = entry.path();
-        if name.starts_with("tmp_") {
+        if name.starts_with("tmp_") || name.starts_with(".tmp-") {
             remove(&path)?;
         } else if entry.file_type()?.is_dir() {
             // Loose objects: no locks there, and many directories.
