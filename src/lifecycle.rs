@@ -87,6 +87,8 @@ impl Tasks {
         let id = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         self.names().insert(id, name.into());
         let alive = Alive { tasks: self.clone(), id };
+        // Boxed here: the block would have room for it twice, as long as the task lives.
+        let work = Box::pin(work);
         self.tracker.spawn(async move {
             let _alive = alive;
             work.await

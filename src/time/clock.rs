@@ -128,11 +128,15 @@ impl Clock for SystemClock {
 ///
 /// # Errors
 /// `None` when the limit was reached first; `work` is dropped then.
-pub async fn within<T>(clock: &dyn Clock, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-    tokio::select! {
-        biased;
-        done = work => Some(done),
-        () = clock.sleep(limit) => None,
+pub fn within<T>(clock: &dyn Clock, limit: Duration, work: impl Future<Output = T>) -> impl Future<Output = Option<T>> {
+    // Boxed here: an async function has room for its argument and once more for what it awaits, in each caller's future.
+    let work = Box::pin(work);
+    async move {
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = clock.sleep(limit) => None,
+        }
     }
 }
 
