@@ -5,6 +5,7 @@
 use std::{error::Error as _, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures_util::FutureExt as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -75,16 +76,17 @@ impl Client {
             .map_err(|error| Cause::new("http_tls", format!("TLS cannot be set up on this machine: {}", chain(&error))))
     }
 
-    async fn bounded(
+    fn bounded(
         &self,
         shown: &str,
         limit: Duration,
         work: impl Future<Output = Result<Response, Cause>>,
-    ) -> Result<Response, Cause> {
-        match within(&*self.clock, limit, work).await {
-            Some(done) => done,
-            None => Err(Cause::new("timeout", format!("{shown} did not answer completely within {}", Span(limit)))),
-        }
+    ) -> impl Future<Output = Result<Response, Cause>> {
+        within(&*self.clock, limit, work).map(move |done| {
+            done.unwrap_or_else(|| {
+                Err(Cause::new("timeout", format!("{shown} did not answer completely within {}", Span(limit))))
+            })
+        })
     }
 }
 

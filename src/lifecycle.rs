@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The tasks of one daemon. Cheap to clone; every clone spawns into the same set.
@@ -87,12 +88,11 @@ impl Tasks {
         let id = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         self.names().insert(id, name.into());
         let alive = Alive { tasks: self.clone(), id };
-        // Boxed here: the block would have room for it twice, as long as the task lives.
-        let work = Box::pin(work);
-        self.tracker.spawn(async move {
-            let _alive = alive;
-            work.await
-        })
+        // Not a block that awaits it: that would have room for it twice, as long as the task lives.
+        self.tracker.spawn(work.map(|done| {
+            drop(alive);
+            done
+        }))
     }
 
     /// Cancelled when the daemon goes down: tasks that only wait select on it.

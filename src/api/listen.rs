@@ -261,7 +261,8 @@ async fn connection<S: Stream>(server: Arc<Server>, door: &Door, stream: S, peer
     let Some(tls) = &door.tls else { return Box::pin(requests(server, stream, peer, place)).await };
     let shaking = async {
         match first {
-            Some(HANDSHAKE) | None => tls.accept(stream).await,
+            // Boxed: the room for one would be in every connection.
+            Some(HANDSHAKE) | None => tls.accept(stream).await.map(Box::new),
             Some(_) => Err(speaks_tls(stream).await),
         }
     };
