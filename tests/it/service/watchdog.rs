@@ -51,9 +51,10 @@ fn a_part_that_stands_still_stops_the_pings() {
         eventually(&format!("{place} is missed"), || {
             served.said().lines().any(|l| l.contains("has not answered for half") && l.contains(named)).then_some(())
         });
-        // They come each quarter of the limit; the last one may have been read here later than it was sent.
+        // The last one may have been read here later than it was sent.
         let last = *manager.times("WATCHDOG=1").last().unwrap();
-        assert!(last.elapsed() > LIMIT * 3 / 8, "{place}: a ping came {:?} ago", last.elapsed());
+        eventually("half of the limit has passed since", || (last.elapsed() >= LIMIT / 2).then_some(()));
+        assert_eq!(manager.times("WATCHDOG=1").last(), Some(&last), "{place}: a ping came after all");
 
         // Nothing was broken by it: it goes on where it stood.
         std::fs::remove_file(&file).unwrap();
