@@ -301,8 +301,14 @@ impl Context {
 
 /// Ends what commands have left running here, and says in the run's log what that was.
 async fn end_left(context: &Context, run: &RunId, call: &CallKey) {
+    // How its commands ended is forgotten with that.
+    if let Some(ticket) = &context.ticket
+        && ticket.synced().await.is_err()
+    {
+        return;
+    }
     // What was not ended holds up nothing: the next run meets what there is.
-    let Some(told) = Left::told(&context.sessions.local().end_left(run).await) else { return };
+    let Some(told) = Left::told(&context.sessions.local().end_left().await) else { return };
     let key = StepKey::new(call, &Branch::top(), "left", 1);
     context.sessions.note(run, &key, 1, told.into_bytes());
 }

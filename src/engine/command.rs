@@ -34,7 +34,8 @@
 //! <base>/id                               made once; another id = another machine
 //!        epoch.<project>.<environment>    the highest epoch that began anything here
 //!        blobs/<sha256>[.part]            files on their way
-//!        units.<run>                      control groups of this machine in which commands of the run were, until what they left is ended
+//!        run.<run>[.<boot id>]            of a run's commands on this machine: which there were [and the control groups they were in], until what
+//!                                         they left is ended
 //!        swept seen.<n>                   what lay here at each day's look: after ten it goes, unless it runs
 //!        <token>.lock                     made by whoever begins the command; locked by every process of it that takes longer
 //!                out                      its output; locked (ENGINE's `wait`) by its wrapper, too, which so wakes followers
@@ -71,7 +72,7 @@ use crate::{
         cause::{CUT_OFF, Cause},
         host::{Host, Transport},
         host_key::Realm,
-        ids::{Digest, EnvironmentName, Epoch, ProjectName, RunId},
+        ids::{Digest, EnvironmentName, Epoch, ProjectName},
     },
     ports::{
         link::{Link, LinkError, Links},
@@ -155,8 +156,8 @@ pub struct CommandSpec {
     pub epoch: Option<EpochCheck>,
     /// Where to go on with `[stdout, stderr]`: 0 for a new command, what was stored when attaching to an old one.
     pub from: [u64; 2],
-    /// The run that has what it leaves running ended, see [`Session::end_left`]; `None` = that lives on.
-    pub left_of: Option<RunId>,
+    /// Nobody asks about it again once it was answered: nothing but its claim is to stay of it on the host.
+    pub passing: bool,
     /// An earlier life of ours may have begun it: a host that cannot be reached says nothing about whether it ran.
     pub resumed: bool,
 }
@@ -179,9 +180,15 @@ impl CommandSpec {
             reconnect: RECONNECT,
             epoch: None,
             from: [0; 2],
-            left_of: None,
+            passing: false,
             resumed: false,
         }
+    }
+
+    /// One that is in no journal, so that nobody sends it again or asks about it: its token is made of `random` bytes.
+    #[must_use]
+    pub fn passing(random: [u8; 32], what: What, timeout: Duration) -> Self {
+        CommandSpec { passing: true, ..CommandSpec::new(Digest::of(&random), what, timeout) }
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    command::{Fleeting, Left, Session, ToLocal},
+    command::{Left, Session, ToLocal},
     ledger::{self, LastRun},
     message,
     world::World,
@@ -87,9 +87,9 @@ async fn remove(hands: &dyn Hands, project: &ProjectName, dir: &Path) {
 /// read them. Waits for it, so that what follows finds the machine free, but not for long.
 pub(super) async fn end_left(world: &World, project: &ProjectName, run: &RunId) {
     let connect = Arc::new(ToLocal { links: Arc::clone(&world.links), project: project.clone() });
-    let local = Session::new(connect, Arc::clone(&world.clock), Arc::new(Fleeting));
+    let local = Session::of_run(connect, Arc::clone(&world.clock), run.clone());
     let late = || Err(Cause::new("timeout", format!("this machine has not done it within {} s", LEFT.as_secs())));
-    let left = within(&*world.clock, LEFT, local.end_left(run)).await.unwrap_or_else(late);
+    let left = within(&*world.clock, LEFT, local.end_left()).await.unwrap_or_else(late);
     match Left::told(&left) {
         None => {}
         Some(told) if left.as_ref().is_ok_and(|left| left.remain == 0) => {

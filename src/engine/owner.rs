@@ -166,7 +166,8 @@ pub(super) struct Begin {
 impl Owner {
     pub(super) fn new(begin: Begin) -> Self {
         let Begin { world, doors, gate, run, seq, epoch, program, channel: (sender, inbox), progress, ticket } = begin;
-        let sessions = Arc::new(Sessions::new(Arc::clone(&world), run.header.project.clone(), sender.clone()));
+        let (project, id) = (run.header.project.clone(), run.header.run.clone());
+        let sessions = Arc::new(Sessions::new(Arc::clone(&world), project, id, sender.clone()));
         sessions.share(&run.header.run);
         let programs = BTreeMap::from([(run.header.code.clone(), program)]);
         Owner {

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    command::{Acquaintance, Connect, Fleeting, Session, ToHost, ToLocal},
+    command::{Acquaintance, Connect, Session, ToHost, ToLocal},
     owner::message::Message,
     redact::Redactor,
     world::World,
@@ -89,9 +89,10 @@ pub(super) struct Sessions {
 
 impl Sessions {
     /// For the run whose owner hears of new machines.
-    pub(super) fn new(world: Arc<World>, project: ProjectName, owner: mpsc::Sender<Message>) -> Self {
+    pub(super) fn new(world: Arc<World>, project: ProjectName, run: RunId, owner: mpsc::Sender<Message>) -> Self {
         let connect = Arc::new(ToLocal { links: Arc::clone(&world.links), project: project.clone() });
-        let local = Arc::new(Session::new(connect, Arc::clone(&world.clock), Arc::new(Fleeting)));
+        // What is begun on a host is a deployment's, and stays, also where the host is this machine.
+        let local = Arc::new(Session::of_run(connect, Arc::clone(&world.clock), run));
         let machines = Arc::new(Machines { known: Mutex::default(), owner });
         let over = CancellationToken::new();
         Sessions {

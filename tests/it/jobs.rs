@@ -55,6 +55,16 @@ fn a_daemon_without_rights_builds_as_the_projects_user_and_leaves_nothing() {
     let said = jobs.said();
     assert!(!said.contains("refused:") && !said.contains("not now:"), "{said}");
     assert!(said.contains(&format!("phased job: shop as uid {uid}: sh\n")), "each unit says whose it is: {said}");
+    // What its commands left is as good as gone with the run: their claims, which are empty.
+    let kept: Vec<PathBuf> = files_below(&world.path("data/jobs/shop"));
+    let claims = kept.iter().filter(|path| path.extension().is_some_and(|end| end == "lock"));
+    assert!(claims.clone().count() > 1, "{kept:?}");
+    for path in claims {
+        assert_eq!(std::fs::metadata(path).unwrap().len(), 0, "{path:?} of {kept:?}");
+        for end in ["go", "out", "err"] {
+            assert!(!path.with_extension(end).exists(), "{path:?} of {kept:?}");
+        }
+    }
     // Also what nobody else could look into.
     eventually("its checkout is gone", || {
         (files_below(&world.path("data/work/shop")) == [world.path("data/work/shop/mirror.git")]).then_some(())

@@ -18,7 +18,7 @@ use crate::{
         cause::Cause,
         host::Host,
         host_key::{HostKeys as KnownBy, Learnt, Policy, Realm},
-        ids::{Digest, ProjectName},
+        ids::ProjectName,
     },
     ports::{
         host_keys::HostKeys,
@@ -172,7 +172,7 @@ pub(super) async fn look(
     }
     let text = needs.map_or_else(|| "true\n".to_owned(), host_check);
     let what = What::Sh { text: text.into_bytes(), shell: Shell::Sh };
-    let mut spec = CommandSpec::new(Digest::of(&random), what, Duration::from_secs(20));
+    let mut spec = CommandSpec::passing(random, what, Duration::from_secs(20));
     spec.reconnect = Duration::from_secs(5);
     let mut said = Said::default();
     let verdict = session.run(&spec, &mut said, &CancellationToken::new()).await;

@@ -167,6 +167,7 @@ impl Session {
             host_id: known.as_deref(),
             from: request.from,
             counted: link.counted(),
+            run: self.run_of(),
         };
         let text = match (request.build)(&frame) {
             Ok(text) => text,

@@ -10,6 +10,7 @@ upload() {
     return 0
   fi
   epoch
+  list
   s=$B/blobs
   [ -d "$s" ] || mkdir "$s" || [ -d "$s" ] || refuse unwritable
   find "$s" -type f -mtime +1 -exec rm -f {} + 2>/dev/null

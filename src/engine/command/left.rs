@@ -3,6 +3,8 @@
 //!
 //! How it is found: by the units the commands were in, where the job unit starts them, which nothing leaves; and by `PHASED_RUN` in the
 //! environment, wherever they run.
+//!
+//! What this machine has kept of the commands, how they ended and what they printed, goes with it: all of that is in the run's journal by then.
 
 use std::time::Duration;
 
@@ -12,10 +14,7 @@ use super::{
     program,
 };
 use crate::{
-    model::{
-        cause::Cause,
-        ids::{Digest, RunId},
-    },
+    model::{cause::Cause, ids::Digest},
     ports::link::{LinkError, REFUSED},
     time::within,
 };
@@ -53,11 +52,13 @@ impl Left {
 }
 
 impl Session {
-    /// Ends what commands of `run` have left running: TERM, and KILL after a grace. Commands that are under way are ended with it.
+    /// Ends what commands of its run have left running: TERM, and KILL after a grace. Commands that are under way are ended with it. Of those
+    /// that had ended the machine forgets how, so that must be on our disk; asked for once more they are not begun, and `Void`.
     ///
     /// # Errors
     /// `LinkError`'s, or `timeout`. Doing it again completes it; so cancel safe, too.
-    pub async fn end_left(&self, run: &RunId) -> Result<Left, Cause> {
+    pub async fn end_left(&self) -> Result<Left, Cause> {
+        let Some(run) = self.run_of() else { return Ok(Left::default()) };
         let mark = program::mark(&Digest::of(format!("left {run}").as_bytes()));
         let build = |frame: &program::Frame<'_>| program::left(frame, run, GRACE);
         let request = Request { build: &build, mark: &mark, from: [0; 2], follow: None };

@@ -1,4 +1,5 @@
-# Sent with `left`: ends what the commands of run R have left running on this machine, and those that still run.
+# Sent with `left`: ends what the commands of run R have left running on this machine, and those that still run. Then nobody asks about any
+# of them again.
 
 # Every process of ours in the units the commands were in, but for this shell. And wherever it is, every one with the run in its
 # environment, but for what was begun on a host of a deployment, which may be this machine: that is to stay.
@@ -58,6 +59,12 @@ left() {
     done 2>/dev/null
   done
   set -- $pids
-  [ $# != 0 ] || rm -f "$B/$U".*
+  if [ $# = 0 ]; then
+    [ ! -e "$B/$U" ] || while read -r T; do
+      d=$B/$T
+      forget
+    done <"$B/$U"
+    rm -f "$B/$U" "$B/$U".*
+  fi
   x left "$t" $# "$names"
 }

@@ -55,6 +55,8 @@ pub(super) struct Frame<'a> {
     pub from: [u64; 2],
     /// The channel's control group has no commands but its own.
     pub counted: bool,
+    /// What commands leave running is ended with this run, and what they were is forgotten then.
+    pub run: Option<&'a RunId>,
 }
 
 /// The mark of everything asked about `token`: what the command prints does not contain it, since nobody told it.
@@ -80,10 +82,11 @@ impl Text {
         text.set("O", &frame.from[0].to_string())?;
         text.set("E", &frame.from[1].to_string())?;
         for (name, value) in
-            [("L", "100"), ("K", "2"), ("M", "0"), ("G", ""), ("P", ""), ("AS", ""), ("FEED", ""), ("J", ""), ("U", "")]
+            [("L", "100"), ("K", "2"), ("M", "0"), ("G", ""), ("P", ""), ("AS", ""), ("FEED", ""), ("J", ""), ("F", "")]
         {
             text.set(name, value)?;
         }
+        text.set("U", &frame.run.map_or_else(String::new, |run| format!("run.{run}")))?;
         Ok(text)
     }
 
@@ -242,8 +245,9 @@ fn fits(cmd: &CommandSpec) -> Result<(), Cause> {
     Ok(())
 }
 
-/// What runs within the clean environment, after `exec 3<&-`: exports, directory, options, then the author's part.
-fn inner(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
+/// What runs within the clean environment, after `exec 3<&-`: exports, directory, options, then the author's part. `left`: what it leaves
+/// running is to be found.
+fn inner(cmd: &CommandSpec, left: bool) -> Result<Vec<u8>, Cause> {
     fits(cmd)?;
     let mut inner = b"exec 3<&-\n".to_vec();
     if cmd.user.is_none() {
@@ -268,7 +272,7 @@ fn inner(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
     }
     match &cmd.what {
         // Begun anew, so that what it forks has the environment where others can see it: see `left.sh`.
-        What::Sh { shell: Shell::Sh, .. } if cmd.left_of.is_some() => {
+        What::Sh { shell: Shell::Sh, .. } if left => {
             inner.extend_from_slice(b"exec /bin/sh -eu -c '. /dev/fd/4' sh\n");
         }
         What::Sh { shell: Shell::Sh, .. } => inner.extend_from_slice(b"set -eu\n. /dev/fd/4\n"),
@@ -297,8 +301,8 @@ fn inner(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
 }
 
 /// The function `launch`: becomes the command, in a session and a clean environment of its own.
-fn launch(cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
-    let inner = inner(cmd)?;
+fn launch(cmd: &CommandSpec, left: bool) -> Result<Vec<u8>, Cause> {
+    let inner = inner(cmd, left)?;
     let text: &[u8] = match &cmd.what {
         What::Sh { text, .. } => text,
         What::Exec { .. } => b"",
@@ -361,12 +365,10 @@ fn epoch(text: &mut Text, epoch: Option<&super::EpochCheck>) -> Result<(), Cause
 pub(super) fn start(frame: &Frame<'_>, cmd: &CommandSpec) -> Result<Vec<u8>, Cause> {
     let mut text = Text::new(frame, "start", cmd.token.as_str())?;
     command_limits(&mut text, cmd)?;
+    text.set("F", if cmd.passing { "1" } else { "" })?;
     epoch(&mut text, cmd.epoch.as_ref())?;
     if frame.counted {
         text.set("J", "1")?;
-        if let Some(run) = &cmd.left_of {
-            text.set("U", &units(run))?;
-        }
         text.push(&COUNTS);
     }
     if let Some(user) = &cmd.user {
@@ -380,7 +382,7 @@ pub(super) fn start(frame: &Frame<'_>, cmd: &CommandSpec) -> Result<Vec<u8>, Cau
     } else if cmd.stdin.is_some() {
         text.set("FEED", "1")?;
     }
-    text.0.extend(launch(cmd)?);
+    text.0.extend(launch(cmd, frame.run.is_some())?);
     Ok(text.finish())
 }
 
@@ -398,15 +400,9 @@ pub(super) fn stop(frame: &Frame<'_>, token: &Digest, user: Option<&str>, output
     Ok(text.finish())
 }
 
-/// Where the units are noted that a run's commands were in.
-fn units(run: &RunId) -> String {
-    format!("units.{run}")
-}
-
-/// Ends what the commands of `run` have left running.
+/// Ends what the commands of `run` have left running, and forgets how they ended.
 pub(super) fn left(frame: &Frame<'_>, run: &RunId, grace: std::time::Duration) -> Result<Vec<u8>, Cause> {
     let mut text = Text::new(frame, "left", "-")?;
-    text.set("U", &units(run))?;
     text.set("R", run.as_str())?;
     text.set("K", &grace.as_secs().clamp(1, 3600).to_string())?;
     text.push(&LEFT);

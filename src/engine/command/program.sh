@@ -7,7 +7,7 @@
 #   MARK  N number on this channel  V verb  T token  B base or empty  I expected host id or empty  O E offsets to resume output at
 #   L time limit, centiseconds  K grace after TERM, seconds  M most unread output, bytes  G epoch or empty  P its file
 #   AS user or empty  FEED has standard input  J what the control group counts is ours (see counts.sh)
-#   U file of units that the run's commands were in, or empty
+#   U file that lists the run's commands here, or empty  F nobody asks about it again
 #   and the functions `launch` and `feed`; by verb more.
 
 nl='
@@ -161,6 +161,20 @@ claim() {
   return "$r"
 }
 
+# Whoever ends what a run has left here finds it there (see left.sh).
+list() {
+  [ -z "$U" ] || echo "$T" >>"$B/$U"
+}
+
+# Nobody asks any more how it ended. What stays is the claim, without content: it will never begin again.
+forget() {
+  ended && true >"$d.lock" && rm -f "$fin" "$d.out" "$d.err" "$d.stop" "$d.read" "$d.reader" "$d.watch"
+}
+
+pass() {
+  [ -z "$F" ] || forget
+}
+
 # What was claimed cannot be begun, and is nobody's any more.
 unclaim() {
   rm -f "$d.go" "$d.lock"
@@ -192,9 +206,9 @@ begin() {
     x void
     exit
   fi
+  list
   if [ -n "$J" ]; then
     counts
-    # Whoever ends what is left running looks there (see left.sh).
     [ -z "$U" ] || unit >>"$B/$U.$boot"
   fi
   # Whoever takes the end of this line is the one who speaks to the asker. Shells read byte by byte, and two at once share the rest.
@@ -220,6 +234,7 @@ E
     written 3 && out=$pos && written 4 && o=$out e=$pos
     exec 3>&- 4>&-
     if ended; then finish; else x lost; fi
+    pass
   fi
   exec 3>&- 4>&- 7<&-
   sweep
@@ -251,6 +266,7 @@ attend() {
   dog=1
   exec 8>&-
   settle
+  pass
   exit 0
 }
 
@@ -633,7 +649,7 @@ sweep() {
     [ "$up" = "$was" ] || exit 0
     if [ "$passed" -ge 8640000 ]; then
       n=$((n + 1)) passed=0
-      for f in *.lock; do
+      for f in *.lock run.*; do
         case $f in
         id.lock | swept.lock | epoch.*) ;;
         *) echo "${f%.lock}" ;;
@@ -641,6 +657,7 @@ sweep() {
       done >"seen.$n" || exit 0
       old=seen.$((n - 10))
       [ ! -e "$old" ] || while read -r f; do
+        case $f in run.*) rm -f "$f" ;; esac
         d=$f
         [ ! -e "$f.lock" ] || lives || flock -n "$f.lock" rm -f "$f".*
       done <"$old"

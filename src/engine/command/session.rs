@@ -6,12 +6,12 @@ use tokio::sync::{Mutex, Notify, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Acquaintance, CommandSpec, Connect, Discard, OutputSink, Verdict,
+    Acquaintance, CommandSpec, Connect, Discard, Fleeting, OutputSink, Verdict,
     channel::{Answer, Nothing, Reply, Request, Resident, one_line},
     program,
 };
 use crate::{
-    model::cause::Cause,
+    model::{cause::Cause, ids::RunId},
     ports::link::{Link, LinkError, REFUSED},
     time::{Clock, Stamp},
 };
@@ -51,6 +51,8 @@ pub struct Session {
     connect: Arc<dyn Connect>,
     clock: Arc<dyn Clock>,
     acquaintance: Arc<dyn Acquaintance>,
+    /// See [`Session::of_run`].
+    run: Option<RunId>,
     /// Held while the machine's id gets to the disk: it is met once.
     meeting: Mutex<()>,
     state: Mutex<State>,
@@ -65,7 +67,19 @@ impl Session {
     #[must_use]
     pub fn new(connect: Arc<dyn Connect>, clock: Arc<dyn Clock>, acquaintance: Arc<dyn Acquaintance>) -> Self {
         let (meeting, state) = (Mutex::default(), Mutex::default());
-        Session { connect, clock, acquaintance, meeting, state, waits: Notify::new(), turns: Semaphore::new(CHANNELS) }
+        let (waits, turns) = (Notify::new(), Semaphore::new(CHANNELS));
+        Session { connect, clock, acquaintance, run: None, meeting, state, waits, turns }
+    }
+
+    /// A session for the commands of `run` on this machine: what they leave running, and what they were, is not to outlive the run; see
+    /// [`Session::end_left`].
+    #[must_use]
+    pub fn of_run(connect: Arc<dyn Connect>, clock: Arc<dyn Clock>, run: RunId) -> Self {
+        Session { run: Some(run), ..Session::new(connect, clock, Arc::new(Fleeting)) }
+    }
+
+    pub(super) fn run_of(&self) -> Option<&RunId> {
+        self.run.as_ref()
     }
 
     /// The next free turn; `None` = stopped while waiting for it.

@@ -19,6 +19,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::*;
 use crate::{
+    model::ids::RunId,
     ports::link::{Channel, Duplex, Exit},
     sim::Random,
     tests::{below, times},
@@ -305,6 +306,21 @@ impl Host {
     fn again(&self, host_id: Option<&str>) -> Session {
         let known = Arc::new(Known(host_id.map(str::to_owned)));
         Session::new(self.shells.clone(), Arc::new(SystemClock::new()), known)
+    }
+
+    /// For commands of a run, on the machine of the daemon.
+    fn of_run(&self, run: &RunId) -> Session {
+        Session::of_run(self.shells.clone(), Arc::new(SystemClock::new()), run.clone())
+    }
+
+    /// Nothing is left of these steps' commands but their claims, which take no room.
+    fn assert_forgotten(&self, steps: &[u32]) {
+        let names = || std::fs::read_dir(&self.shells.base).unwrap().map(|entry| entry.unwrap().file_name());
+        for n in steps.iter().copied() {
+            let left: Vec<_> = names().filter(|name| name.to_string_lossy().starts_with(token(n).as_str())).collect();
+            assert_eq!(left, [self.file(n, "lock").file_name().unwrap()]);
+            assert_eq!(std::fs::metadata(self.file(n, "lock")).unwrap().len(), 0);
+        }
     }
 
     /// The argument of a `sleep` that only this test's commands run.

@@ -44,8 +44,6 @@ pub(super) async fn perform(job: &Job, args: &Resolved) -> Outcome {
     spec.max_output = job.world.limits.max_output;
     spec.reconnect = job.world.limits.reconnect;
     spec.epoch = job.place.epoch.clone();
-    // What is begun on a host is a deployment's, and stays, also where the host is this machine.
-    spec.left_of = job.place.host.is_none().then(|| job.run.clone());
 
     let mut sink = LogSink::new(job);
     spec.from = sink.from();

@@ -11,10 +11,7 @@ use crate::{
         command::{CommandSpec, Fleeting, OutputSink, Session, ToLocal, Verdict, What},
         world::World,
     },
-    model::{
-        cause::Cause,
-        ids::{Digest, ProjectName},
-    },
+    model::{cause::Cause, ids::ProjectName},
     ports::outputs::Stream,
 };
 
@@ -42,9 +39,9 @@ pub(in crate::engine) async fn exec(world: &World, project: &ProjectName, args: 
     let timeout = args.span("timeout").unwrap_or(Duration::from_secs(60));
     let argv = args.list("argv");
     let program = argv.first().map(|p| String::from_utf8_lossy(p).into_owned()).unwrap_or_default();
-    // Not journaled, so nobody sends it again: any token will do.
-    let token = Digest::of(&world.random_u128().to_le_bytes());
-    let mut spec = CommandSpec::new(token, What::Exec { argv }, timeout);
+    let mut random = [0; 32];
+    (world.random)(&mut random);
+    let mut spec = CommandSpec::passing(random, What::Exec { argv }, timeout);
     spec.env = args.map("env");
     spec.path = Some(world.limits.path.clone());
     spec.stdin = args.bytes("stdin");

@@ -53,24 +53,76 @@ in_every_shell! {
     async fn what_is_left_running_is_ended_and_what_is_on_a_host_is_not(host: Host) {
         let (marker, stays) = (host.marker(), host.marker());
         let run: RunId = format!("01k{:0>23}", marker.replace('.', "")).parse().unwrap();
-        let begun = |n: u32, text: String, more: &[(&str, &str)]| {
+        let session = host.of_run(&run);
+        let begun = async |n: u32, text: String, more: &[(&str, &str)]| {
             let mut cmd = sh(n, &text);
             cmd.env = [("PHASED_RUN", run.as_str())].iter().chain(more).map(|(k, v)| ((*k).into(), v.as_bytes().to_vec())).collect();
-            cmd.left_of = Some(run.clone());
-            cmd
+            cmd.path = Some("/usr/bin:/bin".into());
+            let mut sink = Collect::default();
+            session.run(&cmd, &mut sink, &CancellationToken::new()).await;
+            sink.out
         };
         let text = format!("sleep {marker} & (trap '' TERM; while :; do sleep {marker}; done) & setsid sleep {marker} & echo on");
-        assert_eq!(host.run(&begun(1, text, &[])).await.1, b"on\n");
-        host.run(&begun(2, format!("sleep {stays} &"), &[("PHASED_HOST_ID", "here")])).await;
+        assert_eq!(begun(1, text, &[]).await, b"on\n");
+        begun(2, format!("sleep {stays} &"), &[("PHASED_HOST_ID", "here")]).await;
         // Each has become the program that it is to be, and has its environment.
         until("what is left running", || processes(&marker) >= 3 && processes(&stays) == 1).await;
-        let left = host.session.end_left(&run).await.unwrap();
+        let left = session.end_left().await.unwrap();
         assert!(left.found >= 4 && left.remain == 0 && left.names.contains("sleep") && !left.names.contains(&marker), "{left:?}");
         assert!(!process_exists(&marker) && process_exists(&stays));
-        assert_eq!(host.session.end_left(&run).await, Ok(Left::default()));
-        let mut all = begun(3, format!("pkill -f 'sleep {stays}'"), &[]);
-        all.path = Some("/usr/bin:/bin".into());
-        host.run(&all).await;
+        assert_eq!(session.end_left().await, Ok(Left::default()));
+        begun(3, format!("pkill -f 'sleep {stays}'"), &[]).await;
+    }
+
+    async fn of_a_run_that_is_over_only_the_claims_of_its_commands_stay(host: Host) {
+        let run: RunId = format!("01k{:0>23}", host.marker().replace('.', "")).parse().unwrap();
+        let session = host.of_run(&run);
+        let run_it = async |cmd: &CommandSpec| session.run(cmd, &mut Discard, &CancellationToken::new()).await;
+        let begins = sh(1, &format!("echo begun >>{}; echo out; echo err >&2", host.path("begun").display()));
+        run_it(&begins).await;
+        let mut late = sh(2, "sleep 985.3");
+        (late.timeout, late.grace) = (Duration::from_millis(300), Duration::from_secs(1));
+        assert!(matches!(run_it(&late).await, Verdict::TimedOut { .. }));
+        until("the watchdog's end", || !is_locked(&host.file(2, "watch"))).await;
+        let from = Source::File(host.path("from"));
+        std::fs::write(host.path("from"), "x").unwrap();
+        let (to, sha256) = (host.path("to").display().to_string(), Digest::of(b"x"));
+        let upload = Upload { token: token(3), from, sha256, size: 1, to, unpack: false, mode: None, owner: None, timeout: begins.timeout, epoch: None, resumed: false };
+        let uploaded = session.upload(&upload, &CancellationToken::new()).await;
+        assert!(matches!(uploaded, UploadVerdict::Done { changed: true, .. }), "{uploaded:?}");
+        host.sh(4, "echo of no run").await;
+        // Begun, and nobody knows how it ended.
+        std::fs::write(host.file(5, "lock"), "mark").unwrap();
+        std::fs::write(host.file(5, "go"), "begun 1 1\n-\n0\n0\n").unwrap();
+        let list = host.shells.base.join(format!("run.{run}"));
+        std::fs::write(&list, std::fs::read_to_string(&list).unwrap() + token(5).as_str() + "\n").unwrap();
+
+        assert_eq!(session.end_left().await, Ok(Left::default()));
+        host.assert_forgotten(&[1, 2, 3]);
+        assert!(host.file(4, "out").exists() && host.file(5, "go").exists() && !list.exists());
+        // A start that was under way all the while arrives.
+        let opened = host.shells.opened();
+        let again = async {
+            until("the start", || host.shells.opened() > opened).await;
+            host.given_up(1).await
+        };
+        let (late, mut sink, never) = (host.again(None), Discard, CancellationToken::new());
+        let (begun, resolved) = tokio::join!(late.run(&begins, &mut sink, &never), again);
+        assert_eq!((begun, resolved), (Verdict::Void, Verdict::Void));
+        assert_eq!(std::fs::read_to_string(host.path("begun")).unwrap(), "begun\n");
+    }
+
+    async fn what_nobody_asks_about_again_leaves_only_its_claim(host: Host) {
+        // The second takes so long that it is followed.
+        for (n, text) in [(1, "echo out; exit 3".to_owned()), (2, format!("sleep 1; : {}; echo out; exit 3", host.marker()))] {
+            let cmd = CommandSpec { passing: true, ..sh(n, &text) };
+            let (verdict, out, _) = host.run(&cmd).await;
+            assert!(matches!(verdict, Verdict::Exited { code: 3, .. }) && out == b"out\n", "{verdict:?} {out:?}");
+            until("its end", || !host.file(n, "go").exists()).await;
+        }
+        // Whatever was answered before is done once the next request is answered.
+        host.sh(3, "true").await;
+        host.assert_forgotten(&[1, 2]);
     }
 
     async fn given_up_is_never_begun(host: Host) {

@@ -6,7 +6,7 @@ in_every_shell! {
     async fn a_cut_program_runs_nothing(host: Host) {
         let file = host.path("ran");
         let cmd = sh(1, &format!("touch {}", file.display()));
-        let frame = program::Frame { mark: "m", base: host.shells.base.to_str(), host_id: None, from: [0; 2], counted: false };
+        let frame = program::Frame { mark: "m", base: host.shells.base.to_str(), host_id: None, from: [0; 2], counted: false, run: None };
         let whole = [program::program(), &program::start(&frame, &cmd).unwrap()].concat();
         let last = whole.len() - b") || exit\n".len();
         for cut in [10, 300, whole.len() / 3, whole.len() / 2, last - 40, last - 1, last, last + 3] {

@@ -48,7 +48,7 @@ in_every_shell! {
         cmd.max_output = 5_000_000;
         let mark = program::mark(&cmd.token);
         let id = host.machine().await;
-        let frame = program::Frame { mark: &mark, base: host.shells.base.to_str(), host_id: Some(&id), from: [0; 2], counted: false };
+        let frame = program::Frame { mark: &mark, base: host.shells.base.to_str(), host_id: Some(&id), from: [0; 2], counted: false, run: None };
         let link = host.shells.connect().await.unwrap();
         let mut channel = link.open("sh").await.unwrap();
         let whole = [program::program(), &program::start(&frame, &cmd).unwrap()].concat();

@@ -184,6 +184,8 @@ in_every_shell! {
         let marker = host.marker();
         let go = host.path("go");
         host.sh(1, "echo old").await;
+        let run = host.shells.base.join("run.01k.boot");
+        std::fs::write(&run, "").unwrap();
         let held = sh(2, &format!("while [ ! -e {} ]; do sleep 0.05; done; : {marker}", go.display()));
         let (never, mut sink) = (CancellationToken::new(), Discard);
         let looking = async {
@@ -212,6 +214,7 @@ in_every_shell! {
             }
             look(10, 8_640_000).await;
             until("the end of the files", || !host.file(1, "lock").exists()).await;
+            until("the end of what is of no command", || !run.exists()).await;
             assert!(!host.file(1, "out").exists() && !host.file(1, "go").exists());
             assert!(host.file(2, "go").exists(), "a command that runs is not forgotten");
             assert!(host.file(101, "go").exists() && host.shells.base.join("id.lock").exists());
