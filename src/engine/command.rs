@@ -307,7 +307,7 @@ pub enum Verdict {
         /// Zero when it never began.
         duration_ms: u64,
     },
-    /// It never began, and never will.
+    /// It never began, and never will; or how it ended is forgotten: it was [passing](CommandSpec::passing), or its run is over.
     Void,
     /// Because nobody read its output.
     OutputUnread,

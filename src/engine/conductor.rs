@@ -654,6 +654,10 @@ impl Conductor {
             Ok(ticket) => {
                 let conductor = self.clone();
                 world.tasks.clone().spawn(format!("run {id} damaged"), async move {
+                    // How its commands ended is forgotten with what they left running.
+                    if let Err(error) = ticket.synced().await {
+                        return conductor.left(&id, Left::Broken(error.to_string()));
+                    }
                     super::end::end_left(&world, &run.header.project, &id).await;
                     let left = match super::end::finish(&world, &run, Some(&ticket)).await {
                         Ok(()) => Left::Finished,

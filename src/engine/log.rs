@@ -66,10 +66,10 @@ impl Reader {
                 let from = positions.get(&call).copied().unwrap_or_default();
                 let (frames, next) = outputs.read(&run, &call, from, CHUNK)?;
                 if next != from {
-                    size += next.0.saturating_sub(from.0);
+                    size += frames.iter().map(|frame| frame.bytes.len()).sum::<usize>();
                     found.push((call, frames, next));
                     // One call after another: what belongs together is shown together.
-                    if size >= CHUNK as u64 {
+                    if size >= CHUNK {
                         break;
                     }
                 }

@@ -50,7 +50,7 @@ pub struct Stored {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Position(pub u64);
 
-/// The output logs of all runs, `out/<call>.log` in each run's directory.
+/// The output logs of all runs, in `out/` of each run's directory.
 pub trait Outputs: Send + Sync {
     /// Appends a frame; per attempt and stream the first and last 5 MiB are kept with a visible gap between. Blocks on the disk.
     ///

@@ -53,14 +53,14 @@ impl Left {
 
 impl Session {
     /// Ends what commands of its run have left running: TERM, and KILL after a grace. Commands that are under way are ended with it. Of those
-    /// that had ended the machine forgets how, so that must be on our disk; asked for once more they are not begun, and `Void`.
+    /// that had ended the machine forgets how, so that must be on our disk; asked for once more a command is not begun, and `Void`.
     ///
     /// # Errors
-    /// `LinkError`'s, or `timeout`. Doing it again completes it; so cancel safe, too.
+    /// `LinkError`'s, `timeout`, or `internal`: the session is of no run. Doing it again completes it; so cancel safe, too.
     pub async fn end_left(&self) -> Result<Left, Cause> {
-        let Some(run) = self.run_of() else { return Ok(Left::default()) };
+        let Some(run) = self.run_of() else { return Err(Cause::new("internal", "the session is of no run")) };
         let mark = program::mark(&Digest::of(format!("left {run}").as_bytes()));
-        let build = |frame: &program::Frame<'_>| program::left(frame, run, GRACE);
+        let build = |frame: &program::Frame<'_>| program::left(frame, GRACE);
         let request = Request { build: &build, mark: &mark, from: [0; 2], follow: None };
         let began = self.clock().now();
         let asking = async {

@@ -1,4 +1,4 @@
-# Sent with `left`: ends what the commands of run R have left running on this machine, and those that still run. Then nobody asks about any
+# Sent with `left`: ends what the commands of a run have left running on this machine, and those that still run. Then nobody asks about any
 # of them again.
 
 # Every process of ours in the units the commands were in, but for this shell. And wherever it is, every one with the run in its
@@ -35,6 +35,12 @@ mine() {
 }
 
 left() {
+  R=${U#run.}
+  # One that was cut off may be at it still: what the next stage begins is not its business.
+  if { true >>"$B/$U"; } 2>/dev/null; then
+    exec 5>>"$B/$U"
+    flock -w 9.5 5
+  fi
   read -r me rest </proc/self/stat
   # After a reboot the names of units begin anew.
   read -r boot </proc/sys/kernel/random/boot_id
@@ -60,7 +66,7 @@ left() {
   done
   set -- $pids
   if [ $# = 0 ]; then
-    [ ! -e "$B/$U" ] || while read -r T; do
+    [ ! -s "$B/$U" ] || while read -r T; do
       d=$B/$T
       forget
     done <"$B/$U"

@@ -400,10 +400,9 @@ pub(super) fn stop(frame: &Frame<'_>, token: &Digest, user: Option<&str>, output
     Ok(text.finish())
 }
 
-/// Ends what the commands of `run` have left running, and forgets how they ended.
-pub(super) fn left(frame: &Frame<'_>, run: &RunId, grace: std::time::Duration) -> Result<Vec<u8>, Cause> {
+/// Ends what the commands of the frame's run have left running, and forgets how they ended.
+pub(super) fn left(frame: &Frame<'_>, grace: std::time::Duration) -> Result<Vec<u8>, Cause> {
     let mut text = Text::new(frame, "left", "-")?;
-    text.set("R", run.as_str())?;
     text.set("K", &grace.as_secs().clamp(1, 3600).to_string())?;
     text.push(&LEFT);
     Ok(text.finish())

@@ -363,6 +363,8 @@ watchdog() {
     exec 8<"$d.out"
     why= seen= stalled=0 unread=0 pg=0 led=
     while ! ended; do
+      # Forgotten since.
+      [ -e "$d.go" ] || exit 0
       now
       if [ -e "$d.stop" ]; then
         why=stop
@@ -508,7 +510,8 @@ finish() {
       return 0
     fi
     # All of it is still to be told: by one process, without counting. A mark ends each stream, and what is longer than 16 MiB.
-    if [ -z "$open" ] && [ "$O$E" = 00 ] && [ -s "$d.lock" ]; then
+    # (Its rest would be asked for.)
+    if [ -z "$open$F" ] && [ "$O$E" = 00 ] && [ -s "$d.lock" ]; then
       say "Z $why $code $((stop - t0))$more"
       head -q -c 16777216 "$d.out" "$d.lock" "$d.err" "$d.lock"
       return 0

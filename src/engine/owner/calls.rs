@@ -169,7 +169,13 @@ impl Owner {
     /// Performs an attempt, or goes on with one that was `resumed`, begun then by an earlier life.
     fn perform(&mut self, key: &StepKey, attempt: u32, resumed: Option<Stamp>, ticket: Option<Ticket>) {
         let Some(open) = self.open.get_mut(key) else { return };
-        if open.request.target == Target::Local && matches!(open.request.verb, Verb::Sh | Verb::Exec) {
+        // What leaves something on this machine: processes, or what it keeps of a command.
+        let here = open.request.target == Target::Local;
+        if match open.request.verb {
+            Verb::Sh | Verb::Exec | Verb::Write | Verb::ArtifactPath => here,
+            Verb::Download => true,
+            _ => false,
+        } {
             self.loose = Some(key.call());
         }
         let cancel = CancellationToken::new();

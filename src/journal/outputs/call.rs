@@ -1,14 +1,18 @@
-//! The log of one call and the tails that wait for the end of their attempts.
+//! The output of one call: its frames in the log that all share, its own log from where it prints much, and the tails that wait for the end
+//! of their attempts.
 
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{self, BufReader, Read, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    io::{self, BufReader, Read},
     path::{Path, PathBuf},
 };
 
-use super::frame::{self, Header, MAX_PAYLOAD, Next, PREFIX};
+use super::{
+    Sizes,
+    frame::{self, Header, MAX_PAYLOAD, Next, PREFIX},
+    shared::{self, Shared, Span},
+};
 use crate::{
     model::{
         ids::Digest,
@@ -22,13 +26,14 @@ type Source = (StepKey, u32, u8);
 
 /// A call's log as its writer knows it.
 pub(super) struct CallLog {
+    /// Its own log.
     path: PathBuf,
     call: CallKey,
-    /// Its place among the run's logs, for the header of a new one.
-    n: u64,
-    kept: u64,
-    /// What is still to be written before anything else: a new log is made together with what it begins with.
-    head: Vec<u8>,
+    sizes: Sizes,
+    /// Its frames in the shared log.
+    spans: Vec<Span>,
+    /// Whether it has a log of its own, once somebody has looked.
+    own: Option<bool>,
     /// `None`: not read yet, or a write failed and what lies on disk is not known.
     streams: Option<BTreeMap<Source, Kept>>,
 }
@@ -48,26 +53,46 @@ struct Kept {
 }
 
 impl CallLog {
-    pub fn new(path: PathBuf, call: CallKey, n: u64, kept: u64) -> Self {
-        CallLog { path, call, n, kept, head: Vec::new(), streams: None }
+    pub fn new(dir: &Path, call: CallKey, sizes: Sizes) -> Self {
+        let path = dir.join(format!("{}.log", frame::file_name(&call)));
+        CallLog { path, call, sizes, spans: Vec::new(), own: None, streams: None }
     }
 
-    pub fn append(&mut self, frame: Frame) -> io::Result<()> {
-        self.mending(|log| frame::split(frame).into_iter().try_for_each(|part| log.append_one(&part)))
+    /// Where its frames lie in the shared log, in order.
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
+    /// A frame of it was found in the shared log.
+    pub fn shares(&mut self, span: Span) {
+        self.spans.push(span);
+    }
+
+    /// Its own log, if there is one.
+    pub fn own(&mut self) -> Option<PathBuf> {
+        let path = &self.path;
+        self.own.get_or_insert_with(|| path.exists()).then(|| path.clone())
+    }
+
+    pub fn append(&mut self, shared: &mut Shared, frame: Frame) -> io::Result<()> {
+        let parts = frame::split(frame);
+        self.mending(shared, |log, shared| parts.iter().try_for_each(|part| log.append_one(shared, part)))
     }
 
     /// Runs `work`; if it fails, half a frame may have been written, and the log is read and cut before the next one.
-    fn mending(&mut self, work: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<()> {
-        let done = self.load().and_then(|()| work(self));
+    fn mending(
+        &mut self,
+        shared: &mut Shared,
+        work: impl FnOnce(&mut Self, &mut Shared) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let done = self.load(shared).and_then(|()| work(self, shared));
         if done.is_err() {
-            self.streams = None;
+            (self.streams, self.own) = (None, None);
         }
         done
     }
 
-    fn append_one(&mut self, frame: &Frame) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(frame.bytes.len() + 256);
-        frame::put_frame(&mut bytes, &self.call, frame);
+    fn append_one(&mut self, shared: &mut Shared, frame: &Frame) -> io::Result<()> {
         let source = source(frame);
         let size = frame.bytes.len() as u64;
         let kept = self.streams.get_or_insert_default().entry(source.clone()).or_default();
@@ -76,14 +101,14 @@ impl CallLog {
         if frame.stream != Stream::Note && frame.raw_len > 0 && end <= kept.stored {
             return Ok(());
         }
-        if kept.head < self.kept {
+        if kept.head < self.sizes.kept {
             kept.head += size;
             kept.end = end;
             kept.stored = end;
-            return self.write(bytes);
+            return self.write(shared, frame);
         }
         let first = kept.tail.is_empty();
-        if kept.tail.last().is_none_or(|(_, held)| *held >= self.kept) {
+        if kept.tail.last().is_none_or(|(_, held)| *held >= self.sizes.kept) {
             let number = kept.tail.last().map_or(0, |(number, _)| number + 1);
             kept.tail.push((number, 0));
             if kept.tail.len() > 2 {
@@ -92,47 +117,58 @@ impl CallLog {
             }
         }
         if let Some((number, held)) = kept.tail.last_mut() {
-            write(&tail_path(&self.path, &source, *number), &bytes)?;
+            shared::append(&tail_path(&self.path, &source, *number), &own_frame(&self.call, frame))?;
             *held += size;
             kept.stored = end;
         }
         if first {
             let text = format!(
                 "[over {} of {}: the last of it follows when the step has ended]\n",
-                mib(self.kept),
+                mib(self.sizes.kept),
                 name(frame.stream)
             );
-            self.note(frame, frame.offset, 0, &text)?;
+            self.note(shared, frame, frame.offset, 0, &text)?;
         }
         Ok(())
     }
 
     /// A line of our own beside `frame`; `raw_len` bytes from `offset` are what it stands for.
-    fn note(&mut self, frame: &Frame, offset: u64, raw_len: u64, text: &str) -> io::Result<()> {
+    fn note(&mut self, shared: &mut Shared, frame: &Frame, offset: u64, raw_len: u64, text: &str) -> io::Result<()> {
         let (step, attempt, wall_ms) = (frame.step.clone(), frame.attempt, frame.wall_ms);
         let bytes = text.as_bytes().to_vec();
         let note = Frame { step, attempt, stream: Stream::Note, offset, raw_len, wall_ms, bytes };
+        self.write(shared, &note)
+    }
+
+    /// Appends to the shared log, and to its own once it has had its part of that.
+    fn write(&mut self, shared: &mut Shared, frame: &Frame) -> io::Result<()> {
         let mut bytes = Vec::new();
-        frame::put_frame(&mut bytes, &self.call, &note);
-        self.write(bytes)
-    }
-
-    /// Appends to the log itself.
-    fn write(&mut self, bytes: Vec<u8>) -> io::Result<()> {
-        let mut head = std::mem::take(&mut self.head);
-        if head.is_empty() {
-            return write(&self.path, &bytes);
+        if self.own().is_none() {
+            let has: u64 = self.spans.iter().map(|span| u64::from(span.length)).sum();
+            let whole = shared_frame(frame);
+            if has + whole.len() as u64 <= self.sizes.shared {
+                self.spans.push(shared.append(&whole)?);
+                return Ok(());
+            }
+            if self.spans.is_empty() {
+                // Who has printed is in the shared log, and in which order.
+                let nothing = Frame { stream: Stream::Out, offset: 0, raw_len: 0, ..frame.clone_head() };
+                self.spans.push(shared.append(&shared_frame(&nothing))?);
+            }
+            // It is made together with what it begins with.
+            frame::put_header(&mut bytes, &Header { format: 1, call: Some(self.call.clone()) })?;
+            self.own = Some(true);
         }
-        head.extend(bytes);
-        write(&self.path, &head)
+        frame::put_frame(&mut bytes, Some(&self.call), frame);
+        shared::append(&self.path, &bytes)
     }
 
-    pub fn finish(&mut self, step: &StepKey, attempt: u32) -> io::Result<()> {
-        self.mending(|log| {
+    pub fn finish(&mut self, shared: &mut Shared, step: &StepKey, attempt: u32) -> io::Result<()> {
+        self.mending(shared, |log, shared| {
             for stream in 0..3 {
                 let source = (step.clone(), attempt, stream);
                 let Some(kept) = log.streams.get_or_insert_default().remove(&source) else { continue };
-                log.move_tail(&source, &kept)?;
+                log.move_tail(shared, &source, &kept)?;
                 for (number, _) in &kept.tail {
                     remove(&tail_path(&log.path, &source, *number))?;
                 }
@@ -142,34 +178,33 @@ impl CallLog {
     }
 
     /// What lies on disk of an attempt's stdout and stderr, after a crash or not.
-    pub fn stored(&mut self, step: &StepKey, attempt: u32, keep: usize) -> io::Result<[Stored; 2]> {
-        self.load()?;
+    pub fn stored(&mut self, shared: &Shared, step: &StepKey, attempt: u32, keep: usize) -> io::Result<[Stored; 2]> {
+        self.load(shared)?;
         let mut found = [Stored::default(), Stored::default()];
-        // It is not there yet.
-        if !self.head.is_empty() {
-            return Ok(found);
-        }
+        let first = shared.reader().read(&self.spans)?;
+        let own = self.own();
         for (stream, stored) in found.iter_mut().enumerate() {
             let source = (step.clone(), attempt, u8::try_from(stream).unwrap_or(0));
             let tails = self.streams.get_or_insert_default().get(&source).map(|kept| kept.tail.clone());
             let tails = tails.unwrap_or_default().into_iter().map(|(number, _)| tail_path(&self.path, &source, number));
-            for path in std::iter::once(self.path.clone()).chain(tails) {
+            let mut take = |frame: &Frame| {
+                // A crash while the tail was being moved leaves a part of it in both places.
+                if self::source(frame) != source || frame.offset < stored.end {
+                    return;
+                }
+                stored.total += (frame.offset - stored.end) + frame.bytes.len() as u64;
+                stored.end = frame.offset.saturating_add(frame.raw_len);
+                stored.last.extend_from_slice(&frame.bytes);
+                // Not for every frame: that would move all of it each time.
+                if stored.last.len() > 2 * keep {
+                    stored.last.drain(..stored.last.len() - keep);
+                }
+            };
+            first.iter().for_each(&mut take);
+            for path in own.clone().into_iter().chain(tails) {
                 let mut frames = Frames::open(&path)?;
                 while let Some(payload) = frames.next()? {
-                    let Some(frame) = frame::output(&self.call, &payload).filter(|f| self::source(f) == source) else {
-                        continue;
-                    };
-                    // A crash while the tail was being moved leaves a part of it in both places.
-                    if frame.offset < stored.end {
-                        continue;
-                    }
-                    stored.total += (frame.offset - stored.end) + frame.bytes.len() as u64;
-                    stored.end = frame.offset.saturating_add(frame.raw_len);
-                    stored.last.extend_from_slice(&frame.bytes);
-                    // Not for every frame: that would move all of it each time.
-                    if stored.last.len() > 2 * keep {
-                        stored.last.drain(..stored.last.len() - keep);
-                    }
+                    frame::output(Some(&self.call), &payload).iter().for_each(&mut take);
                 }
             }
             let surplus = stored.last.len().saturating_sub(keep);
@@ -179,14 +214,14 @@ impl CallLog {
     }
 
     /// Appends the last `kept` bytes of a stream's tail files to the log.
-    fn move_tail(&mut self, source: &Source, kept: &Kept) -> io::Result<()> {
+    fn move_tail(&mut self, shared: &mut Shared, source: &Source, kept: &Kept) -> io::Result<()> {
         let held: u64 = kept.tail.iter().map(|(_, held)| held).sum();
-        let mut surplus = held.saturating_sub(self.kept);
+        let mut surplus = held.saturating_sub(self.sizes.kept);
         let mut end = Some(kept.end);
         for (number, _) in &kept.tail {
             let mut frames = Frames::open(&tail_path(&self.path, source, *number))?;
             while let Some(payload) = frames.next()? {
-                let Some(frame) = frame::output(&self.call, &payload) else { continue };
+                let Some(frame) = frame::output(Some(&self.call), &payload) else { continue };
                 let size = frame.bytes.len() as u64;
                 if size <= surplus {
                     surplus -= size;
@@ -201,53 +236,47 @@ impl CallLog {
                     && let gap @ 1.. = frame.offset.saturating_sub(end)
                 {
                     let text = format!("[{} of {} are not kept]\n", bytes_text(gap), name(frame.stream));
-                    self.note(&frame, end, gap, &text)?;
+                    self.note(shared, &frame, end, gap, &text)?;
                 }
-                let mut bytes = Vec::new();
-                frame::put_frame(&mut bytes, &self.call, &frame);
-                self.write(bytes)?;
+                self.write(shared, &frame)?;
             }
         }
         Ok(())
     }
 
     /// Learns what lies on disk: cuts off what a crash left half written, finds the tails of attempts that were not finished.
-    fn load(&mut self) -> io::Result<()> {
+    fn load(&mut self, shared: &Shared) -> io::Result<()> {
         if self.streams.is_some() {
             return Ok(());
         }
         let mut streams: BTreeMap<Source, Kept> = BTreeMap::new();
-        let mut good = 0;
-        self.head.clear();
-        if self.path.exists() {
+        let mut has = |frame: &Frame| {
+            let kept = streams.entry(source(frame)).or_default();
+            kept.head += frame.bytes.len() as u64;
+            kept.end = kept.end.max(frame.offset.saturating_add(frame.raw_len));
+            kept.stored = kept.end;
+        };
+        shared.reader().read(&self.spans)?.iter().for_each(&mut has);
+        if self.own().is_some() {
             let mut frames = Frames::open(&self.path)?;
-            let header = frames.next()?.and_then(|payload| frame::header(&payload));
-            if header.is_some() {
+            let mut good = 0;
+            // One without a header was cut off by a crash before it had any frame.
+            if frames.next()?.and_then(|payload| frame::header(&payload)).is_some() {
                 good = frames.at;
                 while let Some(payload) = frames.next()? {
                     good = frames.at;
-                    let Some(frame) = frame::output(&self.call, &payload) else { continue };
-                    let kept = streams.entry(source(&frame)).or_default();
-                    kept.head += frame.bytes.len() as u64;
-                    kept.end = kept.end.max(frame.offset.saturating_add(frame.raw_len));
-                    kept.stored = kept.end;
+                    frame::output(Some(&self.call), &payload).iter().for_each(&mut has);
                 }
             }
-            let file = OpenOptions::new().write(true).open(&self.path)?;
-            let length = file.metadata()?.len();
-            if length > good {
-                tracing::warn!(log = %self.path.display(), cut = length - good, "the end of an output log was cut off by a crash");
-                file.set_len(good)?;
+            shared::cut(&OpenOptions::new().write(true).open(&self.path)?, &self.path, good)?;
+            if good == 0 {
+                fs::remove_file(&self.path)?;
+                self.own = Some(false);
             }
-        }
-        if good == 0 {
-            if let Some(dir) = self.path.parent() {
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-            }
-            frame::put_header(&mut self.head, &Header { format: 1, call: self.call.clone(), n: self.n })?;
         }
         // Only what filled its head can have a tail.
-        for (source, kept) in streams.iter_mut().filter(|(_, kept)| kept.head >= self.kept) {
+        let most = self.sizes.kept;
+        for (source, kept) in streams.iter_mut().filter(|(_, kept)| kept.head >= most) {
             let end;
             (kept.tail, end) = tails(&self.path, &self.call, source)?;
             kept.stored = kept.stored.max(end);
@@ -255,6 +284,20 @@ impl CallLog {
         self.streams = Some(streams);
         Ok(())
     }
+}
+
+/// A frame as the shared log has it.
+fn shared_frame(frame: &Frame) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(frame.bytes.len() + 256);
+    frame::put_frame(&mut bytes, None, frame);
+    bytes
+}
+
+/// And as the own logs of `call` do.
+fn own_frame(call: &CallKey, frame: &Frame) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(frame.bytes.len() + 256);
+    frame::put_frame(&mut bytes, Some(call), frame);
+    bytes
 }
 
 fn source(frame: &Frame) -> Source {
@@ -305,7 +348,7 @@ fn tails(log: &Path, call: &CallKey, source: &Source) -> io::Result<(Vec<(u64, u
         let Some(number) = number else { continue };
         let (mut held, mut frames) = (0, Frames::open(&entry.path())?);
         while let Some(payload) = frames.next()? {
-            let Some(frame) = frame::output(call, &payload) else { continue };
+            let Some(frame) = frame::output(Some(call), &payload) else { continue };
             held += frame.bytes.len() as u64;
             end = end.max(frame.offset.saturating_add(frame.raw_len));
         }
@@ -315,10 +358,6 @@ fn tails(log: &Path, call: &CallKey, source: &Source) -> io::Result<(Vec<(u64, u
     }
     tails.sort_unstable();
     Ok((tails, end))
-}
-
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)?.write_all(bytes)
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -4,12 +4,14 @@
 //!
 //! ```text
 //! frame    length u32 LE | crc32c of the payload, u32 LE | payload
-//! header   0 u8 | JSON {"format":1,"call":"test/unit/run","n":3}
-//! output   1 u8 | stream u8 (0 out, 1 err, 2 note) | attempt u32 | offset u64 | raw_len u64 | wall_ms i64 |
+//! header   0 u8 | JSON {"format":1,"call":"test/unit/run"}; without `call` in the log that all calls share
+//! output   1 or 2 u8 | stream u8 (0 out, 1 err, 2 note) | attempt u32 | offset u64 | raw_len u64 | wall_ms i64 |
 //!          step length u16 | step | bytes                                                    all numbers LE
 //! ```
 //!
-//! `step` is the step's key without the call's and its slash: the header has that.
+//! `step` is the step's key; of a 1, in a call's own log, without the call's and its slash: the header has that.
+
+use std::{io, path::Path};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -32,9 +34,8 @@ pub(super) const PREFIX: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Header {
     pub format: u32,
-    pub call: CallKey,
-    /// How many logs the run had before this one.
-    pub n: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call: Option<CallKey>,
 }
 
 /// What begins at a place in a log.
@@ -62,9 +63,13 @@ pub(super) fn put_header(out: &mut Vec<u8>, header: &Header) -> serde_json::Resu
     Ok(())
 }
 
-pub(super) fn put_frame(out: &mut Vec<u8>, call: &CallKey, frame: &Frame) {
+/// Appends a frame of output: for the own log of `call`, or for the one that all share.
+pub(super) fn put_frame(out: &mut Vec<u8>, call: Option<&CallKey>, frame: &Frame) {
     let key = frame.step.as_str();
-    let step = key.strip_prefix(call.as_str()).and_then(|rest| rest.strip_prefix('/')).unwrap_or(key);
+    let (kind, step) = match call {
+        Some(call) => (1, key.strip_prefix(call.as_str()).and_then(|rest| rest.strip_prefix('/')).unwrap_or(key)),
+        None => (2, key),
+    };
     let step = step.get(..step.len().min(usize::from(u16::MAX))).unwrap_or("");
     let stream = match frame.stream {
         Stream::Out => 0,
@@ -72,7 +77,7 @@ pub(super) fn put_frame(out: &mut Vec<u8>, call: &CallKey, frame: &Frame) {
         Stream::Note => 2,
     };
     let mut payload = Vec::with_capacity(32 + step.len() + frame.bytes.len());
-    payload.extend_from_slice(&[1, stream]);
+    payload.extend_from_slice(&[kind, stream]);
     payload.extend_from_slice(&frame.attempt.to_le_bytes());
     payload.extend_from_slice(&frame.offset.to_le_bytes());
     payload.extend_from_slice(&frame.raw_len.to_le_bytes());
@@ -108,9 +113,10 @@ pub(super) fn header(payload: &[u8]) -> Option<Header> {
     (header.format == 1).then_some(header)
 }
 
-/// A frame of output; `None` for a header, and for kinds of frames that a newer daemon may write.
-pub(super) fn output(call: &CallKey, payload: &[u8]) -> Option<Frame> {
-    let rest = payload.strip_prefix(&[1])?;
+/// A frame of output, of the own log of `call` or of the shared one; `None` for a header, and for kinds of frames that a newer daemon may
+/// write.
+pub(super) fn output(call: Option<&CallKey>, payload: &[u8]) -> Option<Frame> {
+    let (kind, rest) = payload.split_first()?;
     let (stream, rest) = rest.split_first()?;
     let stream = match stream {
         0 => Stream::Out,
@@ -124,7 +130,12 @@ pub(super) fn output(call: &CallKey, payload: &[u8]) -> Option<Frame> {
     let (wall_ms, rest) = rest.split_first_chunk::<8>()?;
     let (length, rest) = rest.split_first_chunk::<2>()?;
     let (step, bytes) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
-    let step = format!("{call}/{}", std::str::from_utf8(step).ok()?);
+    let step = std::str::from_utf8(step).ok()?;
+    let step = match (kind, call) {
+        (1, Some(call)) => format!("{call}/{step}"),
+        (2, None) => step.to_owned(),
+        _ => return None,
+    };
     let step: StepKey = serde_json::from_value(Value::String(step)).ok()?;
     Some(Frame {
         step,
@@ -158,9 +169,15 @@ pub(super) fn split(frame: Frame) -> Vec<Frame> {
 
 impl Frame {
     /// Everything but the bytes.
-    fn clone_head(&self) -> Frame {
+    pub(super) fn clone_head(&self) -> Frame {
         Frame { step: self.step.clone(), bytes: Vec::new(), ..*self }
     }
+}
+
+/// A log has something else where a frame is to be.
+pub(super) fn damaged(log: &Path, at: u64) -> io::Error {
+    let why = format!("the output log `{}` is damaged at byte {at}", log.display());
+    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 /// The name of a call's files, without an ending: the key percent-encoded outside `[A-Za-z0-9._-]`, so that it can be read back;
@@ -193,9 +210,9 @@ mod tests {
     #[test]
     fn frames_read_back_and_no_altered_byte_is_believed() {
         let mut bytes = Vec::new();
-        put_frame(&mut bytes, &call(), &frame(b"hello\n\xff"));
+        put_frame(&mut bytes, Some(&call()), &frame(b"hello\n\xff"));
         let Next::Payload(payload, length) = next(&bytes) else { panic!() };
-        assert_eq!((length, output(&call(), payload)), (bytes.len(), Some(frame(b"hello\n\xff"))));
+        assert_eq!((length, output(Some(&call()), payload)), (bytes.len(), Some(frame(b"hello\n\xff"))));
         for cut in 0..bytes.len() {
             assert_eq!(next(&bytes[..cut]), Next::Open);
         }
@@ -207,29 +224,34 @@ mod tests {
         assert_eq!(next(&[0; 100]), Next::Open);
         assert_eq!(next(&[0xff; 100]), Next::Bad);
         for length in 0..40 {
-            assert_eq!(output(&call(), &vec![1; length]), None, "a payload of ones, {length} long");
+            assert_eq!(output(Some(&call()), &vec![1; length]), None, "a payload of ones, {length} long");
         }
     }
 
     #[test]
-    fn the_frame_is_golden() {
-        let mut bytes = Vec::new();
-        put_frame(
-            &mut bytes,
-            &CallKey::stage("unit", "run"),
-            &Frame {
-                step: StepKey::new(&CallKey::stage("unit", "run"), &Branch::top(), "sh", 1),
-                attempt: 1,
-                stream: Stream::Out,
-                offset: 2,
-                raw_len: 3,
-                wall_ms: 4,
-                bytes: b"abc".to_vec(),
-            },
-        );
-        let payload = b"\x01\x00\x01\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\x06\0-/sh#1abc";
-        assert_eq!(&bytes[..4], &41u32.to_le_bytes());
-        assert_eq!(&bytes[8..], payload);
+    fn frames_are_golden() {
+        let frame = Frame {
+            step: StepKey::new(&CallKey::stage("unit", "run"), &Branch::top(), "sh", 1),
+            attempt: 1,
+            stream: Stream::Out,
+            offset: 2,
+            raw_len: 3,
+            wall_ms: 4,
+            bytes: b"abc".to_vec(),
+        };
+        let rest = b"\x00\x01\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0";
+        let own = [&[1], &rest[..], b"\x06\0-/sh#1abc"].concat();
+        let shared = [&[2], &rest[..], b"\x14\0test/unit/run/-/sh#1abc"].concat();
+        for (call, payload) in [(Some(&CallKey::stage("unit", "run")), own), (None, shared)] {
+            let mut bytes = Vec::new();
+            put_frame(&mut bytes, call, &frame);
+            assert_eq!(bytes[..4], u32::try_from(payload.len()).unwrap().to_le_bytes());
+            assert_eq!(bytes[8..], payload);
+            assert_eq!(output(call, &payload).as_ref(), Some(&frame));
+            // Of another kind of log.
+            let other = if call.is_some() { None } else { Some(CallKey::stage("unit", "run")) };
+            assert_eq!(output(other.as_ref(), &payload), None);
+        }
     }
 
     #[test]

@@ -1,23 +1,31 @@
 use super::*;
 use crate::{model::step::Branch, ports::outputs::Stream};
 
-const SMALL: u64 = 1000;
-
 struct Fixture {
     dir: tempfile::TempDir,
     outputs: FileOutputs,
 }
 
 impl Fixture {
+    /// Little goes to the shared log of all calls, much to a log of their own.
     fn new() -> Self {
+        Fixture::sharing(500)
+    }
+
+    fn sharing(shared: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let outputs = FileOutputs::keeping(dir.path().to_owned(), SMALL).unwrap();
+        let outputs = FileOutputs::keeping(dir.path().to_owned(), Sizes { kept: 1000, shared }).unwrap();
         Fixture { dir, outputs }
+    }
+
+    /// With each way in which output may be spread over the logs: all of it shared, nothing but that there is some, or both.
+    fn each() -> [Self; 3] {
+        [1_000_000, 0, 500].map(Fixture::sharing)
     }
 
     /// As after a crash: nothing but the files.
     fn restart(&mut self) {
-        self.outputs = FileOutputs::keeping(self.dir.path().to_owned(), SMALL).unwrap();
+        self.outputs = FileOutputs::keeping(self.dir.path().to_owned(), self.outputs.sizes).unwrap();
     }
 
     fn print(&self, step: &StepKey, stream: Stream, offset: u64, bytes: &[u8]) {
@@ -50,8 +58,12 @@ impl Fixture {
         self.read_all(100).into_iter().map(|f| String::from_utf8(f.bytes).unwrap()).collect()
     }
 
-    fn log(&self) -> PathBuf {
-        self.outputs.path(&run(), &call())
+    fn shared(&self) -> PathBuf {
+        self.outputs.dir(&run()).join("log")
+    }
+
+    fn own(&self) -> PathBuf {
+        self.outputs.dir(&run()).join(format!("{}.log", frame::file_name(&call())))
     }
 
     fn files(&self) -> usize {
@@ -73,7 +85,10 @@ fn step(n: u32) -> StepKey {
 
 #[test]
 fn what_is_printed_is_followed_in_order() {
-    let fixture = Fixture::new();
+    Fixture::each().iter().for_each(followed_in_order);
+}
+
+fn followed_in_order(fixture: &Fixture) {
     let changed = fixture.outputs.changed();
     assert_eq!(fixture.outputs.read(&run(), &call(), Position(0), 10).unwrap(), (vec![], Position(0)));
     fixture.print(&step(1), Stream::Out, 0, b"a");
@@ -81,7 +96,7 @@ fn what_is_printed_is_followed_in_order() {
     fixture.print(&step(1), Stream::Err, 0, b"b");
     let (frames, at) = fixture.outputs.read(&run(), &call(), Position(0), 1_000_000).unwrap();
     assert_eq!(
-        frames.iter().map(|f| (f.stream, &f.bytes[..])).collect::<Vec<_>>(),
+        frames.iter().filter(|f| !f.bytes.is_empty()).map(|f| (f.stream, &f.bytes[..])).collect::<Vec<_>>(),
         [(Stream::Out, &b"a"[..]), (Stream::Err, b"b")]
     );
     assert_eq!(frames[0].step, step(1));
@@ -89,7 +104,67 @@ fn what_is_printed_is_followed_in_order() {
     let (frames, end) = fixture.outputs.read(&run(), &call(), at, 1_000_000).unwrap();
     assert_eq!(frames.len(), 1);
     assert_eq!(fixture.outputs.read(&run(), &call(), end, 10).unwrap(), (vec![], end));
-    assert_eq!(fixture.read_all(1).len(), 3);
+    assert_eq!(fixture.text(), "abc");
+    assert_eq!(fixture.read_all(1), fixture.read_all(1_000_000));
+}
+
+#[test]
+fn calls_share_a_log_until_one_of_them_prints_much() {
+    let mut fixture = Fixture::new();
+    let step_of =
+        |n: u32| StepKey::new(&CallKey::host("production", 1, &format!("h{n}"), "deploy"), &Branch::top(), "sh", 1);
+    for round in 0..3u64 {
+        for n in 0..20 {
+            fixture.print(&step_of(n), Stream::Out, round * 3, format!("{n:02}\n").as_bytes());
+        }
+    }
+    assert_eq!(fixture.files(), 1);
+    fixture.lines(&step(1), 0, 90);
+    assert_eq!(fixture.files(), 2, "one has a log of its own");
+    let check = |fixture: &Fixture| {
+        let calls = fixture.outputs.calls(&run()).unwrap();
+        assert_eq!(calls.len(), 21);
+        for (n, key) in calls.iter().take(20).enumerate() {
+            let (frames, at) = fixture.outputs.read(&run(), key, Position(0), 1000).unwrap();
+            let text: Vec<u8> = frames.iter().flat_map(|frame| frame.bytes.clone()).collect();
+            assert_eq!(String::from_utf8(text).unwrap(), format!("{n:02}\n").repeat(3));
+            assert!(frames.iter().all(|frame| frame.step == step_of(u32::try_from(n).unwrap())));
+            assert_eq!(fixture.outputs.read(&run(), key, at, 1000).unwrap(), (vec![], at));
+        }
+        assert_eq!(fixture.text(), (0..90).map(|n| format!("line{n:05}\n")).collect::<String>());
+    };
+    check(&fixture);
+    fixture.restart();
+    check(&fixture);
+    // The one that has a log of its own goes on there, the others where all are.
+    let before = fs::metadata(fixture.shared()).unwrap().len();
+    fixture.restart();
+    fixture.print(&step(1), Stream::Out, 900, b"x");
+    assert_eq!(fs::metadata(fixture.shared()).unwrap().len(), before);
+    fixture.print(&step_of(3), Stream::Err, 0, b"x");
+    assert!(fs::metadata(fixture.shared()).unwrap().len() > before && fixture.files() == 2);
+}
+
+#[test]
+fn a_shared_log_that_is_damaged_says_so_and_what_was_before_is_read() {
+    let mut fixture = Fixture::sharing(1_000_000);
+    let other = StepKey::new(&CallKey::stage("other", "run"), &Branch::top(), "sh", 1);
+    fixture.print(&step(1), Stream::Out, 0, b"first");
+    let good = fs::metadata(fixture.shared()).unwrap().len();
+    fixture.print(&other, Stream::Out, 0, b"second");
+    let mut bytes = fs::read(fixture.shared()).unwrap();
+    *bytes.last_mut().unwrap() ^= 0x40;
+    fs::write(fixture.shared(), &bytes).unwrap();
+    let damaged = fixture.outputs.read(&run(), &other.call(), Position(0), 10).unwrap_err().to_string();
+    assert!(damaged.contains("is damaged at byte"), "{damaged}");
+    fixture.restart();
+    let (frames, at) = fixture.outputs.read(&run(), &call(), Position(0), 10).unwrap();
+    assert_eq!((frames.len(), at), (1, Position(good)));
+    let damaged = fixture.outputs.read(&run(), &call(), at, 10).unwrap_err().to_string();
+    assert!(damaged.contains(&format!("is damaged at byte {good}")), "{damaged}");
+    // Whoever writes goes on where it is whole.
+    fixture.print(&step(2), Stream::Out, 0, b"third");
+    assert_eq!(fixture.text(), "firstthird");
 }
 
 #[test]
@@ -127,7 +202,7 @@ fn calls_come_in_the_order_they_began_also_after_a_restart() {
 fn little_output_is_kept_whole_and_finishing_nothing_makes_nothing() {
     let fixture = Fixture::new();
     fixture.outputs.finish(&run(), &step(1), 1).unwrap();
-    assert!(!fixture.log().exists());
+    assert!(!fixture.outputs.dir(&run()).exists());
     fixture.lines(&step(1), 0, 100);
     fixture.outputs.finish(&run(), &step(1), 1).unwrap();
     assert_eq!(fixture.text(), (0..100).map(|n| format!("line{n:05}\n")).collect::<String>());
@@ -138,9 +213,9 @@ fn of_much_output_both_ends_are_kept_with_a_gap_between() {
     let fixture = Fixture::new();
     fixture.lines(&step(1), 0, 1234);
     fixture.print(&step(1), Stream::Err, 0, b"oops\n");
-    assert!(fixture.files() <= 3, "the log and two tail files");
+    assert!(fixture.files() <= 4, "two logs and two tail files");
     fixture.outputs.finish(&run(), &step(1), 1).unwrap();
-    assert_eq!(fixture.files(), 1);
+    assert_eq!(fixture.files(), 2);
     let text = fixture.text();
     let line = |n: u64| format!("line{n:05}\n");
     let head: String = (0..100).map(line).collect();
@@ -176,68 +251,85 @@ fn a_crash_before_the_end_of_an_attempt_costs_nothing_that_was_kept() {
     let text = fixture.text();
     assert!(text.ends_with(&(1134..1234).map(|n| format!("line{n:05}\n")).collect::<String>()));
     assert!(text.contains("[10340 bytes of stdout are not kept]\nline01134\n"), "{text}");
-    assert_eq!(fixture.files(), 1);
+    assert_eq!(fixture.files(), 2);
 }
 
 #[test]
 fn a_log_cut_at_any_byte_is_mended_and_goes_on() {
-    let mut fixture = Fixture::new();
-    for n in 0..3 {
-        fixture.print(&step(n + 1), Stream::Out, 0, b"0123456789");
-    }
-    let whole = fs::read(fixture.log()).unwrap();
-    let frames = fixture.read_all(1000);
-    for cut in 0..=whole.len() {
-        fs::write(fixture.log(), &whole[..cut]).unwrap();
-        fixture.restart();
-        let before = fixture.read_all(1000);
-        assert_eq!(before, frames[..before.len()]);
-        fixture.print(&step(9), Stream::Out, 0, b"more");
-        let after = fixture.read_all(1000);
-        assert_eq!(after[..before.len()], before[..]);
-        assert_eq!((after.len(), &after[after.len() - 1].bytes[..]), (before.len() + 1, &b"more"[..]), "cut at {cut}");
+    for (shared, is_shared) in [(1_000_000, true), (0, false)] {
+        let mut fixture = Fixture::sharing(shared);
+        for n in 0..3 {
+            fixture.print(&step(n + 1), Stream::Out, 0, b"0123456789");
+        }
+        let log = if is_shared { fixture.shared() } else { fixture.own() };
+        let whole = fs::read(&log).unwrap();
+        let frames = fixture.read_all(1000);
+        for cut in 0..=whole.len() {
+            fs::write(&log, &whole[..cut]).unwrap();
+            fixture.restart();
+            let before = fixture.read_all(1000);
+            assert_eq!(before, frames[..before.len()]);
+            fixture.print(&step(9), Stream::Out, 0, b"more");
+            let after = fixture.read_all(1000);
+            assert_eq!(after[..before.len()], before[..]);
+            let last = &after[after.len() - 1].bytes[..];
+            assert_eq!((after.len(), last), (before.len() + 1, &b"more"[..]), "cut at {cut}");
+            fixture.restart();
+            assert_eq!(fixture.read_all(1000), after);
+        }
     }
 }
 
 #[test]
 fn damage_and_foreign_positions_are_errors_and_no_output() {
-    let fixture = Fixture::new();
-    fixture.print(&step(1), Stream::Out, 0, b"0123456789");
-    fixture.print(&step(2), Stream::Out, 0, b"0123456789");
-    let whole = fs::read(fixture.log()).unwrap();
-    for at in 0..whole.len() {
-        let mut bad = whole.clone();
-        bad[at] ^= 0x40;
-        fs::write(fixture.log(), &bad).unwrap();
-        let mut from = Position(0);
-        while let Ok((frames, next)) = fixture.outputs.read(&run(), &call(), from, 1) {
-            assert!(frames.iter().all(|frame| frame.bytes == b"0123456789"));
-            if next == from {
-                break;
+    for (shared, is_shared) in [(1_000_000, true), (0, false)] {
+        let fixture = Fixture::sharing(shared);
+        fixture.print(&step(1), Stream::Out, 0, b"0123456789");
+        fixture.print(&step(2), Stream::Out, 0, b"0123456789");
+        let log = if is_shared { fixture.shared() } else { fixture.own() };
+        let whole = fs::read(&log).unwrap();
+        let ours = |frames: &[Frame]| frames.iter().all(|frame| frame.bytes.is_empty() || frame.bytes == b"0123456789");
+        for at in 0..whole.len() {
+            let mut bad = whole.clone();
+            bad[at] ^= 0x40;
+            fs::write(&log, &bad).unwrap();
+            let mut from = Position(0);
+            while let Ok((frames, next)) = fixture.outputs.read(&run(), &call(), from, 1) {
+                assert!(ours(&frames));
+                if next == from {
+                    break;
+                }
+                from = next;
             }
-            from = next;
+        }
+        fs::write(&log, &whole).unwrap();
+        for from in (0..whole.len() as u64 + 10).flat_map(|from| [from, OWN + from]) {
+            if let Ok((frames, _)) = fixture.outputs.read(&run(), &call(), Position(from), 100) {
+                assert!(ours(&frames));
+            }
+        }
+        for far in [OWN - 1, OWN + (1 << 40), u64::MAX] {
+            assert!(ours(&fixture.outputs.read(&run(), &call(), Position(far), 1).unwrap().0));
         }
     }
-    fs::write(fixture.log(), &whole).unwrap();
-    for from in 0..whole.len() as u64 + 10 {
-        if let Ok((frames, _)) = fixture.outputs.read(&run(), &call(), Position(from), 100) {
-            assert!(frames.iter().all(|frame| frame.bytes == b"0123456789"));
-        }
-    }
-    assert_eq!(fixture.outputs.read(&run(), &call(), Position(u64::MAX), 1).unwrap().0, vec![]);
 }
 
 #[test]
-fn many_logs_are_forgotten_and_found_again() {
+fn many_runs_are_forgotten_and_found_again() {
     let fixture = Fixture::new();
+    let of = |n: usize| RunId::new(1_700_000_000_000 + i64::try_from(n).unwrap(), 1);
     for round in 0..2u64 {
-        for n in 0..REMEMBERED as u32 + 20 {
-            let call = CallKey::host("e", 1, &format!("h{n}"), "deploy");
-            fixture.print(&StepKey::new(&call, &Branch::top(), "sh", 1), Stream::Out, round, b"x");
+        for n in 0..REMEMBERED + 20 {
+            let (step, bytes) = (step(1), vec![b'a' + u8::try_from(round).unwrap()]);
+            let frame = Frame { step, attempt: 1, stream: Stream::Out, offset: round, raw_len: 1, wall_ms: 1, bytes };
+            fixture.outputs.append(&of(n), frame).unwrap();
         }
     }
-    assert!(fixture.outputs.known().logs.len() <= REMEMBERED);
-    assert_eq!(fixture.outputs.calls(&run()).unwrap().len(), REMEMBERED + 20);
+    assert!(locked(&fixture.outputs.known).len() <= REMEMBERED);
+    for n in 0..REMEMBERED + 20 {
+        let (frames, _) = fixture.outputs.read(&of(n), &call(), Position(0), 1000).unwrap();
+        assert_eq!(frames.iter().flat_map(|frame| frame.bytes.clone()).collect::<Vec<u8>>(), b"ab");
+    }
 }
 
 /// Figures, not a check: `cargo test --lib outputs -- --ignored --nocapture figures`.
@@ -257,6 +349,7 @@ fn figures() {
     }
     let printed = begun.elapsed();
     outputs.finish(&run(), &step(1), 1).unwrap();
-    let stored: u64 = logs(&outputs.dir(&run())).unwrap().iter().map(|log| fs::metadata(log).unwrap().len()).sum();
+    let logs = fs::read_dir(outputs.dir(&run())).unwrap();
+    let stored: u64 = logs.map(|log| log.unwrap().metadata().unwrap().len()).sum();
     println!("256 MiB in 32 KiB frames: {printed:?}, finish {:?}, stored {stored} bytes", begun.elapsed() - printed);
 }

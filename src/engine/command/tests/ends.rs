@@ -120,9 +120,13 @@ in_every_shell! {
             assert!(matches!(verdict, Verdict::Exited { code: 3, .. }) && out == b"out\n", "{verdict:?} {out:?}");
             until("its end", || !host.file(n, "go").exists()).await;
         }
+        // More than is told at once of one that is to be asked about again.
+        let much = CommandSpec { passing: true, ..sh(4, "head -c 17000000 /dev/zero") };
+        let (verdict, out, _) = host.run(&much).await;
+        assert!(matches!(verdict, Verdict::Exited { code: 0, .. }) && out.len() == 17_000_000, "{verdict:?} {}", out.len());
         // Whatever was answered before is done once the next request is answered.
         host.sh(3, "true").await;
-        host.assert_forgotten(&[1, 2]);
+        host.assert_forgotten(&[1, 2, 4]);
     }
 
     async fn given_up_is_never_begun(host: Host) {
