@@ -6,7 +6,7 @@
 //! data_disk   the reserve, and whether the disk is well, full or failed
 //! file     append-only files and the one thread that writes and syncs them      group commit
 //! runs     runs/<run>/journal        control   the key-value log        leases   grants over control
-//! outputs  runs/<run>/out/<call>.log           lock, layout, schema   the data directory itself, and which format it has
+//! outputs  runs/<run>/out/                     lock, layout, schema   the data directory itself, and which format it has
 //! backup   all of it as one archive, while it is written
 //! kill     where a debug build dies on purpose, for tests of recovery
 //! ```

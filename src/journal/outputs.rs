@@ -1,4 +1,4 @@
-//! The output of commands: `runs/<run>/out/log`, framed, which all calls of a run share, and `out/<call>.log` of each that prints more.
+//! The output of commands: `runs/<run>/out/~shared.log`, framed, which all calls of a run share, and `out/<call>.log` of each that prints more.
 //!
 //! A call's first 16 KiB go to the shared log, the rest to its own. Per attempt and stream the first 5 MiB go straight to the logs. What
 //! comes after goes to a row of tail files of 5 MiB, of which the last two are kept; when the attempt is over the last 5 MiB of them follow
@@ -8,6 +8,7 @@
 
 mod call;
 mod frame;
+mod frames;
 mod run;
 mod shared;
 
@@ -43,8 +44,8 @@ struct Sizes {
 
 const SIZES: Sizes = Sizes { kept: 5 * 1024 * 1024, shared: 16 * 1024 };
 
-/// How many runs' logs are remembered; one that was forgotten is read anew.
-const REMEMBERED: usize = 32;
+/// How many runs' logs are remembered, those that were used last; one that was forgotten is read anew.
+const REMEMBERED: usize = 64;
 
 /// What one read may hold in memory, whatever its caller asks for.
 const MAX_READ: usize = 4 * 1024 * 1024;
@@ -56,8 +57,15 @@ const OWN: u64 = 1 << 62;
 pub struct FileOutputs {
     runs: PathBuf,
     sizes: Sizes,
-    known: Mutex<BTreeMap<RunId, Arc<Mutex<RunLog>>>>,
+    known: Mutex<Known>,
     changed: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// And when each was used last.
+    runs: BTreeMap<RunId, (u64, Arc<RunLog>)>,
+    uses: u64,
 }
 
 impl FileOutputs {
@@ -78,46 +86,50 @@ impl FileOutputs {
         self.runs.join(run.as_str()).join("out")
     }
 
-    fn log(&self, run: &RunId) -> Arc<Mutex<RunLog>> {
+    fn log(&self, run: &RunId) -> Arc<RunLog> {
         let mut known = locked(&self.known);
-        if let Some(log) = known.get(run) {
+        let Known { runs, uses } = &mut *known;
+        *uses += 1;
+        if let Some((used, log)) = runs.get_mut(run) {
+            *used = *uses;
             return Arc::clone(log);
         }
-        if known.len() >= REMEMBERED {
-            // The oldest that nobody uses.
-            let oldest = known.iter().find(|(_, log)| Arc::strong_count(log) == 1).map(|(run, _)| run.clone());
-            oldest.and_then(|oldest| known.remove(&oldest));
+        if runs.len() >= REMEMBERED {
+            // There is never a second one of a run: those in use stay.
+            let idle = runs.iter().filter(|(_, (_, log))| Arc::strong_count(log) == 1);
+            let oldest = idle.min_by_key(|(_, (used, _))| *used).map(|(run, _)| run.clone());
+            oldest.and_then(|oldest| runs.remove(&oldest));
         }
-        let log = Arc::new(Mutex::new(RunLog::new(self.dir(run), self.sizes)));
-        known.insert(run.clone(), Arc::clone(&log));
+        let log = Arc::new(RunLog::new(self.dir(run), self.sizes));
+        runs.insert(run.clone(), (*uses, Arc::clone(&log)));
         log
     }
 }
 
 impl Outputs for FileOutputs {
     fn append(&self, run: &RunId, frame: Frame) -> io::Result<()> {
-        locked(&self.log(run)).append(frame)?;
+        self.log(run).append(frame)?;
         self.changed.send_modify(|count| *count += 1);
         Ok(())
     }
 
     fn finish(&self, run: &RunId, step: &StepKey, attempt: u32) -> io::Result<()> {
-        locked(&self.log(run)).finish(step, attempt)?;
+        self.log(run).finish(step, attempt)?;
         self.changed.send_modify(|count| *count += 1);
         Ok(())
     }
 
     fn stored(&self, run: &RunId, step: &StepKey, attempt: u32, keep: usize) -> io::Result<[Stored; 2]> {
-        locked(&self.log(run)).stored(step, attempt, keep)
+        self.log(run).stored(step, attempt, keep)
     }
 
     fn calls(&self, run: &RunId) -> io::Result<Vec<CallKey>> {
-        Ok(locked(&self.log(run)).calls()?.to_vec())
+        self.log(run).calls()
     }
 
     fn read(&self, run: &RunId, call: &CallKey, from: Position, limit: usize) -> io::Result<(Vec<Frame>, Position)> {
         let mut limit = limit.clamp(1, MAX_READ);
-        let mut found = locked(&self.log(run)).find(call, from.0)?;
+        let mut found = self.log(run).find(call, from.0)?;
         // Up to the one with which it is enough.
         let mut size = 0;
         let enough = found.spans.iter().position(|span| {
@@ -137,7 +149,8 @@ impl Outputs for FileOutputs {
                         at = Position(OWN.saturating_add(end));
                     }
                 }
-                None if frames.is_empty() => found.shared.whole()?,
+                // Told once all that can be read was.
+                None if frames.is_empty() && found.last => found.shared.whole()?,
                 None => {}
             }
         }

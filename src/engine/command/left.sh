@@ -39,7 +39,10 @@ left() {
   # One that was cut off may be at it still: what the next stage begins is not its business.
   if { true >>"$B/$U"; } 2>/dev/null; then
     exec 5>>"$B/$U"
-    flock -w 9.5 5
+    until flock -w 1 5; do
+      say K
+    done
+    say K
   fi
   read -r me rest </proc/self/stat
   # After a reboot the names of units begin anew.
@@ -58,6 +61,8 @@ left() {
   n=0
   while [ -n "$pids" ] && [ "$n" -lt $((K * 10 + 50)) ]; do
     sleep 0.1
+    # Is the asker still there?
+    say K
     n=$((n + 1))
     found
     [ "$n" -lt $((K * 10)) ] || for p in $pids; do

@@ -3,15 +3,17 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    io::{self, BufReader, Read},
+    fs::{self, OpenOptions},
+    io,
     path::{Path, PathBuf},
 };
 
 use super::{
     Sizes,
-    frame::{self, Header, MAX_PAYLOAD, Next, PREFIX},
-    shared::{self, Shared, Span},
+    frame::{self, Header},
+    frames::Frames,
+    run::RunLog,
+    shared,
 };
 use crate::{
     model::{
@@ -30,10 +32,6 @@ pub(super) struct CallLog {
     path: PathBuf,
     call: CallKey,
     sizes: Sizes,
-    /// Its frames in the shared log.
-    spans: Vec<Span>,
-    /// Whether it has a log of its own, once somebody has looked.
-    own: Option<bool>,
     /// `None`: not read yet, or a write failed and what lies on disk is not known.
     streams: Option<BTreeMap<Source, Kept>>,
 }
@@ -54,45 +52,24 @@ struct Kept {
 
 impl CallLog {
     pub fn new(dir: &Path, call: CallKey, sizes: Sizes) -> Self {
-        let path = dir.join(format!("{}.log", frame::file_name(&call)));
-        CallLog { path, call, sizes, spans: Vec::new(), own: None, streams: None }
+        CallLog { path: dir.join(frame::log_name(&call)), call, sizes, streams: None }
     }
 
-    /// Where its frames lie in the shared log, in order.
-    pub fn spans(&self) -> &[Span] {
-        &self.spans
-    }
-
-    /// A frame of it was found in the shared log.
-    pub fn shares(&mut self, span: Span) {
-        self.spans.push(span);
-    }
-
-    /// Its own log, if there is one.
-    pub fn own(&mut self) -> Option<PathBuf> {
-        let path = &self.path;
-        self.own.get_or_insert_with(|| path.exists()).then(|| path.clone())
-    }
-
-    pub fn append(&mut self, shared: &mut Shared, frame: Frame) -> io::Result<()> {
+    pub fn append(&mut self, run: &RunLog, frame: Frame) -> io::Result<()> {
         let parts = frame::split(frame);
-        self.mending(shared, |log, shared| parts.iter().try_for_each(|part| log.append_one(shared, part)))
+        self.mending(run, |log| parts.iter().try_for_each(|part| log.append_one(run, part)))
     }
 
     /// Runs `work`; if it fails, half a frame may have been written, and the log is read and cut before the next one.
-    fn mending(
-        &mut self,
-        shared: &mut Shared,
-        work: impl FnOnce(&mut Self, &mut Shared) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let done = self.load(shared).and_then(|()| work(self, shared));
+    fn mending(&mut self, run: &RunLog, work: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<()> {
+        let done = self.load(run).and_then(|()| work(self));
         if done.is_err() {
-            (self.streams, self.own) = (None, None);
+            self.streams = None;
         }
         done
     }
 
-    fn append_one(&mut self, shared: &mut Shared, frame: &Frame) -> io::Result<()> {
+    fn append_one(&mut self, run: &RunLog, frame: &Frame) -> io::Result<()> {
         let source = source(frame);
         let size = frame.bytes.len() as u64;
         let kept = self.streams.get_or_insert_default().entry(source.clone()).or_default();
@@ -105,7 +82,7 @@ impl CallLog {
             kept.head += size;
             kept.end = end;
             kept.stored = end;
-            return self.write(shared, frame);
+            return self.write(run, frame);
         }
         let first = kept.tail.is_empty();
         if kept.tail.last().is_none_or(|(_, held)| *held >= self.sizes.kept) {
@@ -127,48 +104,44 @@ impl CallLog {
                 mib(self.sizes.kept),
                 name(frame.stream)
             );
-            self.note(shared, frame, frame.offset, 0, &text)?;
+            self.note(run, frame, frame.offset, 0, &text)?;
         }
         Ok(())
     }
 
     /// A line of our own beside `frame`; `raw_len` bytes from `offset` are what it stands for.
-    fn note(&mut self, shared: &mut Shared, frame: &Frame, offset: u64, raw_len: u64, text: &str) -> io::Result<()> {
+    fn note(&mut self, run: &RunLog, frame: &Frame, offset: u64, raw_len: u64, text: &str) -> io::Result<()> {
         let (step, attempt, wall_ms) = (frame.step.clone(), frame.attempt, frame.wall_ms);
         let bytes = text.as_bytes().to_vec();
         let note = Frame { step, attempt, stream: Stream::Note, offset, raw_len, wall_ms, bytes };
-        self.write(shared, &note)
+        self.write(run, &note)
     }
 
     /// Appends to the shared log, and to its own once it has had its part of that.
-    fn write(&mut self, shared: &mut Shared, frame: &Frame) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        if self.own().is_none() {
-            let has: u64 = self.spans.iter().map(|span| u64::from(span.length)).sum();
-            let whole = shared_frame(frame);
-            if has + whole.len() as u64 <= self.sizes.shared {
-                self.spans.push(shared.append(&whole)?);
-                return Ok(());
-            }
-            if self.spans.is_empty() {
-                // Who has printed is in the shared log, and in which order.
-                let nothing = Frame { stream: Stream::Out, offset: 0, raw_len: 0, ..frame.clone_head() };
-                self.spans.push(shared.append(&shared_frame(&nothing))?);
-            }
+    fn write(&mut self, run: &RunLog, frame: &Frame) -> io::Result<()> {
+        if run.share(&self.call, frame)? {
+            return Ok(());
+        }
+        let mut bytes = Vec::with_capacity(frame.bytes.len() + 256);
+        let begins = run.begins_own(&self.call)?;
+        if begins {
             // It is made together with what it begins with.
             frame::put_header(&mut bytes, &Header { format: 1, call: Some(self.call.clone()) })?;
-            self.own = Some(true);
         }
         frame::put_frame(&mut bytes, Some(&self.call), frame);
+        if begins {
+            // What a crash has left of the attempt before is no log yet.
+            remove(&self.path)?;
+        }
         shared::append(&self.path, &bytes)
     }
 
-    pub fn finish(&mut self, shared: &mut Shared, step: &StepKey, attempt: u32) -> io::Result<()> {
-        self.mending(shared, |log, shared| {
+    pub fn finish(&mut self, run: &RunLog, step: &StepKey, attempt: u32) -> io::Result<()> {
+        self.mending(run, |log| {
             for stream in 0..3 {
                 let source = (step.clone(), attempt, stream);
                 let Some(kept) = log.streams.get_or_insert_default().remove(&source) else { continue };
-                log.move_tail(shared, &source, &kept)?;
+                log.move_tail(run, &source, &kept)?;
                 for (number, _) in &kept.tail {
                     remove(&tail_path(&log.path, &source, *number))?;
                 }
@@ -178,11 +151,11 @@ impl CallLog {
     }
 
     /// What lies on disk of an attempt's stdout and stderr, after a crash or not.
-    pub fn stored(&mut self, shared: &Shared, step: &StepKey, attempt: u32, keep: usize) -> io::Result<[Stored; 2]> {
-        self.load(shared)?;
+    pub fn stored(&mut self, run: &RunLog, step: &StepKey, attempt: u32, keep: usize) -> io::Result<[Stored; 2]> {
+        self.load(run)?;
         let mut found = [Stored::default(), Stored::default()];
-        let first = shared.reader().read(&self.spans)?;
-        let own = self.own();
+        let lies = run.find(&self.call, 0)?;
+        let first = lies.shared.read(&lies.spans)?;
         for (stream, stored) in found.iter_mut().enumerate() {
             let source = (step.clone(), attempt, u8::try_from(stream).unwrap_or(0));
             let tails = self.streams.get_or_insert_default().get(&source).map(|kept| kept.tail.clone());
@@ -201,7 +174,7 @@ impl CallLog {
                 }
             };
             first.iter().for_each(&mut take);
-            for path in own.clone().into_iter().chain(tails) {
+            for path in lies.own.clone().into_iter().chain(tails) {
                 let mut frames = Frames::open(&path)?;
                 while let Some(payload) = frames.next()? {
                     frame::output(Some(&self.call), &payload).iter().for_each(&mut take);
@@ -214,7 +187,7 @@ impl CallLog {
     }
 
     /// Appends the last `kept` bytes of a stream's tail files to the log.
-    fn move_tail(&mut self, shared: &mut Shared, source: &Source, kept: &Kept) -> io::Result<()> {
+    fn move_tail(&mut self, run: &RunLog, source: &Source, kept: &Kept) -> io::Result<()> {
         let held: u64 = kept.tail.iter().map(|(_, held)| held).sum();
         let mut surplus = held.saturating_sub(self.sizes.kept);
         let mut end = Some(kept.end);
@@ -236,16 +209,16 @@ impl CallLog {
                     && let gap @ 1.. = frame.offset.saturating_sub(end)
                 {
                     let text = format!("[{} of {} are not kept]\n", bytes_text(gap), name(frame.stream));
-                    self.note(shared, &frame, end, gap, &text)?;
+                    self.note(run, &frame, end, gap, &text)?;
                 }
-                self.write(shared, &frame)?;
+                self.write(run, &frame)?;
             }
         }
         Ok(())
     }
 
     /// Learns what lies on disk: cuts off what a crash left half written, finds the tails of attempts that were not finished.
-    fn load(&mut self, shared: &Shared) -> io::Result<()> {
+    fn load(&mut self, run: &RunLog) -> io::Result<()> {
         if self.streams.is_some() {
             return Ok(());
         }
@@ -256,23 +229,10 @@ impl CallLog {
             kept.end = kept.end.max(frame.offset.saturating_add(frame.raw_len));
             kept.stored = kept.end;
         };
-        shared.reader().read(&self.spans)?.iter().for_each(&mut has);
-        if self.own().is_some() {
-            let mut frames = Frames::open(&self.path)?;
-            let mut good = 0;
-            // One without a header was cut off by a crash before it had any frame.
-            if frames.next()?.and_then(|payload| frame::header(&payload)).is_some() {
-                good = frames.at;
-                while let Some(payload) = frames.next()? {
-                    good = frames.at;
-                    frame::output(Some(&self.call), &payload).iter().for_each(&mut has);
-                }
-            }
-            shared::cut(&OpenOptions::new().write(true).open(&self.path)?, &self.path, good)?;
-            if good == 0 {
-                fs::remove_file(&self.path)?;
-                self.own = Some(false);
-            }
+        let lies = run.find(&self.call, 0)?;
+        lies.shared.read(&lies.spans)?.iter().for_each(&mut has);
+        if lies.own.is_some() && !self.read_own(&mut has)? {
+            run.has_no_own(&self.call)?;
         }
         // Only what filled its head can have a tail.
         let most = self.sizes.kept;
@@ -284,16 +244,28 @@ impl CallLog {
         self.streams = Some(streams);
         Ok(())
     }
+
+    /// Gives `each` the frames of its own log, and cuts off what follows them; false where it could not even be begun.
+    fn read_own(&self, mut each: impl FnMut(&Frame)) -> io::Result<bool> {
+        let mut frames = match Frames::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            frames => frames?,
+        };
+        let mut good = 0;
+        // One without a header was cut off by a crash before it had any frame.
+        if frames.next()?.and_then(|payload| frame::header(&payload)).is_some() {
+            good = frames.at;
+            while let Some(payload) = frames.next()? {
+                good = frames.at;
+                frame::output(Some(&self.call), &payload).iter().for_each(&mut each);
+            }
+        }
+        shared::cut(&OpenOptions::new().write(true).open(&self.path)?, &self.path, good)?;
+        Ok(good > 0)
+    }
 }
 
-/// A frame as the shared log has it.
-fn shared_frame(frame: &Frame) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(frame.bytes.len() + 256);
-    frame::put_frame(&mut bytes, None, frame);
-    bytes
-}
-
-/// And as the own logs of `call` do.
+/// A frame as the own logs of `call` have it.
 fn own_frame(call: &CallKey, frame: &Frame) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(frame.bytes.len() + 256);
     frame::put_frame(&mut bytes, Some(call), frame);
@@ -364,32 +336,5 @@ fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
-    }
-}
-
-/// The whole payloads of a file, one at a time, up to the first that is none.
-struct Frames {
-    file: BufReader<File>,
-    /// Where the next one begins.
-    at: u64,
-}
-
-impl Frames {
-    fn open(path: &Path) -> io::Result<Self> {
-        Ok(Frames { file: BufReader::with_capacity(64 * 1024, File::open(path)?), at: 0 })
-    }
-
-    fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let mut bytes = Vec::with_capacity(4096);
-        self.file.by_ref().take(PREFIX as u64).read_to_end(&mut bytes)?;
-        let length = bytes.first_chunk::<4>().map_or(0, |length| u32::from_le_bytes(*length) as usize);
-        if length > MAX_PAYLOAD {
-            return Ok(None);
-        }
-        self.file.by_ref().take(length as u64).read_to_end(&mut bytes)?;
-        let Next::Payload(_, taken) = frame::next(&bytes) else { return Ok(None) };
-        self.at += taken as u64;
-        bytes.drain(..PREFIX);
-        Ok(Some(bytes))
     }
 }

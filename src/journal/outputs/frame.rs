@@ -180,9 +180,14 @@ pub(super) fn damaged(log: &Path, at: u64) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
+/// The name of a call's own log.
+pub(super) fn log_name(call: &CallKey) -> String {
+    format!("{}.log", file_name(call))
+}
+
 /// The name of a call's files, without an ending: the key percent-encoded outside `[A-Za-z0-9._-]`, so that it can be read back;
 /// a longer one than file systems take is cut and told apart by a hash (`~` occurs in no encoded key), and its header has the key.
-pub(super) fn file_name(call: &CallKey) -> String {
+fn file_name(call: &CallKey) -> String {
     let name = crate::model::step::encode(call.as_str());
     if name.len() <= 200 {
         return name;

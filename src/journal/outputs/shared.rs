@@ -3,13 +3,20 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
-use super::frame::{self, Header, Next};
+use super::{
+    frame::{self, Header, Next},
+    frames::Frames,
+};
 use crate::ports::outputs::Frame;
+
+/// Its name. Behind all others in the order of names, in which a backup takes them: so it has, in the backup too, what came before a call's
+/// own log.
+pub(super) const NAME: &str = "~shared.log";
 
 /// Where a frame lies in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,34 +44,29 @@ pub(super) struct Shared {
 
 impl Shared {
     pub fn new(dir: &Path) -> Self {
-        Shared { path: dir.join("log"), end: 0, mended: false, damaged: false }
+        Shared { path: dir.join(NAME), end: 0, mended: false, damaged: false }
     }
 
     /// Gives `each` every frame of it, with its place.
     pub fn learn(&mut self, mut each: impl FnMut(Frame, Span)) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        match File::open(&self.path) {
+        let mut frames = match Frames::open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            file => file?.read_to_end(&mut bytes)?,
+            frames => frames?,
         };
-        let mut rest = bytes.as_slice();
-        loop {
-            match frame::next(rest) {
-                Next::Payload(payload, length) if self.end > 0 || frame::header(payload).is_some() => {
-                    let span = Span { at: self.end, length: u32::try_from(length).unwrap_or(u32::MAX) };
-                    if let Some(frame) = frame::output(None, payload) {
-                        each(frame, span);
-                    }
-                    self.end = span.end();
-                    rest = rest.get(length..).unwrap_or_default();
-                }
-                Next::Open => return Ok(()),
-                Next::Payload(..) | Next::Bad => {
-                    self.damaged = true;
-                    return Ok(());
-                }
+        (self.end, self.mended) = (0, false);
+        while let Some(payload) = frames.next()? {
+            if self.end == 0 && frame::header(&payload).is_none() {
+                self.damaged = true;
+                return Ok(());
+            }
+            let span = Span { at: self.end, length: u32::try_from(frames.at - self.end).unwrap_or(u32::MAX) };
+            self.end = frames.at;
+            if let Some(frame) = frame::output(None, &payload) {
+                each(frame, span);
             }
         }
+        self.damaged = frames.damaged;
+        Ok(())
     }
 
     /// Appends one frame.

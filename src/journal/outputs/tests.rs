@@ -59,11 +59,11 @@ impl Fixture {
     }
 
     fn shared(&self) -> PathBuf {
-        self.outputs.dir(&run()).join("log")
+        self.outputs.dir(&run()).join(shared::NAME)
     }
 
     fn own(&self) -> PathBuf {
-        self.outputs.dir(&run()).join(format!("{}.log", frame::file_name(&call())))
+        self.outputs.dir(&run()).join(frame::log_name(&call()))
     }
 
     fn files(&self) -> usize {
@@ -143,6 +143,33 @@ fn calls_share_a_log_until_one_of_them_prints_much() {
     assert_eq!(fs::metadata(fixture.shared()).unwrap().len(), before);
     fixture.print(&step_of(3), Stream::Err, 0, b"x");
     assert!(fs::metadata(fixture.shared()).unwrap().len() > before && fixture.files() == 2);
+}
+
+#[test]
+fn without_the_shared_log_what_lies_in_others_is_found_and_gone_on_with() {
+    let mut fixture = Fixture::new();
+    fixture.lines(&step(1), 0, 50);
+    let shared: usize = fixture.read_all(1000).iter().take_while(|frame| frame.offset < 50).count();
+    fs::remove_file(fixture.shared()).unwrap();
+    fixture.restart();
+    let text = |from: u64, to: u64| (from..to).map(|n| format!("line{n:05}\n")).collect::<String>();
+    let left = fixture.text();
+    assert!(shared > 0 && !left.is_empty() && text(0, 50).ends_with(&left), "{left}");
+    assert_eq!(fixture.outputs.calls(&run()).unwrap(), [call()]);
+    assert_eq!(fixture.outputs.stored(&run(), &step(1), 1, 10).unwrap()[0].end, 500);
+    fixture.lines(&step(1), 50, 10);
+    for _ in 0..2 {
+        assert_eq!(fixture.text(), format!("{left}{}", text(50, 60)));
+        assert_eq!(fixture.outputs.calls(&run()).unwrap(), [call()]);
+        fixture.restart();
+    }
+}
+
+#[test]
+fn a_backup_takes_the_shared_log_last() {
+    for call in [call(), CallKey::host("~", 1, "~", "~"), CallKey::host("zz", 9, &"~".repeat(200), "z")] {
+        assert!(frame::log_name(&call).as_str() < shared::NAME, "{}", frame::log_name(&call));
+    }
 }
 
 #[test]
@@ -325,7 +352,7 @@ fn many_runs_are_forgotten_and_found_again() {
             fixture.outputs.append(&of(n), frame).unwrap();
         }
     }
-    assert!(locked(&fixture.outputs.known).len() <= REMEMBERED);
+    assert!(locked(&fixture.outputs.known).runs.len() <= REMEMBERED);
     for n in 0..REMEMBERED + 20 {
         let (frames, _) = fixture.outputs.read(&of(n), &call(), Position(0), 1000).unwrap();
         assert_eq!(frames.iter().flat_map(|frame| frame.bytes.clone()).collect::<Vec<u8>>(), b"ab");
