@@ -90,25 +90,39 @@ struct Entries {
     tried_at: u64,
 }
 
+/// One of many: deliveries are remembered for days, and a tree of values takes several times the room of its text.
 struct Living {
     revision: u64,
-    value: Value,
-    bytes: u64,
+    /// The value as JSON.
+    text: Box<str>,
+}
+
+impl Living {
+    fn value(&self) -> Value {
+        // It was made of a value.
+        serde_json::from_str(&self.text).unwrap_or_default()
+    }
+}
+
+/// About what an entry takes in a compacted file. Escapes apart: it is a measure and no promise.
+fn size(key: &str, text: &str) -> u64 {
+    (key.len() + text.len() + 24) as u64
 }
 
 impl Entries {
     fn fold(&mut self, seq: u64, puts: Vec<Put>) {
         for Put { key, value } in puts {
-            let old = match value {
+            if let Some(old) = self.by_key.get(&key) {
+                self.bytes -= size(&key, &old.text);
+            }
+            match value {
                 Some(value) => {
-                    // Escapes apart: it is a measure and no promise.
-                    let bytes = (key.len() + value.to_string().len() + 24) as u64;
-                    self.bytes += bytes;
-                    self.by_key.insert(key, Living { revision: seq, value, bytes })
+                    let text = value.to_string().into_boxed_str();
+                    self.bytes += size(&key, &text);
+                    self.by_key.insert(key, Living { revision: seq, text });
                 }
-                None => self.by_key.remove(&key),
-            };
-            self.bytes -= old.map_or(0, |old| old.bytes);
+                None => drop(self.by_key.remove(&key)),
+            }
         }
     }
 
@@ -124,7 +138,7 @@ impl Entries {
         let (mut records, mut puts, mut size) = (Vec::new(), Vec::new(), 0);
         for (key, living) in &self.by_key {
             // What was committed fits a record, so it fits one alone.
-            let put = Put { key: key.clone(), value: Some(living.value.clone()) };
+            let put = Put { key: key.clone(), value: Some(living.value()) };
             let bytes = serde_json::to_vec(&put)?.len() + 1;
             if size + bytes > PACKED && !puts.is_empty() {
                 records.push(record(Compaction::Kept, None, std::mem::take(&mut puts))?);
@@ -289,18 +303,14 @@ impl Control for ControlLog {
     fn get(&self, key: &str) -> Option<Entry> {
         let state = self.state();
         let living = state.by_key.get(key)?;
-        Some(Entry { key: key.to_owned(), revision: Revision(living.revision), value: living.value.clone() })
+        Some(Entry { key: key.to_owned(), revision: Revision(living.revision), value: living.value() })
     }
 
     fn scan(&self, prefix: &str) -> Vec<Entry> {
         let state = self.state();
         let from = state.by_key.range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded));
         from.take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, living)| Entry {
-                key: key.clone(),
-                revision: Revision(living.revision),
-                value: living.value.clone(),
-            })
+            .map(|(key, living)| Entry { key: key.clone(), revision: Revision(living.revision), value: living.value() })
             .collect()
     }
 
