@@ -24,6 +24,8 @@ use crate::{
 
 /// Read at once, bytes.
 const CHUNK: usize = 256 * 1024;
+/// What a frame takes besides its bytes, about.
+const EACH: usize = 128;
 /// A line longer than this is shown in parts.
 const LONGEST_LINE: usize = 16 * 1024;
 /// A follower looks again at least so often, though nothing seems to have changed.
@@ -66,7 +68,7 @@ impl Reader {
                 let from = positions.get(&call).copied().unwrap_or_default();
                 let (frames, next) = outputs.read(&run, &call, from, CHUNK)?;
                 if next != from {
-                    size += frames.iter().map(|frame| frame.bytes.len()).sum::<usize>();
+                    size += frames.iter().map(|frame| frame.bytes.len() + EACH).sum::<usize>();
                     found.push((call, frames, next));
                     // One call after another: what belongs together is shown together.
                     if size >= CHUNK {
