@@ -91,6 +91,7 @@ struct Entries {
 }
 
 /// One of many: deliveries are remembered for days, and a tree of values takes several times the room of its text.
+#[derive(Clone)]
 struct Living {
     revision: u64,
     /// The value as JSON.
@@ -98,9 +99,9 @@ struct Living {
 }
 
 impl Living {
-    fn value(&self) -> Value {
-        // It was made of a value.
-        serde_json::from_str(&self.text).unwrap_or_default()
+    fn entry(&self, key: String) -> Entry {
+        // The text was made of a value.
+        Entry { key, revision: Revision(self.revision), value: serde_json::from_str(&self.text).unwrap_or_default() }
     }
 }
 
@@ -138,7 +139,7 @@ impl Entries {
         let (mut records, mut puts, mut size) = (Vec::new(), Vec::new(), 0);
         for (key, living) in &self.by_key {
             // What was committed fits a record, so it fits one alone.
-            let put = Put { key: key.clone(), value: Some(living.value()) };
+            let put = Put { key: key.clone(), value: Some(serde_json::from_str(&living.text)?) };
             let bytes = serde_json::to_vec(&put)?.len() + 1;
             if size + bytes > PACKED && !puts.is_empty() {
                 records.push(record(Compaction::Kept, None, std::mem::take(&mut puts))?);
@@ -301,17 +302,17 @@ fn refuse(path: &Path, what: &str, at: usize) -> io::Error {
 
 impl Control for ControlLog {
     fn get(&self, key: &str) -> Option<Entry> {
-        let state = self.state();
-        let living = state.by_key.get(key)?;
-        Some(Entry { key: key.to_owned(), revision: Revision(living.revision), value: living.value() })
+        let living = self.state().by_key.get(key)?.clone();
+        Some(living.entry(key.to_owned()))
     }
 
     fn scan(&self, prefix: &str) -> Vec<Entry> {
         let state = self.state();
         let from = state.by_key.range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded));
-        from.take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, living)| Entry { key: key.clone(), revision: Revision(living.revision), value: living.value() })
-            .collect()
+        let found = from.take_while(|(key, _)| key.starts_with(prefix));
+        let found: Vec<(String, Living)> = found.map(|(key, living)| (key.clone(), living.clone())).collect();
+        drop(state);
+        found.into_iter().map(|(key, living)| living.entry(key)).collect()
     }
 
     fn commit(

@@ -138,21 +138,19 @@ impl Outputs for FileOutputs {
         });
         found.spans.truncate(enough.map_or(found.spans.len(), |last| last + 1));
         let mut frames = found.shared.read(&found.spans)?;
-        let mut at = found.spans.last().map_or(from, |span| Position(span.end()));
-        if enough.is_none() {
+        let mut at = frames.len().checked_sub(1).map_or(from, |last| Position(found.spans[last].end()));
+        let all = enough.is_none() && frames.len() == found.spans.len();
+        if let Some(log) = found.own.filter(|_| all) {
             limit -= size;
-            match found.own {
-                Some(log) => {
-                    let (more, end) = read_own(&log, call, at.0.saturating_sub(OWN), limit)?;
-                    if end > 0 {
-                        frames.extend(more);
-                        at = Position(OWN.saturating_add(end));
-                    }
-                }
-                // Told once all that can be read was.
-                None if frames.is_empty() && found.last => found.shared.whole()?,
-                None => {}
+            let (more, end) = read_own(&log, call, at.0.saturating_sub(OWN), limit)?;
+            if end > 0 {
+                frames.extend(more);
+                at = Position(OWN.saturating_add(end));
             }
+        }
+        if at == from && found.last {
+            // Told once all that can be read was.
+            found.shared.whole()?;
         }
         Ok((frames, at))
     }

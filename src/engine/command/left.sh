@@ -39,10 +39,12 @@ left() {
   # One that was cut off may be at it still: what the next stage begins is not its business.
   if { true >>"$B/$U"; } 2>/dev/null; then
     exec 5>>"$B/$U"
-    until flock -w 1 5; do
+    while :; do
+      flock -w 1 5
+      r=$?
       say K
+      [ "$r" = 1 ] || break
     done
-    say K
   fi
   read -r me rest </proc/self/stat
   # After a reboot the names of units begin anew.

@@ -122,17 +122,13 @@ impl CallLog {
         if run.share(&self.call, frame)? {
             return Ok(());
         }
-        let mut bytes = Vec::with_capacity(frame.bytes.len() + 256);
-        let begins = run.begins_own(&self.call)?;
-        if begins {
-            // It is made together with what it begins with.
+        let mut bytes = Vec::new();
+        if run.begins_own(&self.call)? {
+            // It is made together with what it begins with; what a crash has left of an attempt before is no log yet.
             frame::put_header(&mut bytes, &Header { format: 1, call: Some(self.call.clone()) })?;
-        }
-        frame::put_frame(&mut bytes, Some(&self.call), frame);
-        if begins {
-            // What a crash has left of the attempt before is no log yet.
             remove(&self.path)?;
         }
+        bytes.extend(own_frame(&self.call, frame));
         shared::append(&self.path, &bytes)
     }
 
@@ -260,7 +256,7 @@ impl CallLog {
                 frame::output(Some(&self.call), &payload).iter().for_each(&mut each);
             }
         }
-        shared::cut(&OpenOptions::new().write(true).open(&self.path)?, &self.path, good)?;
+        shared::cut(&self.path, good, frames.damaged)?;
         Ok(good > 0)
     }
 }

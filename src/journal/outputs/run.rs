@@ -20,7 +20,8 @@ use crate::{
     ports::outputs::{Frame, Stored, Stream},
 };
 
-/// One run's output. A call's log is locked before the index, which nobody holds for longer than a short write to the shared log.
+/// One run's output. A call's log is locked before the index, which nobody holds for longer than a short write to the shared log, or once,
+/// to read that.
 pub(super) struct RunLog {
     dir: PathBuf,
     sizes: Sizes,
@@ -79,7 +80,11 @@ impl RunLog {
 
     /// The calls that have printed, in the order they began to.
     pub fn calls(&self) -> io::Result<Vec<CallKey>> {
-        Ok(self.index()?.order.clone())
+        let index = self.index()?;
+        if index.order.is_empty() {
+            index.shared.reader().whole()?;
+        }
+        Ok(index.order.clone())
     }
 
     /// Where the output of `call` lies, of the shared log from `from` on.
@@ -175,7 +180,11 @@ impl Index {
                 self.order.push(call);
             }
         }
-        for call in own {
+        let named: BTreeMap<String, CallKey> =
+            self.calls.keys().map(|call| (frame::log_name(call), call.clone())).collect();
+        for (name, call) in own {
+            // One whose header cannot be read says so to whoever reads it.
+            let Some(call) = call.or_else(|| named.get(&name).cloned()) else { continue };
             let entry = self.entry(dir, &call, sizes);
             entry.own = true;
             // The shared log has lost that it has printed.
@@ -187,24 +196,26 @@ impl Index {
     }
 }
 
-/// The calls that have a log of their own. One without a header was cut off by a crash before it had any frame.
-fn own_logs(dir: &Path) -> io::Result<Vec<CallKey>> {
+/// The logs of calls by themselves, and whose, as far as that can be read; without those that a crash cut off before they had any frame.
+fn own_logs(dir: &Path) -> io::Result<Vec<(String, Option<CallKey>)>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
-    let mut paths = Vec::new();
+    let mut names = Vec::new();
     for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "log") && !path.ends_with(NAME) {
-            paths.push(path);
-        }
+        names.extend(entry?.file_name().into_string().ok().filter(|name| name.ends_with(".log") && name != NAME));
     }
-    paths.sort();
-    let mut calls = Vec::new();
-    for path in paths {
-        let header = Frames::open(&path)?.next()?.and_then(|payload| frame::header(&payload));
-        calls.extend(header.and_then(|header| header.call));
-    }
-    Ok(calls)
+    names.sort();
+    let whose = |name: &String| -> io::Result<Option<Option<CallKey>>> {
+        let mut frames = Frames::open(&dir.join(name))?;
+        let header = frames.next()?.map(|payload| frame::header(&payload).and_then(|header| header.call));
+        Ok(header.or(frames.damaged.then_some(None)))
+    };
+    let found = names.into_iter().filter_map(|name| {
+        // What cannot be read today is told to whoever wants to read it.
+        let whose = whose(&name).unwrap_or(Some(None));
+        whose.map(|whose| (name, whose))
+    });
+    Ok(found.collect())
 }

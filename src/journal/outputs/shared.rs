@@ -94,9 +94,8 @@ impl Shared {
         if let Some(dir) = self.path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
-        match OpenOptions::new().write(true).open(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            file => cut(&file?, &self.path, self.end)?,
+        if self.path.exists() {
+            cut(&self.path, self.end, self.damaged)?;
         }
         (self.mended, self.damaged) = (true, false);
         Ok(())
@@ -115,7 +114,10 @@ pub(super) struct SharedReader {
 }
 
 impl SharedReader {
-    /// The frames at `spans`, which are in order.
+    /// The frames at `spans`, up to the first that cannot be read.
+    ///
+    /// # Errors
+    /// That is the first of all.
     pub fn read(&self, spans: &[Span]) -> io::Result<Vec<Frame>> {
         if spans.is_empty() {
             return Ok(Vec::new());
@@ -131,7 +133,14 @@ impl SharedReader {
                 Next::Open | Next::Bad => Err(frame::damaged(&self.path, span.at)),
             }
         };
-        spans.iter().map(read).collect()
+        let mut frames = Vec::with_capacity(spans.len());
+        for span in spans {
+            match read(span) {
+                Err(_) if !frames.is_empty() => break,
+                frame => frames.push(frame?),
+            }
+        }
+        Ok(frames)
     }
 
     /// An error if it is damaged behind all that is known of it.
@@ -145,12 +154,19 @@ pub(super) fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)?.write_all(bytes)
 }
 
-/// Cuts a log where its last whole frame ends.
-pub(super) fn cut(file: &File, log: &Path, end: u64) -> io::Result<()> {
-    let length = file.metadata()?.len();
-    if length > end {
-        tracing::warn!(log = %log.display(), cut = length - end, "the end of an output log was cut off by a crash");
-        file.set_len(end)?;
+/// Cuts a log where its last whole frame ends. Of one that is `damaged` there the whole is kept beside it.
+pub(super) fn cut(log: &Path, end: u64, damaged: bool) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(log)?;
+    let cut = file.metadata()?.len().saturating_sub(end);
+    if cut == 0 {
+        return Ok(());
     }
-    Ok(())
+    if damaged {
+        let kept = log.with_extension(format!("damaged-{end}"));
+        fs::copy(log, &kept)?;
+        tracing::error!(log = %log.display(), at = end, kept = %kept.display(), "an output log is damaged; what follows is not shown any more");
+    } else {
+        tracing::warn!(log = %log.display(), cut, "the end of an output log was cut off by a crash");
+    }
+    file.set_len(end)
 }

@@ -189,9 +189,47 @@ fn a_shared_log_that_is_damaged_says_so_and_what_was_before_is_read() {
     assert_eq!((frames.len(), at), (1, Position(good)));
     let damaged = fixture.outputs.read(&run(), &call(), at, 10).unwrap_err().to_string();
     assert!(damaged.contains(&format!("is damaged at byte {good}")), "{damaged}");
-    // Whoever writes goes on where it is whole.
+    // Whoever writes goes on where it is whole, and what was damaged is kept.
     fixture.print(&step(2), Stream::Out, 0, b"third");
     assert_eq!(fixture.text(), "firstthird");
+    assert_eq!(fs::read(fixture.shared().with_extension(format!("damaged-{good}"))).unwrap(), bytes);
+}
+
+#[test]
+fn one_damaged_log_hides_no_other() {
+    let mut fixture = Fixture::new();
+    let other = StepKey::new(&CallKey::stage("other", "run"), &Branch::top(), "sh", 1);
+    fixture.lines(&step(1), 0, 50);
+    fixture.print(&other, Stream::Out, 0, b"other");
+    let whole = fs::read(fixture.own()).unwrap();
+    for at in [0, 4, 9, 20] {
+        let mut bad = whole.clone();
+        bad[at] ^= 0x40;
+        fs::write(fixture.own(), &bad).unwrap();
+        fixture.restart();
+        assert_eq!(fixture.outputs.calls(&run()).unwrap(), [call(), other.call()]);
+        let (frames, _) = fixture.outputs.read(&run(), &other.call(), Position(0), 1000).unwrap();
+        assert_eq!(frames[0].bytes, b"other");
+        let mut from = Position(0);
+        let damaged = loop {
+            match fixture.outputs.read(&run(), &call(), from, 100) {
+                Err(error) => break error.to_string(),
+                Ok((_, next)) => assert!(std::mem::replace(&mut from, next) != next, "byte {at}: nothing is told"),
+            }
+        };
+        assert!(damaged.contains("is damaged at byte 0"), "{damaged}");
+    }
+    // What is printed from now on is read; what was there is kept.
+    fixture.lines(&step(1), 50, 10);
+    assert!(fixture.text().ends_with("line00058\nline00059\n"));
+    assert_eq!(fs::read(fixture.own().with_extension("damaged-0")).unwrap().len(), whole.len());
+    // The shared one, at its very beginning: no call is known any more, and that is told.
+    fs::remove_file(fixture.own()).unwrap();
+    let mut bad = fs::read(fixture.shared()).unwrap();
+    bad[9] ^= 0x40;
+    fs::write(fixture.shared(), bad).unwrap();
+    fixture.restart();
+    assert!(fixture.outputs.calls(&run()).unwrap_err().to_string().contains("is damaged at byte 0"));
 }
 
 #[test]
