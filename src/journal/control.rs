@@ -99,7 +99,7 @@ struct Living {
 }
 
 impl Living {
-    fn entry(&self, key: String) -> Entry {
+    fn entry(self, key: String) -> Entry {
         // The text was made of a value.
         Entry { key, revision: Revision(self.revision), value: serde_json::from_str(&self.text).unwrap_or_default() }
     }

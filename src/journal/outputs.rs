@@ -14,16 +14,12 @@ mod shared;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Read as _, Seek as _},
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
-use self::{
-    frame::{MAX_PAYLOAD, Next, PREFIX},
-    run::RunLog,
-};
+use self::{frames::Frames, run::RunLog};
 use crate::{
     lifecycle::{locks::locked, watch},
     model::{
@@ -162,30 +158,20 @@ impl Outputs for FileOutputs {
 
 /// Up to about `limit` bytes of frames from `from` on, and where they end.
 fn read_own(log: &Path, call: &CallKey, from: u64, limit: usize) -> io::Result<(Vec<Frame>, u64)> {
-    let mut file = match File::open(log) {
+    let mut frames = match Frames::open_at(log, from) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), from)),
-        other => other?,
+        frames => frames?,
     };
-    // A position from elsewhere: there is nothing behind the end, and the system refuses to seek beyond what a file can be.
-    if from > file.metadata()?.len() {
-        return Ok((Vec::new(), from));
+    let mut found = Vec::new();
+    while frames.at - from < limit as u64
+        && let Some(payload) = frames.next()?
+    {
+        found.extend(frame::output(Some(call), &payload));
     }
-    file.seek(io::SeekFrom::Start(from))?;
-    let mut bytes = Vec::new();
-    file.take((limit + PREFIX + MAX_PAYLOAD) as u64).read_to_end(&mut bytes)?;
-    let (mut frames, mut at, mut size) = (Vec::new(), 0, 0);
-    while size < limit {
-        match frame::next(bytes.get(at..).unwrap_or_default()) {
-            Next::Payload(payload, length) => {
-                at += length;
-                size += length;
-                frames.extend(frame::output(Some(call), payload));
-            }
-            Next::Bad if at == 0 => return Err(frame::damaged(log, from)),
-            Next::Open | Next::Bad => break,
-        }
+    if frames.damaged && frames.at == from {
+        return Err(frame::damaged(log, from));
     }
-    Ok((frames, from.saturating_add(at as u64)))
+    Ok((found, frames.at))
 }
 
 #[cfg(test)]

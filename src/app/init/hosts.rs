@@ -166,13 +166,13 @@ pub(super) async fn look(
     if let Err(error) = session.link().await {
         return vec![error.cause];
     }
-    let mut random = [0; 32];
+    let mut random = [0; 16];
     if let Err(error) = getrandom::fill(&mut random) {
         return vec![Cause::new("internal", format!("no random numbers: {error}"))];
     }
     let text = needs.map_or_else(|| "true\n".to_owned(), host_check);
     let what = What::Sh { text: text.into_bytes(), shell: Shell::Sh };
-    let mut spec = CommandSpec::passing(random, what, Duration::from_secs(20));
+    let mut spec = CommandSpec::passing(u128::from_le_bytes(random), what, Duration::from_secs(20));
     spec.reconnect = Duration::from_secs(5);
     let mut said = Said::default();
     let verdict = session.run(&spec, &mut said, &CancellationToken::new()).await;

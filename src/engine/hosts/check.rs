@@ -104,10 +104,8 @@ async fn look(world: &World, realm: Realm, host: &Host) -> Result<(), Cause> {
     let connect = ToHost { links: Arc::new(Looking(Arc::clone(&world.links))), realm: Some(realm), host: host.clone() };
     let session = Session::new(Arc::new(connect), Arc::clone(&world.clock), Arc::new(Fleeting));
     session.link().await.map_err(|error| error.cause)?;
-    let mut random = [0; 32];
-    (world.random)(&mut random);
     let what = What::Sh { text: b"true".to_vec(), shell: Shell::Sh };
-    let mut spec = CommandSpec::passing(random, what, LIMIT);
+    let mut spec = CommandSpec::passing(world.random_u128(), what, LIMIT);
     spec.path.clone_from(&host.ssh.path);
     spec.reconnect = Duration::ZERO;
     let verdict = session.run(&spec, &mut Discard, &CancellationToken::new()).await;

@@ -39,9 +39,7 @@ pub(in crate::engine) async fn exec(world: &World, project: &ProjectName, args: 
     let timeout = args.span("timeout").unwrap_or(Duration::from_secs(60));
     let argv = args.list("argv");
     let program = argv.first().map(|p| String::from_utf8_lossy(p).into_owned()).unwrap_or_default();
-    let mut random = [0; 32];
-    (world.random)(&mut random);
-    let mut spec = CommandSpec::passing(random, What::Exec { argv }, timeout);
+    let mut spec = CommandSpec::passing(world.random_u128(), What::Exec { argv }, timeout);
     spec.env = args.map("env");
     spec.path = Some(world.limits.path.clone());
     spec.stdin = args.bytes("stdin");

@@ -243,21 +243,17 @@ impl CallLog {
 
     /// Gives `each` the frames of its own log, and cuts off what follows them; false where it could not even be begun.
     fn read_own(&self, mut each: impl FnMut(&Frame)) -> io::Result<bool> {
-        let mut frames = match Frames::open(&self.path) {
+        let mut frames = match Frames::of_log(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             frames => frames?,
         };
-        let mut good = 0;
-        // One without a header was cut off by a crash before it had any frame.
-        if frames.next()?.and_then(|payload| frame::header(&payload)).is_some() {
-            good = frames.at;
-            while let Some(payload) = frames.next()? {
-                good = frames.at;
-                frame::output(Some(&self.call), &payload).iter().for_each(&mut each);
-            }
+        while frames.header.is_some()
+            && let Some(payload) = frames.next()?
+        {
+            frame::output(Some(&self.call), &payload).iter().for_each(&mut each);
         }
-        shared::cut(&self.path, good, frames.damaged)?;
-        Ok(good > 0)
+        shared::cut(&self.path, frames.at, frames.damaged)?;
+        Ok(frames.header.is_some())
     }
 }
 

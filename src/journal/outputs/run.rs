@@ -207,15 +207,15 @@ fn own_logs(dir: &Path) -> io::Result<Vec<(String, Option<CallKey>)>> {
         names.extend(entry?.file_name().into_string().ok().filter(|name| name.ends_with(".log") && name != NAME));
     }
     names.sort();
-    let whose = |name: &String| -> io::Result<Option<Option<CallKey>>> {
-        let mut frames = Frames::open(&dir.join(name))?;
-        let header = frames.next()?.map(|payload| frame::header(&payload).and_then(|header| header.call));
-        Ok(header.or(frames.damaged.then_some(None)))
-    };
-    let found = names.into_iter().filter_map(|name| {
-        // What cannot be read today is told to whoever wants to read it.
-        let whose = whose(&name).unwrap_or(Some(None));
-        whose.map(|whose| (name, whose))
-    });
-    Ok(found.collect())
+    let mut found = Vec::new();
+    for name in names {
+        let call = match Frames::of_log(&dir.join(&name)) {
+            Ok(Frames { header: None, damaged: false, .. }) => continue,
+            Ok(frames) => frames.header.and_then(|header| header.call),
+            // What cannot be read today is told to whoever wants to read it.
+            Err(_) => None,
+        };
+        found.push((name, call));
+    }
+    Ok(found)
 }

@@ -49,16 +49,14 @@ impl Shared {
 
     /// Gives `each` every frame of it, with its place.
     pub fn learn(&mut self, mut each: impl FnMut(Frame, Span)) -> io::Result<()> {
-        let mut frames = match Frames::open(&self.path) {
+        let mut frames = match Frames::of_log(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             frames => frames?,
         };
-        (self.end, self.mended) = (0, false);
-        while let Some(payload) = frames.next()? {
-            if self.end == 0 && frame::header(&payload).is_none() {
-                self.damaged = true;
-                return Ok(());
-            }
+        (self.end, self.mended) = (frames.at, false);
+        while frames.header.is_some()
+            && let Some(payload) = frames.next()?
+        {
             let span = Span { at: self.end, length: u32::try_from(frames.at - self.end).unwrap_or(u32::MAX) };
             self.end = frames.at;
             if let Some(frame) = frame::output(None, &payload) {
