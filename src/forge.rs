@@ -3,5 +3,5 @@
 mod git;
 mod github;
 
-pub use git::{Git, Looked};
+pub use git::{Git, Looked, OLDEST_GIT, git_is_new_enough};
 pub use github::GitHub;

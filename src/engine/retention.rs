@@ -83,9 +83,9 @@ pub(super) async fn keep(conductor: Conductor) {
     }
 }
 
-/// Puts together what fetches have left, of projects that nothing is done for just now.
+/// Puts together what fetches have left.
 async fn tidy(conductor: &Conductor) {
-    for loaded in conductor.all().iter().filter(|loaded| !conductor.at_work(&loaded.name)) {
+    for loaded in conductor.all().iter() {
         if let Err(cause) = conductor.inner.world.forge.tidy(&loaded.name).await {
             tracing::warn!(project = %loaded.name, %cause, "its mirror is as it was; tried again later");
         }

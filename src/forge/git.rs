@@ -4,7 +4,7 @@
 //! arguments behind `--` or on its standard input, and only as full refs, so that a branch called like a commit hash stays a branch.
 //!
 //! Git processes per call (helpers of git's own not counted): `head` 1; `resolve` 2 for the branch's head, 3 for another commit,
-//! 4 for another branch's name; `checkout` 2; `is_ancestor`, `changed` 1; `tidy` 0, or 1 once in some hundred fetches. The first call for a project makes its mirror: 1 more.
+//! 4 for another branch's name; `checkout` 2; `is_ancestor`, `changed` 1; `tidy` 0, or 1 after twenty fetches that brought something. The first call for a project makes its mirror: 1 more.
 
 use std::{
     collections::BTreeMap,
@@ -40,6 +40,7 @@ mod look;
 mod refs;
 mod tree;
 
+pub use fault::{OLDEST_GIT, git_is_new_enough};
 pub use look::Looked;
 
 use access::Access;
@@ -426,8 +427,9 @@ impl Forge for Git {
         if !on_disk("read", &objects.clone(), move || tree::scattered(&objects, PACKS, LOOSE)).await? {
             return Ok(());
         }
-        // Also what no branch has any more: a release may have come of it that is gone back to.
-        let repack = self.in_mirror(project).args(["repack", "-a", "-d", "--keep-unreachable", "--quiet"]);
+        // Small packs become a larger one, and a large one is written again only when they are as large as half of it: projects that
+        // are at work all day have no hour for more. What no branch has any more stays, a release may have come of it that is gone back to.
+        let repack = self.in_mirror(project).args(["repack", "--geometric=2", "-d", "--quiet"]);
         // Others are at work on this machine.
         let modest =
             [("pack.threads", "1"), ("pack.windowMemory", "128m"), ("repack.writeBitmaps", "false")].into_iter();

@@ -14,6 +14,7 @@ use super::{Check, Daemon};
 use crate::{
     cli,
     config::{Config, Limits},
+    forge::{OLDEST_GIT, git_is_new_enough},
     service,
 };
 
@@ -58,12 +59,13 @@ fn said(program: &str, args: &[&str]) -> Option<String> {
 }
 
 pub(super) fn git(said: Option<&str>) -> Check {
-    let todo = "install git 2.31 or newer";
+    let todo = format!("install git {OLDEST_GIT} or newer");
     let Some(said) = said else { return Check::fail("git", "there is no git on this machine", todo) };
-    let mut numbers = said.trim_start_matches("git version ").split('.').map(|n| n.parse::<u32>().unwrap_or(0));
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    // 2.31 brought configuration by environment: without it a token would have to stand in an argument.
-    if version >= (2, 31) { Check::ok("git", said) } else { Check::fail("git", format!("{said} is too old"), todo) }
+    if git_is_new_enough(said) {
+        Check::ok("git", said)
+    } else {
+        Check::fail("git", format!("{said} is too old"), todo)
+    }
 }
 
 pub(super) fn tools(there: &dyn Fn(&str) -> bool) -> Check {

@@ -33,21 +33,31 @@ pub(super) fn output(what: &str, access: Option<&Access>, limit: Duration, ended
 }
 
 fn missing() -> Cause {
-    Cause::new("git_missing", "there is no `git` in the daemon's PATH: install git 2.31 or newer")
+    Cause::new("git_missing", format!("there is no `git` in the daemon's PATH: install git {OLDEST_GIT} or newer"))
 }
 
 /// `git version 2.47.3` is new enough.
 pub(super) fn version(ended: Ended) -> Result<(), Cause> {
     let out = output("--version", None, Duration::from_secs(60), ended)?;
     let text = String::from_utf8_lossy(&out).trim().to_owned();
-    let mut numbers = text.strip_prefix("git version ").unwrap_or("").split('.').map(|n| n.parse::<u32>().unwrap_or(0));
-    let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    // 2.31 brought configuration by environment: without it a token would have to stand in an argument.
-    if found >= (2, 31) {
+    if git_is_new_enough(&text) {
         return Ok(());
     }
     let shown: String = text.chars().take(80).collect();
-    Err(Cause::new("git_missing", format!("git is too old ({shown:?}): install 2.31 or newer")))
+    Err(Cause::new("git_missing", format!("git is too old ({shown:?}): install {OLDEST_GIT} or newer")))
+}
+
+/// The oldest git that does. 2.31 brought configuration by environment, without which a token would have to stand in an argument; 2.32
+/// repacks geometrically.
+pub const OLDEST_GIT: &str = "2.32";
+
+/// Whether `git --version` said at least [`OLDEST_GIT`].
+pub fn git_is_new_enough(said: &str) -> bool {
+    let numbers = |text: &str| {
+        let mut numbers = text.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+    };
+    numbers(said.strip_prefix("git version ").unwrap_or("")) >= numbers(OLDEST_GIT)
 }
 
 fn last_lines(err: &str) -> String {

@@ -460,11 +460,11 @@ async fn a_deadline_ends_git_and_all_it_started() {
 fn versions_are_read() {
     let version =
         |text: &str| fault::version(Ended::Exit { code: 0, out: text.as_bytes().to_vec(), err: String::new() });
-    for good in ["git version 2.31.0\n", "git version 2.47.3", "git version 3.0", "git version 2.39.5 (Apple Git-154)"]
+    for good in ["git version 2.32.0\n", "git version 2.47.3", "git version 3.0", "git version 2.39.5 (Apple Git-154)"]
     {
         assert!(version(good).is_ok(), "{good}");
     }
-    for bad in ["git version 2.30.9", "git version 1.99", "", "hub 2.50", "git version x.y"] {
+    for bad in ["git version 2.31.9", "git version 1.99", "", "hub 2.50", "git version x.y"] {
         assert_eq!(version(bad).unwrap_err().code, "git_missing", "{bad}");
     }
     let missing = Ended::Broken(std::io::Error::from(std::io::ErrorKind::NotFound));
