@@ -5,6 +5,7 @@ pub mod hosts;
 pub mod signals;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::model::{
@@ -581,7 +582,7 @@ pub struct LogLine {
 }
 
 /// Something that happened, as `/v1/events` tells it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct EventView {
     /// `<start>-<n>`: resumable within one life of the daemon.
     pub id: String,
@@ -593,9 +594,9 @@ pub struct EventView {
     pub project: String,
     /// Which run.
     pub run: String,
-    /// What it is about: the run, stage, deployment or host as it is now.
+    /// What it is about: the run, stage, deployment or host as it is now. Text, as thousands are kept.
     #[schema(value_type = Object)]
-    pub data: serde_json::Value,
+    pub data: Box<RawValue>,
 }
 
 /// An alarm of an environment.

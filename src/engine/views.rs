@@ -11,7 +11,10 @@ use std::{
 };
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
 use tokio::sync::broadcast;
 
 use super::view::{
@@ -39,7 +42,7 @@ use crate::{
 };
 
 /// How far views may be behind the disk where much happens: a write of the index costs more than what it writes.
-const BEHIND: Duration = Duration::from_millis(100);
+const BEHIND: Duration = Duration::from_millis(200);
 /// How long the thread lets records come before it looks at them, while more come than it need hear of at once: each sync would wake it.
 const NAP: Duration = Duration::from_millis(25);
 
@@ -428,6 +431,11 @@ fn fitted(mut document: Vec<u8>) -> Vec<u8> {
     document
 }
 
+/// A document as an event has it.
+fn text(document: &[u8]) -> Box<RawValue> {
+    serde_json::from_slice(document).unwrap_or_default()
+}
+
 /// A document as a value.
 fn value(document: &[u8]) -> Value {
     serde_json::from_slice(document).unwrap_or_default()
@@ -598,9 +606,8 @@ impl Folding {
                 }
                 unwritten.changed.insert(key.clone());
                 if !quiet {
-                    let data = value(&json);
-                    milestones::tell(run, &key, &event, &data, before.map(|before| value(before)).as_ref());
-                    self.board.tell(event, &record.at.rfc3339(), &project, id, data);
+                    milestones::tell(run, &key, &event, &json, before.map(Vec::as_slice));
+                    self.board.tell(event, &record.at.rfc3339(), &project, id, text(&json));
                 }
                 written.insert(key, json);
             }
@@ -657,7 +664,7 @@ pub(super) struct Board {
 impl Board {
     /// Tells that a run was requested.
     fn requested(&self, id: &RunId, view: &RunView) {
-        let json = serde_json::to_value(view).unwrap_or_default();
+        let json = to_raw_value(view).unwrap_or_default();
         self.tell("run.queued".to_owned(), &view.created_at, &view.project, id, json);
     }
 
@@ -668,7 +675,7 @@ impl Board {
         }
     }
 
-    fn tell(&self, event: String, at: &str, project: &str, run: &RunId, data: Value) {
+    fn tell(&self, event: String, at: &str, project: &str, run: &RunId, data: Box<RawValue>) {
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         ring.0 += 1;
         let event = Arc::new(EventView {
@@ -1076,7 +1083,7 @@ impl Folding {
         let Ok(id) = view.id.parse::<RunId>() else { return };
         let at = view.finished_at.as_deref().unwrap_or(&view.created_at);
         if let Some(document) = document(head_key(&id), "run", view.state, view) {
-            self.board.tell(document.event, at, &view.project, &id, value(&document.json));
+            self.board.tell(document.event, at, &view.project, &id, text(&document.json));
         }
     }
 

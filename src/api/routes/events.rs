@@ -9,6 +9,7 @@ use axum::{
     http::{HeaderMap, Uri},
     response::Response,
 };
+use serde_json::Value;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use super::{App, status, streaming};
@@ -142,9 +143,10 @@ impl Feed {
 
 /// `2026-01-02T03:04:05.678Z  shop  01k...  host.failed  web-2: the unit is not active (unhealthy)`.
 fn text(event: &EventView) -> String {
-    let of = |name: &str| event.data.get(name).and_then(|v| v.as_str()).unwrap_or_default();
+    let data: Value = serde_json::from_str(event.data.get()).unwrap_or_default();
+    let of = |name: &str| data.get(name).and_then(Value::as_str).unwrap_or_default();
     let subject = [of("name"), of("environment")].into_iter().find(|t| !t.is_empty()).unwrap_or_default();
-    let cause = event.data.get("cause").and_then(|c| c.get("message")).and_then(|m| m.as_str()).unwrap_or_default();
+    let cause = data.pointer("/cause/message").and_then(Value::as_str).unwrap_or_default();
     let about = [subject, cause].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join(": ");
     let line = format!("{}  {}  {}  {}  {about}", event.at, event.project, event.run, event.event);
     format!("{}\n", one_line(&line, 400).trim_end())

@@ -1,7 +1,7 @@
 //! What the daemon's own log says of runs: each change of state that is on disk, of a run, its stages, its deployments and their hosts, with
 //! the fields by which `journalctl PHASED_PROJECT=shop` finds it.
 
-use serde_json::Value;
+use serde::Deserialize;
 
 use crate::model::{
     ids::{ProjectName, RunId},
@@ -9,8 +9,9 @@ use crate::model::{
 };
 
 /// Says so if `json`, the document under `key`, is in another state than it was `before`. `event` is `host.healthy`.
-pub(super) fn tell(run: &Run, key: &str, event: &str, json: &Value, before: Option<&Value>) {
-    let Some(milestone) = Milestone::of(event, json, before) else { return };
+pub(super) fn tell(run: &Run, key: &str, event: &str, json: &[u8], before: Option<&[u8]>) {
+    let Some(facts) = Facts::new(json, before) else { return };
+    let Some(milestone) = Milestone::of(event, &facts) else { return };
     let Milestone { environment, host, text, weight } = milestone;
     let number = key.split('/').nth(3).and_then(|n| n.parse::<u32>().ok());
     // A host's document does not say where it is.
@@ -26,6 +27,30 @@ pub(super) fn tell(run: &Run, key: &str, event: &str, json: &Value, before: Opti
         Weight::Small => say!(debug),
         Weight::Usual => say!(info),
         Weight::Bad => say!(warn),
+    }
+}
+
+/// What a document says of these, as far as it does.
+#[derive(Deserialize)]
+struct Facts {
+    state: Option<String>,
+    environment: Option<String>,
+    id: Option<String>,
+    name: Option<String>,
+    cause: Option<Why>,
+}
+
+#[derive(Deserialize)]
+struct Why {
+    message: String,
+}
+
+impl Facts {
+    /// `None` where the state is what it was before.
+    fn new(json: &[u8], before: Option<&[u8]>) -> Option<Self> {
+        let read = |json| serde_json::from_slice::<Facts>(json).ok();
+        let before = before.and_then(read);
+        read(json).filter(|facts| before.is_none_or(|before| before.state != facts.state))
     }
 }
 
@@ -45,25 +70,22 @@ struct Milestone<'a> {
 }
 
 impl<'a> Milestone<'a> {
-    fn of(event: &str, json: &'a Value, before: Option<&Value>) -> Option<Self> {
+    fn of(event: &str, facts: &'a Facts) -> Option<Self> {
         let (kind, state) = event.split_once('.')?;
-        if before.is_some_and(|before| before.get("state") == json.get("state")) {
-            return None;
-        }
-        let text = |name: &str| json.get(name).and_then(Value::as_str);
+        let name = facts.name.as_deref();
         let (environment, host) = match kind {
-            "deployment" => (text("environment"), None),
-            "host" => (None, text("id")),
+            "deployment" => (facts.environment.as_deref(), None),
+            "host" => (None, facts.id.as_deref()),
             _ => (None, None),
         };
         let whom = match kind {
             "run" => "the run".to_owned(),
-            "stage" => format!("stage {}", text("name").unwrap_or_default()),
+            "stage" => format!("stage {}", name.unwrap_or_default()),
             "deployment" => format!("the deployment to {}", environment.unwrap_or_default()),
-            _ => format!("{kind} {}", text("name").or(host).unwrap_or_default()),
+            _ => format!("{kind} {}", name.or(host).unwrap_or_default()),
         };
-        let cause = json.pointer("/cause/message").and_then(Value::as_str);
-        let cause = cause.and_then(|cause| cause.lines().next()).map(|cause| format!(": {cause}")).unwrap_or_default();
+        let cause = facts.cause.as_ref().and_then(|cause| cause.message.lines().next());
+        let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
         let weight = match state {
             // A fleet's waiting and beginning would be half of the log.
             "pending" | "running" if kind == "host" => Weight::Small,
@@ -78,21 +100,21 @@ impl<'a> Milestone<'a> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
     fn a_change_of_state_is_told_once_and_bad_ones_with_their_cause() {
-        let failed = json!({ "id": "i-1", "name": "web1", "state": "failed", "cause": { "message": "exit 1\nmore" } });
-        let told = Milestone::of("host.failed", &failed, Some(&json!({ "state": "running" }))).unwrap();
+        let failed =
+            br#"{"id":"i-1","name":"web1","state":"failed","cause":{"code":"x","message":"exit 1\nmore"},"waves":[]}"#;
+        assert!(Facts::new(failed, Some(failed)).is_none());
+        let facts = Facts::new(failed, Some(br#"{"state":"running","cause":null}"#)).unwrap();
+        let told = Milestone::of("host.failed", &facts).unwrap();
         assert_eq!(
             (told.text.as_str(), told.host, told.weight),
             ("host web1: failed: exit 1", Some("i-1"), Weight::Bad)
         );
-        assert_eq!(Milestone::of("host.failed", &failed, Some(&failed)), None);
-        let rolling = json!({ "environment": "production", "state": "rolling" });
-        let told = Milestone::of("deployment.rolling", &rolling, None).unwrap();
+        let facts = Facts::new(br#"{"environment":"pro\u0064uction","state":"rolling"}"#, None).unwrap();
+        let told = Milestone::of("deployment.rolling", &facts).unwrap();
         assert_eq!(
             (told.text.as_str(), told.environment),
             ("the deployment to production: rolling", Some("production"))
