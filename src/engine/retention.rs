@@ -85,7 +85,7 @@ pub(super) async fn keep(conductor: Conductor) {
 
 /// Puts together what fetches have left.
 async fn tidy(conductor: &Conductor) {
-    for loaded in conductor.all().iter() {
+    for loaded in conductor.all() {
         if let Err(cause) = conductor.inner.world.forge.tidy(&loaded.name).await {
             tracing::warn!(project = %loaded.name, %cause, "its mirror is as it was; tried again later");
         }

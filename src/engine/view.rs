@@ -594,7 +594,8 @@ pub struct EventView {
     pub project: String,
     /// Which run.
     pub run: String,
-    /// What it is about: the run, stage, deployment or host as it is now. Text, as thousands are kept.
+    /// What it is about: the run, stage, deployment or host as it is now.
+    // As text: thousands are kept.
     #[schema(value_type = Object)]
     pub data: Box<RawValue>,
 }

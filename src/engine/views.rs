@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// How far views may be behind the disk where much happens: a write of the index costs more than what it writes.
-const BEHIND: Duration = Duration::from_millis(200);
+const BEHIND: Duration = Duration::from_millis(100);
 /// How long the thread lets records come before it looks at them, while more come than it need hear of at once: each sync would wake it.
 const NAP: Duration = Duration::from_millis(25);
 
@@ -431,7 +431,7 @@ fn fitted(mut document: Vec<u8>) -> Vec<u8> {
     document
 }
 
-/// A document as an event has it.
+/// A document as an event has it: text without a line's end in it, as serde_json writes it.
 fn text(document: &[u8]) -> Box<RawValue> {
     serde_json::from_slice(document).unwrap_or_default()
 }

@@ -4,7 +4,7 @@
 //! arguments behind `--` or on its standard input, and only as full refs, so that a branch called like a commit hash stays a branch.
 //!
 //! Git processes per call (helpers of git's own not counted): `head` 1; `resolve` 2 for the branch's head, 3 for another commit,
-//! 4 for another branch's name; `checkout` 2; `is_ancestor`, `changed` 1; `tidy` 0, or 1 after twenty fetches that brought something. The first call for a project makes its mirror: 1 more.
+//! 4 for another branch's name; `checkout` 2; `is_ancestor`, `changed` 1; `tidy` 0, or 1 once there are more than twenty packs. The first call for a project makes its mirror: 1 more.
 
 use std::{
     collections::BTreeMap,
@@ -104,10 +104,12 @@ impl Git {
         self.command().env("GIT_DIR", &mirror).config("safe.directory", owned)
     }
 
+    fn state(&self, project: &ProjectName) -> Arc<tokio::sync::Mutex<Mirror>> {
+        self.projects.lock().unwrap_or_else(PoisonError::into_inner).entry(project.clone()).or_default().clone()
+    }
+
     async fn lock(&self, project: &ProjectName) -> OwnedMutexGuard<Mirror> {
-        let slot =
-            self.projects.lock().unwrap_or_else(PoisonError::into_inner).entry(project.clone()).or_default().clone();
-        slot.lock_owned().await
+        self.state(project).lock_owned().await
     }
 
     /// Git is here and new enough; asked once, and again only after a no.
@@ -422,18 +424,23 @@ impl Forge for Git {
     }
 
     async fn tidy(&self, project: &ProjectName) -> Result<(), Cause> {
-        let _state = self.lock(project).await;
         let objects = self.mirror_dir(project).join("objects");
         if !on_disk("read", &objects.clone(), move || tree::scattered(&objects, PACKS, LOOSE)).await? {
             return Ok(());
         }
-        // Small packs become a larger one, and a large one is written again only when they are as large as half of it: projects that
-        // are at work all day have no hour for more. What no branch has any more stays, a release may have come of it that is gone back to.
+        self.usable().await?;
+        // Whoever has it now may have it for long, where a remote hangs: the next time will do.
+        let Ok(mut state) = self.state(project).try_lock_owned() else { return Ok(()) };
+        let clean = std::mem::replace(&mut state.clean, false);
+        // Small packs become a larger one, and a large one is written again only when they have half as many objects: projects that are
+        // at work all day have no hour for more. What no branch has any more stays, a release may have come of it that is gone back to.
         let repack = self.in_mirror(project).args(["repack", "--geometric=2", "-d", "--quiet"]);
         // Others are at work on this machine.
         let modest =
             [("pack.threads", "1"), ("pack.windowMemory", "128m"), ("repack.writeBitmaps", "false")].into_iter();
-        self.local("repack", modest.fold(repack, |repack, (key, value)| repack.config(key, value))).await.map(drop)
+        self.local("repack", modest.fold(repack, |repack, (key, value)| repack.config(key, value))).await?;
+        state.clean = clean;
+        Ok(())
     }
 
     fn work_dir(&self, project: &ProjectName) -> PathBuf {

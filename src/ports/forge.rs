@@ -64,7 +64,8 @@ pub trait Forge: Send + Sync {
     /// See [`Forge`].
     async fn changed(&self, project: &ProjectName, from: &Sha, to: &Sha) -> Result<Vec<String>, Cause>;
 
-    /// Puts together what fetches have left in the project's mirror, once that is much; others wait for it meanwhile. Nothing is lost by it.
+    /// Puts together what fetches have left in the project's mirror, once that is much and nobody is at work in it; others wait for it
+    /// meanwhile. Nothing is lost by it.
     ///
     /// # Errors
     /// See [`Forge`].

@@ -42,6 +42,7 @@ struct Facts {
 
 #[derive(Deserialize)]
 struct Why {
+    #[serde(default)]
     message: String,
 }
 

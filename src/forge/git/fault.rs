@@ -54,8 +54,8 @@ pub const OLDEST_GIT: &str = "2.32";
 /// Whether `git --version` said at least [`OLDEST_GIT`].
 pub fn git_is_new_enough(said: &str) -> bool {
     let numbers = |text: &str| {
-        let mut numbers = text.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
-        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+        let mut parts = text.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+        (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
     };
     numbers(said.strip_prefix("git version ").unwrap_or("")) >= numbers(OLDEST_GIT)
 }

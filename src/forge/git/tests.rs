@@ -53,22 +53,32 @@ fn packs(fixture: &Fixture) -> usize {
 async fn what_fetches_leave_is_put_together_once_it_is_much_and_nothing_is_lost() {
     let fixture = Fixture::new();
     fixture.git.tidy(&fixture.project).await.unwrap();
-    let lost = fixture.push("main", "a");
+    let first = fixture.push("main", "a");
     fixture.resolve(Wanted::Head).await.unwrap();
-    fixture.sh("cd tree && git checkout -q --orphan other && git commit -qm anew");
-    // Each fetch is a pack, however little it brings.
+    fixture.sh("cd tree && git checkout -q --orphan other && for n in $(seq 400); do echo $n >$n; done && git add -A && git commit -qm anew");
+    // Each fetch is a pack, however little it brings; what one has brought the next one may find on no branch any more.
+    let mut last = first.clone();
     for n in 1..=PACKS {
         assert_eq!(packs(&fixture), n);
         fixture.git.tidy(&fixture.project).await.unwrap();
-        fixture.push("main", "b");
+        last = fixture.push("main", "b");
         fixture.resolve(Wanted::Head).await.unwrap();
+        fixture.sh("git -C tree reset -q --hard HEAD~1");
     }
     assert_eq!(packs(&fixture), PACKS + 1);
+    let large = |fixture: &Fixture| fixture.sh("cd work/shop/mirror.git/objects/pack && ls -S *.pack | head -n 1");
+    let before = large(&fixture);
+    // Somebody is at work in it.
+    let held = fixture.git.lock(&fixture.project).await;
     fixture.git.tidy(&fixture.project).await.unwrap();
-    assert_eq!(packs(&fixture), 1);
+    assert_eq!(packs(&fixture), PACKS + 1);
+    drop(held);
+    fixture.git.tidy(&fixture.project).await.unwrap();
+    assert_eq!((packs(&fixture), large(&fixture)), (2, before), "a large pack is written again for a few small ones");
     assert_eq!(fixture.sh("find work/shop/mirror.git/objects -type f -path '*/??/*' | wc -l"), "0");
+    fixture.push("main", "b");
     let head = fixture.resolve(Wanted::Head).await.unwrap().commit.sha;
-    for sha in [head, lost] {
+    for sha in [head, first, last] {
         fixture.git.checkout(&fixture.project, &sha, &fixture.path("work/shop/run"), &Giver(None)).await.unwrap();
         assert_eq!(fixture.sh("git -C work/shop/run rev-parse HEAD"), sha.as_str());
     }
@@ -466,6 +476,9 @@ fn versions_are_read() {
     }
     for bad in ["git version 2.31.9", "git version 1.99", "", "hub 2.50", "git version x.y"] {
         assert_eq!(version(bad).unwrap_err().code, "git_missing", "{bad}");
+    }
+    for asked in [format!("git (>= 1:{OLDEST_GIT})"), format!("git-core = \">= {OLDEST_GIT}\"")] {
+        assert!(include_str!("../../../Cargo.toml").contains(&asked), "{asked}");
     }
     let missing = Ended::Broken(std::io::Error::from(std::io::ErrorKind::NotFound));
     assert_eq!(fault::version(missing).unwrap_err().code, "git_missing");
