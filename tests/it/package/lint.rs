@@ -19,3 +19,16 @@ fn lintian_and_rpmlint_have_nothing_to_say() {
     let said = tool("rpmlint", &["--config", config, made.rpm.to_str().unwrap()]);
     assert!(said.code == 0 && said.stdout.contains("0 errors, 0 warnings"), "{}{}", said.stdout, said.stderr);
 }
+
+#[test]
+fn whoever_wrote_what_the_binary_holds_is_named_with_the_licence() {
+    let made = package("0.1.0");
+    let unpack = "dpkg-deb --fsys-tarfile \"$1\" | tar -xO ./usr/share/doc/phased/third-party.txt.gz | gunzip";
+    let told = output(Command::new("sh").args(["-c", unpack, "sh", made.deb.to_str().unwrap()])).stdout;
+    for held in ["\nmlua 0.", "\naws-sdk-ec2 1.", "\nLua 5.4: MIT", "\nCopyright (C) 1994-", "Jason Evans"] {
+        assert!(told.contains(held), "{held:?} is missing");
+    }
+    let crates = told.split("\n\n").nth(1).unwrap().lines().filter(|line| line.contains(": ")).count();
+    assert!(crates > 200, "{crates}");
+    assert!(!told.contains("see below") && !told.contains("GNU GENERAL PUBLIC"), "{told}");
+}
