@@ -310,7 +310,7 @@ impl Conductor {
         puts.extend(ask.signal.iter().flat_map(|taken| taken.puts(&id, now.wall_ms)));
         // Keys that name this run get its id.
         puts.extend(ask.once.map(|once| once.began(&id, now.wall_ms)));
-        puts.extend(also.into_iter().map(|key| (key, Some(json!({ "run": id, "at_ms": now.wall_ms })))));
+        puts.extend(also.into_iter().map(|key| (key, Some(json!(id)))));
         let ticket = match world.control.commit(Commit::RunRequested, only_if, puts) {
             Err(CommitError::Conflict { .. }) => return Ok(None),
             committed => committed.map_err(|e| self.refused(&e))?,

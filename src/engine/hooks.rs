@@ -72,10 +72,8 @@ pub(super) async fn take(
         }
     };
     // The body is signed, the delivery id is not: a replay comes with a new id and the same signature.
-    let signature_key = format!("signature/{}", Digest::of(format!("{project}|{signature}").as_bytes()));
-    let delivery_key = id.map(|id| format!("delivery/{provider}/{}", Digest::of(format!("{project}|{id}").as_bytes())));
-    let mut keys: Vec<String> = vec![signature_key];
-    keys.extend(delivery_key);
+    let mut keys = vec![format!("signature/{}", named(project, &signature))];
+    keys.extend(id.map(|id| format!("delivery/{provider}/{}", named(project, &id))));
     let by = pusher.map_or_else(|| provider.to_owned(), |pusher| format!("{provider} {pusher}"));
     // Where it is known already what the ref points at.
     let (place, ask) = match tag {
@@ -117,6 +115,11 @@ async fn seen_before(conductor: &Conductor, run: RunId) -> Result<Hooked, Refusa
     Ok(Hooked::Duplicate(run))
 }
 
+/// What a project was sent, as a key: half of a digest tells as many apart as there will be, and days of them are remembered.
+fn named(project: &str, what: &str) -> String {
+    Digest::of(format!("{project}|{what}").as_bytes()).as_str()[..32].to_owned()
+}
+
 fn run_of(value: &Value) -> Option<RunId> {
-    value.get("run").and_then(Value::as_str)?.parse().ok()
+    value.as_str()?.parse().ok()
 }

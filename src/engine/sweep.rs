@@ -3,8 +3,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use serde_json::Value;
+
 use super::world::World;
-use crate::ports::control::{Commit, Entry};
+use crate::{
+    model::ids::RunId,
+    ports::control::{Commit, Entry},
+};
 
 /// Deliveries and signatures are kept so long: a replay after that finds another head anyway.
 pub(super) const SEEN_MS: i64 = 8 * 86_400_000;
@@ -36,9 +41,14 @@ pub(super) async fn sweep(world: Arc<World>) {
 fn forget(world: &World) -> bool {
     const AT_ONCE: usize = 200;
     let now = world.clock.now().wall_ms;
-    let old = |entry: &Entry, keep: i64| {
-        entry.value.get("at_ms").and_then(serde_json::Value::as_i64).is_some_and(|at| now - at > keep)
+    let at = |value: &Value| match value {
+        // A run was requested when its id was made.
+        Value::String(run) => run.parse().ok().map(|run: RunId| run.wall_ms()),
+        value => value.get("at_ms")?.as_i64(),
     };
+    // What is of days to come is of a clock that was wrong.
+    let old =
+        |entry: &Entry, keep: i64| at(&entry.value).is_some_and(|at| now.saturating_sub(at).saturating_abs() > keep);
     let found = [("delivery/", SEEN_MS), ("signature/", SEEN_MS), ("idem/", KEPT_MS), ("signal/", SIGNALS_MS)]
         .into_iter()
         .flat_map(|(prefix, keep)| world.control.scan(prefix).into_iter().filter(move |entry| old(entry, keep)));

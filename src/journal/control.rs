@@ -83,7 +83,7 @@ struct Put {
 /// What lives.
 #[derive(Default)]
 struct Entries {
-    by_key: BTreeMap<String, Living>,
+    by_key: BTreeMap<Box<str>, Living>,
     /// About what it takes in a compacted file.
     bytes: u64,
     /// The length of the file when it was last to be compacted.
@@ -113,16 +113,16 @@ fn size(key: &str, text: &str) -> u64 {
 impl Entries {
     fn fold(&mut self, seq: u64, puts: Vec<Put>) {
         for Put { key, value } in puts {
-            if let Some(old) = self.by_key.get(&key) {
+            if let Some(old) = self.by_key.get(&*key) {
                 self.bytes -= size(&key, &old.text);
             }
             match value {
                 Some(value) => {
                     let text = value.to_string().into_boxed_str();
                     self.bytes += size(&key, &text);
-                    self.by_key.insert(key, Living { revision: seq, text });
+                    self.by_key.insert(key.into_boxed_str(), Living { revision: seq, text });
                 }
-                None => drop(self.by_key.remove(&key)),
+                None => drop(self.by_key.remove(&*key)),
             }
         }
     }
@@ -139,7 +139,7 @@ impl Entries {
         let (mut records, mut puts, mut size) = (Vec::new(), Vec::new(), 0);
         for (key, living) in &self.by_key {
             // What was committed fits a record, so it fits one alone.
-            let put = Put { key: key.clone(), value: Some(serde_json::from_str(&living.text)?) };
+            let put = Put { key: key.to_string(), value: Some(serde_json::from_str(&living.text)?) };
             let bytes = serde_json::to_vec(&put)?.len() + 1;
             if size + bytes > PACKED && !puts.is_empty() {
                 records.push(record(Compaction::Kept, None, std::mem::take(&mut puts))?);
@@ -310,7 +310,7 @@ impl Control for ControlLog {
         let state = self.state();
         let from = state.by_key.range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded));
         let found = from.take_while(|(key, _)| key.starts_with(prefix));
-        let found: Vec<(String, Living)> = found.map(|(key, living)| (key.clone(), living.clone())).collect();
+        let found: Vec<(String, Living)> = found.map(|(key, living)| (key.to_string(), living.clone())).collect();
         drop(state);
         found.into_iter().map(|(key, living)| living.entry(key)).collect()
     }
