@@ -37,21 +37,26 @@ pub(super) async fn sweep(world: Arc<World>) {
     }
 }
 
+/// Whether what is to be kept for `keep` ms is not any more.
+fn is_old(value: &Value, now: i64, keep: i64) -> bool {
+    let at = match value {
+        // A run was requested when its id was made.
+        Value::String(run) => run.parse().ok().map(|run: RunId| run.wall_ms()),
+        value => value.get("at_ms").and_then(Value::as_i64),
+    };
+    // What is of days to come is of a clock that was wrong.
+    at.is_some_and(|at| now.saturating_sub(at).saturating_abs() > keep)
+}
+
 /// Forgets the first of what is old; true when there is more.
 fn forget(world: &World) -> bool {
     const AT_ONCE: usize = 200;
     let now = world.clock.now().wall_ms;
-    let at = |value: &Value| match value {
-        // A run was requested when its id was made.
-        Value::String(run) => run.parse().ok().map(|run: RunId| run.wall_ms()),
-        value => value.get("at_ms")?.as_i64(),
-    };
-    // What is of days to come is of a clock that was wrong.
-    let old =
-        |entry: &Entry, keep: i64| at(&entry.value).is_some_and(|at| now.saturating_sub(at).saturating_abs() > keep);
     let found = [("delivery/", SEEN_MS), ("signature/", SEEN_MS), ("idem/", KEPT_MS), ("signal/", SIGNALS_MS)]
         .into_iter()
-        .flat_map(|(prefix, keep)| world.control.scan(prefix).into_iter().filter(move |entry| old(entry, keep)));
+        .flat_map(|(prefix, keep)| {
+            world.control.scan(prefix).into_iter().filter(move |entry| is_old(&entry.value, now, keep))
+        });
     let found: Vec<Entry> = found.take(AT_ONCE).collect();
     if found.is_empty() {
         return false;
@@ -66,5 +71,24 @@ fn forget(world: &World) -> bool {
             tracing::warn!(%error, "control is not swept");
             false
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_kept_long_enough_or_is_of_a_time_to_come_goes() {
+        let (now, day) = (1_800_000_000_000, 86_400_000);
+        for (at, goes) in [(0, false), (-8 * day, false), (-8 * day - 1, true), (8 * day, false), (8 * day + 1, true)] {
+            for value in [json!(RunId::new(now + at, 7)), json!({ "at_ms": now + at, "run": "x" })] {
+                assert_eq!(is_old(&value, now, SEEN_MS), goes, "{at} {value}");
+            }
+        }
+        // Of what says no time nothing is known.
+        assert!(!is_old(&json!("no run"), now, SEEN_MS) && !is_old(&json!({}), now, SEEN_MS));
     }
 }

@@ -331,7 +331,7 @@ impl Control for ControlLog {
         }
         let mut state = self.state();
         for (key, revision) in expected {
-            if state.by_key.get(key).map_or(0, |living| living.revision) != revision.0 {
+            if state.by_key.get(&**key).map_or(0, |living| living.revision) != revision.0 {
                 return Err(CommitError::Conflict { key: key.clone() });
             }
         }
