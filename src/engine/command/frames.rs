@@ -20,6 +20,8 @@ use crate::ports::outputs::Stream;
 const LINE: u64 = 8 * 1024;
 /// A login shell that prints more than this before our mark is broken.
 const NOISE: usize = 256 * 1024;
+/// Of a channel that is kept: enough for headers and short answers, larger pieces are read past it.
+const BUFFER: usize = 8 * 1024;
 /// Larger pieces of output are handed on in parts of this size.
 const PIECE: usize = 64 * 1024;
 
@@ -92,7 +94,7 @@ pub(super) struct Frames<R> {
 impl<R: AsyncRead + Unpin> Frames<R> {
     pub(super) fn new(input: R) -> Self {
         Frames {
-            input: BufReader::with_capacity(PIECE, input),
+            input: BufReader::with_capacity(BUFFER, input),
             mark: String::new(),
             number: 0,
             started: false,
