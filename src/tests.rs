@@ -1,10 +1,37 @@
 //! What unit tests share: counts, and bytes that chance has changed.
 
-use crate::sim::Random;
+use std::time::Duration;
+
+use crate::{
+    sim::Random,
+    time::{Clock as _, SystemClock},
+};
 
 /// `few` times normally, `many` under scripts/crash (`PHASED_CRASH_FULL=1`).
 pub fn times(few: usize, many: usize) -> usize {
     if std::env::var_os("PHASED_CRASH_FULL").is_some() { many } else { few }
+}
+
+/// The numbers for what chance tries, and its cases: `few` normally, `many` under scripts/crash, the same each time. Under `scripts/crash fuzz`,
+/// which sets `PHASED_FUZZ_SECONDS`, as many as there is time for and others each time: the seed is printed, and `PHASED_CRASH_SEED` has it again.
+pub fn chance(of: &str, few: usize, many: usize) -> (Random, impl Iterator<Item = usize> + use<>) {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("it is a number"));
+    let Some(seconds) = number("PHASED_FUZZ_SECONDS") else {
+        return (Random::of(1, of), Box::new(0..times(few, many)) as Box<dyn Iterator<Item = usize>>);
+    };
+    let (clock, last) = (SystemClock::new(), Duration::from_secs(seconds));
+    let begun = clock.now();
+    let seed = number("PHASED_CRASH_SEED").unwrap_or_else(|| begun.wall_ms.unsigned_abs());
+    eprintln!("{of}: PHASED_CRASH_SEED={seed}");
+    let (random, of) = (Random::of(seed, of), of.to_owned());
+    let cases = (0..).take_while(move |case| {
+        let more = clock.now().since(&begun) < last;
+        if !more {
+            eprintln!("{of}: {case} cases in {seconds} s");
+        }
+        more
+    });
+    (random, Box::new(cases))
 }
 
 /// One of `0..n`.

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     ports::secrets::{SecretError, Secrets as _},
     sim::Random,
-    tests::{below, mutated, times},
+    tests::{below, chance, mutated},
 };
 
 fn parse(text: &str) -> Result<Config, String> {
@@ -247,9 +247,9 @@ fn random_files_are_refused_with_their_place_or_keep_to_the_rules() {
         "true",
         "é\u{feff}",
     ];
-    let mut random = Random::of(1, "config");
+    let (mut random, cases) = chance("config", 1000, 100_000);
     let mut seen = [0; 2];
-    for case in 0..times(1000, 100_000) {
+    for case in cases {
         // Other bytes are no text, and are not read at all.
         let bytes =
             if case % 2 == 0 { mutated(&mut random, WHOLE, &WORDS) } else { exchanged(&mut random).into_bytes() };

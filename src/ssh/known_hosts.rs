@@ -334,10 +334,7 @@ pub(super) fn all_algorithms() -> Vec<Algorithm> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        sim::Random,
-        tests::{below, mutated, times},
-    };
+    use crate::tests::{below, chance, mutated};
 
     const A: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
     const B: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA6rWI3G1sz07DnfFlrouTcysQlj2P+jpNSOEWD9OJ3X";
@@ -514,9 +511,9 @@ mod tests {
              |1|BwcHBwcHBwcHBwcHBwcHBwcHBwc=|BwcHBwcHBwcHBwcHBwcHBwcHBwc= {A}\n@cert-authority * {B}\n@revoked * {C}\n"
         );
         let blob = |key: &'static str| key.split(' ').nth(1).unwrap().trim_end_matches('=');
-        let mut random = Random::of(1, "known_hosts");
+        let (mut random, cases) = chance("known_hosts", 1000, 200_000);
         let mut seen = [0; 3];
-        for case in 0..times(1000, 200_000) {
+        for case in cases {
             let mut text = String::from_utf8_lossy(&mutated(&mut random, &whole, &WORDS)).into_owned();
             let revoked = [A, B, E][below(&mut random, 3)];
             // On a line of its own, whatever the one before has become.

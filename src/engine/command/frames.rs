@@ -264,7 +264,7 @@ fn parse(line: &[u8]) -> Result<Parsed, FrameError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dice::Dice;
+    use crate::tests::{below, chance};
 
     async fn all(input: &[u8]) -> (Vec<Frame>, FrameError) {
         let mut frames = Frames::new(input);
@@ -326,7 +326,7 @@ mod tests {
         assert!(matches!(all(long.as_bytes()).await.1, FrameError::Garbled(_)));
     }
 
-    /// Whatever a host says, reading it ends, and no more comes out than went in. The numbers are the same each time.
+    /// Whatever a host says, reading it ends, and no more comes out than went in.
     #[tokio::test]
     async fn random_answers_end_and_give_no_more_than_they_have() {
         let whole = b"Welcome!\nmark 1\nI abc deploy /a b\nO 1 5 4\nabcd\nK\nG 7\nS 3 -1\nO 2 0 3\nxyz\nZ exit 0 5\nout mark.err mark.";
@@ -350,10 +350,11 @@ mod tests {
             "-1",
             "\0\u{ff}",
         ];
-        let mut dice = Dice::at(1);
-        let mut below = |n: usize| dice.below(n);
-        let mut kinds = [0; 3];
-        for _ in 0..30_000 {
+        let (mut random, cases) = chance("answers of hosts", 30_000, 300_000);
+        let mut below = |n: usize| below(&mut random, n);
+        let (mut kinds, mut all_of_them) = ([0; 3], 0);
+        for case in cases {
+            all_of_them = case + 1;
             let mut input = b"mark 1\n".to_vec();
             match below(3) {
                 0 => {
@@ -382,6 +383,6 @@ mod tests {
             }
             kinds[2] += seen.len();
         }
-        assert!(kinds[0] + kinds[1] == 30_000 && kinds.iter().all(|n| *n > 1000), "all of it is met: {kinds:?}");
+        assert!(kinds[0] + kinds[1] == all_of_them && kinds.iter().all(|n| *n > 1000), "all of it is met: {kinds:?}");
     }
 }

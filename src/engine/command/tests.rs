@@ -22,7 +22,7 @@ use crate::{
     model::ids::RunId,
     ports::link::{Channel, Duplex, Exit},
     sim::Random,
-    tests::{below, times},
+    tests::{below, chance, times},
     time::{Clock, SystemClock, within},
 };
 

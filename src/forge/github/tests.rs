@@ -1,4 +1,5 @@
 use super::*;
+use crate::tests::{below, chance, mutated};
 
 const SECRET: &str = "It's a Secret to Everybody";
 
@@ -180,4 +181,86 @@ fn no_forgery_passes() {
         other[bit / 8] ^= 1 << (bit % 8);
         assert_eq!(with(&[&good], &other, &[SECRET]).unwrap_err(), HookError::Signature, "bit {bit}");
     }
+}
+
+/// Whatever somebody with the secret says: it is refused with the reason, or it names one whole commit and one whole ref.
+#[test]
+fn random_deliveries_are_refused_or_name_a_commit() {
+    const WORDS: [&str; 20] = [
+        "null",
+        "true",
+        "1e400",
+        "{",
+        "}",
+        "[",
+        "]",
+        "\"",
+        ",",
+        ":",
+        "\"deleted\":true,",
+        "\"ref\":",
+        "\"after\":",
+        "0000000000",
+        "refs/",
+        "\\u0000",
+        "\\ud800",
+        "%22",
+        "payload=",
+        "\u{ff}",
+    ];
+    let push = push_body("refs/heads/main", &"a".repeat(40), r#","forced":false,"commits":[{"id":"b"}]"#);
+    let whole = [
+        ("push", "application/json", push.clone()),
+        ("push", "application/x-www-form-urlencoded", format!("payload={}", push.replace('"', "%22"))),
+        ("push", "application/json", push_body("refs/heads/old", &"0".repeat(40), r#","deleted":true"#)),
+        ("ping", "application/json", r#"{"zen":"Keep it logically awesome.","hook_id":1}"#.to_owned()),
+    ];
+    let (mut random, cases) = chance("webhooks", 5000, 200_000);
+    let mut seen = [0; 5];
+    for case in cases {
+        let (event, kind, body) = &whole[below(&mut random, whole.len())];
+        let body = mutated(&mut random, body, &WORDS);
+        let shown = || body.escape_ascii().to_string();
+        let n = match genuine(event, kind, &body) {
+            Ok((Delivery::Push { reference, after, .. }, ..)) => {
+                let hex = after.as_str().bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+                let some = after.as_str().len() == 40 && !after.as_str().bytes().all(|b| b == b'0');
+                let plain = reference.starts_with("refs/") && !reference.chars().any(char::is_control);
+                assert!(hex && some && plain, "case {case}: {}", shown());
+                0
+            }
+            Ok((Delivery::Delete { reference }, ..)) => {
+                assert!(
+                    reference.starts_with("refs/") && !reference.chars().any(char::is_control),
+                    "case {case}: {}",
+                    shown()
+                );
+                1
+            }
+            Ok((Delivery::Ping, ..)) => 2,
+            Ok((Delivery::Other(_), ..)) => panic!("case {case}: another event of {event}: {}", shown()),
+            Err(HookError::Body(_, why)) => {
+                assert!(!why.is_empty(), "case {case}: {}", shown());
+                3
+            }
+            Err(error) => panic!("case {case}: {error}: {}", shown()),
+        };
+        seen[n] += 1;
+        // What was signed before it was altered is nobody's.
+        let signed = sign(SECRET.as_bytes(), whole[0].2.as_bytes());
+        let headers = [
+            ("X-Hub-Signature-256", signed.as_str()),
+            ("X-GitHub-Event", "push"),
+            ("Content-Type", "application/json"),
+        ];
+        let forged = body != whole[0].2.as_bytes();
+        assert_eq!(
+            matches!(read(&headers, &body, &[SECRET]), Err(HookError::Signature)),
+            forged,
+            "case {case}: {}",
+            shown()
+        );
+        seen[4] += usize::from(forged);
+    }
+    assert!(seen.iter().all(|n| *n > 20), "all of it is met: {seen:?}");
 }

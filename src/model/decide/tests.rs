@@ -26,6 +26,7 @@ use crate::model::{
     step::{Branch, Outcome, Place, StepKey},
 };
 
+mod altered;
 mod rules;
 
 /// splitmix64: enough randomness for a test, and the same everywhere.

@@ -93,8 +93,8 @@ in_every_shell! {
     }
 
     async fn random_values_arrive_byte_by_byte(host: Host) {
-        let mut random = Random::of(host.name.len() as u64, "values");
-        for round in 0..times(4, 200) {
+        let (mut random, rounds) = chance(&format!("values through {}", host.name), 4, 200);
+        for round in rounds {
             let n = u32::try_from(round).unwrap();
             let arguments: Vec<Vec<u8>> = (0..=below(&mut random, 6)).map(|_| value(&mut random)).collect();
             let [one, other, stdin] = [(); 3].map(|()| value(&mut random));

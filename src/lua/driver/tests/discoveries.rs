@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::*;
 use crate::{
-    dice::Dice,
     lua::{
         loader::{Loader, SHIPPED},
         sandbox::Limits,
@@ -14,6 +13,7 @@ use crate::{
         program::{PluginTurn, Programs},
         secrets::{Secret, SecretError, Secrets},
     },
+    tests::{below, chance},
 };
 
 struct Any;
@@ -261,8 +261,7 @@ fn the_json_of_an_inventory_is_read_with_its_groups_and_variables() {
     }
 }
 
-/// What people make of an inventory by accident: it is a list of hosts, or an error that says what is wrong, in words of ours. The numbers are
-/// the same each time.
+/// What people make of an inventory by accident: it is a list of hosts, or an error that says what is wrong, in words of ours.
 #[test]
 fn random_inventories_are_lists_or_errors_that_say_what_is_wrong() {
     const CSV: &str = "id,name,address,port,zone,labels.role,host_keys\nweb1,Web,10.0.0.1,22,a,\"web, \"\"front\"\"\",pin\nweb2,,10.0.0.2,,,,\n";
@@ -298,45 +297,46 @@ fn random_inventories_are_lists_or_errors_that_say_what_is_wrong() {
         "\u{feff}",
         "é",
     ];
-    let mut dice = Dice::at(1);
-    let mut below = |n: usize| dice.below(n);
-    for (lua, whole) in [
+    let formats = [
         ("require 'discovery.file' { '/hosts.csv' }", CSV),
         ("require 'discovery.file' { '/hosts.json' }", JSON),
         ("require 'discovery.ansible' { '/hosts' }", INI),
         ("require 'discovery.ansible' { '/hosts.json' }", GROUPS),
         ("require 'discovery.prometheus' { '/hosts.json' }", TARGETS),
-    ] {
-        let (discover, mut seen) = (discoverer(lua, &[]), [0; 2]);
+    ];
+    let discover = formats.map(|(lua, whole)| {
+        let discover = discoverer(lua, &[]);
         assert!(discover(text(whole)).hosts.is_ok(), "{lua}");
-        for _ in 0..100 {
-            let mut bytes = whole.as_bytes().to_vec();
-            for _ in 0..1 + below(3) {
-                let at = below(bytes.len().max(1));
-                let piece = PIECES[below(PIECES.len())].as_bytes();
-                match below(5) {
-                    _ if bytes.is_empty() => {}
-                    0 => bytes[at] ^= 1 << below(7),
-                    1 => bytes.truncate(at.max(4)),
-                    2 => drop(bytes.splice(at..at, piece.iter().copied())),
-                    3 => drop(bytes.splice(at..(at + 1 + below(6)).min(bytes.len()), piece.iter().copied())),
-                    _ => drop(bytes.drain(at..(at + 1 + below(12)).min(bytes.len()))),
-                }
-            }
-            let bad = String::from_utf8_lossy(&bytes).into_owned();
-            match discover(text(&bad)).hosts {
-                Ok(_) => seen[0] += 1,
-                Err(cause) => {
-                    // Lua's own word for what a plugin has not thought of.
-                    let thoughtless = ["attempt to", "bad argument", "stack overflow", "not enough memory"];
-                    let stumbled = thoughtless.iter().find(|word| cause.message.contains(**word));
-                    assert!(stumbled.is_none() && !cause.message.is_empty(), "{lua} of {bad:?}: {cause:?}");
-                    seen[1] += 1;
-                }
+        discover
+    });
+    let (mut random, cases) = chance("inventories", 500, 5000);
+    let mut below = |n: usize| below(&mut random, n);
+    let mut refused = [0; 5];
+    for case in cases {
+        let (n, (lua, whole)) = (case % 5, formats[case % 5]);
+        let mut bytes = whole.as_bytes().to_vec();
+        for _ in 0..1 + below(3) {
+            let at = below(bytes.len().max(1));
+            let piece = PIECES[below(PIECES.len())].as_bytes();
+            match below(5) {
+                _ if bytes.is_empty() => {}
+                0 => bytes[at] ^= 1 << below(7),
+                1 => bytes.truncate(at.max(4)),
+                2 => drop(bytes.splice(at..at, piece.iter().copied())),
+                3 => drop(bytes.splice(at..(at + 1 + below(6)).min(bytes.len()), piece.iter().copied())),
+                _ => drop(bytes.drain(at..(at + 1 + below(12)).min(bytes.len()))),
             }
         }
-        assert!(seen[1] > 5, "{lua}: some are refused: {seen:?}");
+        let bad = String::from_utf8_lossy(&bytes).into_owned();
+        if let Err(cause) = discover[n](text(&bad)).hosts {
+            // Lua's own word for what a plugin has not thought of.
+            let thoughtless = ["attempt to", "bad argument", "stack overflow", "not enough memory"];
+            let stumbled = thoughtless.iter().find(|word| cause.message.contains(**word));
+            assert!(stumbled.is_none() && !cause.message.is_empty(), "{lua} of {bad:?}: {cause:?}");
+            refused[n] += 1;
+        }
     }
+    assert!(refused.iter().all(|n| *n > 5), "of each some are refused: {refused:?}");
 }
 
 #[test]
