@@ -88,11 +88,12 @@ impl Tasks {
         let id = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         self.names().insert(id, name.into());
         let alive = Alive { tasks: self.clone(), id };
-        // Not a block that awaits it: that would have room for it twice, as long as the task lives.
-        self.tracker.spawn(work.map(|done| {
+        // Not a block that awaits it: that would have room for it twice, as long as the task lives. Boxed, because the runtime moves what
+        // it is given several times, and that of a step is large.
+        self.tracker.spawn(Box::pin(work.map(|done| {
             drop(alive);
             done
-        }))
+        })))
     }
 
     /// Cancelled when the daemon goes down: tasks that only wait select on it.

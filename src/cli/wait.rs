@@ -113,11 +113,11 @@ async fn follow(
     }
 }
 
-/// Something has happened, and what else does at the same time: many hosts make many events, a few looks a second are enough for a
-/// person. The end is not waited for so, whoever asks for it is told at once.
+/// Something has happened, and what else does at the same time: many hosts make many events, two looks a second are enough for a
+/// person, and each is work for the daemon. The end is not waited for so, whoever asks for it is told at once.
 async fn some(client: &Client, changed: &Notify) {
     changed.notified().await;
-    client.clock.sleep(Duration::from_millis(200)).await;
+    client.clock.sleep(Duration::from_millis(500)).await;
 }
 
 /// Says what still works during maintenance until nothing does, it is off, or `limit` has passed; returns how it is then.

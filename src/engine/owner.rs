@@ -198,6 +198,9 @@ impl Owner {
     pub(super) async fn run(mut self) -> Left {
         let stopping = self.world.tasks.stopping();
         let clock = Arc::clone(&self.world.clock);
+        // Kept from turn to turn: the leases are read when one has changed, and not for every message.
+        let mut believed = Vec::new();
+        let mut lost = std::pin::pin!(leases::lost(Arc::clone(&self.world.leases), Vec::new()));
         let left = loop {
             let wake = self.settle();
             self.report_progress();
@@ -209,8 +212,11 @@ impl Owner {
                 break Left::Finished;
             }
             let wake = wake.unwrap_or(Duration::from_secs(3600));
-            let believed = leases::believed(&self.run);
-            let world = Arc::clone(&self.world);
+            let believes = leases::believed(&self.run);
+            if believes != believed {
+                believed.clone_from(&believes);
+                lost.set(leases::lost(Arc::clone(&self.world.leases), believes));
+            }
             tokio::select! {
                 biased;
                 () = stopping.cancelled() => {
@@ -224,7 +230,9 @@ impl Owner {
                 // What was held back is decided on again.
                 () = self.gate.changed() => {}
                 // Somebody took an environment away, now or while the daemon was gone.
-                deployment = leases::lost(&*world.leases, &believed) => {
+                deployment = &mut lost => {
+                    believed.clear();
+                    lost.set(leases::lost(Arc::clone(&self.world.leases), Vec::new()));
                     tracing::error!(project = %self.run.header.project, run = %self.run.header.run, deployment, "its environment was taken away");
                     self.append(Event::LeaseLost { deployment });
                 }

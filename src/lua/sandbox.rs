@@ -301,19 +301,20 @@ fn require(lua: &Lua, globals: &Table, resolver: Resolver) -> mlua::Result<()> {
 
 /// A global that nobody made is a slip of the pen, and so is making one.
 fn strict(lua: &Lua, globals: &Table) -> mlua::Result<()> {
-    let known: Vec<String> =
-        globals.pairs::<String, Value>().filter_map(|pair| pair.ok().map(|(name, _)| name)).collect();
     let meta = lua.create_table()?;
-    let index = lua.create_function(move |_, (_, key): (Value, Value)| -> mlua::Result<Value> {
+    let index = lua.create_function(|_, (globals, key): (Table, Value)| -> mlua::Result<Value> {
         let Value::String(name) = &key else { return Ok(Value::Nil) };
         let name = name.to_string_lossy().to_string();
         let hint = match name.as_str() {
             "print" => "; use run:log in a pipeline's function, phased.log in a plugin".to_owned(),
             "os" | "io" | "debug" | "coroutine" | "package" | "load" | "loadstring" | "loadfile" | "dofile"
             | "collectgarbage" => "; it is not in the box that Lua runs in: see the steps of run and host".to_owned(),
-            _ => nearest(&name, known.iter().map(String::as_str))
-                .map(|near| format!("; did you mean {near:?}?"))
-                .unwrap_or_default(),
+            _ => {
+                let known = globals.pairs::<String, Value>().filter_map(|pair| pair.ok().map(|(name, _)| name));
+                let known: Vec<String> = known.collect();
+                let near = nearest(&name, known.iter().map(String::as_str));
+                near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default()
+            }
         };
         Err(Error::runtime(format!("there is no variable {name:?}{hint}")))
     })?;

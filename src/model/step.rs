@@ -2,7 +2,10 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Serialize,
+    de::{IntoDeserializer as _, value::StrDeserializer},
+};
 use serde_json::Value;
 
 use super::{
@@ -298,7 +301,8 @@ impl Verb {
 impl FromStr for Verb {
     type Err = ();
     fn from_str(text: &str) -> Result<Self, ()> {
-        serde_json::from_value(Value::String(text.to_owned())).map_err(|_| ())
+        let text: StrDeserializer<'_, serde::de::value::Error> = text.into_deserializer();
+        Verb::deserialize(text).map_err(|_| ())
     }
 }
 

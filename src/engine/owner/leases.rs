@@ -1,5 +1,7 @@
 //! The leases that a run goes by, and that one of them was taken away.
 
+use std::sync::Arc;
+
 use crate::{
     model::{decide, doors, ids::Epoch, run::Run},
     ports::leases::Leases,
@@ -38,7 +40,7 @@ pub(super) fn believed(run: &Run) -> Vec<Believed> {
 
 /// Returns the deployment whose lease is another's or nobody's, as soon as there is one. Also after a restart, so nobody need be told when it
 /// is taken away. Cancel safe.
-pub(super) async fn lost(leases: &dyn Leases, believed: &[Believed]) -> u32 {
+pub(super) async fn lost(leases: Arc<dyn Leases>, believed: Vec<Believed>) -> u32 {
     if believed.is_empty() {
         return std::future::pending().await;
     }

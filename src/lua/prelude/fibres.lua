@@ -9,6 +9,7 @@ local tostring, pairs, traced, remove, xpcall = tostring, own.pairs, own.traced,
 local setmetatable, unpack = own.real_setmetatable, own.real_unpack
 local fatal, begin, ask, check, metatable_of = native.fatal, native.begin, native.ask, native.check, native.metatable
 local branch_of, unknown, changed, in_plugin, not_here = native.branch, native.unknown, native.changed, native.in_plugin, native.not_here
+local is_verb = native.is_verb
 
 coroutine, collectgarbage, dofile, loadfile, load, print, warn, _G = nil, nil, nil, nil, nil, nil, nil, nil
 
@@ -194,11 +195,13 @@ end
 -- Every object that was given to a script: its class and id. A script may write into the object itself.
 local made = setmetatable({}, { __mode = "k" })
 
-local function strict(receiver, methods, absent)
+-- `methods` are functions by name; `make`, where there is one, makes the others when they are first asked for.
+local function strict(receiver, methods, absent, make)
   return {
     __name = receiver,
     __index = function(_, key)
       local method = methods[key]
+      if method == nil and make then method = make(key) end
       if method == nil and not absent[key] then error(unknown(receiver, key), 2) end
       return method
     end,
@@ -210,50 +213,57 @@ end
 
 local SERVICE = { restart = true, start = true, stop = true, status = true }
 
--- The class of `run` or `host`; `absent` are fields that may be nil.
+-- host:service(unit): what can be done to it.
+local function service(self, id, unit)
+  local actions = {}
+  for action in pairs(SERVICE) do
+    actions[action] = function(_, options)
+      local args = { unit, action = action }
+      if options ~= nil then
+        if type(options) ~= "table" then
+          error("service:" .. action .. " takes its options in a table: host:service(\"shop\"):" .. action .. " { timeout = \"1m\" }", 2)
+        end
+        for key, value in pairs(options) do
+          if key == "action" or type(key) == "number" then
+            error("unknown option " .. tostring(key) .. " of service:" .. action, 2)
+          end
+          args[key] = value
+        end
+      end
+      return step(self, "host", id, "service", args)
+    end
+  end
+  return setmetatable({}, strict("service", actions, {}))
+end
+
+-- What is no step of its own.
+local METHODS = {
+  parallel = function(receiver) return function(_, _, ...) return parallel(receiver, ...) end end,
+  undo = function(receiver) return function(_, _, ...) leave(receiver, ...) end end,
+  fail = function(receiver)
+    return function(_, _, ...) error(failure { code = "failed", message = check(receiver, "fail", ...).text }, 0) end
+  end,
+  service = function(receiver) return receiver == "host" and service end,
+}
+
+-- The class of `run` or `host`; `absent` are fields that may be nil. A call uses few of its methods.
 local function class(receiver, absent)
   local methods = {}
-  local Class = strict(receiver, methods, absent)
-  local function method(name, f)
+  local Class
+  local function make(name)
+    local f = METHODS[name] and METHODS[name](receiver)
+    if not f and type(name) == "string" and is_verb(receiver, name) then
+      f = function(self, id, ...) return step(self, receiver, id, name, ...) end
+    end
+    if not f then return nil end
     methods[name] = function(self, ...)
       local it = made[self]
       if not it or it.class ~= Class then error(receiver .. ":" .. name .. " is called with a colon, on the " .. receiver, 2) end
       return f(self, it.id, ...)
     end
+    return methods[name]
   end
-  local verbs = native.verbs(receiver)
-  for i = 1, #verbs do
-    local verb = verbs[i]
-    method(verb, function(self, id, ...) return step(self, receiver, id, verb, ...) end)
-  end
-  method("parallel", function(_, _, ...) return parallel(receiver, ...) end)
-  method("undo", function(_, _, ...) leave(receiver, ...) end)
-  method("fail", function(_, _, ...)
-    error(failure { code = "failed", message = check(receiver, "fail", ...).text }, 0)
-  end)
-  if receiver == "host" then
-    method("service", function(self, id, unit)
-      local actions = {}
-      for action in pairs(SERVICE) do
-        actions[action] = function(_, options)
-          local args = { unit, action = action }
-          if options ~= nil then
-            if type(options) ~= "table" then
-              error("service:" .. action .. " takes its options in a table: host:service(\"shop\"):" .. action .. " { timeout = \"1m\" }", 2)
-            end
-            for key, value in pairs(options) do
-              if key == "action" or type(key) == "number" then
-                error("unknown option " .. tostring(key) .. " of service:" .. action, 2)
-              end
-              args[key] = value
-            end
-          end
-          return step(self, receiver, id, "service", args)
-        end
-      end
-      return setmetatable({}, strict("service", actions, {}))
-    end)
-  end
+  Class = strict(receiver, methods, absent, make)
   return Class
 end
 

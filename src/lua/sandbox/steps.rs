@@ -7,7 +7,7 @@ use mlua::{Error, Lua, MultiValue, Table, Value};
 use super::{Asked, Owner, errors::place};
 use crate::{
     lua::{check, definitions, registry, shape::nearest},
-    model::step::Branch,
+    model::step::{Branch, Verb},
 };
 
 pub(super) fn install(lua: &Lua, native: &Table, owner: Rc<dyn Owner>) -> mlua::Result<()> {
@@ -53,15 +53,12 @@ pub(super) fn install(lua: &Lua, native: &Table, owner: Rc<dyn Owner>) -> mlua::
         Ok(parent.child(&name).as_str().to_owned())
     };
     native.raw_set("branch", lua.create_function(branch)?)?;
-    let verbs = |lua: &Lua, receiver: String| {
-        let own = |step: &&registry::Step| {
-            step.name.parse::<crate::model::step::Verb>().is_ok()
-                && step.name != "service"
-                && step.on.iter().any(|on| on.word() == receiver)
-        };
-        lua.create_sequence_from(registry::registry().steps.iter().filter(own).map(|step| step.name))
+    let is_verb = |_: &Lua, (receiver, name): (String, mlua::LuaString)| {
+        let of = |step: &registry::Step| name == step.name && step.on.iter().any(|on| on.word() == receiver);
+        let step = registry::registry().steps.iter().find(|step| of(step));
+        Ok(step.is_some_and(|step| step.name != "service" && step.name.parse::<Verb>().is_ok()))
     };
-    native.raw_set("verbs", lua.create_function(verbs)?)?;
+    native.raw_set("is_verb", lua.create_function(is_verb)?)?;
     let unknown = |_: &Lua, (receiver, key): (String, Value)| {
         let name = check::show(&key);
         let all = registry::registry();
