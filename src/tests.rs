@@ -13,9 +13,12 @@ pub fn times(few: usize, many: usize) -> usize {
 }
 
 /// The numbers for what chance tries, and its cases: `few` normally, `many` under scripts/crash, the same each time. Under `scripts/crash fuzz`,
-/// which sets `PHASED_FUZZ_SECONDS`, as many as there is time for and others each time: the seed is printed, and `PHASED_CRASH_SEED` has it again.
+/// which sets `PHASED_FUZZ_SECONDS`, as many as there is time for (`few` at least) and others each time: the seed is printed, and
+/// `PHASED_CRASH_SEED` has it again.
 pub fn chance(of: &str, few: usize, many: usize) -> (Random, impl Iterator<Item = usize> + use<>) {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("it is a number"));
+    let number = |name: &str| {
+        std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap_or_else(|_| panic!("{name} is a number")))
+    };
     let Some(seconds) = number("PHASED_FUZZ_SECONDS") else {
         return (Random::of(1, of), Box::new(0..times(few, many)) as Box<dyn Iterator<Item = usize>>);
     };
@@ -25,7 +28,7 @@ pub fn chance(of: &str, few: usize, many: usize) -> (Random, impl Iterator<Item 
     eprintln!("{of}: PHASED_CRASH_SEED={seed}");
     let (random, of) = (Random::of(seed, of), of.to_owned());
     let cases = (0..).take_while(move |case| {
-        let more = clock.now().since(&begun) < last;
+        let more = *case < few || clock.now().since(&begun) < last;
         if !more {
             eprintln!("{of}: {case} cases in {seconds} s");
         }

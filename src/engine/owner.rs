@@ -198,7 +198,7 @@ impl Owner {
     pub(super) async fn run(mut self) -> Left {
         let stopping = self.world.tasks.stopping();
         let clock = Arc::clone(&self.world.clock);
-        // Kept from turn to turn: the leases are read when one has changed, and not for every message.
+        // Kept from turn to turn: the leases are read when control has changed, and not for every message.
         let mut believed = Vec::new();
         let mut lost = std::pin::pin!(leases::lost(Arc::clone(&self.world.leases), Vec::new()));
         let left = loop {

@@ -10,8 +10,9 @@ mod tests;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     rc::Rc,
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -301,20 +302,24 @@ fn require(lua: &Lua, globals: &Table, resolver: Resolver) -> mlua::Result<()> {
 
 /// A global that nobody made is a slip of the pen, and so is making one.
 fn strict(lua: &Lua, globals: &Table) -> mlua::Result<()> {
+    // The same in every VM, and in order, so that of two that are as near the same one is named. Not asked of the globals when it is needed:
+    // a script may have put others there by then.
+    static KNOWN: OnceLock<Vec<String>> = OnceLock::new();
+    let known = KNOWN.get_or_init(|| {
+        let names = globals.pairs::<String, Value>().filter_map(|pair| pair.ok().map(|(name, _)| name));
+        names.collect::<BTreeSet<_>>().into_iter().collect()
+    });
     let meta = lua.create_table()?;
-    let index = lua.create_function(|_, (globals, key): (Table, Value)| -> mlua::Result<Value> {
+    let index = lua.create_function(|_, (_, key): (Value, Value)| -> mlua::Result<Value> {
         let Value::String(name) = &key else { return Ok(Value::Nil) };
         let name = name.to_string_lossy().to_string();
         let hint = match name.as_str() {
             "print" => "; use run:log in a pipeline's function, phased.log in a plugin".to_owned(),
             "os" | "io" | "debug" | "coroutine" | "package" | "load" | "loadstring" | "loadfile" | "dofile"
             | "collectgarbage" => "; it is not in the box that Lua runs in: see the steps of run and host".to_owned(),
-            _ => {
-                let known = globals.pairs::<String, Value>().filter_map(|pair| pair.ok().map(|(name, _)| name));
-                let known: Vec<String> = known.collect();
-                let near = nearest(&name, known.iter().map(String::as_str));
-                near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default()
-            }
+            _ => nearest(&name, known.iter().map(String::as_str))
+                .map(|near| format!("; did you mean {near:?}?"))
+                .unwrap_or_default(),
         };
         Err(Error::runtime(format!("there is no variable {name:?}{hint}")))
     })?;

@@ -374,16 +374,18 @@ pub fn join(words: &[String]) -> String {
 /// The candidate that `word` was most likely meant to be, if any is near.
 #[must_use]
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    if word.chars().count() > 64 {
+    let length = word.chars().count();
+    if length > 64 {
         return None;
     }
-    let limit = match word.chars().count() {
+    let limit = match length {
         0..=2 => 1,
         3..=5 => 2,
         n => n / 3,
     };
     candidates
         .into_iter()
+        .filter(|candidate| candidate.chars().count().abs_diff(length) <= limit)
         .map(|candidate| (distance(&word.to_lowercase(), &candidate.to_lowercase()), candidate))
         .filter(|(distance, candidate)| *distance <= limit && *distance < candidate.chars().count())
         .min_by_key(|(distance, _)| *distance)

@@ -41,7 +41,7 @@ impl Stamp {
         if self.boot == earlier.boot {
             Duration::from_millis(self.boot_ms.saturating_sub(earlier.boot_ms))
         } else {
-            Duration::from_millis(u64::try_from(self.wall_ms - earlier.wall_ms).unwrap_or(0))
+            Duration::from_millis(u64::try_from(self.wall_ms.saturating_sub(earlier.wall_ms)).unwrap_or(0))
         }
     }
 

@@ -264,7 +264,7 @@ fn parse(line: &[u8]) -> Result<Parsed, FrameError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::{below, chance};
+    use crate::tests::{below, chance, mutated};
 
     async fn all(input: &[u8]) -> (Vec<Frame>, FrameError) {
         let mut frames = Frames::new(input);
@@ -329,7 +329,7 @@ mod tests {
     /// Whatever a host says, reading it ends, and no more comes out than went in.
     #[tokio::test]
     async fn random_answers_end_and_give_no_more_than_they_have() {
-        let whole = b"Welcome!\nmark 1\nI abc deploy /a b\nO 1 5 4\nabcd\nK\nG 7\nS 3 -1\nO 2 0 3\nxyz\nZ exit 0 5\nout mark.err mark.";
+        let whole = "Welcome!\nmark 1\nI abc deploy /a b\nO 1 5 4\nabcd\nK\nG 7\nS 3 -1\nO 2 0 3\nxyz\nZ exit 0 5\nout mark.err mark.";
         const WORDS: [&str; 18] = [
             "O",
             "1",
@@ -351,26 +351,16 @@ mod tests {
             "\0\u{ff}",
         ];
         let (mut random, cases) = chance("answers of hosts", 30_000, 300_000);
-        let mut below = |n: usize| below(&mut random, n);
         let (mut kinds, mut all_of_them) = ([0; 3], 0);
         for case in cases {
             all_of_them = case + 1;
             let mut input = b"mark 1\n".to_vec();
-            match below(3) {
-                0 => {
-                    input = whole.to_vec();
-                    for _ in 0..1 + below(4) {
-                        let at = below(input.len());
-                        match below(4) {
-                            0 => input[at] ^= 1 << below(8),
-                            1 => drop(input.drain(at..(at + below(9)).min(input.len()))),
-                            2 => input.insert(at, u8::try_from(below(256)).unwrap()),
-                            _ => input.extend_from_within(at / 2..at),
-                        }
-                    }
-                }
-                1 => (0..below(40)).for_each(|_| input.extend_from_slice(WORDS[below(WORDS.len())].as_bytes())),
-                _ => (0..below(200)).for_each(|_| input.push(u8::try_from(below(256)).unwrap())),
+            match below(&mut random, 3) {
+                0 => input = mutated(&mut random, whole, &WORDS),
+                1 => (0..below(&mut random, 40))
+                    .for_each(|_| input.extend_from_slice(WORDS[below(&mut random, WORDS.len())].as_bytes())),
+                _ => (0..below(&mut random, 200))
+                    .for_each(|_| input.push(u8::try_from(below(&mut random, 256)).unwrap())),
             }
             let (seen, end) = all(&input).await;
             let given: usize =

@@ -119,6 +119,7 @@ fn nothing_leads_out() {
         "return (pcall(('x').rep, 'x', 1e10)) or (pcall(('x').rep, 'x', math.huge))",
         "return ('\\27Lua'):len() ~= 4",
         "return utf8.char(0x7fffffff) == nil",
+        "rawset(_ENV, 'proejct', 1) local _, e = pcall(function() return _ENV.project end) return e:find 'did you mean'",
     ] {
         match tried(escape) {
             Err(_) => {}

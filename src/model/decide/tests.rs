@@ -25,30 +25,10 @@ use crate::model::{
     run::{CallEnd, Progress, Trigger, Waiting},
     step::{Branch, Outcome, Place, StepKey},
 };
+use crate::sim::Random;
 
 mod altered;
 mod rules;
-
-/// splitmix64: enough randomness for a test, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
 
 fn host(n: u64) -> Host {
     let id = format!("h{n}");
@@ -229,7 +209,7 @@ struct Sim {
 
 impl Sim {
     fn new(seed: u64) -> Self {
-        let mut random = Random(seed);
+        let mut random = Random::of(seed, "");
         let now = Stamp { wall_ms: 1_700_000_000_000, boot_ms: 0, boot: "b".into() };
         let pipeline = pipeline(&mut random);
         let environment = pipeline.environments.first().map(|e| e.name.clone()).filter(|_| random.one_in(5));

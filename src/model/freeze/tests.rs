@@ -179,16 +179,12 @@ fn journals_keep_what_the_author_wrote() {
     assert!(serde_json::from_str::<Window>(r#"{"from":"1","to":"2","zone":"UTC"}"#).is_err());
 }
 
-/// SplitMix64.
-struct Random(u64);
+/// Windows by chance.
+struct Random(crate::sim::Random);
 
 impl Random {
     fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
+        self.0.below(n)
     }
 
     fn clock(&mut self) -> String {
@@ -244,7 +240,7 @@ fn says(window: &Window, now: i64) -> bool {
 
 #[test]
 fn at_every_moment_it_is_what_the_windows_say() {
-    let mut random = Random(1);
+    let mut random = Random(crate::sim::Random::of(1, ""));
     let mut seen = 0;
     for _ in 0..300 {
         let mut windows = Vec::new();
@@ -270,7 +266,7 @@ fn at_every_moment_it_is_what_the_windows_say() {
 
 #[test]
 fn also_where_the_clock_is_set_what_is_told_holds() {
-    let mut random = Random(2);
+    let mut random = Random(crate::sim::Random::of(2, ""));
     for _ in 0..60 {
         let mut windows = Vec::new();
         for _ in 0..=random.below(3) {

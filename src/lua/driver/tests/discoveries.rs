@@ -13,7 +13,7 @@ use crate::{
         program::{PluginTurn, Programs},
         secrets::{Secret, SecretError, Secrets},
     },
-    tests::{below, chance},
+    tests::{chance, mutated},
 };
 
 struct Any;
@@ -310,23 +310,10 @@ fn random_inventories_are_lists_or_errors_that_say_what_is_wrong() {
         discover
     });
     let (mut random, cases) = chance("inventories", 500, 5000);
-    let mut below = |n: usize| below(&mut random, n);
     let mut refused = [0; 5];
     for case in cases {
         let (n, (lua, whole)) = (case % 5, formats[case % 5]);
-        let mut bytes = whole.as_bytes().to_vec();
-        for _ in 0..1 + below(3) {
-            let at = below(bytes.len().max(1));
-            let piece = PIECES[below(PIECES.len())].as_bytes();
-            match below(5) {
-                _ if bytes.is_empty() => {}
-                0 => bytes[at] ^= 1 << below(7),
-                1 => bytes.truncate(at.max(4)),
-                2 => drop(bytes.splice(at..at, piece.iter().copied())),
-                3 => drop(bytes.splice(at..(at + 1 + below(6)).min(bytes.len()), piece.iter().copied())),
-                _ => drop(bytes.drain(at..(at + 1 + below(12)).min(bytes.len()))),
-            }
-        }
+        let bytes = mutated(&mut random, whole, &PIECES);
         let bad = String::from_utf8_lossy(&bytes).into_owned();
         if let Err(cause) = discover[n](text(&bad)).hosts {
             // Lua's own word for what a plugin has not thought of.

@@ -3,10 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::{
-    sim::Random,
-    tests::{below, chance, mutated},
-};
+use crate::tests::{below, chance, mutated};
 
 /// The records of each journal in `tests/golden`, as text.
 fn golden() -> Vec<Vec<String>> {
