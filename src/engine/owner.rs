@@ -214,8 +214,8 @@ impl Owner {
             let wake = wake.unwrap_or(Duration::from_secs(3600));
             let believes = leases::believed(&self.run);
             if believes != believed {
-                believed.clone_from(&believes);
-                lost.set(leases::lost(Arc::clone(&self.world.leases), believes));
+                lost.set(leases::lost(Arc::clone(&self.world.leases), believes.clone()));
+                believed = believes;
             }
             tokio::select! {
                 biased;

@@ -295,15 +295,11 @@ mod tests {
                     alike += 1;
                     continue;
                 }
-                for (n, line) in scan.lines.iter().enumerate() {
-                    let of = &written[from + n];
-                    let json = bytes[of.json.clone()] == other[line.json.clone()];
-                    assert!(
-                        json && (line.seq, line.synced, line.crc) == (of.seq, of.synced, of.crc),
-                        "case {case}: {}",
-                        shown()
-                    );
-                }
+                let same = |(read, of): (&Line, &Line)| {
+                    let json = other[read.json.clone()] == bytes[of.json.clone()];
+                    json && (read.seq, read.synced, read.crc) == (of.seq, of.synced, of.crc)
+                };
+                assert!(scan.lines.iter().zip(&written[from..]).all(same), "case {case}: {}", shown());
                 let bad = scan.lines.last().map_or(1, |line| line.seq + 1);
                 let proves = |later: &[u8]| (0..written.len()).any(|n| line(n) == later && written[n].synced >= bad);
                 let proven = other[scan.kept..].split_inclusive(|byte| *byte == b'\n').any(proves);

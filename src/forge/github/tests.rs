@@ -215,7 +215,7 @@ fn random_deliveries_are_refused_or_name_a_commit() {
         ("push", "application/json", push_body("refs/heads/old", &"0".repeat(40), r#","deleted":true"#)),
         ("ping", "application/json", r#"{"zen":"Keep it logically awesome.","hook_id":1}"#.to_owned()),
     ];
-    let (mut random, cases) = chance("webhooks", 5000, 200_000);
+    let (mut random, cases) = chance("webhooks", 10_000, 200_000);
     let mut seen = [0; 5];
     for case in cases {
         let (event, kind, body) = &whole[below(&mut random, whole.len())];
