@@ -9,8 +9,9 @@
 //! the number of the last record folded into it; those before it count down from there, and what follows goes on from there. It takes
 //! the old one's place when it is whole, so one without its mark was tampered with and is refused.
 
+mod packed;
+
 use std::{
-    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,6 +19,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use packed::{Living, Packed};
 
 use super::{
     data_disk::DataDisk,
@@ -83,47 +86,30 @@ struct Put {
 /// What lives.
 #[derive(Default)]
 struct Entries {
-    by_key: BTreeMap<Box<str>, Living>,
+    by_key: Packed,
     /// About what it takes in a compacted file.
     bytes: u64,
     /// The length of the file when it was last to be compacted.
     tried_at: u64,
 }
 
-/// One of many: deliveries are remembered for days, and a tree of values takes several times the room of its text.
-#[derive(Clone)]
-struct Living {
-    revision: u64,
-    /// The value as JSON.
-    text: Box<str>,
-}
-
-impl Living {
-    fn entry(self, key: String) -> Entry {
-        // The text was made of a value.
-        Entry { key, revision: Revision(self.revision), value: serde_json::from_str(&self.text).unwrap_or_default() }
-    }
+fn entry(key: String, revision: u64, text: &str) -> Entry {
+    // The text was made of a value.
+    Entry { key, revision: Revision(revision), value: serde_json::from_str(text).unwrap_or_default() }
 }
 
 /// About what an entry takes in a compacted file. Escapes apart: it is a measure and no promise.
-fn size(key: &str, text: &str) -> u64 {
-    (key.len() + text.len() + 24) as u64
+fn size(key: &str, text: usize) -> u64 {
+    (key.len() + text + 24) as u64
 }
 
 impl Entries {
-    fn fold(&mut self, seq: u64, puts: Vec<Put>) {
+    fn fold(&mut self, revision: u64, puts: Vec<Put>) {
         for Put { key, value } in puts {
-            if let Some(old) = self.by_key.get(&*key) {
-                self.bytes -= size(&key, &old.text);
-            }
-            match value {
-                Some(value) => {
-                    let text = value.to_string().into_boxed_str();
-                    self.bytes += size(&key, &text);
-                    self.by_key.insert(key.into_boxed_str(), Living { revision: seq, text });
-                }
-                None => drop(self.by_key.remove(&*key)),
-            }
+            let text = value.map(|value| value.to_string());
+            let old = self.by_key.set(&key, text.as_deref().map(|text| Living { revision, text }));
+            self.bytes += text.map_or(0, |text| size(&key, text.len()));
+            self.bytes -= old.map_or(0, |old| size(&key, old));
         }
     }
 
@@ -137,9 +123,9 @@ impl Entries {
         let record =
             |commit, lines, puts| serde_json::to_vec(&Record { commit: What::Compaction(commit), at_ms, lines, puts });
         let (mut records, mut puts, mut size) = (Vec::new(), Vec::new(), 0);
-        for (key, living) in &self.by_key {
+        for (key, living) in self.by_key.since("") {
             // What was committed fits a record, so it fits one alone.
-            let put = Put { key: key.to_string(), value: Some(serde_json::from_str(&living.text)?) };
+            let put = Put { key, value: Some(serde_json::from_str(living.text)?) };
             let bytes = serde_json::to_vec(&put)?.len() + 1;
             if size + bytes > PACKED && !puts.is_empty() {
                 records.push(record(Compaction::Kept, None, std::mem::take(&mut puts))?);
@@ -302,17 +288,20 @@ fn refuse(path: &Path, what: &str, at: usize) -> io::Error {
 
 impl Control for ControlLog {
     fn get(&self, key: &str) -> Option<Entry> {
-        let living = self.state().by_key.get(key)?.clone();
-        Some(living.entry(key.to_owned()))
+        let (revision, text) = {
+            let state = self.state();
+            let Living { revision, text } = state.by_key.get(key)?;
+            (revision, text.to_owned())
+        };
+        Some(entry(key.to_owned(), revision, &text))
     }
 
     fn scan(&self, prefix: &str) -> Vec<Entry> {
         let state = self.state();
-        let from = state.by_key.range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded));
-        let found = from.take_while(|(key, _)| key.starts_with(prefix));
-        let found: Vec<(String, Living)> = found.map(|(key, living)| (key.to_string(), living.clone())).collect();
+        let found = state.by_key.since(prefix).take_while(|(key, _)| key.starts_with(prefix));
+        let found: Vec<_> = found.map(|(key, living)| (key, living.revision, living.text.to_owned())).collect();
         drop(state);
-        found.into_iter().map(|(key, living)| living.entry(key)).collect()
+        found.into_iter().map(|(key, revision, text)| entry(key, revision, &text)).collect()
     }
 
     fn commit(
@@ -331,7 +320,7 @@ impl Control for ControlLog {
         }
         let mut state = self.state();
         for (key, revision) in expected {
-            if state.by_key.get(&**key).map_or(0, |living| living.revision) != revision.0 {
+            if state.by_key.get(key).map_or(0, |living| living.revision) != revision.0 {
                 return Err(CommitError::Conflict { key: key.clone() });
             }
         }
