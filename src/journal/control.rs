@@ -48,7 +48,7 @@ const FLOOR: u64 = 512 * 1024;
 const SIMULATED_FLOOR: u64 = 32 * 1024;
 
 /// How much of a record's room a compacted file fills before it begins another.
-const PACKED: usize = MAX_RECORD - 1024;
+const FULL: usize = MAX_RECORD - 1024;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -127,7 +127,7 @@ impl Entries {
             // What was committed fits a record, so it fits one alone.
             let put = Put { key, value: Some(serde_json::from_str(living.text)?) };
             let bytes = serde_json::to_vec(&put)?.len() + 1;
-            if size + bytes > PACKED && !puts.is_empty() {
+            if size + bytes > FULL && !puts.is_empty() {
                 records.push(record(Compaction::Kept, None, std::mem::take(&mut puts))?);
                 size = 0;
             }
