@@ -13,6 +13,7 @@ mod run;
 mod shared;
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
@@ -36,12 +37,17 @@ struct Sizes {
     kept: u64,
     /// Of a call, what the shared log takes: reading all of that is quick also with thousands of calls.
     shared: u64,
+    /// How many calls are remembered in all, but for those of the runs that were used last: some hundred bytes each.
+    calls: usize,
 }
 
-const SIZES: Sizes = Sizes { kept: 5 * 1024 * 1024, shared: 16 * 1024 };
+const SIZES: Sizes = Sizes { kept: 5 * 1024 * 1024, shared: 16 * 1024, calls: 8192 };
 
 /// How many runs' logs are remembered, those that were used last; one that was forgotten is read anew.
 const REMEMBERED: usize = 64;
+
+/// How many are remembered however many calls they have: runs that print take turns, and none is to be read anew at each.
+const LATELY: usize = 16;
 
 /// What one read may hold in memory, whatever its caller asks for.
 const MAX_READ: usize = 4 * 1024 * 1024;
@@ -62,6 +68,28 @@ struct Known {
     /// And when each was used last.
     runs: BTreeMap<RunId, (u64, Arc<RunLog>)>,
     uses: u64,
+}
+
+impl Known {
+    /// Forgets those that were used longest ago, where there are too many, or too many `calls` in them.
+    fn forget(&mut self, most: usize) {
+        let mut used: Vec<_> = self.runs.iter().map(|(run, (used, _))| (Reverse(*used), run.clone())).collect();
+        used.sort();
+        let (mut kept, mut calls) = (0, 0);
+        for (_, run) in used {
+            let Some((_, log)) = self.runs.get(&run) else { continue };
+            // There is never a second one of a run: those in use stay.
+            let idle = Arc::strong_count(log) == 1;
+            if idle {
+                calls += log.count();
+            }
+            if idle && (kept >= REMEMBERED || (kept >= LATELY && calls > most)) {
+                self.runs.remove(&run);
+            } else {
+                kept += 1;
+            }
+        }
+    }
 }
 
 impl FileOutputs {
@@ -90,14 +118,9 @@ impl FileOutputs {
             *used = *uses;
             return Arc::clone(log);
         }
-        if runs.len() >= REMEMBERED {
-            // There is never a second one of a run: those in use stay.
-            let idle = runs.iter().filter(|(_, (_, log))| Arc::strong_count(log) == 1);
-            let oldest = idle.min_by_key(|(_, (used, _))| *used).map(|(run, _)| run.clone());
-            oldest.and_then(|oldest| runs.remove(&oldest));
-        }
         let log = Arc::new(RunLog::new(self.dir(run), self.sizes));
         runs.insert(run.clone(), (*uses, Arc::clone(&log)));
+        known.forget(self.sizes.calls);
         log
     }
 }

@@ -142,6 +142,10 @@ impl CallLog {
                     remove(&tail_path(&log.path, &source, *number))?;
                 }
             }
+            // An empty tree has its root still, and there are thousands of calls.
+            if let Some(streams) = log.streams.as_mut().filter(|streams| streams.is_empty()) {
+                *streams = BTreeMap::new();
+            }
             Ok(())
         })
     }

@@ -78,6 +78,11 @@ impl RunLog {
         locked(&log).stored(self, step, attempt, keep)
     }
 
+    /// Of how many calls something is known. Waits for whoever is at work on it.
+    pub fn count(&self) -> usize {
+        locked(&self.index).calls.len()
+    }
+
     /// The calls that have printed, in the order they began to.
     pub fn calls(&self) -> io::Result<Vec<CallKey>> {
         let index = self.index()?;

@@ -14,7 +14,7 @@ impl Fixture {
 
     fn sharing(shared: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let outputs = FileOutputs::keeping(dir.path().to_owned(), Sizes { kept: 1000, shared }).unwrap();
+        let outputs = FileOutputs::keeping(dir.path().to_owned(), Sizes { kept: 1000, shared, calls: 100 }).unwrap();
         Fixture { dir, outputs }
     }
 
@@ -394,6 +394,39 @@ fn many_runs_are_forgotten_and_found_again() {
     for n in 0..REMEMBERED + 20 {
         let (frames, _) = fixture.outputs.read(&of(n), &call(), Position(0), 1000).unwrap();
         assert_eq!(frames.iter().flat_map(|frame| frame.bytes.clone()).collect::<Vec<u8>>(), b"ab");
+    }
+}
+
+#[test]
+fn of_runs_with_many_calls_few_are_remembered() {
+    let fixture = Fixture::new();
+    let of = |n: usize| RunId::new(1_700_000_000_000 + i64::try_from(n).unwrap(), 1);
+    let print = |run: usize, calls: usize| {
+        for call in 0..calls {
+            let call = CallKey::host("production", 1, &format!("web{call}"), "deploy");
+            let step = StepKey::new(&call, &Branch::top(), "sh", 1);
+            let bytes = vec![b'a'];
+            let frame = Frame { step, attempt: 1, stream: Stream::Out, offset: 0, raw_len: 1, wall_ms: 1, bytes };
+            fixture.outputs.append(&of(run), frame).unwrap();
+        }
+    };
+    let remembered = |runs: &[usize]| {
+        let known: Vec<RunId> = locked(&fixture.outputs.known).runs.keys().cloned().collect();
+        assert_eq!(known, runs.iter().copied().map(of).collect::<Vec<_>>());
+    };
+    // 100 calls in 50 runs, one that has just begun, and one that somebody uses: of that there must not be another.
+    print(0, 2);
+    let used = fixture.outputs.log(&of(0));
+    (1..60).for_each(|run| print(run, 2));
+    remembered(&[[0].as_slice(), &Vec::from_iter(9..60)].concat());
+    // Those that were used last stay, however many they have.
+    (100..100 + LATELY).for_each(|run| print(run, 200));
+    remembered(&[[0].as_slice(), &Vec::from_iter(100..100 + LATELY)].concat());
+    drop(used);
+    print(200, 1);
+    remembered(&[Vec::from_iter(101..100 + LATELY), vec![200]].concat());
+    for (run, calls) in [(0, 2), (1, 2), (59, 2), (100, 200), (99 + LATELY, 200), (200, 1)] {
+        assert_eq!(fixture.outputs.calls(&of(run)).unwrap().len(), calls);
     }
 }
 
