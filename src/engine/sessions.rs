@@ -223,12 +223,12 @@ impl Sessions {
         }
     }
 
-    /// Everything learnt so far.
     /// Whose run it is.
     pub(super) fn project(&self) -> &ProjectName {
         &self.project
     }
 
+    /// Everything learnt so far.
     pub(super) fn redactor(&self) -> Redactor {
         locked(&self.redactor).clone()
     }

@@ -13,7 +13,6 @@ mod run;
 mod shared;
 
 use std::{
-    cmp::Reverse,
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
@@ -37,11 +36,12 @@ struct Sizes {
     kept: u64,
     /// Of a call, what the shared log takes: reading all of that is quick also with thousands of calls.
     shared: u64,
-    /// How many calls are remembered in all, but for those of the runs that were used last: some hundred bytes each.
+    /// Above how many calls in all only the runs that were used last are remembered. A call is some hundred bytes, and 20 for each piece that it
+    /// has printed.
     calls: usize,
 }
 
-const SIZES: Sizes = Sizes { kept: 5 * 1024 * 1024, shared: 16 * 1024, calls: 8192 };
+const SIZES: Sizes = Sizes { kept: 5 * 1024 * 1024, shared: 16 * 1024, calls: 32 * 1024 };
 
 /// How many runs' logs are remembered, those that were used last; one that was forgotten is read anew.
 const REMEMBERED: usize = 64;
@@ -71,24 +71,22 @@ struct Known {
 }
 
 impl Known {
-    /// Forgets those that were used longest ago, where there are too many, or too many `calls` in them.
-    fn forget(&mut self, most: usize) {
-        let mut used: Vec<_> = self.runs.iter().map(|(run, (used, _))| (Reverse(*used), run.clone())).collect();
+    /// Takes out those that were used longest ago, where there are too many, or more than `most` calls in them.
+    fn forgotten(&mut self, most: usize) -> Vec<Arc<RunLog>> {
+        let idle = |log: &Arc<RunLog>| Arc::strong_count(log) == 1;
+        let mut used: Vec<_> = self.runs.iter().map(|(run, (used, log))| (*used, idle(log), run.clone())).collect();
         used.sort();
-        let (mut kept, mut calls) = (0, 0);
-        for (_, run) in used {
-            let Some((_, log)) = self.runs.get(&run) else { continue };
-            // There is never a second one of a run: those in use stay.
-            let idle = Arc::strong_count(log) == 1;
-            if idle {
-                calls += log.count();
-            }
+        let (mut kept, mut calls, mut gone) = (0, 0, Vec::new());
+        for (_, idle, run) in used.into_iter().rev() {
+            // There is never a second one of a run: those in use stay. Those that are not can be counted, as nobody is at work on them.
+            calls += self.runs.get(&run).filter(|_| idle).map_or(0, |(_, log)| log.count());
             if idle && (kept >= REMEMBERED || (kept >= LATELY && calls > most)) {
-                self.runs.remove(&run);
+                gone.extend(self.runs.remove(&run).map(|(_, log)| log));
             } else {
                 kept += 1;
             }
         }
+        gone
     }
 }
 
@@ -120,7 +118,10 @@ impl FileOutputs {
         }
         let log = Arc::new(RunLog::new(self.dir(run), self.sizes));
         runs.insert(run.clone(), (*uses, Arc::clone(&log)));
-        known.forget(self.sizes.calls);
+        let forgotten = known.forgotten(self.sizes.calls);
+        drop(known);
+        // Thousands of pieces each: nobody waits until they are freed.
+        drop(forgotten);
         log
     }
 }

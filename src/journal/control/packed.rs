@@ -6,7 +6,7 @@
 
 use std::cmp::Ordering;
 
-/// What a block of several entries has before it becomes two. A change copies one.
+/// A change that leaves a block with more, in several entries, makes two of it. It copies one.
 const BLOCK: usize = 2048;
 
 /// The blocks. None is empty, and the first key of each is whole.

@@ -70,12 +70,15 @@ impl CallLog {
     }
 
     fn append_one(&mut self, run: &RunLog, frame: &Frame) -> io::Result<()> {
+        // Each of our own lines is a step, and has no offsets: there is nothing to remember of it.
+        if frame.stream == Stream::Note {
+            return self.write(run, frame);
+        }
         let source = source(frame);
         let size = frame.bytes.len() as u64;
         let kept = self.streams.get_or_insert_default().entry(source.clone()).or_default();
         let end = frame.offset.saturating_add(frame.raw_len);
-        // Lines of our own have no offsets.
-        if frame.stream != Stream::Note && frame.raw_len > 0 && end <= kept.stored {
+        if frame.raw_len > 0 && end <= kept.stored {
             return Ok(());
         }
         if kept.head < self.sizes.kept {
@@ -134,7 +137,7 @@ impl CallLog {
 
     pub fn finish(&mut self, run: &RunLog, step: &StepKey, attempt: u32) -> io::Result<()> {
         self.mending(run, |log| {
-            for stream in 0..3 {
+            for stream in 0..2 {
                 let source = (step.clone(), attempt, stream);
                 let Some(kept) = log.streams.get_or_insert_default().remove(&source) else { continue };
                 log.move_tail(run, &source, &kept)?;
@@ -143,8 +146,8 @@ impl CallLog {
                 }
             }
             // An empty tree has its root still, and there are thousands of calls.
-            if let Some(streams) = log.streams.as_mut().filter(|streams| streams.is_empty()) {
-                *streams = BTreeMap::new();
+            if log.streams.as_ref().is_some_and(BTreeMap::is_empty) {
+                log.streams = Some(BTreeMap::new());
             }
             Ok(())
         })
@@ -201,8 +204,8 @@ impl CallLog {
                     continue;
                 }
                 surplus = 0;
-                // A crash while the tail was being moved: this much of it is in the log already. Notes have no offsets.
-                if frame.stream != Stream::Note && frame.offset < kept.end {
+                // A crash while the tail was being moved: this much of it is in the log already.
+                if frame.offset < kept.end {
                     continue;
                 }
                 if let Some(end) = end.take()
@@ -224,6 +227,9 @@ impl CallLog {
         }
         let mut streams: BTreeMap<Source, Kept> = BTreeMap::new();
         let mut has = |frame: &Frame| {
+            if frame.stream == Stream::Note {
+                return;
+            }
             let kept = streams.entry(source(frame)).or_default();
             kept.head += frame.bytes.len() as u64;
             kept.end = kept.end.max(frame.offset.saturating_add(frame.raw_len));

@@ -78,7 +78,7 @@ impl RunLog {
         locked(&log).stored(self, step, attempt, keep)
     }
 
-    /// Of how many calls something is known. Waits for whoever is at work on it.
+    /// Of how many calls something is known.
     pub fn count(&self) -> usize {
         locked(&self.index).calls.len()
     }
