@@ -24,29 +24,25 @@ pub(super) struct Living<'a> {
 
 impl Packed {
     pub(super) fn get(&self, key: &str) -> Option<Living<'_>> {
-        let mut walk = Walk::over(self.0.get(self.place(key))?);
-        loop {
-            let living = walk.step()?;
-            match walk.key.as_slice().cmp(key.as_bytes()) {
-                Ordering::Less => {}
-                Ordering::Equal => return Some(living),
-                Ordering::Greater => return None,
-            }
-        }
+        let (found, living) = self.since(key).next()?;
+        (found == key).then_some(living)
     }
 
     /// Those whose key is `first` or comes after it.
-    pub(super) fn since<'a>(&'a self, first: &'a str) -> impl Iterator<Item = (String, Living<'a>)> {
+    pub(super) fn since<'a>(&'a self, first: &str) -> impl Iterator<Item = (String, Living<'a>)> {
         let blocks = self.0.iter().skip(self.place(first));
-        let entries = blocks.flat_map(|block| {
+        blocks.flat_map(move |block| {
             let mut walk = Walk::over(block);
             std::iter::from_fn(move || {
-                let living = walk.step()?;
-                // It was written as a text.
-                Some((String::from_utf8_lossy(&walk.key).into_owned(), living))
+                loop {
+                    let living = walk.step()?;
+                    if walk.key.as_slice() >= first.as_bytes() {
+                        // It was written as a text.
+                        return Some((String::from_utf8_lossy(&walk.key).into_owned(), living));
+                    }
+                }
             })
-        });
-        entries.skip_while(move |(key, _)| key.as_str() < first)
+        })
     }
 
     /// Sets what stands under `key`, or takes it away. Returns the length of the text that stood there.
@@ -198,7 +194,7 @@ mod tests {
     use crate::tests::{below, chance};
 
     #[test]
-    fn what_is_packed_is_what_a_tree_would_hold() {
+    fn random_changes_leave_what_a_tree_would_hold() {
         let (mut random, cases) = chance("packed", 30, 3_000);
         for _ in cases {
             let (mut packed, mut tree) = (Packed::default(), BTreeMap::<String, (u64, String)>::new());

@@ -70,11 +70,7 @@ impl CallLog {
     }
 
     fn append_one(&mut self, run: &RunLog, frame: &Frame) -> io::Result<()> {
-        // Each of our own lines is a step, and has no offsets: there is nothing to remember of it.
-        if frame.stream == Stream::Note {
-            return self.write(run, frame);
-        }
-        let source = source(frame);
+        let Some(source) = source(frame) else { return self.write(run, frame) };
         let size = frame.bytes.len() as u64;
         let kept = self.streams.get_or_insert_default().entry(source.clone()).or_default();
         let end = frame.offset.saturating_add(frame.raw_len);
@@ -165,7 +161,7 @@ impl CallLog {
             let tails = tails.unwrap_or_default().into_iter().map(|(number, _)| tail_path(&self.path, &source, number));
             let mut take = |frame: &Frame| {
                 // A crash while the tail was being moved leaves a part of it in both places.
-                if self::source(frame) != source || frame.offset < stored.end {
+                if self::source(frame).as_ref() != Some(&source) || frame.offset < stored.end {
                     return;
                 }
                 stored.total += (frame.offset - stored.end) + frame.bytes.len() as u64;
@@ -227,10 +223,8 @@ impl CallLog {
         }
         let mut streams: BTreeMap<Source, Kept> = BTreeMap::new();
         let mut has = |frame: &Frame| {
-            if frame.stream == Stream::Note {
-                return;
-            }
-            let kept = streams.entry(source(frame)).or_default();
+            let Some(source) = source(frame) else { return };
+            let kept = streams.entry(source).or_default();
             kept.head += frame.bytes.len() as u64;
             kept.end = kept.end.max(frame.offset.saturating_add(frame.raw_len));
             kept.stored = kept.end;
@@ -274,13 +268,14 @@ fn own_frame(call: &CallKey, frame: &Frame) -> Vec<u8> {
     bytes
 }
 
-fn source(frame: &Frame) -> Source {
+fn source(frame: &Frame) -> Option<Source> {
     let stream = match frame.stream {
         Stream::Out => 0,
         Stream::Err => 1,
-        Stream::Note => 2,
+        // Each of our own lines is a step, and has no offsets: there is nothing to remember of it.
+        Stream::Note => return None,
     };
-    (frame.step.clone(), frame.attempt, stream)
+    Some((frame.step.clone(), frame.attempt, stream))
 }
 
 fn name(stream: Stream) -> &'static str {
