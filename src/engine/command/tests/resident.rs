@@ -74,7 +74,7 @@ in_every_shell! {
         cmd.cwd = Some("/usr".into());
         cmd.stdin = Some(b"read by nobody".to_vec());
         assert!(matches!(host.run(&cmd).await.0, Verdict::Exited { code: 0, .. }));
-        let mut cmd = sh(3, "echo $0; sleep 0.3");
+        let mut cmd = sh(3, "echo $0; sleep 985.3");
         cmd.timeout = Duration::from_millis(100);
         assert!(matches!(host.run(&cmd).await.0, Verdict::TimedOut { .. }));
         assert_eq!(host.sh(4, look).await, first);
