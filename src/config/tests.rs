@@ -19,6 +19,26 @@ fn an_empty_file_is_the_documented_defaults() {
     assert_eq!(config.secret_dirs(Some(Path::new("/run/c"))), [Path::new("/run/c"), Path::new("/etc/phased/secrets")]);
 }
 
+#[test]
+fn the_file_that_is_installed_names_every_key() {
+    let installed = include_str!("../../packaging/phased.toml");
+    let keys = |section: &str| -> Vec<String> {
+        let refused = toml::from_str::<Config>(&format!("{section}no_such_key = 1")).unwrap_err();
+        refused.message().split('`').skip(3).step_by(2).map(str::to_owned).collect()
+    };
+    let names =
+        |part: &str, key: &str| part.lines().any(|line| line.trim_start_matches('#').starts_with(&format!("{key} = ")));
+    for section in keys("").into_iter().filter(|section| !names(installed, section)) {
+        let part = installed.split("\n[").find(|part| part.starts_with(&format!("{section}]")));
+        let part = part.unwrap_or_else(|| panic!("[{section}] is missing"));
+        let keys = keys(&format!("[{section}]\n"));
+        assert!(!keys.is_empty(), "[{section}]");
+        for key in keys {
+            assert!(names(part, &key), "`{key}` is not in [{section}]");
+        }
+    }
+}
+
 /// A file that says nearly everything.
 const WHOLE: &str = r#"
 data_dir = "/srv/phased"

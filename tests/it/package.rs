@@ -1,7 +1,8 @@
 //! The packages on machines with a real systemd: what `apt install` brings, and what becomes of work under way when it is upgraded,
 //! downgraded, killed, hung, rebooted, removed and purged.
 //!
-//! The debs and rpms are made of the binary that all tests run, by `scripts/package`. Every test boots machines of its own.
+//! The debs and rpms are made by `scripts/package`, of the binary that all tests run; `scripts/test-package` gives those that are made already.
+//! Every test boots machines of its own.
 
 mod credentials;
 mod faults;

@@ -18,6 +18,7 @@ const NASTY: &[&str] = &[
     "\u{9b}31mc1\u{9d}0;c1\u{9c}",
     "\u{202e}gpj.exe\u{2066}",
     "del\u{7f}",
+    "nul\u{0}",
     "\u{1b}",
     "\u{2028}separate\u{2029}",
 ];

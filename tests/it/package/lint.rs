@@ -21,6 +21,21 @@ fn lintian_and_rpmlint_have_nothing_to_say() {
 }
 
 #[test]
+fn a_deb_names_what_it_needs() {
+    let made = package("0.1.0");
+    let needed = output(Command::new("dpkg-deb").args(["--field", made.deb.to_str().unwrap(), "Depends"])).stdout;
+    // Its scripts make a user and directories also where there is no systemd.
+    for package in [
+        "libc6 (>= ",
+        "systemd | systemd-standalone-sysusers ",
+        "systemd | systemd-standalone-tmpfiles ",
+        "git (>= 1:2.32)",
+    ] {
+        assert!(needed.contains(package), "{package} is not among {needed}");
+    }
+}
+
+#[test]
 fn whoever_wrote_what_the_binary_holds_is_named_with_the_licence() {
     let made = package("0.1.0");
     let unpack = "dpkg-deb --fsys-tarfile \"$1\" | tar -xO ./usr/share/doc/phased/third-party.txt.gz | gunzip";

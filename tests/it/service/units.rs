@@ -5,51 +5,38 @@ use std::process::Command;
 use super::{Manager, Served, waiting};
 use crate::fixture::{BINARY, Daemon, World, output};
 
-/// Whether this machine can judge units.
-fn systemd_analyze() -> bool {
-    let there = Command::new("systemd-analyze").arg("--version").output().is_ok_and(|output| output.status.success());
-    if !there {
-        eprintln!("systemd-analyze is missing: apt-get install systemd; the units are not judged here");
-    }
-    there
-}
-
 #[test]
 fn the_daemons_exposure_is_at_most_2_5() {
-    if systemd_analyze() {
-        let unit = "packaging/systemd/phased.service";
-        let judged = output(Command::new("systemd-analyze").args([
-            "security",
-            "--offline=true",
-            "--threshold=25",
-            "--no-pager",
-            unit,
-        ]));
-        assert_eq!(judged.code, 0, "{}", judged.stdout);
-        assert!(judged.stdout.contains("Overall exposure level"), "{}", judged.stdout);
-    }
+    let unit = "packaging/systemd/phased.service";
+    let judged = output(Command::new("systemd-analyze").args([
+        "security",
+        "--offline=true",
+        "--threshold=25",
+        "--no-pager",
+        unit,
+    ]));
+    assert_eq!(judged.code, 0, "{}", judged.stdout);
+    assert!(judged.stdout.contains("Overall exposure level"), "{}", judged.stdout);
 }
 
 #[test]
 fn the_units_are_such_as_systemd_takes_without_a_warning() {
-    if systemd_analyze() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["phased.service", "phased.socket"] {
-            let unit = std::fs::read_to_string(format!("packaging/systemd/{name}")).unwrap();
-            // Not installed here; the manual is the package's.
-            let unit: Vec<String> = unit
-                .lines()
-                .filter(|l| !l.starts_with("Documentation="))
-                .map(|l| l.replace("/usr/bin/phased", BINARY))
-                .collect();
-            std::fs::write(dir.path().join(name), unit.join("\n") + "\n").unwrap();
-        }
-        let mut command = Command::new("systemd-analyze");
-        let verified =
-            output(command.arg("verify").arg(dir.path().join("phased.service")).arg(dir.path().join("phased.socket")));
-        let ours: Vec<&str> = verified.stderr.lines().filter(|line| line.contains("phased")).collect();
-        assert!(ours.is_empty(), "{ours:#?}");
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["phased.service", "phased.socket"] {
+        let unit = std::fs::read_to_string(format!("packaging/systemd/{name}")).unwrap();
+        // Not installed here; the manual is the package's.
+        let unit: Vec<String> = unit
+            .lines()
+            .filter(|l| !l.starts_with("Documentation="))
+            .map(|l| l.replace("/usr/bin/phased", BINARY))
+            .collect();
+        std::fs::write(dir.path().join(name), unit.join("\n") + "\n").unwrap();
     }
+    let mut command = Command::new("systemd-analyze");
+    let verified =
+        output(command.arg("verify").arg(dir.path().join("phased.service")).arg(dir.path().join("phased.socket")));
+    let ours: Vec<&str> = verified.stderr.lines().filter(|line| line.contains("phased")).collect();
+    assert!(ours.is_empty(), "{ours:#?}");
 }
 
 #[test]
