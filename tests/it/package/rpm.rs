@@ -11,10 +11,16 @@ fn an_rpm_is_installed_upgraded_and_erased() {
     machine.ok("rpm -V --nodeps phased");
     assert_eq!(machine.unit("phased.service", "ActiveState"), "inactive", "rpm starts nothing by itself");
     machine.ok("systemctl enable -q --now phased.socket phased-job.socket phased.service; phased status");
+    let (_, before) = site.service();
     machine.ok("sed -i 's/^#data_dir/data_dir/' /etc/phased/phased.toml");
 
     machine.ok(&format!("rpm -U --nodeps {new}"));
+    let (state, after) = site.service();
+    assert_eq!(state, "active");
+    assert_ne!(before, after);
     machine.ok("grep -q '^data_dir' /etc/phased/phased.toml && phased status");
+    machine.ok(&format!("rpm -U --nodeps --oldpackage {old} && phased status"));
+    assert_eq!(machine.ok("rpm -q --qf '%{VERSION}' phased"), "0.1.0");
 
     machine.ok("rpm -e phased");
     assert_eq!(machine.unit("phased.service", "ActiveState"), "inactive");
