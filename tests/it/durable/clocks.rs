@@ -1,5 +1,5 @@
 //! The wall clock is set, by a day and by ten years, while the daemon is away and while it runs: spans are right, nobody is locked out.
-//! No real clock is touched: the daemon runs under libfaketime.
+//! No real clock is touched: the daemon runs with a library that adds to what it is told (`wall.c`).
 
 use std::{path::PathBuf, process::Command};
 
@@ -14,49 +14,34 @@ fn jumps() -> impl Iterator<Item = i64> {
     [3652 * DAY, -3652 * DAY, DAY, -DAY].into_iter().take(times(2, 4))
 }
 
-/// Where the library is, that `faketime` loads; the one for programs with threads.
-fn library() -> String {
-    for _ in 0..100 {
-        let found = Command::new("faketime").args(["-f", "+0s", "printenv", "LD_PRELOAD"]).output();
-        let found = found.unwrap_or_else(|e| panic!("faketime is missing ({e}): apt-get install faketime"));
-        if found.status.success() {
-            return String::from_utf8(found.stdout).unwrap().trim().replace("libfaketime.so", "libfaketimeMT.so");
-        }
-        // A killed process left its semaphore, and this one had the same number; the next one has another.
-        let said = String::from_utf8_lossy(&found.stderr);
-        assert!(said.contains("sem_open: File exists"), "faketime failed: {said}");
-    }
-    panic!("a hundred semaphores of killed processes are in the way: rm /dev/shm/*faketime*");
-}
-
 /// A wall clock of a world's own.
 struct Wall {
-    file: PathBuf,
-    library: String,
+    ahead: PathBuf,
+    library: PathBuf,
 }
 
 impl Wall {
     fn of(world: &World) -> Wall {
-        let wall = Wall { file: world.path("wall"), library: library() };
+        let wall = Wall { ahead: world.path("wall"), library: world.path("wall.so") };
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/durable/wall.c");
+        let cc = Command::new("cc")
+            .args(["-O1", "-Wall", "-Werror", "-shared", "-fPIC", source, "-o"])
+            .arg(&wall.library)
+            .status();
+        assert!(cc.expect("cc is missing: apt-get install gcc libc6-dev").success());
         wall.jumps(0);
         wall
     }
 
     /// From now on it is `secs` ahead of the machine's.
     fn jumps(&self, secs: i64) {
-        let new = self.file.with_extension("new");
-        std::fs::write(&new, format!("{secs:+}s\n")).unwrap();
-        std::fs::rename(new, &self.file).unwrap();
+        let new = self.ahead.with_extension("new");
+        std::fs::write(&new, secs.to_string()).unwrap();
+        std::fs::rename(new, &self.ahead).unwrap();
     }
 
     fn start(&self, world: &World) -> Daemon {
-        world.start_with(&[
-            ("LD_PRELOAD", &self.library),
-            ("FAKETIME_TIMESTAMP_FILE", self.file.to_str().unwrap()),
-            ("FAKETIME_NO_CACHE", "1"),
-            // The clocks that nobody can set are as they are.
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-        ])
+        world.start_with(&[("LD_PRELOAD", self.library.to_str().unwrap()), ("WALL", self.ahead.to_str().unwrap())])
     }
 }
 

@@ -47,3 +47,26 @@ fn whoever_wrote_what_the_binary_holds_is_named_with_the_licence() {
     assert!(crates > 200, "{crates}");
     assert!(!told.contains("see below") && !told.contains("GNU GENERAL PUBLIC"), "{told}");
 }
+
+#[test]
+fn libraries_of_the_system_take_memory_from_where_the_program_does() {
+    let (made, place) = (package("0.1.0"), tempfile::tempdir().unwrap());
+    let unpack =
+        "cd \"$2\" && dpkg-deb --fsys-tarfile \"$1\" | tar -x ./usr/bin/phased && nm -D --defined-only usr/bin/phased";
+    let told = output(Command::new("sh").args(["-c", unpack, "sh"]).arg(&made.deb).arg(place.path())).stdout;
+    // One name less, and what one of the two gives the other would free.
+    for name in [
+        "malloc",
+        "calloc",
+        "realloc",
+        "free",
+        "aligned_alloc",
+        "memalign",
+        "posix_memalign",
+        "pvalloc",
+        "valloc",
+        "malloc_usable_size",
+    ] {
+        assert!(told.lines().any(|line| line.ends_with(&format!(" T {name}"))), "{name} is not exported: {told}");
+    }
+}

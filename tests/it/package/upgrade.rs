@@ -1,4 +1,4 @@
-//! An upgrade in the middle of a rollout.
+//! An upgrade in the middle of a rollout; and a removal, after which another installation goes on.
 
 use super::site::{Site, nobody_refused};
 
@@ -6,7 +6,7 @@ use super::site::{Site, nobody_refused};
 const GAP_MS: u64 = 3000;
 
 #[test]
-fn an_upgrade_and_a_downgrade_in_the_middle_of_a_rollout_hurt_nothing() {
+fn an_upgrade_a_downgrade_and_a_removal_in_the_middle_of_a_rollout_hurt_nothing() {
     let site = Site::new();
     site.install("0.1.0");
     site.projects();
@@ -17,13 +17,18 @@ fn an_upgrade_and_a_downgrade_in_the_middle_of_a_rollout_hurt_nothing() {
         let installed = site.integration.ok("dpkg-query -W -f '${Version}' phased");
         assert_eq!(installed, format!("{version}-1"));
     }
+    removed_in_the_middle(&site, "apt-get remove -y phased", || site.install("0.1.0"));
 }
 
 #[test]
 fn nor_do_those_of_an_rpm() {
     let site = Site::new();
-    site.integration.ok(&format!("rpm -i --nodeps {}", site.rpm("0.1.0")));
-    site.integration.ok("systemctl enable -q --now phased.socket phased-job.socket phased.service");
+    let rpm = site.rpm("0.1.0");
+    let install = || {
+        site.integration.ok(&format!("rpm -i --nodeps {rpm}"));
+        site.integration.ok("systemctl enable -q --now phased.socket phased-job.socket phased.service");
+    };
+    install();
     site.projects();
     for (version, what) in [("0.1.1", "upgrade of the rpm"), ("0.1.0", "downgrade of the rpm")] {
         let rpm = site.rpm(version);
@@ -32,6 +37,7 @@ fn nor_do_those_of_an_rpm() {
         });
         assert_eq!(site.integration.ok("rpm -q --qf '%{VERSION}' phased"), version);
     }
+    removed_in_the_middle(&site, "rpm -e phased", install);
 }
 
 /// `install` puts this version in the other's place while 20 commands run on hosts and 5 here.
@@ -59,4 +65,28 @@ fn in_the_middle(site: &Site, version: &str, what: &str, install: impl Fn()) {
         site.again(run).wait().is("succeeded");
     }
     site.ran_once();
+}
+
+/// `remove` ends what runs here, and its run says so; what runs on hosts goes on, and the daemon that is installed next finds it.
+#[track_caller]
+fn removed_in_the_middle(site: &Site, remove: &str, install: impl Fn()) {
+    site.hold();
+    let (shop, build) = (site.press("shop"), site.press("build"));
+    site.all_begun();
+    let machine = &site.integration;
+    machine.ok(remove);
+    assert_eq!(machine.ok("systemctl list-units --no-legend --plain 'phased*'"), "");
+    let of_ours = "find /proc -maxdepth 1 -name '[0-9]*' \\( -user phased -o -uid +60999 -uid -61184 \\)";
+    assert_eq!(machine.ok(of_ours), "", "processes of the daemon's and the projects' users");
+    install();
+    site.go();
+    site.again(&shop).wait().is("succeeded");
+    site.ran_once();
+    let build = site.again(&build).wait().is("failed");
+    assert_eq!(
+        (&build.view["cause"]["code"], &build.view["cause"]["stage"]),
+        (&"lost".into(), &"unit".into()),
+        "{:#}",
+        build.view
+    );
 }
