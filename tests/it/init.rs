@@ -1,6 +1,11 @@
 //! `phased init`: from a repository's URL to a project that deploys, and what it says where the way is barred.
 
-use std::{os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+use std::{
+    io::{Read as _, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use serde_json::Value;
 
@@ -215,4 +220,64 @@ fn every_bar_on_the_way_to_the_repository_is_named_with_its_remedy() {
     drop(other);
     let said = failed(&["--accept-host-keys", &url]);
     assert!(said.contains("is not the one in") && said.contains("installed anew"), "{said}");
+}
+
+/// `phased init` on a terminal, where somebody types these lines: everything that is seen there.
+fn on_a_terminal(config: &Path, url: &str, typed: &str) -> String {
+    let command = format!("'{BINARY}' init --config '{}' --name shop '{url}'", config.display());
+    let mut script = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn();
+    let script = script.as_mut().expect("script is missing: apt-get install bsdutils");
+    script.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+    let mut seen = String::new();
+    script.stdout.take().unwrap().read_to_string(&mut seen).unwrap();
+    assert!(script.wait().unwrap().success(), "{seen}");
+    seen.replace('\r', "")
+}
+
+#[test]
+fn on_a_terminal_it_asks_and_a_key_is_agreed_to_in_full() {
+    let world = World::new();
+    world.repo.push("x");
+    let conf = world.path("here");
+    std::fs::create_dir(&conf).unwrap();
+    let (config, url) = (conf.join("phased.toml"), world.repo.url());
+    let place = format!("127.0.0.1:{}", world.sshd.port);
+
+    let seen = on_a_terminal(&config, &url, &format!("{place}\nfleet\nnone\ny\n"));
+    for question in [
+        "Hosts to deploy to, as in web1.example.com web2.example.com (none yet: Enter):",
+        "User to log in as on them [deploy]",
+        "The systemd unit that is restarted on them (none: nothing is) [shop]",
+        "Is it the host's? (yes/no)",
+    ] {
+        assert_eq!(seen.matches(question).count(), 1, "{question}: {seen}");
+    }
+    assert!(seen.contains("nobody has said is right") && !conf.join("known_hosts").exists(), "{seen}");
+    let secret = std::fs::read_to_string(conf.join("secrets/shop_webhook")).unwrap();
+    let webhook = ["http://127.0.0.1:7427/hooks/github/shop", secret.trim(), "Settings, Webhooks, Add webhook"];
+    assert!(webhook.iter().all(|words| seen.contains(words)), "{seen}");
+
+    // What has been answered is not asked again.
+    let seen = on_a_terminal(&config, &url, "yes\n");
+    assert!(seen.contains("Is it the host's?") && !seen.contains("Hosts to deploy to"), "{seen}");
+    let known = std::fs::read_to_string(conf.join("known_hosts")).unwrap();
+    assert!(known.starts_with(&format!("[127.0.0.1]:{} ", world.sshd.port)), "{known}");
+
+    // A name of its own is a proxy's with TLS; without an address to listen at there is nothing that a forge could call.
+    for (api, words) in [
+        ("host_names = [\"ci.example.com\"]", "https://ci.example.com/hooks/github/shop"),
+        ("listen = \"none\"", "[api] listen is \"none\"; the branch is asked for every minute"),
+    ] {
+        std::fs::write(
+            &config,
+            format!("plugins = [\"{}/plugins\"]\n[secrets]\ndir = \"{0}/secrets\"\n[api]\n{api}\n", conf.display()),
+        )
+        .unwrap();
+        let seen = on_a_terminal(&config, &url, "");
+        assert!(seen.contains(words), "{seen}");
+    }
 }

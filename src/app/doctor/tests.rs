@@ -63,6 +63,9 @@ fn the_data_directory_is_the_daemons_and_nobody_elses() {
             .all(|check| check.state == State::Fail && check.todo.as_ref().unwrap().starts_with("chown -R other")),
         "{found:?}"
     );
+    std::os::unix::fs::chown(&data, Some(61_234), None).unwrap();
+    assert_eq!(states(&files::data_dir(&data, &me())), [State::Warn], "root works in it all the same");
+    std::os::unix::fs::chown(&data, Some(0), None).unwrap();
     std::fs::remove_dir_all(data.join("blobs")).unwrap();
     std::fs::write(data.join("blobs"), "").unwrap();
     assert_eq!(states(&files::data_dir(&data, &me())), [State::Fail]);

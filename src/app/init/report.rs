@@ -56,11 +56,14 @@ pub(super) struct Webhook {
 impl Webhook {
     pub fn new(config: &Config, name: &ProjectName, secret: &str, git: &str) -> Self {
         let path = format!("/hooks/github/{name}");
-        let url = match (config.api.host_names.first(), config.api.listen) {
-            (_, None) => None,
-            (Some(host), Some(_)) => Some(format!("https://{host}{path}")),
-            (None, Some(addr)) => Some(format!("http://{addr}{path}")),
-        };
+        let (name, tls) = (config.api.host_names.first(), config.api.tls.is_some());
+        let url = config.api.listen.map(|addr| match (name, tls) {
+            (Some(host), true) => format!("https://{host}:{}{path}", addr.port()),
+            // What has the name is a proxy with TLS before it.
+            (Some(host), false) => format!("https://{host}{path}"),
+            (None, true) => format!("https://{addr}{path}"),
+            (None, false) => format!("http://{addr}{path}"),
+        });
         let how = if git.contains("gitlab") || git.contains("bitbucket") {
             "this forge's webhooks are not read yet: pushes are found within a minute by asking (poll)"
         } else {

@@ -1,6 +1,6 @@
 //! What Debian's and Fedora's own checks say of the packages.
 
-use std::process::Command;
+use std::{collections::BTreeSet, process::Command};
 
 use crate::fixture::{Output, output, package};
 
@@ -69,4 +69,45 @@ fn libraries_of_the_system_take_memory_from_where_the_program_does() {
     ] {
         assert!(told.lines().any(|line| line.ends_with(&format!(" T {name}"))), "{name} is not exported: {told}");
     }
+}
+
+#[test]
+fn both_packages_bring_the_same_files_where_each_system_looks_for_them() {
+    let made = package("0.1.0");
+    let list = |command: &mut Command| -> BTreeSet<String> {
+        let files = output(command).stdout;
+        files.lines().map(|line| line.trim_start_matches('.').to_owned()).filter(|line| !line.ends_with('/')).collect()
+    };
+    let deb = list(Command::new("sh").args(["-c", "dpkg-deb --fsys-tarfile \"$1\" | tar -t", "sh"]).arg(&made.deb));
+    let rpm = list(Command::new("rpm").arg("-qlp").arg(&made.rpm));
+    for file in [
+        "/usr/bin/phased",
+        "/usr/share/man/man5/phased.toml.5.gz",
+        "/usr/share/man/man5/phased-lua.5.gz",
+        "/usr/share/man/man8/phased.8.gz",
+        "/usr/share/man/man8/phased-start.8.gz",
+        "/usr/share/bash-completion/completions/phased",
+        "/usr/share/fish/vendor_completions.d/phased.fish",
+        "/usr/share/phased/init/phased",
+        "/usr/share/phased/lua/phased.d.lua",
+        "/usr/share/phased/examples/shop.lua",
+        "/usr/share/phased/plugins/alerts/slack.lua",
+        "/usr/share/doc/phased/README.md",
+        "/usr/share/doc/phased/changelog.gz",
+        "/usr/share/doc/phased/docs/openapi.json",
+        "/usr/share/doc/phased/third-party.txt.gz",
+    ] {
+        assert!(deb.contains(file), "{file} is not among {deb:?}");
+    }
+    let only = |of: &BTreeSet<String>, not_of: &BTreeSet<String>| of.difference(not_of).cloned().collect::<Vec<_>>();
+    assert_eq!(
+        only(&deb, &rpm),
+        [
+            "/usr/share/doc/phased/changelog.Debian.gz",
+            "/usr/share/doc/phased/copyright",
+            "/usr/share/lintian/overrides/phased",
+            "/usr/share/zsh/vendor-completions/_phased",
+        ]
+    );
+    assert_eq!(only(&rpm, &deb), ["/usr/share/doc/phased/LICENSE", "/usr/share/zsh/site-functions/_phased"]);
 }
