@@ -1,15 +1,22 @@
-//! README's quick start, as a new user goes through it: not root, on a bare Debian.
+//! README's quick start, as a new user goes through it: not root, on a bare Debian; and the way without a package.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path, process::Command};
 
 use super::site::Site;
-use crate::fixture::Booted;
+use crate::fixture::{BINARY, Booted};
 
-/// The commands that README shows under this heading: what comes after `$ ` in its first transcript.
-fn commands(heading: &str) -> Vec<String> {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let (_, section) = readme.split_once(&format!("\n## {heading}\n")).expect("README has a quick start");
-    let transcript = section.split("```").nth(1).expect("the quick start has a transcript");
+/// What a document of ours shows under this heading, one text for each block of code.
+fn shown(document: &str, heading: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(document)).unwrap();
+    let (_, rest) =
+        text.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no {heading:?} in {document}"));
+    let section = rest.split("\n## ").next().unwrap();
+    section.split("```").skip(1).step_by(2).map(|block| block.split_once('\n').unwrap().1.to_owned()).collect()
+}
+
+/// The commands of README's quick start: what comes after `$ ` in its first transcript.
+fn commands() -> Vec<String> {
+    let transcript = shown("README.md", "Quick start").swap_remove(0);
     transcript.lines().filter_map(|line| line.strip_prefix("$ ")).map(str::to_owned).collect()
 }
 
@@ -60,7 +67,7 @@ fn the_quick_start_leads_from_the_package_to_a_deployed_commit() {
     has_a_user(&site);
     machine.ok(&format!("cp {} /home/ada/", site.deb("0.1.0")));
 
-    let commands = commands("Quick start");
+    let commands = commands();
     assert!((1..=6).contains(&commands.len()), "{commands:#?}");
     // Where this machine is not the reader's.
     let here = BTreeMap::from([
@@ -79,4 +86,29 @@ fn the_quick_start_leads_from_the_package_to_a_deployed_commit() {
     let deployed = site.web.ok("cat /srv/shop/current/built; systemctl is-active shop");
     assert_eq!(deployed, "built\nactive\n");
     machine.ok("command -v git && command -v ssh");
+}
+
+#[test]
+fn without_a_package_the_units_of_the_source_run_it_until_a_package_comes() {
+    let site = Site::new();
+    let machine = &site.integration;
+    let source = machine.share().join("source");
+    std::fs::create_dir_all(source.join("target/release")).unwrap();
+    std::fs::copy(BINARY, source.join("target/release/phased")).unwrap();
+    let packaging = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging");
+    assert!(Command::new("cp").args(["-R", packaging]).arg(&source).status().unwrap().success());
+    let [install, remove] = shown("docs/service.md", "Without a package").try_into().expect("two blocks");
+    let run =
+        |commands: &str| machine.ok(&format!("cd /share/source && bash -euxc \"$(cat <<'END'\n{commands}\nEND\n)\""));
+    run(&install);
+    let programs = "systemctl show -P ExecStart phased.service phased-job@1.service | grep -o 'path=[^ ;]*'";
+    assert_eq!(machine.ok(programs), "path=/usr/local/bin/phased\npath=/usr/local/bin/phased\n");
+    // A stage goes through the job unit, a deployment to hosts.
+    site.projects();
+    run(&remove);
+    machine.ok("! command -v phased; ! ls -d /etc/systemd/system/*phased* /etc/systemd/system/*/*phased*");
+    site.install("0.1.0");
+    assert_eq!(site.service().0, "active");
+    assert_eq!(machine.ok(programs), "path=/usr/bin/phased\npath=/usr/bin/phased\n");
+    machine.ok("phased runs | grep succeeded");
 }
