@@ -49,6 +49,7 @@ fn whoever_wrote_what_the_binary_holds_is_named_with_the_licence() {
 }
 
 #[test]
+#[cfg(feature = "jemalloc")]
 fn libraries_of_the_system_take_memory_from_where_the_program_does() {
     let (made, place) = (package("0.1.0"), tempfile::tempdir().unwrap());
     let unpack =
