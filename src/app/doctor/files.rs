@@ -78,16 +78,20 @@ pub(super) fn data_dir(data: &Path, daemon: &Daemon) -> Vec<Check> {
     let mut wrong = |path: &Path, meta: &fs::Metadata, private: bool| {
         if !meta.is_dir() {
             found.push(Check::fail("data_dir", format!("{} is no directory", path.display()), "move it away"));
-        } else if meta.uid() != daemon.uid.as_raw() {
+            return;
+        }
+        if meta.uid() != daemon.uid.as_raw() {
             let what = format!("{} belongs to uid {}, and the daemon is {}", path.display(), meta.uid(), daemon.name);
-            let chown = format!("chown -R {} {}", daemon.name, path.display());
             // Root works in it all the same, as where the package has made it for the user of its unit and an init script starts root.
-            found.push(if daemon.uid.is_root() {
-                Check::warn("data_dir", format!("{what}, which believes what that user puts there"), chown)
-            } else {
-                Check::fail("data_dir", what, chown)
-            });
-        } else if private && meta.mode() & 0o077 != 0 {
+            if !daemon.uid.is_root() {
+                let todo = format!("chown -R {} {}", daemon.name, path.display());
+                found.push(Check::fail("data_dir", what, todo));
+                return;
+            }
+            let todo = format!("let nobody work as that user, or: chown root {}", path.display());
+            found.push(Check::warn("data_dir", what, todo));
+        }
+        if private && meta.mode() & 0o077 != 0 {
             let what = format!(
                 "{} has mode {:04o}: others can look at what only the daemon may",
                 path.display(),

@@ -65,6 +65,9 @@ fn the_data_directory_is_the_daemons_and_nobody_elses() {
     );
     std::os::unix::fs::chown(&data, Some(61_234), None).unwrap();
     assert_eq!(states(&files::data_dir(&data, &me())), [State::Warn], "root works in it all the same");
+    chmod(&data, 0o777);
+    assert_eq!(states(&files::data_dir(&data, &me())), [State::Warn, State::Fail], "but nobody else may");
+    chmod(&data, 0o711);
     std::os::unix::fs::chown(&data, Some(0), None).unwrap();
     std::fs::remove_dir_all(data.join("blobs")).unwrap();
     std::fs::write(data.join("blobs"), "").unwrap();

@@ -48,6 +48,9 @@ pub(super) struct Report {
 pub(super) struct Webhook {
     /// `None` = the daemon listens to no TCP.
     pub url: Option<String>,
+    /// What is to be known of the URL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<&'static str>,
     pub secret: String,
     /// How it is set there.
     pub how: String,
@@ -55,22 +58,27 @@ pub(super) struct Webhook {
 
 impl Webhook {
     pub fn new(config: &Config, name: &ProjectName, secret: &str, git: &str) -> Self {
-        let path = format!("/hooks/github/{name}");
-        let (name, tls) = (config.api.host_names.first(), config.api.tls.is_some());
-        let url = config.api.listen.map(|addr| match (name, tls) {
-            (Some(host), true) => format!("https://{host}:{}{path}", addr.port()),
-            // What has the name is a proxy with TLS before it.
-            (Some(host), false) => format!("https://{host}{path}"),
-            (None, true) => format!("https://{addr}{path}"),
-            (None, false) => format!("http://{addr}{path}"),
+        // A proxy's name is another one than the certificate's of a daemon behind it.
+        let own_tls = config.api.tls.is_some() && config.api.trusted_proxies.is_empty();
+        let place = config.api.listen.map(|addr| match config.api.host_names.first() {
+            Some(host) if own_tls => (format!("https://{host}:{}", addr.port()), None),
+            Some(host) => (format!("https://{host}"), None),
+            None if own_tls && !addr.ip().is_loopback() => {
+                (format!("https://NAME:{}", addr.port()), Some("NAME is what the certificate calls this machine"))
+            }
+            None => (
+                format!("{}://{addr}", if own_tls { "https" } else { "http" }),
+                Some("the forge has to reach it: put a proxy with TLS before it, or leave it out; the branch is asked for every minute"),
+            ),
         });
+        let (url, note) = place.map(|(place, note)| (format!("{place}/hooks/github/{name}"), note)).unzip();
         let how = if git.contains("gitlab") || git.contains("bitbucket") {
             "this forge's webhooks are not read yet: pushes are found within a minute by asking (poll)"
         } else {
             "GitHub: Settings, Webhooks, Add webhook: this URL, content type application/json, this secret, just the push event. \
              Webhooks of GitLab, Gitea and others are not read yet: there pushes are found within a minute by asking (poll)"
         };
-        Webhook { url, secret: secret.to_owned(), how: how.to_owned() }
+        Webhook { url, note: note.flatten(), secret: secret.to_owned(), how: how.to_owned() }
     }
 }
 
@@ -200,12 +208,7 @@ impl Report {
         let Some(webhook) = &self.webhook else { return };
         let _infallible = match &webhook.url {
             Some(url) => {
-                let near = url.starts_with("http://");
-                let note = if near {
-                    "\n             (the forge has to reach it: put a proxy with TLS before it, or leave it out; the branch is asked for every minute)"
-                } else {
-                    ""
-                };
+                let note = webhook.note.map(|note| format!("\n             ({note})")).unwrap_or_default();
                 writeln!(
                     out,
                     "\nWebhook\n  URL        {url}{note}\n  secret     {}\n  set it at  {}",

@@ -94,3 +94,28 @@ fn the_command_for_a_host_goes_to_its_port() {
         assert!(report.next.starts_with("shop.lua is there already"), "{}", report.next);
     }
 }
+
+#[test]
+fn a_webhooks_url_is_what_the_forge_can_ask() {
+    let tls = "tls = { cert = \"/c.pem\", key = \"/k.pem\" }\n";
+    let proxy = "trusted_proxies = [\"10.0.0.1\"]\n";
+    let (everywhere, name) = ("listen = \"0.0.0.0:7427\"\n", "host_names = [\"ci.example.com\"]\n");
+    for (api, url, note) in [
+        (vec![], Some("http://127.0.0.1:7427"), "put a proxy with TLS before it"),
+        (vec![name], Some("https://ci.example.com"), ""),
+        (vec![everywhere, proxy, name], Some("https://ci.example.com"), ""),
+        (vec![everywhere, proxy, name, tls], Some("https://ci.example.com"), ""),
+        (vec![everywhere, name, tls], Some("https://ci.example.com:7427"), ""),
+        (vec![everywhere, tls], Some("https://NAME:7427"), "what the certificate calls this machine"),
+        (vec!["listen = \"[::1]:7427\"\n", tls], Some("https://[::1]:7427"), "the forge has to reach it"),
+        (vec!["listen = \"none\"\n"], None, ""),
+    ] {
+        let config = Config::parse(&format!("[api]\n{}", api.concat()), Path::new("phased.toml")).unwrap();
+        let webhook = Webhook::new(&config, &"shop".parse().unwrap(), "secret", "https://github.com/acme/shop.git");
+        assert_eq!(webhook.url, url.map(|url| format!("{url}/hooks/github/shop")), "{api:?}");
+        assert!(
+            webhook.note.unwrap_or_default().contains(note) && webhook.note.is_some() != note.is_empty(),
+            "{webhook:?}"
+        );
+    }
+}

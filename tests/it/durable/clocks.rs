@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::Command};
 
 use serde_json::json;
 
-use crate::fixture::{Daemon, Project, Sink, World, eventually, journal::between, times};
+use crate::fixture::{Daemon, Project, Sink, World, eventually, journal::between, run, times};
 
 const DAY: i64 = 86_400;
 
@@ -24,11 +24,7 @@ impl Wall {
     fn of(world: &World) -> Wall {
         let wall = Wall { ahead: world.path("wall"), library: world.path("wall.so") };
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/durable/wall.c");
-        let cc = Command::new("cc")
-            .args(["-O1", "-Wall", "-Werror", "-shared", "-fPIC", source, "-o"])
-            .arg(&wall.library)
-            .status();
-        assert!(cc.expect("cc is missing: apt-get install gcc libc6-dev").success());
+        run(Command::new("cc").args(["-O1", "-Wall", "-Werror", "-shared", "-fPIC", source, "-o"]).arg(&wall.library));
         wall.jumps(0);
         wall
     }
@@ -41,7 +37,13 @@ impl Wall {
     }
 
     fn start(&self, world: &World) -> Daemon {
-        world.start_with(&[("LD_PRELOAD", self.library.to_str().unwrap()), ("WALL", self.ahead.to_str().unwrap())])
+        let preload =
+            [("LD_PRELOAD", &self.library), ("WALL", &self.ahead)].map(|(name, path)| (name, path.to_str().unwrap()));
+        let daemon = world.start_with(&preload);
+        // What cannot be loaded is left out, and nothing is said but a line in its log.
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", daemon.pid())).unwrap();
+        assert!(maps.contains(self.library.to_str().unwrap()), "{maps}");
+        daemon
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, process::Command};
 
-use crate::fixture::{Output, output, package};
+use crate::fixture::{Output, output, package, packed, run};
 
 fn tool(name: &str, args: &[&str]) -> Output {
     let found = Command::new("sh").args(["-c", "command -v \"$1\"", "sh", name]).output();
@@ -51,10 +51,9 @@ fn whoever_wrote_what_the_binary_holds_is_named_with_the_licence() {
 #[test]
 #[cfg(feature = "jemalloc")]
 fn libraries_of_the_system_take_memory_from_where_the_program_does() {
-    let (made, place) = (package("0.1.0"), tempfile::tempdir().unwrap());
-    let unpack =
-        "cd \"$2\" && dpkg-deb --fsys-tarfile \"$1\" | tar -x ./usr/bin/phased && nm -D --defined-only usr/bin/phased";
-    let told = output(Command::new("sh").args(["-c", unpack, "sh"]).arg(&made.deb).arg(place.path())).stdout;
+    let place = tempfile::tempdir().unwrap();
+    let binary = packed(&package("0.1.0").deb, place.path());
+    let told = run(Command::new("nm").args(["-D", "--defined-only"]).arg(binary));
     // One name less, and what one of the two gives the other would free.
     for name in [
         "malloc",
@@ -76,7 +75,7 @@ fn libraries_of_the_system_take_memory_from_where_the_program_does() {
 fn both_packages_bring_the_same_files_where_each_system_looks_for_them() {
     let made = package("0.1.0");
     let list = |command: &mut Command| -> BTreeSet<String> {
-        let files = output(command).stdout;
+        let files = run(command);
         files.lines().map(|line| line.trim_start_matches('.').to_owned()).filter(|line| !line.ends_with('/')).collect()
     };
     let deb = list(Command::new("sh").args(["-c", "dpkg-deb --fsys-tarfile \"$1\" | tar -t", "sh"]).arg(&made.deb));

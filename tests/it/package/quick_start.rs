@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, process::Command};
 
 use super::site::Site;
-use crate::fixture::{BINARY, Booted};
+use crate::fixture::{BINARY, Booted, run};
 
 /// What a document of ours shows under this heading, one text for each block of code.
 fn shown(document: &str, heading: &str) -> Vec<String> {
@@ -96,17 +96,18 @@ fn without_a_package_the_units_of_the_source_run_it_until_a_package_comes() {
     std::fs::create_dir_all(source.join("target/release")).unwrap();
     std::fs::copy(BINARY, source.join("target/release/phased")).unwrap();
     let packaging = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging");
-    assert!(Command::new("cp").args(["-R", packaging]).arg(&source).status().unwrap().success());
+    run(Command::new("cp").args(["-R", packaging]).arg(&source));
     let [install, remove] = shown("docs/service.md", "Without a package").try_into().expect("two blocks");
-    let run =
+    let follow =
         |commands: &str| machine.ok(&format!("cd /share/source && bash -euxc \"$(cat <<'END'\n{commands}\nEND\n)\""));
-    run(&install);
+    follow(&install);
     let programs = "systemctl show -P ExecStart phased.service phased-job@1.service | grep -o 'path=[^ ;]*'";
     assert_eq!(machine.ok(programs), "path=/usr/local/bin/phased\npath=/usr/local/bin/phased\n");
     // A stage goes through the job unit, a deployment to hosts.
     site.projects();
-    run(&remove);
-    machine.ok("! command -v phased; ! ls -d /etc/systemd/system/*phased* /etc/systemd/system/*/*phased*");
+    follow(&remove);
+    let left = "find /etc/systemd /usr/local/bin /etc/sysusers.d /etc/tmpfiles.d -name '*phased*'";
+    assert_eq!(machine.ok(left), "");
     site.install("0.1.0");
     assert_eq!(site.service().0, "active");
     assert_eq!(machine.ok(programs), "path=/usr/bin/phased\npath=/usr/bin/phased\n");

@@ -76,17 +76,16 @@ fn removed_in_the_middle(site: &Site, remove: &str, install: impl Fn()) {
     let machine = &site.integration;
     machine.ok(remove);
     assert_eq!(machine.ok("systemctl list-units --no-legend --plain 'phased*'"), "");
-    let of_ours = "find /proc -maxdepth 1 -name '[0-9]*' \\( -user phased -o -uid +60999 -uid -61184 \\)";
+    let of_ours =
+        "find /proc -ignore_readdir_race -maxdepth 1 -name '[0-9]*' \\( -user phased -o -uid +60999 -uid -61184 \\)";
     assert_eq!(machine.ok(of_ours), "", "processes of the daemon's and the projects' users");
     install();
     site.go();
     site.again(&shop).wait().is("succeeded");
     site.ran_once();
     let build = site.again(&build).wait().is("failed");
-    assert_eq!(
-        (&build.view["cause"]["code"], &build.view["cause"]["stage"]),
-        (&"lost".into(), &"unit".into()),
-        "{:#}",
-        build.view
-    );
+    let cause = &build.view["cause"];
+    // Whether the wrapper of the command that is looked at first still saw it end is chance.
+    let killed = cause["code"] == "lost" || cause["exit_code"] == 128 + 15;
+    assert!(killed && cause["stage"] == "unit", "{:#}", build.view);
 }
