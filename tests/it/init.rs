@@ -225,7 +225,8 @@ fn every_bar_on_the_way_to_the_repository_is_named_with_its_remedy() {
 /// `phased init` on a terminal, where somebody types these lines: everything that is seen there.
 fn on_a_terminal(config: &Path, url: &str, typed: &str) -> String {
     // One question more than there are answers would be waited for.
-    let command = format!("timeout --foreground 60 '{BINARY}' init --config '{}' --name shop '{url}'", config.display());
+    let command =
+        format!("timeout --foreground 60 '{BINARY}' init --config '{}' --name shop '{url}'", config.display());
     let mut script = Command::new("script")
         .args(["-qec", &command, "/dev/null"])
         .env("SHELL", "/bin/sh")
