@@ -59,7 +59,8 @@ pub(super) struct Webhook {
 impl Webhook {
     pub fn new(config: &Config, name: &ProjectName, secret: &str, git: &str) -> Self {
         // A proxy's name is another one than the certificate's of a daemon behind it.
-        let own_tls = config.api.tls.is_some() && config.api.trusted_proxies.is_empty();
+        let tls = config.api.tls.is_some();
+        let own_tls = tls && config.api.trusted_proxies.is_empty();
         let place = config.api.listen.map(|addr| match config.api.host_names.first() {
             Some(host) if own_tls => (format!("https://{host}:{}", addr.port()), None),
             Some(host) => (format!("https://{host}"), None),
@@ -67,7 +68,7 @@ impl Webhook {
                 (format!("https://NAME:{}", addr.port()), Some("NAME is what the certificate calls this machine"))
             }
             None => (
-                format!("{}://{addr}", if own_tls { "https" } else { "http" }),
+                format!("{}://{addr}", if tls { "https" } else { "http" }),
                 Some("the forge has to reach it: put a proxy with TLS before it, or leave it out; the branch is asked for every minute"),
             ),
         });

@@ -108,6 +108,7 @@ fn a_webhooks_url_is_what_the_forge_can_ask() {
         (vec![everywhere, name, tls], Some("https://ci.example.com:7427"), ""),
         (vec![everywhere, tls], Some("https://NAME:7427"), "what the certificate calls this machine"),
         (vec!["listen = \"[::1]:7427\"\n", tls], Some("https://[::1]:7427"), "the forge has to reach it"),
+        (vec!["listen = \"10.0.0.2:7427\"\n", proxy, tls], Some("https://10.0.0.2:7427"), "the forge has to reach it"),
         (vec!["listen = \"none\"\n"], None, ""),
     ] {
         let config = Config::parse(&format!("[api]\n{}", api.concat()), Path::new("phased.toml")).unwrap();
