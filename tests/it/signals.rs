@@ -365,3 +365,30 @@ fn a_look_while_it_bakes_sees_what_is_wrong_at_a_receiver() {
     assert!(ended.message().contains("was healthy, and is not any more"), "{}", ended.message());
     assert!(fleet.everywhere(&first));
 }
+
+#[test]
+fn keys_are_made_listed_and_shown_and_none_is_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, secrets) = (dir.path().join("phased.toml"), dir.path().join("secrets"));
+    std::fs::create_dir(&secrets).unwrap();
+    std::fs::write(&config, format!("[secrets]\ndir = \"{}\"\n", secrets.display())).unwrap();
+    let keys = |args: &[&str]| {
+        let mut command = std::process::Command::new(crate::fixture::BINARY);
+        crate::fixture::output(command.arg("keys").args(args).arg("--config").arg(&config))
+    };
+    let made = keys(&["make", "shop", "--comment", "ci"]);
+    assert!(made.code == 0 && made.stdout.starts_with("ssh-ed25519 ") && made.stdout.ends_with(" ci\n"), "{made:?}");
+    let private = std::fs::read_to_string(secrets.join("shop")).unwrap();
+    let again = keys(&["make", "shop"]);
+    assert!(again.code == 1 && again.stderr.contains("is there already and is not written over"), "{again:?}");
+    assert_eq!(std::fs::read_to_string(secrets.join("shop")).unwrap(), private);
+    assert_eq!(keys(&["show", "shop"]).stdout, made.stdout);
+    std::fs::write(secrets.join("token"), "no key of any kind").unwrap();
+    let listed = keys(&["list"]).stdout;
+    assert!(
+        listed.lines().count() == 1 && listed.starts_with("shop  SHA256:") && listed.ends_with(&made.stdout),
+        "{listed}"
+    );
+    let none = keys(&["show", "other"]);
+    assert!(none.code == 1 && none.stderr.contains("\"other\" does not exist: put it into"), "{none:?}");
+}

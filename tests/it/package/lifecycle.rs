@@ -25,6 +25,7 @@ fn remove_keeps_what_is_yours_and_purge_takes_it() {
 
     site.projects();
     is_reloaded_and_found_in_the_journal(&site);
+    is_restored_by_root(&site);
     // A line of the user's in the configuration outlives everything but a purge.
     machine.ok("printf '[log]\nformat = \"json\"\n' >/tmp/log; sed -i '/^\\[log\\]/,$d' /etc/phased/phased.toml; cat /tmp/log >>/etc/phased/phased.toml");
     site.install("0.1.1");
@@ -39,15 +40,37 @@ fn remove_keeps_what_is_yours_and_purge_takes_it() {
     machine.ok("test -f /etc/phased/plugins/projects/shop.lua && grep -q json /etc/phased/phased.toml");
     machine.ok("test ! -e /usr/lib/systemd/system/phased.service");
 
-    // Back again: everything is as it was.
+    // Back again: it works without being asked, and everything is as it was.
     site.install("0.1.1");
+    assert_eq!(site.service().0, "active");
     assert_eq!(machine.ok("phased runs --json"), runs);
+
+    // What was stopped on purpose stays so over an upgrade, whoever asks.
+    machine.ok("systemctl stop phased.socket phased-job.socket phased.service");
+    site.install("0.1.0");
+    for unit in ["phased.service", "phased.socket", "phased-job.socket"] {
+        assert_eq!(machine.unit(unit, "ActiveState"), "inactive", "{unit}");
+    }
 
     machine.ok("apt-get purge -y phased");
     let left = machine.ok("find / -xdev -path /proc -prune -o -path /share -prune -o -name '*phased*' -print");
     assert_eq!(left, "", "a purge leaves nothing");
     machine.ok("getent passwd phased");
     assert_eq!(machine.ok("systemctl list-units --no-legend --plain 'phased*'"), "");
+}
+
+/// As docs/how-to/back-up-and-move.md says: what root brings back is the service's.
+fn is_restored_by_root(site: &Site) {
+    let machine = &site.integration;
+    let runs = machine.ok("phased runs --json");
+    machine.ok("phased backup /root/phased.tar.zst
+        systemctl stop phased.socket phased.service
+        phased restore --force /root/phased.tar.zst
+        systemctl start phased.socket phased.service
+        phased maintenance off
+        rm -r /root/phased.tar.zst /var/lib/phased.before-restore-*");
+    assert_eq!(machine.ok("find /var/lib/phased/journal /var/lib/phased/blobs ! -user phased"), "");
+    assert_eq!(machine.ok("phased runs --json"), runs);
 }
 
 /// As docs/service.md says: by systemd's own commands.

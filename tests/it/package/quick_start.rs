@@ -86,6 +86,17 @@ fn the_quick_start_leads_from_the_package_to_a_deployed_commit() {
     let deployed = site.web.ok("cat /srv/shop/current/built; systemctl is-active shop");
     assert_eq!(deployed, "built\nactive\n");
     machine.ok("command -v git && command -v ssh");
+    // What it says that it wrote is what README shows; and the doctor is content with what came of it.
+    let told = |text: &str| -> Vec<String> {
+        let first = text.split("\n$ ").find(|part| part.contains("phased init")).unwrap();
+        first
+            .lines()
+            .filter(|line| line.starts_with("wrote ") || line.starts_with("kept "))
+            .map(str::to_owned)
+            .collect()
+    };
+    assert_eq!(told(&said), told(&shown("README.md", "Quick start")[0]));
+    eprintln!("{}", machine.ok("runuser -l ada -c 'sudo phased doctor'"));
 }
 
 #[test]

@@ -80,6 +80,7 @@ fn removed_in_the_middle(site: &Site, remove: &str, install: impl Fn()) {
         "find /proc -ignore_readdir_race -maxdepth 1 -name '[0-9]*' \\( -user phased -o -uid +60999 -uid -61184 \\)";
     assert_eq!(machine.ok(of_ours), "", "processes of the daemon's and the projects' users");
     install();
+    assert_eq!(site.service().0, "active", "it goes on without being asked");
     site.go();
     site.again(&shop).wait().is("succeeded");
     site.ran_once();
