@@ -17,14 +17,14 @@ fn jumps() -> impl Iterator<Item = i64> {
 /// A wall clock of a world's own.
 struct Wall {
     ahead: PathBuf,
-    library: PathBuf,
+    shim: PathBuf,
 }
 
 impl Wall {
     fn of(world: &World) -> Wall {
-        let wall = Wall { ahead: world.path("wall"), library: world.path("wall.so") };
+        let wall = Wall { ahead: world.path("wall"), shim: world.path("wall.so") };
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/durable/wall.c");
-        run(Command::new("cc").args(["-O1", "-Wall", "-Werror", "-shared", "-fPIC", source, "-o"]).arg(&wall.library));
+        run(Command::new("cc").args(["-O1", "-Wall", "-Werror", "-shared", "-fPIC", source, "-o"]).arg(&wall.shim));
         wall.jumps(0);
         wall
     }
@@ -38,11 +38,11 @@ impl Wall {
 
     fn start(&self, world: &World) -> Daemon {
         let preload =
-            [("LD_PRELOAD", &self.library), ("WALL", &self.ahead)].map(|(name, path)| (name, path.to_str().unwrap()));
+            [("LD_PRELOAD", &self.shim), ("WALL", &self.ahead)].map(|(name, path)| (name, path.to_str().unwrap()));
         let daemon = world.start_with(&preload);
         // What cannot be loaded is left out, and nothing is said but a line in its log.
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", daemon.pid())).unwrap();
-        assert!(maps.contains(self.library.to_str().unwrap()), "{maps}");
+        assert!(maps.contains(self.shim.to_str().unwrap()), "{maps}");
         daemon
     }
 }

@@ -8,14 +8,11 @@ use std::{
 };
 
 use super::token;
-use crate::fixture::{Daemon, Output, Project, World, eventually, free_port, output, pem};
+use crate::fixture::{Daemon, Output, Project, World, eventually, free_port, output, pem, shown};
 
-/// The block of this language in the how-to, with what is another thing here.
-fn shown(language: &str, here: &[(&str, String)]) -> String {
-    let text = include_str!("../../../docs/how-to/proxy.md");
-    let start = format!("```{language}\n");
-    let from = text.find(&start).unwrap() + start.len();
-    let shown = text[from..from + text[from..].find("```").unwrap()].to_owned();
+/// The configuration that the how-to shows first under this heading, with what is another thing here.
+fn configuration(heading: &str, here: &[(&str, String)]) -> String {
+    let shown = shown("docs/how-to/proxy.md", heading).swap_remove(0);
     here.iter().fold(shown, |shown, (from, to)| {
         assert!(shown.contains(from), "the how-to does not have {from:?} any more");
         shown.replace(from, to)
@@ -41,7 +38,7 @@ impl Proxy {
     fn nginx(world: &World, daemon: &Daemon) -> Proxy {
         let (dir, port) = (world.path("nginx"), free_port());
         std::fs::create_dir(&dir).unwrap();
-        let site = shown(
+        let site = configuration(
             "nginx",
             &[
                 ("127.0.0.1:7427", daemon.addr.to_string()),
@@ -70,8 +67,8 @@ impl Proxy {
         let (dir, port) = (world.path("caddy"), free_port());
         std::fs::create_dir(&dir).unwrap();
         let (cert, key) = (pem("signed.pem"), pem("signed.key.pem"));
-        let site = shown(
-            "caddyfile",
+        let site = configuration(
+            "Caddy",
             &[
                 ("127.0.0.1:7427", daemon.addr.to_string()),
                 ("deploy.example.com {\n", format!("phased.test {{\n    tls {} {}\n", cert.display(), key.display())),

@@ -1,18 +1,9 @@
 //! README's quick start, as a new user goes through it: not root, on a bare Debian; and the way without a package.
 
-use std::{collections::BTreeMap, path::Path, process::Command};
+use std::{collections::BTreeMap, process::Command};
 
 use super::site::Site;
-use crate::fixture::{BINARY, Booted, run};
-
-/// What a document of ours shows under this heading, one text for each block of code.
-fn shown(document: &str, heading: &str) -> Vec<String> {
-    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(document)).unwrap();
-    let (_, rest) =
-        text.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no {heading:?} in {document}"));
-    let section = rest.split("\n## ").next().unwrap();
-    section.split("```").skip(1).step_by(2).map(|block| block.split_once('\n').unwrap().1.to_owned()).collect()
-}
+use crate::fixture::{BINARY, Booted, run, shown};
 
 /// The commands of README's quick start: what comes after `$ ` in its first transcript.
 fn commands() -> Vec<String> {
